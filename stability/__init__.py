@@ -1,0 +1,1 @@
+"""Finds out, by controlled experiment, why a training run blew up or never got going."""

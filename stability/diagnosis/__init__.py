@@ -1,0 +1,1 @@
+"""What became of a trial: signals in, findings and a verdict out. Knows no trainer."""
