@@ -138,3 +138,60 @@ class Config:
     study: str
     outputs: str
     fresh: bool
+
+
+def register() -> None:
+    """Make Hydra know the schema and the resolvers; call it before Hydra composes."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("scaled", _scaled, replace=True)
+    OmegaConf.register_new_resolver("trial_name", _trial_name, replace=True)
+
+
+def folder() -> Path:
+    """The configuration's folder: in the checkout, or beside the package in an installed wheel."""
+    beside, inside = CHECKOUT / "conf", Path(__file__).parent / "conf"
+    return beside if (CHECKOUT / "pyproject.toml").is_file() and beside.is_dir() else inside
+
+
+def resolve(cfg: DictConfig) -> Config:
+    """The typed configuration of a trial, every interpolation resolved."""
+    config = OmegaConf.to_object(OmegaConf.masked_copy(cfg, list(Config.__dataclass_fields__)))
+    assert isinstance(config, Config)
+    return config
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every value under its dotted name, as it is overridden on the command line."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {k: v for name in value for k, v in walk(f"{prefix}.{name}" if prefix else name, value[name]).items()}
+
+    return walk("", asdict(config))
+
+
+def trial_name(config: Config) -> str:
+    """What the trial is: the usual factors in clear, and a hash over all that can change its result."""
+    matters = {k: v for k, v in flatten(config).items() if k.split(".")[0] not in _CHANGES_NO_RESULT}
+    digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
+    clear = {
+        "eps": config.optimizer.epsilon,
+        "lr": config.schedule.lr_max,
+        "noise": config.aug.white_noise_std,
+        "batch": config.batch.size,
+        "seed": config.seed,
+    }
+    return "-".join([*(f"{k}{v:g}" for k, v in clear.items()), digest])
+
+
+_CHANGES_NO_RESULT = {"tracking", "study", "outputs", "fresh", "validate_every", "checkpoint_every"}
+
+
+def _scaled(steps: int, *, _root_: DictConfig) -> int:
+    """A length in steps of the official run, at the model's time scale."""
+    return max(1, round(steps * _root_.model.time_scale))
+
+
+def _trial_name(*, _root_: DictConfig) -> str:
+    return trial_name(resolve(_root_))

@@ -1,0 +1,72 @@
+"""Batches: for training a few days and some trials of each, drawn; for validation every trial once, by day."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stability.data.t15 import Split
+from stability.streams import numpy_stream
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some trials, padded with zeros to the longest: B trials of D distinct days, the rows of a day together."""
+
+    trials: tuple[int, ...]  # the trials' positions in their split
+    features: Tensor  # (B, T, F) float32
+    bins: Tensor  # (B,) the bins of each trial
+    labels: Tensor  # (B, L)
+    label_counts: Tensor  # (B,)
+    days: list[int]  # the D distinct days
+    rows_per_day: tuple[int, ...]  # how many rows belong to each
+
+
+def training_batch(split: Split, size: int, days: int, seed: int, step: int) -> Batch:
+    """Batch number `step` of a seed: `days` days without replacement, trials of each with replacement.
+
+    Where `size` is no multiple of `days`, the first of the drawn days give one trial more.
+    """
+    stream = numpy_stream(seed, "batch", step)
+    chosen = stream.choice(sorted(split.by_day), size=days, replace=False)
+    counts = [size // days + (i < size % days) for i in range(days)]
+    trials = [stream.choice(split.by_day[day], size=n) for day, n in zip(chosen.tolist(), counts, strict=True)]
+    return _collate(split, np.concatenate(trials).tolist())
+
+
+def validation_batches(split: Split, size: int) -> Iterator[Batch]:
+    """Every trial of the split once, one day a batch, at most `size` trials each."""
+    for trials in split.by_day.values():
+        for start in range(0, len(trials), size):
+            yield _collate(split, trials[start : start + size])
+
+
+def labels_of(split: Split, trial: int) -> NDArray[np.int64]:
+    """A trial's labels, in a split that has them."""
+    labels = split.records[trial].labels
+    assert labels is not None
+    return labels
+
+
+def _collate(split: Split, trials: list[int]) -> Batch:
+    features = [split.read(i) for i in trials]
+    labels = [labels_of(split, i) for i in trials]
+    padded = np.zeros((len(trials), max(map(len, features)), features[0].shape[1]), np.float32)
+    padded_labels = np.zeros((len(trials), max(map(len, labels))), np.int64)
+    for row, (own, own_labels) in enumerate(zip(features, labels, strict=True)):
+        padded[row, : len(own)] = own
+        padded_labels[row, : len(own_labels)] = own_labels
+    rows_per_day = Counter(split.records[i].day for i in trials)  # in the order of the rows
+    return Batch(
+        tuple(trials),
+        torch.from_numpy(padded),
+        torch.tensor([len(f) for f in features]),
+        torch.from_numpy(padded_labels),
+        torch.tensor([len(own) for own in labels]),
+        list(rows_per_day),
+        tuple(rows_per_day.values()),
+    )

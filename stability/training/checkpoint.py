@@ -1,0 +1,175 @@
+"""Checkpoints in the official layout, so that public ones load here and ours load there.
+
+A file holds `model_state_dict`, `optimizer_state_dict`, `scheduler_state_dict`, `val_PER` and `val_loss` as the
+official trainer writes them, and under `stability` what a resume needs beyond that.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from stability.config import Config
+from stability.errors import StabilityError
+from stability.training.decoder import Parameters
+from stability.training.loop import Stack, learning_rates
+from stability.training.optimizer import DAY_LAYER, Moments, group_of
+
+_PREFIX = "_orig_mod."  # what torch.compile puts before each name; the official trainer expects it
+
+
+@dataclass
+class Best:
+    """The best validation so far: the lowest phoneme error rate, and of equal ones the lowest loss."""
+
+    per: float = float("inf")
+    loss: float = float("inf")
+
+    def improve(self, per: float, loss: float) -> bool:
+        """Take that validation over if it is better, and say whether it was."""
+        better = (per, loss) < (self.per, self.loss)
+        if better:
+            self.per, self.loss = per, loss
+        return better
+
+
+def save(path: Path, stack: Stack, k: int, best: Best) -> None:
+    """Write trial `k` of a stack, atomically: a reader finds the old file or the new one, never a part."""
+    own = {name: p[k] for name, p in stack.parameters.items()}
+    moments = Moments(*({name: t[k] for name, t in kind.items()} for kind in stack.moments))
+    optimizer, scheduler = _torch_states(stack.configs[k], own, moments, stack.step)
+    content = {
+        "model_state_dict": {_PREFIX + name: p.cpu().clone() for name, p in split_days(own).items()},
+        "optimizer_state_dict": optimizer,
+        "scheduler_state_dict": scheduler,
+        "val_PER": best.per,
+        "val_loss": best.loss,
+        "stability": {
+            "step": stack.step,
+            "failed": stack.failed[k].item(),
+            "loss_scale": stack.loss_scale[k].item(),
+            "steps_since_overflow": stack.steps_since_overflow[k].item(),
+        },
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def restore(path: Path, stack: Stack, k: int) -> Best:
+    """Put a checkpoint that `save` wrote back into place `k` of a stack, which takes over its step."""
+    content = _read(path)
+    for name, p in _matching(content, path, {n: p[k] for n, p in stack.parameters.items()}).items():
+        stack.parameters[name][k] = p
+    state = content["optimizer_state_dict"]["state"]
+    for index, name in enumerate(_grouped({n: p[k] for n, p in stack.parameters.items()})):
+        for kind, key in zip(stack.moments, ("exp_avg", "exp_avg_sq", "step"), strict=True):
+            target, _, day = name.partition(".") if name.startswith("day_") else (name, "", "")
+            place = kind[target][k, int(day)] if day else kind[target][k]
+            place.copy_(state[index][key]) if index in state else place.zero_()
+    own = content["stability"]
+    stack.step = own["step"]
+    for tensor, key in ((stack.failed, "failed"), (stack.loss_scale, "loss_scale")):
+        tensor[k] = own[key]
+    stack.steps_since_overflow[k] = own["steps_since_overflow"]
+    return Best(content["val_PER"], content["val_loss"])
+
+
+def load_weights(path: Path, like: Parameters) -> Parameters:
+    """The weights of a checkpoint, ours or a public one, without the trial axis.
+
+    `like` are parameters of the model they must fit; StabilityError says where they do not.
+    """
+    return _matching(_read(path), path, like)
+
+
+def split_days(parameters: Mapping[str, Tensor]) -> Parameters:
+    """Parameters of one trial under their official names: one tensor a day in the day layers."""
+    named: Parameters = {}
+    for name, p in parameters.items():
+        named |= {f"{name}.{day}": own for day, own in enumerate(p)} if name in DAY_LAYER else {name: p}
+    return named
+
+
+def _matching(content: Mapping[str, Any], path: Path, like: Parameters) -> Parameters:
+    found = {n.removeprefix(_PREFIX): p for n, p in content["model_state_dict"].items()}
+    wanted = split_days(like)
+    problems = [f"{n} is missing" for n in wanted.keys() - found.keys()]
+    problems += [f"{n} is not in the model" for n in found.keys() - wanted.keys()]
+    problems += [
+        f"{n} is {tuple(found[n].shape)} and should be {tuple(wanted[n].shape)}"
+        for n in wanted.keys() & found.keys()
+        if found[n].shape != wanted[n].shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise StabilityError(
+            f"{path} is a checkpoint of another model: {'; '.join(sorted(problems)[:4])}{more}. "
+            "Choose the model, the features and the days that it was trained with."
+        )
+    days = {name: torch.stack([found[f"{name}.{d}"] for d in range(len(like[name]))]) for name in DAY_LAYER}
+    return {name: days[name] if name in DAY_LAYER else found[name] for name in like}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    scalar = np.float64(0).__reduce__()[0]  # official checkpoints hold their loss as a NumPy number
+    allowed = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, type(np.dtype(np.float64))]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise StabilityError(f"There is no checkpoint at {path}.") from None
+    except Exception as error:  # torch raises a different kind for each way a file can be broken
+        reason = str(error).partition("\n")[0]
+        raise StabilityError(f"{path} cannot be read as a checkpoint ({reason}). Give another, or train anew.") from None
+    if not isinstance(content, dict) or "model_state_dict" not in content:
+        raise StabilityError(f"{path} is no checkpoint of a decoder: it has no model_state_dict.")
+    return content
+
+
+def _grouped(parameters: Mapping[str, Tensor]) -> list[str]:
+    """Official names in the order in which the official optimiser numbers its parameters."""
+    groups: dict[str, list[str]] = {"bias": [], "day_layer": [], "other": []}
+    for name in parameters:
+        groups[group_of(name)] += split_days({name: parameters[name]})
+    return [name for members in groups.values() for name in members]
+
+
+def _torch_states(config: Config, own: Parameters, moments: Moments, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state dictionaries that torch.optim.AdamW and LambdaLR would have, made by those themselves."""
+    o, s = config.optimizer, config.schedule
+    counts = {g: sum(len(split_days({n: p})) for n, p in own.items() if group_of(n) == g) for g in ("bias", "day_layer", "other")}
+    decays = {"bias": 0.0, "day_layer": o.weight_decay_day, "other": o.weight_decay}
+    groups = [
+        {
+            "params": [torch.empty(0, requires_grad=True) for _ in range(count)],
+            "lr": s.lr_max_day if group == "day_layer" else s.lr_max,
+            "weight_decay": decays[group],
+            "group_type": group,
+        }
+        for group, count in counts.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(o.beta1, o.beta2), eps=o.epsilon, fused=o.fused or None)
+    scheduler = LambdaLR(optimizer, [lambda _: 1.0] * len(groups)).state_dict()
+    rate, day_rate = learning_rates(config, step)
+    last = [day_rate if group == "day_layer" else rate for group in counts]
+    scheduler |= {"last_epoch": step, "_step_count": step + 1, "_last_lr": last}
+    for group, lr in zip(optimizer.param_groups, last, strict=True):
+        group["lr"] = lr
+    first, second, steps = (split_days(kind) for kind in moments)
+    state = {
+        index: {"step": steps[n].cpu().clone(), "exp_avg": first[n].cpu().clone(), "exp_avg_sq": second[n].cpu().clone()}
+        for index, n in enumerate(_grouped(own))
+        if steps[n] > 0  # AdamW keeps nothing of a day it has not met
+    }
+    return optimizer.state_dict() | {"state": state}, scheduler

@@ -1,0 +1,133 @@
+"""The NEJM 2024 GRU decoder for a stack of trials: day layer, patches, GRU layers, linear head.
+
+Parameters are a plain dictionary of tensors, each with a leading trial axis K. Names and shapes (but for K, and
+for the days, which are one tensor here) are those of the public checkpoints.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stability.config import Model
+from stability.data.phonemes import PHONEMES
+from stability.streams import torch_stream
+from stability.training.recurrent import gru_layer
+
+Parameters = dict[str, Tensor]
+Dropout = Callable[[Tensor, str, float, int], Tensor]  # activations, purpose, probability, their time axis
+CPU = torch.device("cpu")
+
+
+def init_parameters(model: Model, n_features: int, n_days: int, seed: int) -> Parameters:
+    """The official initialisation of one trial, on the CPU, without the trial axis.
+
+    Day layers start at the identity; recurrent weights orthogonal; input, head and initial state Xavier-uniform;
+    biases as PyTorch leaves them.
+    """
+    units, classes = model.units, len(PHONEMES)
+    bound = 1 / math.sqrt(units)
+
+    def stream(name: str) -> torch.Generator:
+        return torch_stream(seed, f"initialisation of {name}", 0, CPU)
+
+    def xavier(name: str, *shape: int) -> Tensor:
+        return nn.init.xavier_uniform_(torch.empty(shape), generator=stream(name))
+
+    def uniform(name: str, *shape: int) -> Tensor:
+        return torch.empty(shape).uniform_(-bound, bound, generator=stream(name))
+
+    parameters = {
+        "day_weights": torch.eye(n_features).repeat(n_days, 1, 1),
+        "day_biases": torch.zeros(n_days, 1, n_features),
+        "h0": xavier("h0", 1, 1, units),
+    }
+    for layer in range(model.layers):
+        inputs = n_features * model.patch_size if layer == 0 else units
+        weight_ih, weight_hh, bias_ih, bias_hh = gru_names(layer)
+        parameters[weight_ih] = xavier(weight_ih, 3 * units, inputs)
+        recurrent = torch.empty(3 * units, units)
+        parameters[weight_hh] = nn.init.orthogonal_(recurrent, generator=stream(weight_hh))
+        parameters[bias_ih] = uniform(bias_ih, 3 * units)
+        parameters[bias_hh] = uniform(bias_hh, 3 * units)
+    parameters["out.weight"] = xavier("out.weight", classes, units)
+    parameters["out.bias"] = uniform("out.bias", classes)
+    return parameters
+
+
+def gru_names(layer: int) -> tuple[str, str, str, str]:
+    """The names of a GRU layer's parameters."""
+    weight_ih, weight_hh, bias_ih, bias_hh = (
+        f"gru.{kind}_l{layer}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+    return weight_ih, weight_hh, bias_ih, bias_hh
+
+
+def frames_of(bins: Tensor, model: Model) -> Tensor:
+    """Output frames of that many input bins: one a patch."""
+    return torch.div(bins - model.patch_size, model.patch_stride, rounding_mode="floor") + 1
+
+
+def forward(
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    rows_per_day: Sequence[int],
+    model: Model,
+    dropout: Dropout | None = None,
+) -> Tensor:
+    """Logits (K, T', B, C) of features x (K, B, T, F).
+
+    `day_weights` (K, D, F, F) and `day_biases` (K, D, 1, F) are those of the D days in the batch, in the order of
+    its rows; `rows_per_day` says how many rows each has. T' = floor((T - patch_size) / patch_stride) + 1.
+    """
+    k, b, _, _ = x.shape
+    x = F.softsign(_day_layer(x, parameters["day_weights"], parameters["day_biases"], rows_per_day))
+    if dropout is not None:
+        x = dropout(x, "input", model.input_dropout, 2)
+    h = _Patches.apply(x, model.patch_size, model.patch_stride)  # type: ignore[no-untyped-call]
+    h0 = parameters["h0"].reshape(k, 1, -1).expand(k, b, -1)
+    for layer in range(model.layers):
+        if layer > 0 and dropout is not None:
+            h = dropout(h, f"layer {layer}", model.rnn_dropout, 1)
+        h = gru_layer(h, h0, *(parameters[name] for name in gru_names(layer)))
+    return torch.matmul(h, parameters["out.weight"].transpose(1, 2).unsqueeze(1)) + parameters["out.bias"][:, None, None]
+
+
+def _day_layer(x: Tensor, weights: Tensor, biases: Tensor, rows_per_day: Sequence[int]) -> Tensor:
+    k, b, t, f = x.shape
+    days = len(rows_per_day)
+    if len(set(rows_per_day)) > 1:  # uneven: one product a day, of different heights
+        parts = x.split(list(rows_per_day), 1)
+        return torch.cat([p @ weights[:, d, None] + biases[:, d, None] for d, p in enumerate(parts)], 1)
+    return (x.reshape(k, days, -1, f) @ weights + biases).view(k, b, t, f)
+
+
+class _Patches(torch.autograd.Function):
+    """(K, B, T, F) to (K, T', B, patch x F), flattened bin-major. Unfold's own backward is twenty times slower."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int, stride: int) -> Tensor:
+        k, b, t, f = x.shape
+        ctx.shape, ctx.size, ctx.stride = x.shape, size, stride
+        patches = x.unfold(2, size, stride)  # (K, B, T', F, size)
+        return patches.permute(0, 2, 1, 4, 3).reshape(k, -1, b, size * f)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        k, b, t, f = ctx.shape
+        size, stride = ctx.size, ctx.stride
+        frames = grad.shape[1]
+        grad = grad.view(k, frames, b, size, f).transpose(1, 2)  # (K, B, T', size, F)
+        # Bins are added up in blocks of one stride: patch p covers the blocks p, p+1, ...
+        blocks = frames + -(-size // stride)
+        total = grad.new_zeros(k, b, blocks * stride, f)
+        in_blocks = total.view(k, b, blocks, stride, f)
+        for i, start in enumerate(range(0, size, stride)):
+            part = grad[..., start : start + stride, :]
+            in_blocks[:, :, i : i + frames, : part.shape[3]] += part
+        if blocks * stride < t:
+            total = F.pad(total, (0, 0, 0, t - blocks * stride))
+        return total[:, :, :t], None, None

@@ -1,0 +1,263 @@
+"""The one training loop: a stack of trials, in lock-step. A plain run is a stack of one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stability.config import Config
+from stability.data.augment import add_noise, draw_cut, smooth
+from stability.data.batches import Batch, labels_of, training_batch, validation_batches
+from stability.data.t15 import Split
+from stability.streams import torch_stream
+from stability.training import measure
+from stability.training.decoder import Dropout, Parameters, forward, frames_of
+from stability.training.loss import ctc_losses, edit_distance, greedy_decode
+from stability.training.optimizer import (
+    DAY_LAYER,
+    Moments,
+    adamw_step,
+    clip_coefficients,
+    gradient_norms,
+    zero_moments,
+)
+from stability.training.schedule import learning_rate
+
+_GROWTH_INTERVAL = 2000  # fp16: steps without an overflow after which the loss scale doubles
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Stack:
+    """Trials that are trained together, and all that changes while they are. Tensors lead with the trial axis K.
+
+    They may differ in optimizer, schedule, augmentation, loss and seed; not in model, batch or precision.
+    """
+
+    configs: list[Config]
+    parameters: Parameters
+    moments: Moments
+    step: int  # the next one
+    failed: Tensor  # (K,) 1.0 once a loss or gradient was not finite: that trial is never stepped again
+    loss_scale: Tensor  # (K,) 1 but in fp16
+    steps_since_overflow: Tensor  # (K,)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is trained."""
+        return self.failed.device
+
+
+class Block(NamedTuple):
+    """The signals of some steps in a row, of every trial of a stack."""
+
+    steps: range
+    names: tuple[str, ...]
+    values: np.ma.MaskedArray[Any, np.dtype[np.float32]]  # (K, steps, names), masked where not measured
+
+
+def new_stack(configs: Sequence[Config], parameters: Sequence[Parameters], device: torch.device) -> Stack:
+    """A stack before its first step. The parameters come without the trial axis."""
+    stacked = {name: torch.stack([p[name] for p in parameters]).to(device) for name in parameters[0]}
+    half = compute_dtype(configs[0], device) == torch.float16
+    scale = torch.tensor([c.precision.initial_loss_scale if half else 1.0 for c in configs], device=device)
+    zeros = torch.zeros_like(scale)
+    return Stack(list(configs), stacked, zero_moments(stacked), 0, zeros, scale, zeros)
+
+
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The dtype of the forward pass. `auto` is the official bf16 on CUDA and fp32 on a CPU."""
+    if config.precision.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return _DTYPES[config.precision.dtype]
+
+
+def train_steps(stack: Stack, split: Split, count: int) -> Block:
+    """Train every trial of the stack `count` steps further. The host waits for the device once, at the end."""
+    steps = range(stack.step, stack.step + count)
+    names = measure.signal_names(stack.configs[0].model.layers)
+    rows = [_train_step(stack, split) for _ in steps]
+    nothing = torch.zeros_like(stack.failed)
+    table = torch.stack([torch.stack([row.get(name, nothing) for row in rows]) for name in names], 2)
+    missing = np.array([[name not in row for name in names] for row in rows])
+    values = table.transpose(0, 1).cpu().numpy()
+    return Block(steps, names, np.ma.MaskedArray(values, np.broadcast_to(missing, values.shape)))
+
+
+def evaluate(stack: Stack, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Phoneme error rate and loss of each trial on a whole split: two arrays (K,).
+
+    The rate is total edit distance over total label length. The loss, as configured, is averaged over the
+    utterances of a batch and then over the batches, one day each, as the official trainer does.
+    """
+    configs = stack.configs
+    errors, label_count, losses = np.zeros(len(configs), np.int64), 0, []
+    for batch in validation_batches(split, configs[0].batch.size):
+        features = batch.features.to(stack.device)
+        with torch.no_grad(), _autocast(stack):
+            smoothed = {std: smooth(features, std) for std in {c.aug.smooth_std for c in configs}}
+            x = torch.stack([smoothed[c.aug.smooth_std] for c in configs])
+            inputs = _inputs(stack, x, [batch] * len(configs), [0] * len(configs))
+            logits, nll = _predict(stack, _select_days(stack.parameters, inputs.days), inputs, None)
+        losses.append(_configured(stack, nll, inputs)[0].cpu().numpy())
+        targets = [labels_of(split, i).tolist() for i in batch.trials]
+        label_count += sum(map(len, targets))
+        for k, classes in enumerate(logits.argmax(-1).transpose(1, 2).cpu()):
+            errors[k] += sum(map(edit_distance, greedy_decode(classes, inputs.frames[k]), targets))
+    return errors / label_count, np.mean(losses, 0)
+
+
+def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
+    configs, device, step = stack.configs, stack.device, stack.step
+    with _autocast(stack):
+        inputs = _augmented(stack, split)
+        leaves = {n: p.detach().requires_grad_() for n, p in _select_days(stack.parameters, inputs.days).items()}
+        logits, nll = _predict(stack, leaves, inputs, _dropout(stack, inputs))
+    loss, loss_per_label = _configured(stack, nll, inputs)
+    gradients = dict(zip(leaves, torch.autograd.grad((loss * stack.loss_scale).sum(), [*leaves.values()]), strict=True))
+
+    norms = {name: norm / stack.loss_scale for name, norm in gradient_norms(gradients).items()}
+    signals = {"loss": loss.detach(), "loss_per_label": loss_per_label.detach()} | measure.norms_by_part(norms)
+    norm = signals["grad_norm"]
+    limit = torch.tensor([torch.inf if c.optimizer.clip_norm is None else c.optimizer.clip_norm for c in configs])
+    limit = limit.to(device)
+    signals["clipped"] = (norm > limit).float()
+    signals["loss_scale"] = stack.loss_scale
+    signals |= measure.output_signals(logits, inputs.frames.to(device))
+
+    skip = _judge_finiteness(stack, loss.detach(), norm)
+    divisors = signals["loss_scale"] / clip_coefficients(norm, limit)
+    rates = [learning_rates(c, step) for c in configs]
+    signals["lr"] = torch.tensor([rate for rate, _ in rates], device=device)
+    dear = step % measure.DEAR_EVERY == 0
+    before = {n: p.clone() for n, p in stack.parameters.items()} if dear else {}
+    optimizers = [c.optimizer for c in configs]
+    adamw_step(stack.parameters, stack.moments, gradients, inputs.days, optimizers, rates, divisors, skip)
+    if dear:
+        signals["update_ratio"] = measure.update_ratio(before, stack.parameters)
+        signals |= measure.epsilon_signals(stack.moments, optimizers, [rate for rate, _ in rates])
+    stack.step += 1
+    return signals
+
+
+class _Inputs(NamedTuple):
+    """What the K trials of a stack read at one step. All but x and labels stay on the host."""
+
+    x: Tensor  # (K, B, T, F)
+    frames: Tensor  # (K, B) output frames of each utterance
+    labels: Tensor  # (K, B, L)
+    label_counts: Tensor  # (K, B)
+    days: list[list[int]]  # (K, D) the days in the batch
+    rows_per_day: tuple[int, ...]
+    bins: list[int]  # (K,) the length of each trial's own batch, without the padding to the stack's longest
+
+
+def _inputs(stack: Stack, x: Tensor, batches: Sequence[Batch], cuts: Sequence[int]) -> _Inputs:
+    model = stack.configs[0].model
+    longest = max(b.labels.shape[1] for b in batches)
+    return _Inputs(
+        x,
+        torch.stack([frames_of(b.bins - cut, model) for b, cut in zip(batches, cuts, strict=True)]),
+        torch.stack([F.pad(b.labels, (0, longest - b.labels.shape[1])) for b in batches]).to(stack.device),
+        torch.stack([b.label_counts for b in batches]),
+        [b.days for b in batches],
+        batches[0].rows_per_day,
+        [b.features.shape[1] - cut for b, cut in zip(batches, cuts, strict=True)],
+    )
+
+
+def _augmented(stack: Stack, split: Split) -> _Inputs:
+    """This step's batches with noise, cut and smoothing. Trials that share a seed share all but the noise's scale."""
+    configs, step = stack.configs, stack.step
+    groups: dict[tuple[int, int, float], list[int]] = {}
+    for k, c in enumerate(configs):
+        groups.setdefault((c.seed, c.aug.max_cut, c.aug.smooth_std), []).append(k)
+    batches: dict[int, Batch] = {}
+    cuts: dict[int, int] = {}
+    x: dict[int, Tensor] = {}
+    for (seed, max_cut, smooth_std), members in groups.items():
+        batch = training_batch(split, configs[0].batch.size, configs[0].batch.days, seed, step)
+        cut = draw_cut(max_cut, seed, step)
+        aug = [configs[k].aug for k in members]
+        white, offset = ([getattr(a, f"{kind}_std") for a in aug] for kind in ("white_noise", "constant_offset"))
+        noisy = add_noise(batch.features.to(stack.device), white, offset, seed, step)
+        smoothed = smooth(noisy[:, :, cut:], smooth_std)
+        for k, own in zip(members, smoothed, strict=True):
+            batches[k], cuts[k], x[k] = batch, cut, own
+    longest = max(own.shape[1] for own in x.values())
+    order = range(len(configs))
+    stacked = torch.stack([F.pad(x[k], (0, 0, 0, longest - x[k].shape[1])) for k in order])
+    return _inputs(stack, stacked, [batches[k] for k in order], [cuts[k] for k in order])
+
+
+def _dropout(stack: Stack, inputs: _Inputs) -> Dropout:
+    """Dropout whose masks depend on (seed, purpose, step) and the trial's own batch, not on its neighbours."""
+    model, step = stack.configs[0].model, stack.step
+    frames = frames_of(torch.tensor(inputs.bins), model).tolist()
+
+    def dropout(x: Tensor, purpose: str, p: float, time_axis: int) -> Tensor:
+        lengths = inputs.bins if time_axis == 2 else frames
+        masks: dict[int, Tensor] = {}
+        for config, length in zip(stack.configs, lengths, strict=True):
+            if config.seed not in masks:
+                shape = list(x.shape[1:])
+                padding = [0] * (2 * (x.ndim - time_axis) - 1) + [shape[time_axis - 1] - length]
+                shape[time_axis - 1] = length
+                stream = torch_stream(config.seed, f"dropout {purpose}", step, x.device)
+                mask = torch.rand(shape, generator=stream, device=x.device).ge_(p).div_(1 - p)
+                masks[config.seed] = F.pad(mask, padding)
+        return x * torch.stack([masks[c.seed] for c in stack.configs]).to(x.dtype)
+
+    return dropout
+
+
+def _predict(
+    stack: Stack, parameters: Parameters, inputs: _Inputs, dropout: Dropout | None
+) -> tuple[Tensor, Tensor]:
+    """Logits (K, T', B, C) and each utterance's negative log-likelihood (K, B)."""
+    logits = forward(parameters, inputs.x, inputs.rows_per_day, stack.configs[0].model, dropout)
+    return logits, ctc_losses(logits, inputs.frames, inputs.labels, inputs.label_counts)
+
+
+def _configured(stack: Stack, nll: Tensor, inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    """Each trial's loss as its configuration reduces it, and per label: two tensors (K,)."""
+    per_label = (nll / inputs.label_counts.to(nll.device)).mean(1)
+    by_label = [c.loss.reduction == "per_label_mean" for c in stack.configs]
+    return torch.where(torch.tensor(by_label, device=nll.device), per_label, nll.mean(1)), per_label
+
+
+def _select_days(parameters: Parameters, days: list[list[int]]) -> Parameters:
+    """The parameters, with the day layers of only the days in the batch: (K, D, ...)."""
+    index = torch.tensor(days, device=parameters["day_weights"].device)
+    trial = torch.arange(len(days), device=index.device).unsqueeze(1)
+    return {name: p[trial, index] if name in DAY_LAYER else p for name, p in parameters.items()}
+
+
+def _judge_finiteness(stack: Stack, loss: Tensor, norm: Tensor) -> Tensor:
+    """Which trials (K,) must not be stepped, 1.0 or 0.0. Marks the failed, and moves fp16's loss scale."""
+    finite = loss.isfinite() & norm.isfinite()
+    # In fp16 a gradient overflows now and then; it is a fault only when no smaller scale is left.
+    overflow = loss.isfinite() & ~norm.isfinite() & (stack.loss_scale > 1)
+    stack.failed = torch.maximum(stack.failed, (~finite & ~overflow).float())
+    stack.steps_since_overflow = torch.where(overflow, 0, stack.steps_since_overflow + 1)
+    if compute_dtype(stack.configs[0], stack.device) == torch.float16:
+        grow = (stack.steps_since_overflow > 0) & (stack.steps_since_overflow % _GROWTH_INTERVAL == 0)
+        scale = torch.where(overflow, stack.loss_scale / 2, stack.loss_scale)
+        stack.loss_scale = torch.where(grow, scale * 2, scale)
+    return torch.maximum(stack.failed, overflow.float())
+
+
+def learning_rates(config: Config, step: int) -> tuple[float, float]:
+    """The learning rate at a step, and that of the day layers."""
+    s = config.schedule
+    main = learning_rate(step, s.lr_max, s.lr_min, s.warmup_steps, s.decay_steps)
+    return main, learning_rate(step, s.lr_max_day, s.lr_min_day, s.warmup_steps, s.decay_steps)
+
+
+def _autocast(stack: Stack) -> torch.autocast:
+    dtype = compute_dtype(stack.configs[0], stack.device)
+    return torch.autocast(stack.device.type, dtype, enabled=dtype != torch.float32)

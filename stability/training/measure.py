@@ -1,0 +1,101 @@
+"""The signals of a training step, computed on the device: a dictionary of (K,) tensors, one value a trial.
+
+The names, their order and their meaning stand in `stability/diagnosis/signals.py`.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from stability.config import Optimizer
+from stability.training.decoder import Parameters
+from stability.training.loss import BLANK
+from stability.training.optimizer import DAY_LAYER, Moments
+
+DEAR_EVERY = 10  # steps from one measurement of the dear signals to the next; they cost a pass over all parameters
+_SAMPLE = 16_384  # second moments looked at, evenly over all of them
+
+
+def signal_names(layers: int) -> tuple[str, ...]:
+    """All signals of a decoder with that many GRU layers, in the order in which they are kept."""
+    parts = ("day", "h0", *(f"gru.{layer}" for layer in range(layers)), "head")
+    return (
+        *("loss", "loss_per_label", "grad_norm", *(f"grad_norm.{part}" for part in parts), "clipped"),
+        *("update_ratio", "blank_fraction", "distinct_phonemes", "lr", "effective_lr", "epsilon_dominance"),
+        "loss_scale",
+    )
+
+
+def norms_by_part(norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole gradient norm, and that of each part, from the norms by parameter."""
+    squares: dict[str, Tensor] = {}
+    for name, norm in norms.items():
+        part = _part(name)
+        squares[part] = squares.get(part, 0) + norm * norm
+    whole = torch.stack(list(squares.values())).sum(0).sqrt()
+    return {"grad_norm": whole} | {f"grad_norm.{part}": s.sqrt() for part, s in squares.items()}
+
+
+def output_signals(logits: Tensor, frames: Tensor) -> dict[str, Tensor]:
+    """Share of frames whose best class is blank, and how many other classes are the best somewhere.
+
+    logits: (K, T, B, C); frames: (K, B).
+    """
+    best = logits.detach().argmax(-1)
+    k, t, _, c = logits.shape
+    real = torch.arange(t, device=logits.device).view(1, t, 1) < frames.unsqueeze(1)
+    counts = torch.zeros(k, c, device=logits.device)
+    counts.scatter_add_(1, best.flatten(1), real.flatten(1).float())
+    return {
+        "blank_fraction": counts[:, BLANK] / frames.sum(1),
+        "distinct_phonemes": (counts > 0).sum(1).float() - (counts[:, BLANK] > 0).float(),
+    }
+
+
+def update_ratio(before: Parameters, after: Parameters) -> Tensor:
+    """Size of the update over size of the weights, from the update that was made. Overwrites `before`."""
+    update, weights = 0, 0
+    for name, old in before.items():
+        weights = weights + old.flatten(1).square().sum(1)
+        update = update + old.sub_(after[name]).flatten(1).square().sum(1)
+    return torch.sqrt(update / weights)
+
+
+def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequence[float]) -> dict[str, Tensor]:
+    """Share of parameters whose second-moment root lies below epsilon, and the learning rate that the median has.
+
+    The root is bias-corrected, as in the update; the effective rate is lr / (median root + epsilon).
+    """
+    device = moments.steps["h0"].device
+    beta2 = torch.tensor([o.beta2 for o in settings], device=device)
+    epsilon = torch.tensor([o.epsilon for o in settings], device=device)
+    stride = _stride(moments.second)
+    samples = []
+    for name, second in moments.second.items():
+        steps = moments.steps[name]
+        correction = 1 - beta2.view(-1, *(1,) * (steps.ndim - 1)) ** steps.clamp(min=1)
+        sample = second.reshape(*steps.shape, -1)[..., ::stride] / correction.unsqueeze(-1)
+        samples.append(sample.flatten(1))
+    roots = torch.cat(samples, 1).sqrt_()
+    return {
+        "epsilon_dominance": (roots < epsilon.unsqueeze(1)).float().mean(1),
+        "effective_lr": torch.tensor(rates, device=device) / (roots.median(1).values + epsilon),
+    }
+
+
+def _part(parameter: str) -> str:
+    if parameter.startswith("gru."):
+        return "gru." + parameter.rpartition("_l")[2]
+    return {"day": "day", "h0": "h0", "out": "head"}[re.split("[_.]", parameter)[0]]
+
+
+def _stride(parameters: Parameters) -> int:
+    total = sum(p[0].numel() for p in parameters.values())
+    stride = max(1, total // _SAMPLE)
+    # A stride that divides a row's length would look at the same few columns only.
+    while any(math.gcd(stride, p.shape[-1]) > 1 for p in parameters.values()):
+        stride += 1
+    return stride
