@@ -1,8 +1,8 @@
 """Send trials to MLflow, or nowhere.
 
-A trial's folder is the truth, and the spool: the tracker sends what is in the folder and not yet in MLflow, and
-notes in `tracking.json` what that was. Sending during the training, after a kill, and long after it are one and
-the same; a row is logged once. A store that does not answer never stops a training.
+A trial's folder is the truth, and the spool: the tracker sends what is in the folder and not yet in MLflow,
+and notes in `tracking.json` what that was. Sending during the training, after a kill, and long after it are one
+and the same; a row is logged once. A store that does not answer never stops a training.
 
     python -m stability.tracking outputs/single          # send what has not been sent
 """
@@ -18,10 +18,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -36,6 +36,7 @@ from stability.files import write_atomically
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 _STATE = "tracking.json"
 _ARTIFACTS = ("config.yaml", "verdict.json", "run.png")
@@ -49,7 +50,7 @@ _METRICS_PER_BATCH = 1000  # MLflow's limits
 _PARAMETERS_PER_BATCH = 100
 _PARAMETER_LENGTH = 6000
 
-# MLflow is read from here on; what the user has set stays. Its own patience with a server is a quarter of an hour.
+# Read by MLflow; what the user has set stays. Left alone, MLflow waits for a server for a quarter of an hour.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -58,6 +59,8 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 _failures: dict[str, float] = {}  # URI -> when the store did not answer this process (time.monotonic)
@@ -72,7 +75,7 @@ class Tracker:
         return "tracking=none: the trial is in its folder alone."
 
     def update(self) -> None:
-        """Send what is new in the folder, unless something was sent a moment ago. For every block of steps."""
+        """Send what is new in the folder, unless that was done a moment ago. For every block of steps."""
 
     def finish(self) -> None:
         """Send the rest, the verdict and the files, and close the run. A diverged trial is finished, too."""
@@ -86,9 +89,9 @@ def open_tracker(
 ) -> Tracker:
     """Start, or go on with, sending the trial in `folder`; its `config.yaml` has to be there.
 
-    The run is named after the folder, and its parameters are the leaves of `config.yaml`. `tags` are added to the
-    run. Without a URI the store is `mlflow.db` under `outputs`. A setting that is wrong raises `StabilityError`; a
-    store that does not answer is a warning, and the trial can be sent later.
+    The run is named after the folder, and its parameters are the leaves of `config.yaml`. `tags` are added to
+    the run. Without a URI the store is `mlflow.db` under `outputs`. A wrong setting, or a folder that another
+    process trains or sends, raises `StabilityError`; a store that does not answer is a warning.
     """
     match settings.backend:
         case "none":
@@ -107,8 +110,8 @@ def open_tracker(
 class _Mark:
     """How far a file has been sent.
 
-    `announced` is written down before the rows up to it are sent, with the `time` (ms) they are logged under: rows
-    sent again after a kill are then the same to MLflow, which keeps one of them.
+    `announced` is written down before the rows up to it are sent, with the `time` (ms) they are logged under:
+    rows sent again after a kill are then the same to MLflow, which keeps one of them.
     """
 
     sent: int = -1
@@ -130,34 +133,40 @@ class _State:
     finished: bool = False  # nothing is left to send
 
 
+class _Run(NamedTuple):
+    """A run in an open store."""
+
+    client: "MlflowClient"
+    id: str
+
+
 class _MlflowTracker(Tracker):
     def __init__(self, folder: Path, uri: str, experiment: str, tags: dict[str, str]) -> None:
         self._folder = folder
-        self._lock = FileLock(folder / (_STATE + ".lock"))
+        self._lock = FileLock(folder / f"{_STATE}.lock")
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise StabilityError(f"{folder} is being trained or sent by another process.") from None
+            raise StabilityError(f"{folder} is being trained, or sent, by another process.") from None
         known = _read_state(folder)
         same = known is not None and (known.uri, known.experiment) == (uri, experiment)
         self._state = known if known and same else _State(uri, experiment, tags)
         self._config = OmegaConf.load(folder / "config.yaml")
         self._stride = math.ceil(OmegaConf.select(self._config, "steps", default=1) / _POINTS)
-        self._client: MlflowClient | None = None
+        self._run: _Run | None = None
         self._behind = False  # the store lacks what it should have
         self._next = 0.0
 
     @property
     def where(self) -> str:
+        uri, page = self._state.uri, self._state.page
         if self._behind:
             return f"MLflow does not have all of it yet. {self._send_later}"
-        if not self._state.uri.startswith("sqlite"):
-            return f"MLflow: {self._state.uri}/{self._state.page}"
-        store = "sqlite:///" + _short(Path(self._state.uri.removeprefix("sqlite:///")))
-        command = shlex.join(
-            (_short(Path(sys.executable)), "-m", "mlflow", "ui", "--backend-store-uri", store)
-        )
-        return f"MLflow: run `{command}` and open http://127.0.0.1:5000/{self._state.page}"
+        if not uri.startswith("sqlite"):
+            return f"MLflow: {uri}/{page}"
+        store = "sqlite:///" + _short(Path(uri.removeprefix("sqlite:///")))
+        command = _command("mlflow", "ui", "--backend-store-uri", store)
+        return f"MLflow: run `{command}` and open http://127.0.0.1:5000/{page}"
 
     def start(self) -> None:
         self._state.status, self._state.finished = "RUNNING", False
@@ -189,15 +198,17 @@ class _MlflowTracker(Tracker):
 
     @property
     def _send_later(self) -> str:
-        command = shlex.join((_short(Path(sys.executable)), "-m", "stability.tracking", _short(self._folder)))
+        command = _command("stability.tracking", _short(self._folder))
         return f"Everything is kept in the trial's folder; send it later: `{command}`"
 
     def _close(self, status: str) -> None:
         self._state.status = status
+        with suppress(OSError):  # on a full disk, the folder tells what it told before
+            self._save()
         self._try(self._send_all, _LAST_REST)
         self._lock.release()
 
-    def _try(self, work: Callable[[], None], rest: float) -> None:
+    def _try(self, work: Callable[[], object], rest: float) -> None:
         """Do `work`, unless the store failed within the last `rest` seconds. A failure is told and borne."""
         uri = self._state.uri
         if time.monotonic() - _failures.get(uri, -math.inf) < rest:
@@ -208,7 +219,7 @@ class _MlflowTracker(Tracker):
                 work()
         except (
             Exception
-        ) as error:  # MLflow's, its database's, the network's or the disk's: the training goes on
+        ) as error:  # MLflow's, its database's, the network's, the disk's: the training goes on
             if uri not in _failures:
                 _log.warning("MLflow at %s cannot be used: %s. %s", uri, _reason(error), self._send_later)
             _failures[uri] = time.monotonic()
@@ -217,53 +228,65 @@ class _MlflowTracker(Tracker):
             _failures.pop(uri, None)
             self._behind = False
 
-    def _connect(self) -> None:
-        """Open the store, and the trial's run in it: the one it has, or a new one."""
-        _import_mlflow()
-        from mlflow.entities import Param
+    def _connect(self) -> _Run:
+        """The trial's run in the opened store: the one it has, or a new one."""
+        if self._run is None:
+            _import_mlflow()
+            client, experiment_id = _open_store(self._state.uri, self._state.experiment)
+            run = self._find_run(client) or self._create_run(client, experiment_id)
+            if run.info.status != "RUNNING":
+                client.update_run(run.info.run_id, status="RUNNING")
+            self._run = _Run(client, run.info.run_id)
+            self._log_parameters(self._run, run.data.params)
+        return self._run
+
+    def _find_run(self, client: "MlflowClient") -> "Run | None":
         from mlflow.exceptions import MlflowException
 
+        if self._state.run_id is None:
+            return None
+        try:
+            run = client.get_run(self._state.run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _create_run(self, client: "MlflowClient", experiment_id: str) -> "Run":
         state = self._state
-        client, experiment_id = _open_store(state.uri, state.experiment)
-        run = None
-        if state.run_id is not None:
-            try:
-                run = client.get_run(state.run_id)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-        if run is None or run.info.lifecycle_stage == "deleted":
-            started = _milliseconds(self._folder / "config.yaml")
-            run = client.create_run(experiment_id, started, state.tags, self._folder.name)
-            state.run_id, state.marks = run.info.run_id, {}
-            state.page = f"#/experiments/{experiment_id}/runs/{state.run_id}"
-            self._save()
-        elif run.info.status != "RUNNING":
-            client.update_run(run.info.run_id, status="RUNNING")
-        missing = [
-            Param(name, value)
-            for name, value in _parameters(OmegaConf.to_container(self._config))
-            if name not in run.data.params
-        ]
-        for first in range(0, len(missing), _PARAMETERS_PER_BATCH):
-            client.log_batch(run.info.run_id, params=missing[first : first + _PARAMETERS_PER_BATCH])
-        self._client = client
+        started = _milliseconds(self._folder / "config.yaml")
+        run = client.create_run(experiment_id, started, state.tags, self._folder.name)
+        state.run_id, state.marks = run.info.run_id, {}
+        state.page = f"#/experiments/{experiment_id}/runs/{state.run_id}"
+        self._save()
+        return run
+
+    def _log_parameters(self, run: _Run, logged: Mapping[str, str]) -> None:
+        """Log what is not `logged`; MLflow lets no parameter change."""
+        from mlflow.entities import Param
+
+        named = _parameters(OmegaConf.to_container(self._config))
+        missing = [Param(name, value) for name, value in named if name not in logged]
+        for some in _batches(missing, _PARAMETERS_PER_BATCH):
+            run.client.log_batch(run.id, params=some)
 
     def _send_rows(self, *, all_of_them: bool = False) -> None:
-        if self._client is None:
-            self._connect()
-        self._send_file(signals.SIGNALS, "", self._stride, all_of_them)
-        self._send_file(signals.VALIDATION, "validation/", 1, all_of_them)
+        run = self._connect()
+        self._send_file(run, signals.SIGNALS, "", self._stride, all_of_them)
+        self._send_file(run, signals.VALIDATION, "validation/", 1, all_of_them)
 
-    def _send_file(self, name: str, prefix: str, stride: int, all_of_them: bool) -> None:
+    def _send_file(self, run: _Run, name: str, prefix: str, stride: int, all_of_them: bool) -> None:
+        from mlflow.entities import Metric
+
         path = self._folder / name
         mark = self._state.marks.setdefault(name, _Mark())
         table = signals.read_table(path, after=(mark.sent + 1) // stride * stride - 1)
         chosen = _thin(table, stride)
         if all_of_them:
             chosen[-1:] = table.measured[-1:]
-        else:  # until it is known whether the last row is the very last, it waits
-            chosen = chosen[: len(chosen) - (stride > 1)]
+        elif stride > 1:
+            chosen = chosen[:-1]  # whether the last row is the very last, and so to be sent, is not known yet
         steps = table.steps[: len(chosen)]
         for part in (steps <= mark.announced, steps > mark.announced):
             rows = np.flatnonzero(part & (steps > mark.sent))
@@ -273,46 +296,36 @@ class _MlflowTracker(Tracker):
             if last > mark.announced:
                 mark.announced, mark.time = last, _milliseconds(path)
                 self._save()
-            self._log(table, chosen, rows, prefix, mark.time)
+            metrics = [
+                # By way of its text a float32 becomes 0.005, not 0.004999999888.
+                Metric(
+                    prefix + table.names[at], float(str(table.values[row, at])), mark.time, int(steps[row])
+                )
+                for row in rows
+                for at in np.flatnonzero(chosen[row])
+            ]
+            for some in _batches(metrics, _METRICS_PER_BATCH):
+                run.client.log_batch(run.id, some)
             mark.sent = last
             self._save()
 
-    def _log(
-        self, table: signals.Table, chosen: NDArray[np.bool_], rows: NDArray[np.intp], prefix: str, at: int
-    ) -> None:
-        from mlflow.entities import Metric
-
-        assert self._client is not None
-        metrics = [
-            # By way of its text, a float32 becomes 0.005 and not 0.004999999888.
-            Metric(
-                prefix + table.names[column], float(str(table.values[row, column])), at, int(table.steps[row])
-            )
-            for row in rows
-            for column in np.flatnonzero(chosen[row])
-        ]
-        for first in range(0, len(metrics), _METRICS_PER_BATCH):
-            self._client.log_batch(self._state.run_id, metrics[first : first + _METRICS_PER_BATCH])
-
     def _send_all(self) -> None:
-        self._save()
         self._send_rows(all_of_them=True)
         from mlflow.entities import RunTag
 
-        assert self._client is not None
-        run_id = self._state.run_id
+        run = self._connect()
         path = self._folder / "verdict.json"
         ended = time.time_ns() // 1_000_000
         if path.exists():
             verdict = json.loads(path.read_text())
             tags = {name: verdict.get(name) for name in _VERDICT_TAGS}
             tags["mlflow.note.content"] = verdict.get("advice")  # the description on the run's page
-            self._client.log_batch(run_id, tags=[RunTag(n, str(v)) for n, v in tags.items() if v is not None])
+            run.client.log_batch(run.id, tags=[RunTag(n, str(v)) for n, v in tags.items() if v is not None])
             ended = _milliseconds(path)
-        self._client.set_terminated(run_id, self._state.status, ended)
+        run.client.set_terminated(run.id, self._state.status, ended)
         for name in _ARTIFACTS:
             if (self._folder / name).exists():
-                self._client.log_artifact(run_id, str(self._folder / name))
+                run.client.log_artifact(run.id, str(self._folder / name))
         self._state.finished = True
         self._save()
 
@@ -395,6 +408,10 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    return (items[first : first + size] for first in range(0, len(items), size))
+
+
 def _thin(table: signals.Table, stride: int) -> NDArray[np.bool_]:
     """Choose of every `stride` steps each signal's first measured value: bool `[rows, names]`."""
     chosen = np.zeros_like(table.measured)
@@ -435,6 +452,11 @@ def _milliseconds(path: Path) -> int:
     return path.stat().st_mtime_ns // 1_000_000
 
 
+def _command(module: str, *arguments: str) -> str:
+    """The command line that runs `module` with the Python that runs this."""
+    return shlex.join((_short(Path(sys.executable)), "-m", module, *arguments))
+
+
 def _short(path: Path) -> str:
     """The path as one would type it here."""
     here = Path.cwd()
@@ -460,7 +482,7 @@ def _trials(folder: Path) -> list[Path]:
 
 
 def _send(folder: Path, uri: str | None) -> None:
-    """Send what has not been sent of the trial in `folder`, and tell where it is; `uri` overrides where to."""
+    """Send what has not been sent of the trial in `folder`, to `uri` or to where it was to go."""
     known = _read_state(folder)
     if known is not None:
         uri, experiment, tags = uri or known.uri, known.experiment, known.tags

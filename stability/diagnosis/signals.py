@@ -1,8 +1,8 @@
 """The signals of a trial: their names, their units, and the files in a trial's folder that keep them.
 
 A trial's folder holds `signals.csv` (one row a training step) and `validation.csv` (one row a validation).
-Both start with a column `step`; numbers are written so that they read back as the same float32. An empty field
-is a signal that was not measured at that step; `nan` was measured, and was not a number.
+Both start with a column `step`; numbers are written so that they read back as the same float32. An empty
+field is a signal that was not measured at that step; `nan` was measured, and was not a number.
 """
 
 import os
@@ -26,8 +26,8 @@ _TAIL = 1 << 16  # bytes first looked at from the end of a file
 class Table:
     """Rows of a file of signals, in the order of their steps.
 
-    `names` are the columns but `step`; `steps` is int64 `[rows]`; `values` is float32 `[rows, names]`, NaN where
-    not measured; `measured` is bool `[rows, names]`.
+    `names` are the columns but `step`; `steps` is int64 `[rows]`; `values` is float32 `[rows, names]`, NaN
+    where not measured; `measured` is bool `[rows, names]`.
     """
 
     names: tuple[str, ...]
@@ -62,10 +62,10 @@ def append_rows(path: Path, names: Sequence[str], steps: ArrayLike, values: NDAr
 
 
 def read_table(path: Path, after: int = -1) -> Table:
-    """Read the rows of `path` whose step is greater than `after`; of a long file, only the end that holds them.
+    """Read the rows of `path` whose step is greater than `after`, from as little of its end as holds them.
 
     A last line that a crash cut short is left out. A file that is missing, or lacks a whole header, is a table
-    without rows and names. A file that is not a table of numbers raises `StabilityError`.
+    without rows and names. A file that is no table of numbers raises `StabilityError`.
     """
     try:
         header, body = _lines(path, after)
