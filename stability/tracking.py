@@ -1,8 +1,8 @@
 """Send trials to MLflow, or nowhere.
 
 A trial's folder is the truth, and the spool: the tracker sends what is in the folder and not yet in MLflow,
-and notes in `tracking.json` what that was. Sending during the training, after a kill, and long after it are one
-and the same; a row is logged once. A store that does not answer never stops a training.
+and notes in `tracking.json` what that was. Sending during the training, after a kill, and long after it are
+one and the same; a row is logged once. A store that does not answer never stops a training.
 
     python -m stability.tracking outputs/single          # send what has not been sent
 """
@@ -44,8 +44,8 @@ _VERDICT_TAGS = ("outcome", "cause", "onset_step", "detected_step")
 _NOT_PARAMETERS = ("tracking", "outputs", "fresh")  # they say nothing about the trial
 _POINTS = 320  # a metric: as many as MLflow's pages draw; `signals.csv` has them all
 _PAUSE = 5.0  # seconds between two sendings
-_REST = 300.0  # seconds a store is left alone that did not answer, lest each block of steps wait for it
-_LAST_REST = 30.0  # the same at a trial's end: there is no later, but a stack's trials may all end now
+_REST = 30.0  # a store that failed is left alone for this many times as long as it kept us waiting
+_LAST_REST = 3.0  # the same at a trial's end: there is no later, but all trials of a stack may end now
 _METRICS_PER_BATCH = 1000  # MLflow's limits
 _PARAMETERS_PER_BATCH = 100
 _PARAMETER_LENGTH = 6000
@@ -63,7 +63,10 @@ _ENVIRONMENT = {
 _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
-_failures: dict[str, float] = {}  # URI -> when the store did not answer this process (time.monotonic)
+_failures: dict[
+    str, tuple[float, float]
+] = {}  # URI -> when (time.monotonic) its store failed, after how long
+_told: set[tuple[str, str]] = set()  # URIs and the reasons of failure that have been logged
 
 
 class Tracker:
@@ -153,6 +156,7 @@ class _MlflowTracker(Tracker):
         self._state = known if known and same else _State(uri, experiment, tags)
         self._config = OmegaConf.load(folder / "config.yaml")
         self._stride = math.ceil(OmegaConf.select(self._config, "steps", default=1) / _POINTS)
+        _import_mlflow()
         self._run: _Run | None = None
         self._behind = False  # the store lacks what it should have
         self._next = 0.0
@@ -209,9 +213,11 @@ class _MlflowTracker(Tracker):
         self._lock.release()
 
     def _try(self, work: Callable[[], object], rest: float) -> None:
-        """Do `work`, unless the store failed within the last `rest` seconds. A failure is told and borne."""
+        """Do `work`, unless the store is being left alone. A failure is told once, and borne."""
         uri = self._state.uri
-        if time.monotonic() - _failures.get(uri, -math.inf) < rest:
+        begun = time.monotonic()
+        failed, waited = _failures.get(uri, (-math.inf, 0.0))
+        if begun - failed < rest * waited:
             self._behind = True
             return
         try:
@@ -220,9 +226,11 @@ class _MlflowTracker(Tracker):
         except (
             Exception
         ) as error:  # MLflow's, its database's, the network's, the disk's: the training goes on
-            if uri not in _failures:
-                _log.warning("MLflow at %s cannot be used: %s. %s", uri, _reason(error), self._send_later)
-            _failures[uri] = time.monotonic()
+            reason = _reason(error)
+            if (uri, reason) not in _told:
+                _log.warning("MLflow at %s cannot be used: %s. %s", uri, reason, self._send_later)
+            _told.add((uri, reason))
+            _failures[uri] = time.monotonic(), time.monotonic() - begun
             self._behind = True
         else:
             _failures.pop(uri, None)
@@ -231,7 +239,6 @@ class _MlflowTracker(Tracker):
     def _connect(self) -> _Run:
         """The trial's run in the opened store: the one it has, or a new one."""
         if self._run is None:
-            _import_mlflow()
             client, experiment_id = _open_store(self._state.uri, self._state.experiment)
             run = self._find_run(client) or self._create_run(client, experiment_id)
             if run.info.status != "RUNNING":

@@ -64,8 +64,8 @@ def append_rows(path: Path, names: Sequence[str], steps: ArrayLike, values: NDAr
 def read_table(path: Path, after: int = -1) -> Table:
     """Read the rows of `path` whose step is greater than `after`, from as little of its end as holds them.
 
-    A last line that a crash cut short is left out. A file that is missing, or lacks a whole header, is a table
-    without rows and names. A file that is no table of numbers raises `StabilityError`.
+    A last line that a crash cut short is left out. A file that is missing, or lacks a whole header, is a
+    table without rows and names. A file that is no table of numbers raises `StabilityError`.
     """
     try:
         header, body = _lines(path, after)
