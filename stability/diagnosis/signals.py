@@ -1,5 +1,116 @@
 """The signals of a trial: their names, their units, and the files in a trial's folder that keep them.
 
 A trial's folder holds `signals.csv` (one row a training step) and `validation.csv` (one row a validation).
-Both start with a column `step`; numbers are written so that they read back as the same float32.
+Both start with a column `step`; numbers are written so that they read back as the same float32. An empty
+field is a signal that was not measured at that step; `nan` was measured, and was not a number.
 """
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stability.errors import StabilityError
+from stability.files import write_atomically
+
+SIGNALS = "signals.csv"
+VALIDATION = "validation.csv"
+
+_TAIL = 1 << 16  # bytes first looked at from the end of a file
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a file of signals, in the order of their steps.
+
+    `names` are the columns but `step`; `steps` is int64 `[rows]`; `values` is float32 `[rows, names]`, NaN
+    where not measured; `measured` is bool `[rows, names]`.
+    """
+
+    names: tuple[str, ...]
+    steps: NDArray[np.int64]
+    values: NDArray[np.float32]
+    measured: NDArray[np.bool_]
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        """The column `name`, `[rows]`. A name that is not there raises `KeyError`."""
+        if name not in self.names:
+            raise KeyError(name)
+        return self.values[:, self.names.index(name)]
+
+
+def append_rows(path: Path, names: Sequence[str], steps: ArrayLike, values: NDArray[np.float32]) -> None:
+    """Append a row a step to `path`; a file that is not there, or empty, first gets its header.
+
+    `steps` is `[rows]`, ascending and beyond those in the file; `values` is float32 `[rows, names]`. What a
+    masked array masks was not measured.
+    """
+    numbers = np.ma.getdata(values).tolist()
+    unmeasured = np.ma.getmaskarray(values).tolist()
+    # Nine digits tell every float32 from its neighbours.
+    rows = "".join(
+        f"{step}," + ",".join("" if m else f"{n:.9g}" for n, m in zip(row, mask, strict=True)) + "\n"
+        for step, row, mask in zip(np.asarray(steps).tolist(), numbers, unmeasured, strict=True)
+    )
+    with path.open("ab") as file:
+        if file.tell() == 0:
+            rows = ",".join(("step", *names)) + "\n" + rows
+        file.write(rows.encode())
+
+
+def read_table(path: Path, after: int = -1) -> Table:
+    """Read the rows of `path` whose step is greater than `after`, from as little of its end as holds them.
+
+    A last line that a crash cut short is left out. A file that is missing, or lacks a whole header, is a
+    table without rows and names. A file that is no table of numbers raises `StabilityError`.
+    """
+    try:
+        header, body = _lines(path, after)
+        names = tuple(header.split(",")[1:])
+        cells = np.array(body.replace(b"\n", b",").split(b",")[:-1], dtype=bytes).reshape(-1, 1 + len(names))
+        steps = cells[:, 0].astype(np.int64)
+        measured = cells[:, 1:] != b""
+        values = np.where(measured, cells[:, 1:], b"nan").astype(np.float64).astype(np.float32)
+    except ValueError as error:
+        raise StabilityError(f"{path} is not a table of signals: {error}.") from None
+    kept = steps > after
+    return Table(names, steps[kept], values[kept], measured[kept])
+
+
+def truncate(path: Path, step: int) -> None:
+    """Keep the rows of `path` whose step is below `step`, atomically. A missing file stays missing."""
+    if not path.exists():
+        return
+    whole = path.read_bytes()
+    end = whole.find(b"\n") + 1
+    while (stop := whole.find(b"\n", end) + 1) and int(whole[end : whole.index(b",", end)]) < step:
+        end = stop
+    if end < len(whole):
+        write_atomically(path, whole[:end])
+
+
+def _lines(path: Path, after: int) -> tuple[str, bytes]:
+    """The header of `path`, and its whole lines from some step at or before `after + 1` on."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return "step", b""
+    with file:
+        header = file.readline()
+        if not header.endswith(b"\n"):
+            return "step", b""
+        start, end = file.tell(), file.seek(0, os.SEEK_END)
+        size = _TAIL if after >= 0 else end
+        while True:
+            begin = max(start, end - size)
+            file.seek(begin)
+            tail = file.read(end - begin)
+            if begin > start:
+                tail = tail[tail.find(b"\n") + 1 :]  # the line it begins in may not be whole
+            whole = tail[: tail.rfind(b"\n") + 1]
+            if begin == start or (whole and int(whole[: whole.index(b",")]) <= after):
+                return header.decode().rstrip("\n"), whole
+            size *= 4

@@ -1,0 +1,11 @@
+"""Replace a file so that a crash leaves the old one or the new one, never a part."""
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put `data` in the place of `path`. A process killed in between leaves `path` as it was."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    os.replace(part, path)  # noqa: PTH105 - the call whose atomicity is documented

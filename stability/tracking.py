@@ -1,0 +1,533 @@
+"""Send trials to MLflow, or nowhere.
+
+A trial's folder is the truth, and the spool: the tracker sends what is in the folder and not yet in MLflow,
+and notes in `tracking.json` what that was. Sending during the training, after a kill, and long after it are
+one and the same; a row is logged once. A store that does not answer never stops a training.
+
+    python -m stability.tracking outputs/single          # send what has not been sent
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from stability import config
+from stability.diagnosis import signals
+from stability.errors import StabilityError
+from stability.files import write_atomically
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_STATE = "tracking.json"
+_ARTIFACTS = ("config.yaml", "verdict.json", "run.png")
+_VERDICT_TAGS = ("outcome", "cause", "onset_step", "detected_step")
+_NOT_PARAMETERS = ("tracking", "outputs", "fresh")  # they say nothing about the trial
+_POINTS = 320  # a metric: as many as MLflow's pages draw; `signals.csv` has them all
+_PAUSE = 5.0  # seconds between two sendings
+_REST = 30.0  # a store that failed is left alone for this many times as long as it kept us waiting
+_LAST_REST = 3.0  # the same at a trial's end: there is no later, but all trials of a stack may end now
+_METRICS_PER_BATCH = 1000  # MLflow's limits
+_PARAMETERS_PER_BATCH = 100
+_PARAMETER_LENGTH = 6000
+
+# Read by MLflow; what the user has set stays. Left alone, MLflow waits for a server for a quarter of an hour.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+}
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+_failures: dict[
+    str, tuple[float, float]
+] = {}  # URI -> when (time.monotonic) its store failed, after how long
+_told: set[tuple[str, str]] = set()  # URIs and the reasons of failure that have been logged
+
+
+class Tracker:
+    """Sends a trial nowhere."""
+
+    @property
+    def where(self) -> str:
+        """Where the trial can be looked at, in words, with the command if one is needed."""
+        return "tracking=none: the trial is in its folder alone."
+
+    def update(self) -> None:
+        """Send what is new in the folder, unless that was done a moment ago. For every block of steps."""
+
+    def finish(self) -> None:
+        """Send the rest, the verdict and the files, and close the run. A diverged trial is finished, too."""
+
+    def abort(self, status: Literal["FAILED", "KILLED"]) -> None:
+        """Send the rest and close the run of a trial that an error or an interrupt ended."""
+
+
+def open_tracker(
+    settings: config.Tracking, folder: Path, *, outputs: Path, tags: Mapping[str, str] | None = None
+) -> Tracker:
+    """Start, or go on with, sending the trial in `folder`; its `config.yaml` has to be there.
+
+    The run is named after the folder, and its parameters are the leaves of `config.yaml`. `tags` are added to
+    the run. Without a URI the store is `mlflow.db` under `outputs`. A wrong setting, or a folder that another
+    process trains or sends, raises `StabilityError`; a store that does not answer is a warning.
+    """
+    match settings.backend:
+        case "none":
+            return Tracker()
+        case "mlflow":
+            uri = _resolve(settings.uri, outputs)
+            commit = _git_commit()
+            about = {"mlflow.source.git.commit": commit} if commit else {}
+            tracker = _MlflowTracker(folder, uri, settings.experiment, {**about, **(tags or {})})
+            tracker.start()
+            return tracker
+    raise StabilityError(f"tracking.backend={settings.backend}: there are mlflow and none.")
+
+
+@dataclass
+class _Mark:
+    """How far a file has been sent.
+
+    `announced` is written down before the rows up to it are sent, with the `time` (ms) they are logged under:
+    rows sent again after a kill are then the same to MLflow, which keeps one of them.
+    """
+
+    sent: int = -1
+    announced: int = -1
+    time: int = 0
+
+
+@dataclass
+class _State:
+    """`tracking.json`: where the trial is sent, and what of it has been."""
+
+    uri: str
+    experiment: str
+    tags: dict[str, str]
+    run_id: str | None = None
+    page: str = ""
+    marks: dict[str, _Mark] = field(default_factory=dict)
+    status: str = "RUNNING"
+    finished: bool = False  # nothing is left to send
+
+
+class _Run(NamedTuple):
+    """A run in an open store."""
+
+    client: "MlflowClient"
+    id: str
+
+
+class _MlflowTracker(Tracker):
+    def __init__(self, folder: Path, uri: str, experiment: str, tags: dict[str, str]) -> None:
+        self._folder = folder
+        self._lock = FileLock(folder / f"{_STATE}.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise StabilityError(f"{folder} is being trained, or sent, by another process.") from None
+        known = _read_state(folder)
+        same = known is not None and (known.uri, known.experiment) == (uri, experiment)
+        self._state = known if known and same else _State(uri, experiment, tags)
+        self._config = OmegaConf.load(folder / "config.yaml")
+        self._stride = math.ceil(OmegaConf.select(self._config, "steps", default=1) / _POINTS)
+        _import_mlflow()
+        self._run: _Run | None = None
+        self._behind = False  # the store lacks what it should have
+        self._next = 0.0
+
+    @property
+    def where(self) -> str:
+        uri, page = self._state.uri, self._state.page
+        if self._behind:
+            return f"MLflow does not have all of it yet. {self._send_later}"
+        if not uri.startswith("sqlite"):
+            return f"MLflow: {uri}/{page}"
+        store = "sqlite:///" + _short(Path(uri.removeprefix("sqlite:///")))
+        command = _command("mlflow", "ui", "--backend-store-uri", store)
+        return f"MLflow: run `{command}` and open http://127.0.0.1:5000/{page}"
+
+    def start(self) -> None:
+        self._state.status, self._state.finished = "RUNNING", False
+        self._save()
+        self._try(self._connect, _LAST_REST)
+
+    def update(self) -> None:
+        if time.monotonic() >= self._next:
+            self._try(self._send_rows, _REST)
+            self._next = time.monotonic() + _PAUSE
+
+    def finish(self) -> None:
+        self._close("FINISHED")
+
+    def abort(self, status: Literal["FAILED", "KILLED"]) -> None:
+        self._close(status)
+
+    def send_rest(self) -> None:
+        """Send what has not been sent of a trial that is not being trained. Raises what MLflow raises."""
+        state = self._state
+        if (self._folder / "verdict.json").exists():
+            state.status = "FINISHED"
+        elif state.status == "RUNNING":
+            state.status = "KILLED"
+        with _quiet():
+            if not state.finished:
+                self._send_all()
+        self._lock.release()
+
+    @property
+    def _send_later(self) -> str:
+        command = _command("stability.tracking", _short(self._folder))
+        return f"Everything is kept in the trial's folder; send it later: `{command}`"
+
+    def _close(self, status: str) -> None:
+        self._state.status = status
+        with suppress(OSError):  # on a full disk, the folder tells what it told before
+            self._save()
+        self._try(self._send_all, _LAST_REST)
+        self._lock.release()
+
+    def _try(self, work: Callable[[], object], rest: float) -> None:
+        """Do `work`, unless the store is being left alone. A failure is told once, and borne."""
+        uri = self._state.uri
+        begun = time.monotonic()
+        failed, waited = _failures.get(uri, (-math.inf, 0.0))
+        if begun - failed < rest * waited:
+            self._behind = True
+            return
+        try:
+            with _quiet():
+                work()
+        except (
+            Exception
+        ) as error:  # MLflow's, its database's, the network's, the disk's: the training goes on
+            reason = _reason(error)
+            if (uri, reason) not in _told:
+                _log.warning("MLflow at %s cannot be used: %s. %s", uri, reason, self._send_later)
+            _told.add((uri, reason))
+            _failures[uri] = time.monotonic(), time.monotonic() - begun
+            self._behind = True
+        else:
+            _failures.pop(uri, None)
+            self._behind = False
+
+    def _connect(self) -> _Run:
+        """The trial's run in the opened store: the one it has, or a new one."""
+        if self._run is None:
+            client, experiment_id = _open_store(self._state.uri, self._state.experiment)
+            run = self._find_run(client) or self._create_run(client, experiment_id)
+            if run.info.status != "RUNNING":
+                client.update_run(run.info.run_id, status="RUNNING")
+            self._run = _Run(client, run.info.run_id)
+            self._log_parameters(self._run, run.data.params)
+        return self._run
+
+    def _find_run(self, client: "MlflowClient") -> "Run | None":
+        from mlflow.exceptions import MlflowException
+
+        if self._state.run_id is None:
+            return None
+        try:
+            run = client.get_run(self._state.run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _create_run(self, client: "MlflowClient", experiment_id: str) -> "Run":
+        state = self._state
+        started = _milliseconds(self._folder / "config.yaml")
+        run = client.create_run(experiment_id, started, state.tags, self._folder.name)
+        state.run_id, state.marks = run.info.run_id, {}
+        state.page = f"#/experiments/{experiment_id}/runs/{state.run_id}"
+        self._save()
+        return run
+
+    def _log_parameters(self, run: _Run, logged: Mapping[str, str]) -> None:
+        """Log what is not `logged`; MLflow lets no parameter change."""
+        from mlflow.entities import Param
+
+        named = _parameters(OmegaConf.to_container(self._config))
+        missing = [Param(name, value) for name, value in named if name not in logged]
+        for some in _batches(missing, _PARAMETERS_PER_BATCH):
+            run.client.log_batch(run.id, params=some)
+
+    def _send_rows(self, *, all_of_them: bool = False) -> None:
+        run = self._connect()
+        self._send_file(run, signals.SIGNALS, "", self._stride, all_of_them)
+        self._send_file(run, signals.VALIDATION, "validation/", 1, all_of_them)
+
+    def _send_file(self, run: _Run, name: str, prefix: str, stride: int, all_of_them: bool) -> None:
+        from mlflow.entities import Metric
+
+        path = self._folder / name
+        mark = self._state.marks.setdefault(name, _Mark())
+        table = signals.read_table(path, after=(mark.sent + 1) // stride * stride - 1)
+        chosen = _thin(table, stride)
+        if all_of_them:
+            chosen[-1:] = table.measured[-1:]
+        elif stride > 1:
+            chosen = chosen[:-1]  # whether the last row is the very last, and so to be sent, is not known yet
+        steps = table.steps[: len(chosen)]
+        for part in (steps <= mark.announced, steps > mark.announced):
+            rows = np.flatnonzero(part & (steps > mark.sent))
+            if not len(rows):
+                continue
+            last = int(steps[rows[-1]])
+            if last > mark.announced:
+                mark.announced, mark.time = last, _milliseconds(path)
+                self._save()
+            metrics = [
+                # By way of its text a float32 becomes 0.005, not 0.004999999888.
+                Metric(
+                    prefix + table.names[at], float(str(table.values[row, at])), mark.time, int(steps[row])
+                )
+                for row in rows
+                for at in np.flatnonzero(chosen[row])
+            ]
+            for some in _batches(metrics, _METRICS_PER_BATCH):
+                run.client.log_batch(run.id, some)
+            mark.sent = last
+            self._save()
+
+    def _send_all(self) -> None:
+        self._send_rows(all_of_them=True)
+        from mlflow.entities import RunTag
+
+        run = self._connect()
+        path = self._folder / "verdict.json"
+        ended = time.time_ns() // 1_000_000
+        if path.exists():
+            verdict = json.loads(path.read_text())
+            tags = {name: verdict.get(name) for name in _VERDICT_TAGS}
+            tags["mlflow.note.content"] = verdict.get("advice")  # the description on the run's page
+            run.client.log_batch(run.id, tags=[RunTag(n, str(v)) for n, v in tags.items() if v is not None])
+            ended = _milliseconds(path)
+        run.client.set_terminated(run.id, self._state.status, ended)
+        for name in _ARTIFACTS:
+            if (self._folder / name).exists():
+                run.client.log_artifact(run.id, str(self._folder / name))
+        self._state.finished = True
+        self._save()
+
+    def _save(self) -> None:
+        write_atomically(self._folder / _STATE, json.dumps(asdict(self._state), indent=2).encode())
+
+
+def _read_state(folder: Path) -> _State | None:
+    path = folder / _STATE
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+        stored["marks"] = {name: _Mark(**mark) for name, mark in stored["marks"].items()}
+        return _State(**stored)
+    except (ValueError, TypeError, KeyError) as error:
+        raise StabilityError(
+            f"{path} is not what this version writes ({error}). Without the file, the trial is sent anew."
+        ) from None
+
+
+def _resolve(uri: str | None, outputs: Path) -> str:
+    """The URI with the path of an sqlite store made absolute. Another kind of URI raises `StabilityError`."""
+    if uri is None:
+        return f"sqlite:///{outputs.resolve() / 'mlflow.db'}"
+    if uri.startswith("sqlite:///") and uri != "sqlite:///":
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+    try:
+        parts = urlsplit(uri)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return uri.rstrip("/")
+    except ValueError:
+        pass  # said below
+    raise StabilityError(
+        f"tracking.uri={uri} is no store: give http://HOST:PORT, https://HOST, sqlite:///PATH, or null for"
+        f" {outputs / 'mlflow.db'}."
+    )
+
+
+def _open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
+    """A client for the store, and the id of the experiment in it; both are made if need be."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if not uri.startswith("sqlite"):
+        client = MlflowClient(tracking_uri=uri)
+        try:
+            return client, _experiment_id(client, experiment, None)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return client, _experiment_id(client, experiment, None)  # another process was faster
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{database}.lock"):  # MLflow does not bear two processes that make the tables
+        client = MlflowClient(tracking_uri=uri)
+        return client, _experiment_id(client, experiment, (database.parent / "mlflow-artifacts").as_uri())
+
+
+def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    return found.experiment_id if found else client.create_experiment(name, artifacts)
+
+
+def _import_mlflow() -> None:
+    """Import MLflow: late, for it takes seconds, and after what it reads from the environment is set."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings that MLflow and its dependencies give about each other."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    return (items[first : first + size] for first in range(0, len(items), size))
+
+
+def _thin(table: signals.Table, stride: int) -> NDArray[np.bool_]:
+    """Choose of every `stride` steps each signal's first measured value: bool `[rows, names]`."""
+    chosen = np.zeros_like(table.measured)
+    span = table.steps // stride
+    for column in range(len(table.names)):
+        rows = np.flatnonzero(table.measured[:, column])
+        chosen[rows[np.unique(span[rows], return_index=True)[1]], column] = True
+    return chosen
+
+
+def _parameters(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The leaves of a configuration under their full names, as text."""
+    for key, value in tree.items():
+        if not prefix and key in _NOT_PARAMETERS:
+            continue
+        if isinstance(value, dict):
+            yield from _parameters(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield f"{prefix}{key}", text[:_PARAMETER_LENGTH]
+
+
+def _git_commit() -> str | None:
+    """The commit of this checkout, with `-dirty` if files differ from it; None outside a checkout."""
+    if not (config.CHECKOUT / ".git").exists():
+        return None
+    command = ("git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+    try:
+        return subprocess.run(
+            command, cwd=config.CHECKOUT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _milliseconds(path: Path) -> int:
+    """When `path` was last written, in ms since 1970."""
+    return path.stat().st_mtime_ns // 1_000_000
+
+
+def _command(module: str, *arguments: str) -> str:
+    """The command line that runs `module` with the Python that runs this."""
+    return shlex.join((_short(Path(sys.executable)), "-m", module, *arguments))
+
+
+def _short(path: Path) -> str:
+    """The path as one would type it here."""
+    here = Path.cwd()
+    path = here / path
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause, on one line: MLflow and the libraries below it wrap an error many times."""
+    inner: BaseException = error
+    while cause := inner.__cause__ or inner.__context__:
+        inner = cause
+    return (" ".join(str(inner).split()) or type(inner).__name__).rstrip(".")
+
+
+def _trials(folder: Path) -> list[Path]:
+    """The folders of trials at and below `folder`."""
+    marks = (path.parent for name in (_STATE, signals.SIGNALS) for path in folder.rglob(name))
+    found = sorted({folder for folder in marks if (folder / "config.yaml").exists()})
+    if not found:
+        raise StabilityError(f"{folder} neither is nor holds the folder of a trial.")
+    return found
+
+
+def _send(folder: Path, uri: str | None) -> None:
+    """Send what has not been sent of the trial in `folder`, to `uri` or to where it was to go."""
+    known = _read_state(folder)
+    if known is not None:
+        uri, experiment, tags = uri or known.uri, known.experiment, known.tags
+    elif uri is not None:
+        study = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "study", default="single")
+        experiment, tags = str(study), {}
+    else:
+        raise StabilityError(f"{folder} was trained with tracking=none: name a store with --uri.")
+    tracker = _MlflowTracker(folder, _resolve(uri, folder), experiment, tags)
+    try:
+        tracker.send_rest()
+    except Exception as error:  # whatever MLflow raises; the user can mend it or wait
+        raise StabilityError(f"{folder} was not sent to {uri}: {_reason(error)}.") from error
+    print(f"{folder}: {tracker.where}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Send to MLflow what has not been sent of the trials in the given folders."""
+    parser = argparse.ArgumentParser(prog="python -m stability.tracking", description=main.__doc__)
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="of a trial, or of a study")
+    parser.add_argument("--uri", help="another MLflow store than the trials were trained with")
+    options = parser.parse_args(arguments)
+    failed = False
+    for folder in options.folders:
+        try:
+            trials = _trials(folder)
+        except StabilityError as error:
+            print(error, file=sys.stderr)
+            failed = True
+            continue
+        for trial in trials:
+            try:
+                _send(trial, options.uri)
+            except StabilityError as error:
+                print(error, file=sys.stderr)
+                failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
