@@ -143,8 +143,8 @@ class Config:
 def register() -> None:
     """Make Hydra know the schema and the resolvers; call it before Hydra composes."""
     ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("scaled", _scaled, replace=True)
-    OmegaConf.register_new_resolver("trial_name", _trial_name, replace=True)
+    OmegaConf.register_resolver("scaled", _scaled, replace=True)
+    OmegaConf.register_resolver("trial_name", _trial_name, replace=True)
 
 
 def folder() -> Path:
@@ -155,7 +155,9 @@ def folder() -> Path:
 
 def resolve(cfg: DictConfig) -> Config:
     """The typed configuration of a trial, every interpolation resolved."""
-    config = OmegaConf.to_object(OmegaConf.masked_copy(cfg, list(Config.__dataclass_fields__)))
+    own = OmegaConf.masked_copy(cfg, list(Config.__dataclass_fields__))
+    values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
     return config
 
@@ -166,7 +168,11 @@ def flatten(config: Config) -> dict[str, Any]:
     def walk(prefix: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             return {prefix: value}
-        return {k: v for name in value for k, v in walk(f"{prefix}.{name}" if prefix else name, value[name]).items()}
+        return {
+            k: v
+            for name in value
+            for k, v in walk(f"{prefix}.{name}" if prefix else name, value[name]).items()
+        }
 
     return walk("", asdict(config))
 

@@ -31,10 +31,15 @@ def add_noise(
     """
     b, _, f = features.shape
     device = features.device
-    white = torch.randn(features.shape, generator=torch_stream(seed, "white noise", step, device), device=device)
+    white = torch.randn(
+        features.shape, generator=torch_stream(seed, "white noise", step, device), device=device
+    )
     offset = torch.randn(b, 1, f, generator=torch_stream(seed, "offset", step, device), device=device)
     return torch.stack(
-        [torch.add(features, white, alpha=w).add_(offset, alpha=o) for w, o in zip(white_stds, offset_stds, strict=True)]
+        [
+            torch.add(features, white, alpha=w).add_(offset, alpha=o)
+            for w, o in zip(white_stds, offset_stds, strict=True)
+        ]
     )
 
 

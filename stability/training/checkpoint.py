@@ -131,7 +131,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise StabilityError(f"There is no checkpoint at {path}.") from None
     except Exception as error:  # torch raises a different kind for each way a file can be broken
         reason = str(error).partition("\n")[0]
-        raise StabilityError(f"{path} cannot be read as a checkpoint ({reason}). Give another, or train anew.") from None
+        raise StabilityError(
+            f"{path} cannot be read as a checkpoint ({reason}). Give another, or train anew."
+        ) from None
     if not isinstance(content, dict) or "model_state_dict" not in content:
         raise StabilityError(f"{path} is no checkpoint of a decoder: it has no model_state_dict.")
     return content
@@ -145,10 +147,15 @@ def _grouped(parameters: Mapping[str, Tensor]) -> list[str]:
     return [name for members in groups.values() for name in members]
 
 
-def _torch_states(config: Config, own: Parameters, moments: Moments, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _torch_states(
+    config: Config, own: Parameters, moments: Moments, step: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The state dictionaries that torch.optim.AdamW and LambdaLR would have, made by those themselves."""
     o, s = config.optimizer, config.schedule
-    counts = {g: sum(len(split_days({n: p})) for n, p in own.items() if group_of(n) == g) for g in ("bias", "day_layer", "other")}
+    counts = {
+        g: sum(len(split_days({n: p})) for n, p in own.items() if group_of(n) == g)
+        for g in ("bias", "day_layer", "other")
+    }
     decays = {"bias": 0.0, "day_layer": o.weight_decay_day, "other": o.weight_decay}
     groups = [
         {
@@ -168,7 +175,11 @@ def _torch_states(config: Config, own: Parameters, moments: Moments, step: int) 
         group["lr"] = lr
     first, second, steps = (split_days(kind) for kind in moments)
     state = {
-        index: {"step": steps[n].cpu().clone(), "exp_avg": first[n].cpu().clone(), "exp_avg_sq": second[n].cpu().clone()}
+        index: {
+            "step": steps[n].cpu().clone(),
+            "exp_avg": first[n].cpu().clone(),
+            "exp_avg_sq": second[n].cpu().clone(),
+        }
         for index, n in enumerate(_grouped(own))
         if steps[n] > 0  # AdamW keeps nothing of a day it has not met
     }

@@ -93,7 +93,10 @@ def forward(
         if layer > 0 and dropout is not None:
             h = dropout(h, f"layer {layer}", model.rnn_dropout, 1)
         h = gru_layer(h, h0, *(parameters[name] for name in gru_names(layer)))
-    return torch.matmul(h, parameters["out.weight"].transpose(1, 2).unsqueeze(1)) + parameters["out.bias"][:, None, None]
+    return (
+        torch.matmul(h, parameters["out.weight"].transpose(1, 2).unsqueeze(1))
+        + parameters["out.bias"][:, None, None]
+    )
 
 
 def _day_layer(x: Tensor, weights: Tensor, biases: Tensor, rows_per_day: Sequence[int]) -> Tensor:

@@ -13,9 +13,11 @@ from torch import Tensor
 from stability.config import Optimizer
 from stability.training.decoder import Parameters
 from stability.training.loss import BLANK
-from stability.training.optimizer import DAY_LAYER, Moments
+from stability.training.optimizer import Moments
 
-DEAR_EVERY = 10  # steps from one measurement of the dear signals to the next; they cost a pass over all parameters
+DEAR_EVERY = (
+    10  # steps from one measurement of the dear signals to the next; they cost a pass over all parameters
+)
 _SAMPLE = 16_384  # second moments looked at, evenly over all of them
 
 
@@ -64,7 +66,9 @@ def update_ratio(before: Parameters, after: Parameters) -> Tensor:
     return torch.sqrt(update / weights)
 
 
-def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequence[float]) -> dict[str, Tensor]:
+def epsilon_signals(
+    moments: Moments, settings: Sequence[Optimizer], rates: Sequence[float]
+) -> dict[str, Tensor]:
     """Share of parameters whose second-moment root lies below epsilon, and the learning rate that the median has.
 
     The root is bias-corrected, as in the update; the effective rate is lr / (median root + epsilon).

@@ -42,12 +42,23 @@ class _Loop(torch.autograd.Function):
         states = x.new_empty(k, t_max + 1, b, h)
         states[:, 0] = h0
         w_hh_t, bias = w_hh.transpose(1, 2).contiguous(), b_hh.unsqueeze(1)
-        for t in range(t_max):
-            state, gate, rec = states[:, t], gates[:, t], recurrent[:, t]
+        # All views are made beforehand: one a step and operand would cost as much as the arithmetic.
+        steps = zip(
+            states.unbind(1),
+            states[:, 1:].unbind(1),
+            recurrent.unbind(1),
+            *(recurrent[..., part].unbind(1) for part in (slice(2 * h), slice(2 * h, None))),
+            *(
+                gates[..., part].unbind(1)
+                for part in (slice(2 * h), slice(h), slice(h, 2 * h), slice(2 * h, None))
+            ),
+            strict=False,
+        )
+        for state, next_state, rec, rec_rz, rec_n, rz, r, z, n in steps:
             torch.baddbmm(bias, state, w_hh_t, out=rec)
-            rz = gate[..., : 2 * h].add_(rec[..., : 2 * h]).sigmoid_()
-            n = gate[..., 2 * h :].addcmul_(rz[..., :h], rec[..., 2 * h :]).tanh_()
-            torch.lerp(n, state, rz[..., h:], out=states[:, t + 1])
+            rz.add_(rec_rz).sigmoid_()
+            n.addcmul_(r, rec_n).tanh_()
+            torch.lerp(n, state, z, out=next_state)
         ctx.save_for_backward(x_flat, w_ih, w_hh, gates, recurrent, states)
         return states[:, 1:]
 
@@ -65,11 +76,14 @@ class _Loop(torch.autograd.Function):
         torch.mul(states[:, :-1] - n, z * (1 - z), out=through[..., h : 2 * h])
         torch.mul(to_n, r, out=through[..., 2 * h :])
         d_state = torch.zeros_like(states[:, 0])
-        d_states = torch.empty_like(states[:, 1:])
-        for t in range(t_max - 1, -1, -1):
-            d = torch.add(d_state, grad[:, t], out=d_states[:, t])
-            d_gates = through[:, t].view(k, b, 3, h).mul_(d.unsqueeze(-2)).view(k, b, h3)
-            d_state = torch.baddbmm(d * z[:, t], d_gates, w_hh)
+        d_states = torch.empty_like(n)
+        steps = zip(
+            *(v.unbind(1) for v in (grad, d_states, z, through, through.view(k, t_max, b, 3, h))), strict=True
+        )
+        for grad_t, d, z_t, d_gates, d_gates_3 in reversed(list(steps)):
+            torch.add(d_state, grad_t, out=d)
+            d_gates_3.mul_(d.unsqueeze(-2))
+            d_state = torch.baddbmm(d * z_t, d_gates, w_hh)
         d_recurrent = through.view(k, t_max * b, h3)
         d_input = d_recurrent.clone()
         torch.mul(d_states, to_n, out=d_input.view(k, t_max, b, h3)[..., 2 * h :])

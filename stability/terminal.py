@@ -1,0 +1,100 @@
+"""What a person sees of a trial: its configuration in short, a bar, its verdict. Plain lines where no one looks on."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stability.config import Config
+from stability.data.t15 import Dataset
+from stability.diagnosis.verdict import Verdict
+from stability.training.loop import Block
+
+_COLOURS = {"stable": "bold green", "undecided": "bold yellow"}  # every other outcome is red
+
+
+class Display:
+    """The terminal while one trial trains; use it in a `with` statement."""
+
+    def __init__(self, total_steps: int, done_steps: int) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total_steps, completed=done_steps)
+        self._rates = "PER –"
+        self._latest = ""
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def trained(self, block: Block) -> None:
+        """Show the last of some steps."""
+        last = dict(zip(block.names, block.values[0, -1].tolist(), strict=True))
+        self._latest = (
+            f"loss {last['loss']:.4g}  blank {last['blank_fraction']:.0%}  gradient {last['grad_norm']:.3g}"
+        )
+        self._bar.update(
+            self._task, completed=block.steps[-1] + 1, description=f"{self._latest}  {self._rates}"
+        )
+
+    def validated(self, step: int, per: float, loss: float) -> None:
+        """Show a validation; a line of its own where there is no bar."""
+        self._rates = f"PER {per:.3f}"
+        if self._bar.disable:
+            self._console.print(f"step {step:<6d} {self._latest}  PER {per:.4f}  validation loss {loss:.4g}")
+
+
+def show_configuration(
+    config: Config, folder: Path, dataset: Dataset, device: torch.device, step: int
+) -> None:
+    """What is trained, on what, and where it is kept."""
+    console = Console(highlight=False, soft_wrap=True)
+    o, s, a, b = config.optimizer, config.schedule, config.aug, config.batch
+    for name, value in {
+        "optimizer": f"AdamW, epsilon {o.epsilon:g}, weight decay {o.weight_decay:g}, clip {o.clip_norm}",
+        "schedule": f"lr {s.lr_max:g} after {s.warmup_steps} steps, cosine to {s.lr_min:g} at {s.decay_steps}",
+        "noise": f"white {a.white_noise_std:g}, offset {a.constant_offset_std:g}",
+        "batch": f"{b.size} trials of {b.days} days, loss {config.loss.reduction}",
+        "model": f"GRU {config.model.layers} x {config.model.units}, {config.precision.dtype} on {device}",
+        "data": f"{len(dataset.train.records)} trials to train and {len(dataset.val.records)} to validate, "
+        f"{len(dataset.sessions)} days, {dataset.n_features} features",
+        "trial": f"seed {config.seed}, steps {step} to {config.steps}" + (" (resumed)" if step else ""),
+        "folder": str(folder),
+    }.items():
+        console.print(f"[dim]{name:<10}[/] {value}")
+    if dataset.excluded:
+        console.print(f"[yellow]{len(dataset.excluded)} bad trials are left out, listed in excluded.txt[/]")
+
+
+def show_verdict(verdict: Verdict, folder: Path, where: str) -> None:
+    """What became of the trial, why, and where everything is."""
+    console = Console(highlight=False, soft_wrap=True)
+    cause = f": {verdict.cause}" if verdict.cause else ""
+    since = f", since step {verdict.onset_step}" if verdict.onset_step is not None else ""
+    console.print(f"[{_COLOURS.get(verdict.outcome, 'bold red')}]{verdict.outcome}[/]{cause}{since}")
+    for name, value in verdict.evidence.items():
+        console.print(f"  [dim]{name:<44}[/] {value if isinstance(value, str) else f'{value:.4g}'}")
+    if verdict.advice:
+        console.print(f"  {verdict.advice}")
+    for name, place in {
+        "verdict": folder / "verdict.json",
+        "figure": folder / "run.png",
+        "checkpoint": folder / "checkpoints" / "best.pt",
+    }.items():
+        console.print(f"[dim]{name:<10}[/] {place}")
+    console.print(where)

@@ -1,0 +1,207 @@
+"""One trial from its start, or from its last checkpoint, to its verdict. All that it leaves is in its folder."""
+
+import errno
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from stability.config import Config
+from stability.data import synthetic
+from stability.data.t15 import Dataset, open_dataset
+from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, append_rows, read_table, truncate
+from stability.diagnosis.verdict import Verdict, failed, judge
+from stability.errors import Interrupted, StabilityError
+from stability.figures import draw_run
+from stability.files import write_atomically
+from stability.terminal import Display, show_configuration, show_verdict
+from stability.tracking import Tracker, open_tracker
+from stability.training import checkpoint
+from stability.training.decoder import init_parameters
+from stability.training.loop import Stack, evaluate, new_stack, train_steps
+
+CHECKPOINTS = Path("checkpoints")
+_LAST, _BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
+_VERDICT = "verdict.json"
+_BLOCK = 10  # steps after which the signals are fetched from the device, written and shown
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def run_trial(config: Config, folder: Path) -> Verdict:
+    """Train the trial in `folder` to its end, going on from what is there, and return its verdict.
+
+    A trial that has its verdict is only shown. Raises StabilityError where something outside is wrong, and
+    Interrupted if asked to stop, after a checkpoint.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock").acquire(timeout=0):
+            return _run(config, folder)
+    except Timeout:
+        raise StabilityError(f"{folder} is being trained by another process: wait for it.") from None
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise StabilityError(
+            f"Cannot write in {folder}: {error.strerror}. Make room, or give another place with outputs=FOLDER; "
+            "in the same place, the same command goes on from the last checkpoint."
+        ) from None
+
+
+def _run(config: Config, folder: Path) -> Verdict:
+    if config.fresh:
+        _clear(folder)
+    path = folder / _VERDICT
+    if path.exists():
+        verdict = Verdict(**json.loads(path.read_text()))
+        show_verdict(verdict, folder, "This trial was finished before: fresh=true trains it anew.")
+        return verdict
+    device = _device(config.device)
+    dataset = _open_data(config)
+    stack, best = _open_stack(config, folder, dataset, device)
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+    if dataset.excluded:
+        write_atomically(folder / "excluded.txt", "".join(f"{line}\n" for line in dataset.excluded).encode())
+    show_configuration(config, folder, dataset, device, stack.step)
+    tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
+    try:
+        with Display(config.steps, stack.step) as display, _stop_requests() as stop_requested:
+            _train(stack, dataset, folder, best, tracker, display, stop_requested)
+        verdict = judge(read_table(folder / SIGNALS), read_table(folder / VALIDATION))
+        write_atomically(path, json.dumps(asdict(verdict), indent=2).encode())
+        draw_run(folder)
+    except BaseException as error:
+        tracker.abort("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED")
+        raise
+    tracker.finish()
+    show_verdict(verdict, folder, tracker.where)
+    return verdict
+
+
+def _train(
+    stack: Stack,
+    dataset: Dataset,
+    folder: Path,
+    best: checkpoint.Best,
+    tracker: Tracker,
+    display: Display,
+    stop_requested: Callable[[], bool],
+) -> None:
+    """Train block by block until the budget is spent or the trial cannot go on."""
+    config = stack.configs[0]
+    ended = stack.step >= config.steps
+    while not ended:
+        # Validation comes after the steps 0, every, 2 every …, as in the official trainer.
+        to_validation = (-stack.step) % config.validate_every + 1
+        to_checkpoint = config.checkpoint_every - stack.step % config.checkpoint_every
+        count = min(_BLOCK, to_validation, to_checkpoint, config.steps - stack.step)
+        block = train_steps(stack, dataset.train, count)
+        append_rows(folder / SIGNALS, block.names, block.steps, block.values[0])
+        display.trained(block)
+        failure = failed(
+            Table(block.names, np.array(block.steps), block.values[0].filled(np.nan), ~block.values.mask[0])
+        )
+        ended = failure is not None or stack.step == config.steps
+        if ended or count == to_validation:
+            (per,), (loss,) = evaluate(stack, dataset.val)
+            row = np.array([[per, loss]], np.float32)
+            append_rows(folder / VALIDATION, ("per", "loss"), [stack.step - 1], row)
+            display.validated(stack.step - 1, per, loss)
+            if best.improve(float(per), float(loss)):
+                checkpoint.save(folder / _BEST, stack, 0, best)
+        stopping = stop_requested()
+        if ended or stopping or count == to_checkpoint:
+            checkpoint.save(folder / _LAST, stack, 0, best)
+        tracker.update()
+        if stopping and not ended:
+            raise Interrupted(f"Stopped before step {stack.step}. The same command goes on from there.")
+
+
+def _open_stack(
+    config: Config, folder: Path, dataset: Dataset, device: torch.device
+) -> tuple[Stack, checkpoint.Best]:
+    """The trial as a stack of one, where its last checkpoint left it; later signals are dropped."""
+    parameters = init_parameters(config.model, dataset.n_features, len(dataset.sessions), config.seed)
+    if config.init_from is not None:
+        parameters = checkpoint.load_weights(Path(config.init_from), parameters)
+    stack = new_stack([config], [parameters], device)
+    resumable = (folder / _LAST).exists()
+    best = checkpoint.restore(folder / _LAST, stack, 0) if resumable else checkpoint.Best()
+    for name in (SIGNALS, VALIDATION):
+        truncate(folder / name, stack.step)
+    return stack, best
+
+
+def _open_data(config: Config) -> Dataset:
+    outputs, data = Path(config.outputs), config.data
+    if data.synthetic is not None:
+        path = synthetic.ensure(data.synthetic, Path(data.path) if data.path else outputs / "data")
+    elif data.path is not None:
+        path = Path(data.path)
+    else:
+        raise StabilityError("data.path is null: give the folder that holds the session folders.")
+    dataset = open_dataset(
+        path,
+        sessions=data.sessions,
+        on_bad_trial=data.on_bad_trial,
+        patch_size=config.model.patch_size,
+        patch_stride=config.model.patch_stride,
+        max_cut=config.aug.max_cut,
+        index_dir=outputs / "index",
+    )
+    days = len(dataset.train.by_day)
+    if config.batch.days > days:
+        raise StabilityError(
+            f"batch.days={config.batch.days}, but only {days} days of {path} have training trials: "
+            f"give batch.days={days} or less."
+        )
+    return dataset
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise StabilityError(f"device={name} is none of auto, cpu, cuda and cuda:N.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise StabilityError(
+            f"device={name}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here. "
+            "Give device=auto, or install a PyTorch with CUDA for this machine's driver."
+        )
+    return device
+
+
+def _clear(folder: Path) -> None:
+    """Forget the trial that the folder holds; what a person put there stays."""
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for name in (SIGNALS, VALIDATION, _VERDICT, "run.png", "tracking.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came. The first is noted, so that a step is never left half done; a second acts."""
+    requested = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        requested = True
+        signal.signal(number, previous[number])
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
