@@ -41,9 +41,7 @@ def draw_run(folder: Path) -> Path:
         panel.set_ylim(-0.03, max(1.03, panel.get_ylim()[1]))
     if (clip := _clip_norm(folder)) is not None:
         norm.axhline(clip, color=_CLIP, linewidth=1.2, linestyle="--")
-        norm.annotate(
-            f"clip at {clip:g}", (1, clip), (-4, 3), norm.get_yaxis_transform(), "offset points", ha="right"
-        )
+        norm.annotate(f"clip at {clip:g}", (1, clip), (-4, 3), norm.get_yaxis_transform(), "offset points", ha="right")
     norm.set_xlabel("step")
     norm.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(table.steps):
@@ -125,7 +123,5 @@ def _read_verdict(folder: Path) -> dict[str, Any]:
 
 def _clip_norm(folder: Path) -> float | None:
     path = folder / "config.yaml"
-    clip: float | None = (
-        OmegaConf.select(OmegaConf.load(path), "optimizer.clip_norm") if path.exists() else None
-    )
+    clip: float | None = OmegaConf.select(OmegaConf.load(path), "optimizer.clip_norm") if path.exists() else None
     return clip

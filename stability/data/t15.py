@@ -248,9 +248,7 @@ def _writable_features(trial: Trial, n_features: int | None, where: str) -> NDAr
     if problem := _features_problem(features):
         raise StabilityError(f"{where}: {problem}")
     if n_features not in (None, features.shape[1]):
-        raise StabilityError(
-            f"{where}: has {features.shape[1]} features, the trials before it have {n_features}"
-        )
+        raise StabilityError(f"{where}: has {features.shape[1]} features, the trials before it have {n_features}")
     return features
 
 
@@ -259,9 +257,7 @@ def _write_labels(group: Any, trial: Trial, where: str) -> None:
     if labels.size == 0:
         raise StabilityError(f"{where}: has no labels; only test trials go without")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise StabilityError(
-            f"{where}: labels are {labels.dtype} of shape {labels.shape}, not a row of integers"
-        )
+        raise StabilityError(f"{where}: labels are {labels.dtype} of shape {labels.shape}, not a row of integers")
     if labels.size > _ROOM:
         raise StabilityError(f"{where}: has {labels.size} labels; the layout has room for {_ROOM}")
     if problem := _labels_problem(labels):
@@ -269,8 +265,7 @@ def _write_labels(group: Any, trial: Trial, where: str) -> None:
     codes = trial.transcription.encode()
     if len(codes) >= _ROOM or 0 in codes:
         raise StabilityError(
-            f"{where}: the transcription has {len(codes)} bytes; "
-            f"the layout has room for {_ROOM - 1}, none of them zero"
+            f"{where}: the transcription has {len(codes)} bytes; the layout has room for {_ROOM - 1}, none of them zero"
         )
     group.create_dataset("seq_class_ids", data=_padded(labels))
     group.create_dataset("transcription", data=_padded(np.frombuffer(codes, np.uint8)))
@@ -294,9 +289,7 @@ def _open(
     index_dir: Path,
 ) -> list[Split]:
     if on_bad_trial not in _ON_BAD_TRIAL:
-        raise StabilityError(
-            f"data.on_bad_trial is {on_bad_trial!r}; it is one of {', '.join(_ON_BAD_TRIAL)}"
-        )
+        raise StabilityError(f"data.on_bad_trial is {on_bad_trial!r}; it is one of {', '.join(_ON_BAD_TRIAL)}")
     names = _session_names(path, sessions)
     files = {split: tuple(path / name / f"data_{split}.hdf5" for name in names) for split in cuts}
     scanned = _scan_all([file for file in chain(*files.values()) if os.path.lexists(file)], index_dir)
@@ -313,9 +306,7 @@ def _open(
                     bad[split].append(f"{where}: {problem}")
                     continue
                 labels = None if entry.labels is None else np.array(entry.labels, np.int64)
-                records[split].append(
-                    Record(day, entry.name, entry.n_time_steps, labels, entry.transcription)
-                )
+                records[split].append(Record(day, entry.name, entry.n_time_steps, labels, entry.transcription))
                 n_features.setdefault(entry.n_features, where)
 
     messages = [*chain(*bad.values())]
@@ -373,9 +364,7 @@ def _session_names(path: Path, wanted: Sequence[str] | None) -> tuple[str, ...]:
     except OSError as error:
         raise StabilityError(f"data path {path} cannot be read: {error}") from error
     if not found and _is_session(path):
-        raise StabilityError(
-            f"data path {path} is itself a session folder; give its parent {path.resolve().parent}"
-        )
+        raise StabilityError(f"data path {path} is itself a session folder; give its parent {path.resolve().parent}")
     if not found:
         raise StabilityError(f"data path {path} holds no session folder; {_LAYOUT}")
     if wanted is None:
@@ -472,9 +461,7 @@ def _scan_trial(name: str, group: Any) -> _Entry:
         return _Entry(name, 0, 0, None, "", "has no dataset input_features")
     stored = group["input_features"]
     if stored.dtype.kind != "f" or stored.ndim != 2:
-        what = (
-            f"input_features are {stored.dtype} of shape {stored.shape}, not floats of shape (bins, features)"
-        )
+        what = f"input_features are {stored.dtype} of shape {stored.shape}, not floats of shape (bins, features)"
         return _Entry(name, 0, 0, None, "", what)
     bins, count = stored.shape
     steps = _integer(group, "n_time_steps")
