@@ -470,7 +470,7 @@ def _scan(file: Path, stat: os.stat_result, index_dir: Path) -> list[_Entry]:
     resolved = str(file.resolve())
     key = [_INDEX_VERSION, resolved, stat.st_size, stat.st_mtime_ns]
     index = index_dir / f"{hashlib.sha256(resolved.encode()).hexdigest()[:16]}.json"
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # not there, or not an index
         saved = json.loads(index.read_text())
         if saved["key"] == key:
             return [_Entry(*row) for row in saved["trials"]]
