@@ -532,10 +532,10 @@ def test_the_ways_with_bad_trials_are_two(root: Path) -> None:
 def test_ctc_rule_agrees_with_all_alignments(tmp_path: Path) -> None:
     patch, stride, max_cut = 3, 2, 1
     alignable = {
-        frames: {collapse(path) for path in itertools.product(range(3), repeat=frames)} for frames in range(8)
+        frames: {collapse(path) for path in itertools.product(range(3), repeat=frames)} for frames in range(7)
     }
-    targets = [target for length in range(1, 5) for target in itertools.product([1, 2], repeat=length)]
-    cases = [(bins, target) for bins in range(3, 16) for target in targets]
+    targets = [target for length in range(1, 4) for target in itertools.product([1, 2], repeat=length)]
+    cases = [(bins, target) for bins in range(3, 14) for target in targets]
     for name in ("train", "val"):
         written = (Trial(np.zeros((bins, 1)), np.array(target), "", 0, 0) for bins, target in cases)
         write_session(tmp_path / "data/day", name, written)
