@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import time
@@ -68,6 +69,35 @@ class _Entry(NamedTuple):
     labels: list[int] | None
     transcription: str
     problem: str | None
+
+
+class _Sink(io.FileIO):
+    """A file that keeps its first write error for `check` to raise.
+
+    HDF5 must not see it: after a failed write it cannot close the file and takes the whole process down.
+    """
+
+    _error: OSError | None = None
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        try:
+            while rest and self._error is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return self.tell()
 
 
 class _Store:
@@ -174,7 +204,7 @@ def write_session(folder: Path, split: str, trials: Iterable[Trial]) -> Path:
     temporary = folder / f".{target.name}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w") as file:
+        with _Sink(temporary, "w+") as sink, h5py.File(sink, "w") as file:
             n_features = None
             for index, trial in enumerate(trials):
                 group = file.create_group(f"trial_{index:04d}")
@@ -188,10 +218,12 @@ def write_session(folder: Path, split: str, trials: Iterable[Trial]) -> Path:
                 group.attrs["session"] = folder.resolve().name
                 if split != "test":
                     _write_labels(group, trial, where)
+                sink.check()
             if n_features is None:
                 raise StabilityError(f"{target}: there are no trials to write")
+        sink.check()  # HDF5 wrote what it still held
         temporary.replace(target)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise StabilityError(f"{target} cannot be written: {error}") from error
     finally:
         with contextlib.suppress(OSError):
@@ -413,14 +445,13 @@ def _scan_all(files: list[Path], index_dir: Path) -> dict[Path, list[_Entry]]:
     task = progress.add_task("checking the data", total=sum(stat.st_size for stat in stats))
     start = time.monotonic()
     scanned = {}
-    try:
+    with contextlib.ExitStack() as shown:
         for file, stat in zip(files, stats, strict=True):
             scanned[file] = _scan(file, stat, index_dir)
             progress.update(task, advance=stat.st_size)
-            if console.is_terminal and time.monotonic() - start > _QUIET_SECONDS:
-                progress.start()
-    finally:
-        progress.stop()
+            late = time.monotonic() - start > _QUIET_SECONDS
+            if late and console.is_terminal and not progress.live.is_started:
+                shown.enter_context(progress)
     return scanned
 
 
@@ -428,7 +459,7 @@ def _scan(file: Path, stat: os.stat_result, index_dir: Path) -> list[_Entry]:
     resolved = str(file.resolve())
     key = [_INDEX_VERSION, resolved, stat.st_size, stat.st_mtime_ns]
     index = index_dir / f"{hashlib.sha256(resolved.encode()).hexdigest()[:16]}.json"
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # not there, or not an index
         saved = json.loads(index.read_text())
         if saved["key"] == key:
             return [_Entry(*row) for row in saved["trials"]]
