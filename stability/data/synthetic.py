@@ -98,10 +98,7 @@ def _write(settings: config.Synthetic, folder: Path) -> None:
         if day < settings.days - 1:
             del counts["test"]
         session = {
-            split: [
-                _trial(rng, words, scaled, offset, settings, block=block, number=number)
-                for number in range(count)
-            ]
+            split: [_trial(rng, words, scaled, offset, settings, block=block, number=number) for number in range(count)]
             for block, (split, count) in enumerate(counts.items())
         }
         everything = np.concatenate([trial.features for trial in chain(*session.values())])
