@@ -13,12 +13,13 @@ import logging
 import math
 import os
 import shlex
+import sqlite3
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -228,7 +229,9 @@ class _MlflowTracker(Tracker):
         ) as error:  # MLflow's, its database's, the network's, the disk's: the training goes on
             reason = _reason(error)
             if (uri, reason) not in _told:
-                _log.warning("MLflow at %s cannot be used: %s. %s", uri, reason, self._send_later)
+                _log.warning(
+                    "MLflow at %s cannot be used: %s. The training goes on. %s", uri, reason, self._send_later
+                )
             _told.add((uri, reason))
             _failures[uri] = time.monotonic(), time.monotonic() - begun
             self._behind = True
@@ -388,6 +391,8 @@ def _open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):  # MLflow does not bear two processes that make the tables
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("BEGIN IMMEDIATE")  # where this fails at once, MLflow tries for two minutes
         client = MlflowClient(tracking_uri=uri)
         return client, _experiment_id(client, experiment, (database.parent / "mlflow-artifacts").as_uri())
 
@@ -403,7 +408,7 @@ def _import_mlflow() -> None:
         os.environ.setdefault(name, value)
     import mlflow  # noqa: F401
 
-    for name in ("mlflow", "alembic"):
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
