@@ -157,7 +157,6 @@ class _MlflowTracker(Tracker):
         self._state = known if known and same else _State(uri, experiment, tags)
         self._config = OmegaConf.load(folder / "config.yaml")
         self._stride = math.ceil(OmegaConf.select(self._config, "steps", default=1) / _POINTS)
-        _import_mlflow()
         self._run: _Run | None = None
         self._behind = False  # the store lacks what it should have
         self._next = 0.0
@@ -176,6 +175,7 @@ class _MlflowTracker(Tracker):
     def start(self) -> None:
         self._state.status, self._state.finished = "RUNNING", False
         self._save()
+        _import_mlflow()
         self._try(self._connect, _LAST_REST)
 
     def update(self) -> None:
@@ -192,12 +192,13 @@ class _MlflowTracker(Tracker):
     def send_rest(self) -> None:
         """Send what has not been sent of a trial that is not being trained. Raises what MLflow raises."""
         state = self._state
-        if (self._folder / "verdict.json").exists():
-            state.status = "FINISHED"
-        elif state.status == "RUNNING":
-            state.status = "KILLED"
-        with _quiet():
-            if not state.finished:
+        if not state.finished:
+            if (self._folder / "verdict.json").exists():
+                state.status = "FINISHED"
+            elif state.status == "RUNNING":
+                state.status = "KILLED"
+            _import_mlflow()
+            with _quiet():
                 self._send_all()
         self._lock.release()
 
@@ -388,6 +389,8 @@ def _open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         return client, _experiment_id(client, experiment, None)  # another process was faster
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - takes a second, better spent before the lock
+
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):  # MLflow does not bear two processes that make the tables

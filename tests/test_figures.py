@@ -46,7 +46,7 @@ def _panels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str
 
 def test_a_diverged_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = _healthy(500)
-    values[350:, :2] *= np.exp(np.arange(150))[:, None]
+    values[350:, :2] *= np.exp(np.arange(150) / 2)[:, None]
     values[450:, 0] = np.nan
     values[440:, 1] = np.inf
     values[440:, 2] = -np.inf
