@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -61,13 +61,12 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
 
-_T = TypeVar("_T")
-
 _log = logging.getLogger(__name__)
-_failures: dict[
-    str, tuple[float, float]
-] = {}  # URI -> when (time.monotonic) its store failed, after how long
-_told: set[tuple[str, str]] = set()  # URIs and the reasons of failure that have been logged
+
+# What this process knows of the stores, by URI: when one last failed, and after how many seconds
+# (time.monotonic); and the reasons that have been told.
+_failures: dict[str, tuple[float, float]] = {}
+_told: set[tuple[str, str]] = set()
 
 
 class Tracker:
@@ -215,7 +214,7 @@ class _MlflowTracker(Tracker):
         self._lock.release()
 
     def _try(self, work: Callable[[], object], rest: float) -> None:
-        """Do `work`, unless the store is being left alone. A failure is told once, and borne."""
+        """Do `work`, unless the store is being left alone. Whatever fails is told once; the training goes on."""
         uri = self._state.uri
         begun = time.monotonic()
         failed, waited = _failures.get(uri, (-math.inf, 0.0))
@@ -225,9 +224,7 @@ class _MlflowTracker(Tracker):
         try:
             with _quiet():
                 work()
-        except (
-            Exception
-        ) as error:  # MLflow's, its database's, the network's, the disk's: the training goes on
+        except Exception as error:  # MLflow's, its database's, the network's or the disk's
             reason = _reason(error)
             if (uri, reason) not in _told:
                 _log.warning(
@@ -409,7 +406,8 @@ def _import_mlflow() -> None:
     """Import MLflow: late, for it takes seconds, and after what it reads from the environment is set."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401
+    with _quiet():
+        import mlflow  # noqa: F401
 
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -423,7 +421,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
     return (items[first : first + size] for first in range(0, len(items), size))
 
 
