@@ -214,7 +214,7 @@ class _MlflowTracker(Tracker):
         self._lock.release()
 
     def _try(self, work: Callable[[], object], rest: float) -> None:
-        """Do `work`, unless the store is being left alone. Whatever fails is told once; the training goes on."""
+        """Do `work`, unless the store is being left alone. What fails is told once; the training goes on."""
         uri = self._state.uri
         begun = time.monotonic()
         failed, waited = _failures.get(uri, (-math.inf, 0.0))
