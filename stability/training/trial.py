@@ -142,6 +142,7 @@ def _open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.de
 
 
 def open_data(config: Config) -> Dataset:
+    """The training and validation trials that the configuration names; a synthetic set is written the first time."""
     outputs, data = Path(config.outputs), config.data
     if data.synthetic is not None:
         path = synthetic.ensure(data.synthetic, Path(data.path) if data.path else outputs / "data")
