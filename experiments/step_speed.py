@@ -73,7 +73,7 @@ def plain_loop(c: Config, dataset: Dataset, device: torch.device):  # type: igno
             frames = frames_of(batch.bins, c.model)
             loss = F.ctc_loss(log_probs, batch.labels.to(device), frames, batch.label_counts, reduction="none").mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rates(c, step)[0]
