@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+
+from stability.errors import StabilityError
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -57,16 +59,16 @@ class Batch:
 
 @dataclass
 class Loss:
-    """How a trial's CTC loss is reduced over its labels: per_trial_sum or per_label_mean."""
+    """How a trial's CTC loss is reduced over its labels."""
 
-    reduction: str
+    reduction: Literal["per_trial_sum", "per_label_mean"]
 
 
 @dataclass
 class Precision:
-    """The dtype of the forward pass (auto, fp32, bf16, fp16) and fp16's first loss scale."""
+    """The dtype of the forward pass, and fp16's first loss scale."""
 
-    dtype: str
+    dtype: Literal["auto", "fp32", "bf16", "fp16"]
     initial_loss_scale: float
 
 
@@ -99,19 +101,19 @@ class Synthetic:
 
 @dataclass
 class Data:
-    """Where the trials come from and what to do with bad ones (error or exclude)."""
+    """Where the trials come from, and what to do with bad ones."""
 
     path: str | None
     sessions: list[str] | None
-    on_bad_trial: str
+    on_bad_trial: Literal["error", "exclude"]
     synthetic: Synthetic | None
 
 
 @dataclass
 class Tracking:
-    """Where runs are compared: mlflow or none."""
+    """Where runs are compared."""
 
-    backend: str
+    backend: Literal["mlflow", "none"]
     uri: str | None
     experiment: str
 
@@ -155,10 +157,18 @@ def folder() -> Path:
 
 def resolve(cfg: DictConfig) -> Config:
     """The typed configuration of a trial, every interpolation resolved."""
-    own = OmegaConf.masked_copy(cfg, list(Config.__dataclass_fields__))
-    values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    names = [field.name for field in fields(Config)]
+    if unknown := cfg.keys() - {*names, "hydra"}:
+        raise StabilityError(
+            f"There is no {', '.join(map(str, unknown))} in the configuration; there are {', '.join(names)}."
+        )
+    own = OmegaConf.masked_copy(cfg, names)
+    if missing := OmegaConf.missing_keys(own):
+        raise StabilityError(f"{', '.join(missing)} must be given, as in {min(missing)}=VALUE.")
+    values = OmegaConf.to_container(own, resolve=True)
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
+    _check(config)
     return config
 
 
@@ -168,11 +178,7 @@ def flatten(config: Config) -> dict[str, Any]:
     def walk(prefix: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             return {prefix: value}
-        return {
-            k: v
-            for name in value
-            for k, v in walk(f"{prefix}.{name}" if prefix else name, value[name]).items()
-        }
+        return {k: v for name in value for k, v in walk(f"{prefix}.{name}" if prefix else name, value[name]).items()}
 
     return walk("", asdict(config))
 
@@ -191,12 +197,45 @@ def trial_name(config: Config) -> str:
     return "-".join([*(f"{k}{v:g}" for k, v in clear.items()), digest])
 
 
+def _check(config: Config) -> None:
+    """Refuse numbers that no trial can have; the types were checked by Hydra."""
+    at_least = {
+        "steps": 1,
+        "validate_every": 1,
+        "checkpoint_every": 1,
+        "batch.size": 1,
+        "batch.days": 1,
+        "schedule.warmup_steps": 0,
+        "model.layers": 1,
+        "model.units": 1,
+        "model.patch_size": 1,
+        "model.patch_stride": 1,
+        "optimizer.epsilon": 0,
+        "aug.white_noise_std": 0,
+        "aug.constant_offset_std": 0,
+        "aug.max_cut": 0,
+        "aug.smooth_std": 0,
+    }
+    values = flatten(config)
+    for name, least in at_least.items():
+        if not values[name] >= least:
+            raise StabilityError(f"{name}={values[name]}: it has to be {least} or more.")
+    for name in ("model.input_dropout", "model.rnn_dropout", "optimizer.beta1", "optimizer.beta2"):
+        if not 0 <= values[name] < 1:
+            raise StabilityError(f"{name}={values[name]}: it has to be at least 0 and below 1.")
+    if config.batch.size < config.batch.days:
+        raise StabilityError(
+            f"batch.size={config.batch.size} cannot be shared out over batch.days={config.batch.days}."
+        )
+
+
 _CHANGES_NO_RESULT = {"tracking", "study", "outputs", "fresh", "validate_every", "checkpoint_every"}
 
 
 def _scaled(steps: int, *, _root_: DictConfig) -> int:
     """A length in steps of the official run, at the model's time scale."""
-    return max(1, round(steps * _root_.model.time_scale))
+    scale: float = _root_.model.time_scale
+    return max(1, round(steps * scale))
 
 
 def _trial_name(*, _root_: DictConfig) -> str:

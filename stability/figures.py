@@ -3,19 +3,21 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Transform
 from omegaconf import OmegaConf
 
 from stability.diagnosis import signals
 
 _NAME = "run.png"
 # Okabe and Ito's colours, which readers of any colour vision tell apart.
-_LINE, _CLIP, _ONSET, _BROKEN = "#0072B2", "#E69F00", "#D55E00", "#CC79A7"
+_LINE, _CLIP, _ONSET, _BROKEN = "#0072B2", "#009E73", "#D55E00", "#CC79A7"
+_MEDIANS = 100  # points of the line through a signal that is noisier than the figure is wide
 
 
 def draw_run(folder: Path) -> Path:
@@ -40,10 +42,8 @@ def draw_run(folder: Path) -> Path:
     for panel in (per, blank):
         panel.set_ylim(-0.03, max(1.03, panel.get_ylim()[1]))
     if (clip := _clip_norm(folder)) is not None:
-        norm.axhline(clip, color=_CLIP, linewidth=1.2, linestyle="--")
-        norm.annotate(
-            f"clip at {clip:g}", (1, clip), (-4, 3), norm.get_yaxis_transform(), "offset points", ha="right"
-        )
+        norm.axhline(clip, color=_CLIP, linewidth=1.4, linestyle="--")
+        _label(norm, f"clipped above {clip:g}", (0.995, clip), norm.get_yaxis_transform(), _CLIP, (0, 9), "right")
     norm.set_xlabel("step")
     norm.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(table.steps):
@@ -51,11 +51,11 @@ def draw_run(folder: Path) -> Path:
 
     broken = _first_non_finite(table, ("loss", "grad_norm"))
     if broken is not None:
-        _mark(panels, broken, f"not finite at {broken}", _BROKEN, ":", level=0.76)
+        _mark(panels, broken, f"not finite at {broken}", _BROKEN, ":", level=0.74)
     if verdict.get("onset_step") is not None:
         _mark(panels, verdict["onset_step"], f"onset at {verdict['onset_step']}", _ONSET, "-.", level=0.9)
     figure.align_ylabels()
-    figure.suptitle(_title(folder.name, verdict))
+    loss.set_title(f"{folder.name}\n{_outcome(verdict)}", fontsize=12, wrap=True)
     path = folder / _NAME
     figure.savefig(path)
     return path
@@ -65,19 +65,33 @@ def _draw(panel: Axes, table: signals.Table, name: str, label: str, marker: str 
     panel.set_ylabel(label)
     panel.grid(color="#DDDDDD", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
-    if name not in table.names:
+    finite = np.isfinite(table[name]) if name in table.names else np.zeros(0, dtype=bool)
+    if not finite.any():
+        panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", va="center", color="#777777")
         return
-    finite = np.isfinite(table[name])
     steps, values = table.steps[finite], table[name][finite]
     if len(steps) == 1:
         marker = "o"  # a line needs two
-    panel.plot(steps, values, color=_LINE, linewidth=1.1, marker=marker, markersize=4)
+    if len(steps) <= 2 * _MEDIANS:
+        panel.plot(steps, values, color=_LINE, linewidth=1.2, marker=marker, markersize=4)
+        return
+    panel.plot(steps, values, color=_LINE, linewidth=0.7, alpha=0.4)
+    groups = np.array_split(np.arange(len(steps)), _MEDIANS)
+    middle = [np.median(values[group]) for group in groups]
+    panel.plot([np.median(steps[group]) for group in groups], middle, color=_LINE, linewidth=1.5)
 
 
 def _use_log_scale(panel: Axes) -> None:
     """A log scale, if there is a value that it can show."""
-    if any((np.asarray(line.get_ydata()) > 0).any() for line in panel.lines):
-        panel.set_yscale("log", nonpositive="mask")
+    shown = np.concatenate([np.asarray(line.get_ydata()) for line in panel.lines] or [np.zeros(1)])
+    shown = shown[shown > 0]
+    if not len(shown):
+        return
+    panel.set_yscale("log", nonpositive="mask")
+    narrow = shown.max() < 100 * shown.min()
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,), numticks=8))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _mark(panels: Sequence[Axes], step: int, text: str, color: str, style: str, level: float) -> None:
@@ -86,17 +100,23 @@ def _mark(panels: Sequence[Axes], step: int, text: str, color: str, style: str, 
         panel.axvline(step, color=color, linewidth=1.4, linestyle=style)
     top = panels[0]
     low, high = top.get_xlim()
-    left = step > (low + high) / 2  # the text stands where there is room
-    top.annotate(
-        text,
-        (step, level),
-        (-5 if left else 5, 0),
-        top.get_xaxis_transform(),
-        "offset points",
-        ha="right" if left else "left",
-        bbox={"facecolor": "white", "edgecolor": color, "boxstyle": "round,pad=0.25", "linewidth": 0.8},
-        fontsize=9,
-    )
+    left = step > low + 0.8 * (high - low)  # the text stands where there is room
+    transform = top.get_xaxis_transform()
+    _label(top, text, (step, level), transform, color, (-6 if left else 6, 0), "right" if left else "left")
+
+
+def _label(
+    panel: Axes,
+    text: str,
+    at: tuple[float, float],
+    transform: Transform,
+    color: str,
+    offset: tuple[int, int],
+    align: Literal["left", "right"],
+) -> None:
+    """Text on a plate, `offset` points from the place `at` in the coordinates of `transform`."""
+    plate = {"facecolor": "white", "edgecolor": color, "boxstyle": "round,pad=0.25", "linewidth": 0.8}
+    panel.annotate(text, at, offset, transform, "offset points", ha=align, va="center", bbox=plate, fontsize=9)
 
 
 def _padded(first: int, last: int) -> tuple[float, float]:
@@ -111,10 +131,9 @@ def _first_non_finite(table: signals.Table, names: Sequence[str]) -> int | None:
     return int(table.steps[broken.argmax()]) if broken.any() else None
 
 
-def _title(name: str, verdict: dict[str, Any]) -> str:
-    outcome = str(verdict.get("outcome", "no verdict yet")).replace("_", " ")
-    cause = verdict.get("cause")
-    return f"{name}\n{outcome}" + (f": {str(cause).replace('_', ' ')}" if cause else "")
+def _outcome(verdict: dict[str, Any]) -> str:
+    outcome, cause = verdict.get("outcome", "no verdict yet"), verdict.get("cause")
+    return f"{outcome}: {cause}" if cause else str(outcome)
 
 
 def _read_verdict(folder: Path) -> dict[str, Any]:
@@ -125,7 +144,5 @@ def _read_verdict(folder: Path) -> dict[str, Any]:
 
 def _clip_norm(folder: Path) -> float | None:
     path = folder / "config.yaml"
-    clip: float | None = (
-        OmegaConf.select(OmegaConf.load(path), "optimizer.clip_norm") if path.exists() else None
-    )
+    clip: float | None = OmegaConf.select(OmegaConf.load(path), "optimizer.clip_norm") if path.exists() else None
     return clip

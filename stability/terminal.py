@@ -45,12 +45,8 @@ class Display:
     def trained(self, block: Block) -> None:
         """Show the last of some steps."""
         last = dict(zip(block.names, block.values[0, -1].tolist(), strict=True))
-        self._latest = (
-            f"loss {last['loss']:.4g}  blank {last['blank_fraction']:.0%}  gradient {last['grad_norm']:.3g}"
-        )
-        self._bar.update(
-            self._task, completed=block.steps[-1] + 1, description=f"{self._latest}  {self._rates}"
-        )
+        self._latest = f"loss {last['loss']:.4g}  blank {last['blank_fraction']:.0%}  gradient {last['grad_norm']:.3g}"
+        self._bar.update(self._task, completed=block.steps[-1] + 1, description=f"{self._latest}  {self._rates}")
 
     def validated(self, step: int, per: float, loss: float) -> None:
         """Show a validation; a line of its own where there is no bar."""
@@ -59,9 +55,7 @@ class Display:
             self._console.print(f"step {step:<6d} {self._latest}  PER {per:.4f}  validation loss {loss:.4g}")
 
 
-def show_configuration(
-    config: Config, folder: Path, dataset: Dataset, device: torch.device, step: int
-) -> None:
+def show_configuration(config: Config, folder: Path, dataset: Dataset, device: torch.device, step: int) -> None:
     """What is trained, on what, and where it is kept."""
     console = Console(highlight=False, soft_wrap=True)
     o, s, a, b = config.optimizer, config.schedule, config.aug, config.batch

@@ -63,9 +63,7 @@ _ENVIRONMENT = {
 _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
-_failures: dict[
-    str, tuple[float, float]
-] = {}  # URI -> when (time.monotonic) its store failed, after how long
+_failures: dict[str, tuple[float, float]] = {}  # URI -> when (time.monotonic) its store failed, after how long
 _told: set[tuple[str, str]] = set()  # URIs and the reasons of failure that have been logged
 
 
@@ -223,9 +221,7 @@ class _MlflowTracker(Tracker):
         try:
             with _quiet():
                 work()
-        except (
-            Exception
-        ) as error:  # MLflow's, its database's, the network's, the disk's: the training goes on
+        except Exception as error:  # MLflow's, its database's, the network's, the disk's: the training goes on
             reason = _reason(error)
             if (uri, reason) not in _told:
                 _log.warning("MLflow at %s cannot be used: %s. %s", uri, reason, self._send_later)
@@ -305,9 +301,7 @@ class _MlflowTracker(Tracker):
                 self._save()
             metrics = [
                 # By way of its text a float32 becomes 0.005, not 0.004999999888.
-                Metric(
-                    prefix + table.names[at], float(str(table.values[row, at])), mark.time, int(steps[row])
-                )
+                Metric(prefix + table.names[at], float(str(table.values[row, at])), mark.time, int(steps[row]))
                 for row in rows
                 for at in np.flatnonzero(chosen[row])
             ]
@@ -447,9 +441,7 @@ def _git_commit() -> str | None:
         return None
     command = ("git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
     try:
-        return subprocess.run(
-            command, cwd=config.CHECKOUT, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(command, cwd=config.CHECKOUT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -4,7 +4,9 @@ python -m stability.train optimizer=official aug=strong
 """
 
 import os
+import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import hydra
@@ -40,8 +42,13 @@ def main() -> None:
 
 
 def _explain(error: BaseException) -> str:
-    """Hydra's message, with what is allowed where a name was wrong or is missing."""
-    text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
+    """Hydra's message without its internals, and the names that there are where one was wrong."""
+    text = "\n".join(str(e).strip() for e in (error, error.__cause__) if e is not None)
+    text = re.sub(r"\w+ raised while resolving interpolation: *", "", text)
+    text = re.sub(r"\nTo append to your config use .*|\n *(full_key|reference_type|object_type)[:=].*", "", text)
+    owner = re.search(r"not in '(\w+)'", text)
+    if owner:
+        text += f"\nThere are: {', '.join(f.name for f in fields(getattr(config, owner[1])))}."
     return text
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stability.streams import numpy_stream, torch_stream
@@ -31,9 +32,7 @@ def add_noise(
     """
     b, _, f = features.shape
     device = features.device
-    white = torch.randn(
-        features.shape, generator=torch_stream(seed, "white noise", step, device), device=device
-    )
+    white = torch.randn(features.shape, generator=torch_stream(seed, "white noise", step, device), device=device)
     offset = torch.randn(b, 1, f, generator=torch_stream(seed, "offset", step, device), device=device)
     return torch.stack(
         [
@@ -54,10 +53,11 @@ def smooth(x: Tensor, std: float) -> Tensor:
     return smoothed.transpose(1, 2).reshape(*lead, t, f)
 
 
-def smoothing_kernel(std: float) -> np.ndarray:
+def smoothing_kernel(std: float) -> NDArray[np.float32]:
     """The official kernel: a Gaussian cut off at 4 std and normalised, taps under 0.01 dropped, normalised again."""
     radius = min(int(4 * std + 0.5), _TAPS // 2 - 1)
     gauss = np.exp(-0.5 * (np.arange(-radius, radius + 1) / std) ** 2)
     gauss /= gauss.sum()
     kept = gauss[gauss > _SMALLEST_TAP]
-    return (kept / kept.sum()).astype(np.float32)
+    taps: NDArray[np.float32] = (kept / kept.sum()).astype(np.float32)
+    return taps

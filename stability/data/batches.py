@@ -34,9 +34,7 @@ def training_batch(split: Split, size: int, days: int, seed: int, step: int) -> 
     stream = numpy_stream(seed, "batch", step)
     chosen = stream.choice(sorted(split.by_day), size=days, replace=False)
     counts = [size // days + (i < size % days) for i in range(days)]
-    trials = [
-        stream.choice(split.by_day[day], size=n) for day, n in zip(chosen.tolist(), counts, strict=True)
-    ]
+    trials = [stream.choice(split.by_day[day], size=n) for day, n in zip(chosen.tolist(), counts, strict=True)]
     return _collate(split, np.concatenate(trials).tolist())
 
 

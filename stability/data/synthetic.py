@@ -2,13 +2,13 @@
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib import resources
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from filelock import FileLock
@@ -20,18 +20,29 @@ from stability.data.t15 import Trial, write_session
 from stability.errors import StabilityError
 
 _RECIPE = 1  # raise it when the same settings come to mean other bytes
+_BOUNDS = {
+    "seed": (0, math.inf),
+    "days": (1, 99),
+    "features": (2, math.inf),
+    "train_trials": (1, math.inf),
+    "val_trials": (1, math.inf),
+    "words": (1, 40),  # longer sentences could outgrow the layout
+    "noise": (0, 100),
+    "drift": (0, 1),
+}
 _TEST_TRIALS = 4
 
-# times are in bins of 20 ms
-_MEAN_DURATION = 9.0
+# times are in bins of 20 ms; CTC can align even the shortest, cut by 2, in patches of 14 every 4
+_MEAN_DURATION = 9.0  # of a phoneme
 _DURATION_SHAPE = 8.0
-_SHORTEST: Final = 5  # leaves CTC a frame for each label at a stride of 4
+_SHORTEST = 5
 _QUIET = (8, 20)  # before the first and after the last word
 _COARTICULATION_STD = 2.0
 _SLOW_NOISE_MEMORY = 0.95  # what is left of it a bin later
 
 # of a channel, over phonemes
 _BASE_LOG_RATE = -0.5  # of threshold crossings a bin
+_LOG_RATES = (-4.0, 2.0)  # what a channel cannot leave
 _TUNING_STD = 0.6  # of the log rate; below, in units of it, what noise = 1 adds
 _SLOW_NOISE_STD = 0.7  # to the drive of crossings and power alike
 _SHARED_NOISE_STD = 1.0  # to the power, together with the crossings
@@ -48,7 +59,10 @@ def ensure(settings: config.Synthetic, root: Path) -> Path:
     20 ms, z-scored per feature and day. The same settings give the same bytes. Raises StabilityError for
     settings that make no data set and for a root that cannot be written.
     """
-    _check(settings)
+    for name, (least, most) in _BOUNDS.items():
+        if not least <= getattr(settings, name) <= most:
+            bounds = f"at least {least}" if most == math.inf else f"in {least} to {most}"
+            raise StabilityError(f"data.synthetic.{name} is {getattr(settings, name)}; it has to be {bounds}")
     recipe = json.dumps([_RECIPE, asdict(settings)], sort_keys=True)
     folder = root / f"synthetic-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
     if folder.is_dir():
@@ -67,23 +81,6 @@ def ensure(settings: config.Synthetic, root: Path) -> Path:
     return folder
 
 
-def _check(settings: config.Synthetic) -> None:
-    least = {
-        "seed": 0,
-        "days": 1,
-        "features": 2,
-        "train_trials": 1,
-        "val_trials": 1,
-        "words": 1,
-        "noise": 0.0,
-    }
-    for name, minimum in least.items():
-        if (value := getattr(settings, name)) < minimum:
-            raise StabilityError(f"data.synthetic.{name} is {value}; it has to be at least {minimum}")
-    if not 0 <= settings.drift <= 1:
-        raise StabilityError(f"data.synthetic.drift is {settings.drift}; it has to be in 0 to 1")
-
-
 def _write(settings: config.Synthetic, folder: Path) -> None:
     words = _vocabulary()
     channels = (settings.features + 1) // 2
@@ -93,7 +90,7 @@ def _write(settings: config.Synthetic, folder: Path) -> None:
         rng = np.random.default_rng([settings.seed, 1, day])
         if day > 0:  # a random walk that keeps its variance
             tuning = np.sqrt(1 - settings.drift**2) * tuning + settings.drift * rng.normal(size=shape)
-        gain = np.exp(settings.drift * rng.normal(size=channels))
+        scaled = tuning * np.exp(settings.drift * rng.normal(size=channels))
         offset = settings.drift * rng.normal(size=channels)
         counts = {"train": settings.train_trials, "val": settings.val_trials, "test": _TEST_TRIALS}
         if day == 1:
@@ -101,10 +98,7 @@ def _write(settings: config.Synthetic, folder: Path) -> None:
         if day < settings.days - 1:
             del counts["test"]
         session = {
-            split: [
-                _trial(rng, words, tuning * gain, offset, settings, block=block, number=number)
-                for number in range(count)
-            ]
+            split: [_trial(rng, words, scaled, offset, settings, block=block, number=number) for number in range(count)]
             for block, (split, count) in enumerate(counts.items())
         }
         everything = np.concatenate([trial.features for trial in chain(*session.values())])
@@ -142,6 +136,16 @@ def _trial(
     return Trial(features, labels, " ".join(word for word, _ in chosen), block, number)
 
 
+def _recorded(rng: np.random.Generator, drive: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
+    """Crossings and power, (bins, 2 * channels), of channels with this drive, (bins, channels)."""
+    drive = drive + noise * _SLOW_NOISE_STD * _slow_noise(rng, drive.shape)
+    rate = np.exp(np.clip(_BASE_LOG_RATE + _TUNING_STD * drive, *_LOG_RATES))
+    crossings = rng.poisson(rate)
+    surprise = (crossings - rate) / np.sqrt(rate)
+    power = drive + noise * (_SHARED_NOISE_STD * surprise + _POWER_NOISE_STD * rng.normal(size=drive.shape))
+    return np.concatenate([crossings, power], axis=1)
+
+
 def _coarticulated(targets: NDArray[np.float64]) -> NDArray[np.float64]:
     """Targets (bins, channels) smoothed over time; tap by tap, since BLAS may sum in any order."""
     reach = int(4 * _COARTICULATION_STD)
@@ -166,13 +170,3 @@ def _slow_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.
 def _normalised(trials: list[Trial], mean: NDArray[np.float64], std: NDArray[np.float64]) -> Iterator[Trial]:
     for trial in trials:
         yield replace(trial, features=(trial.features - mean) / np.where(std > 0, std, 1))
-
-
-def _recorded(rng: np.random.Generator, drive: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
-    """Crossings and power, (bins, 2 * channels), of channels with this drive, (bins, channels)."""
-    drive = drive + noise * _SLOW_NOISE_STD * _slow_noise(rng, drive.shape)
-    rate = np.exp(_BASE_LOG_RATE + _TUNING_STD * drive)
-    crossings = rng.poisson(rate)
-    surprise = (crossings - rate) / np.sqrt(rate)
-    power = drive + noise * (_SHARED_NOISE_STD * surprise + _POWER_NOISE_STD * rng.normal(size=drive.shape))
-    return np.concatenate([crossings, power], axis=1)

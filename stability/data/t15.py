@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import time
@@ -68,6 +69,35 @@ class _Entry(NamedTuple):
     labels: list[int] | None
     transcription: str
     problem: str | None
+
+
+class _Sink(io.FileIO):
+    """A file that keeps its first write error for `check` to raise.
+
+    HDF5 must not see it: after a failed write it cannot close the file and takes the whole process down.
+    """
+
+    _error: OSError | None = None
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        try:
+            while rest and self._error is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return self.tell()
 
 
 class _Store:
@@ -174,7 +204,7 @@ def write_session(folder: Path, split: str, trials: Iterable[Trial]) -> Path:
     temporary = folder / f".{target.name}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w") as file:
+        with _Sink(temporary, "w+") as sink, h5py.File(sink, "w") as file:
             n_features = None
             for index, trial in enumerate(trials):
                 group = file.create_group(f"trial_{index:04d}")
@@ -188,10 +218,12 @@ def write_session(folder: Path, split: str, trials: Iterable[Trial]) -> Path:
                 group.attrs["session"] = folder.resolve().name
                 if split != "test":
                     _write_labels(group, trial, where)
+                sink.check()
             if n_features is None:
                 raise StabilityError(f"{target}: there are no trials to write")
+        sink.check()  # HDF5 wrote what it still held
         temporary.replace(target)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise StabilityError(f"{target} cannot be written: {error}") from error
     finally:
         with contextlib.suppress(OSError):
@@ -248,9 +280,7 @@ def _writable_features(trial: Trial, n_features: int | None, where: str) -> NDAr
     if problem := _features_problem(features):
         raise StabilityError(f"{where}: {problem}")
     if n_features not in (None, features.shape[1]):
-        raise StabilityError(
-            f"{where}: has {features.shape[1]} features, the trials before it have {n_features}"
-        )
+        raise StabilityError(f"{where}: has {features.shape[1]} features, the trials before it have {n_features}")
     return features
 
 
@@ -259,9 +289,7 @@ def _write_labels(group: Any, trial: Trial, where: str) -> None:
     if labels.size == 0:
         raise StabilityError(f"{where}: has no labels; only test trials go without")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise StabilityError(
-            f"{where}: labels are {labels.dtype} of shape {labels.shape}, not a row of integers"
-        )
+        raise StabilityError(f"{where}: labels are {labels.dtype} of shape {labels.shape}, not a row of integers")
     if labels.size > _ROOM:
         raise StabilityError(f"{where}: has {labels.size} labels; the layout has room for {_ROOM}")
     if problem := _labels_problem(labels):
@@ -269,8 +297,7 @@ def _write_labels(group: Any, trial: Trial, where: str) -> None:
     codes = trial.transcription.encode()
     if len(codes) >= _ROOM or 0 in codes:
         raise StabilityError(
-            f"{where}: the transcription has {len(codes)} bytes; "
-            f"the layout has room for {_ROOM - 1}, none of them zero"
+            f"{where}: the transcription has {len(codes)} bytes; the layout has room for {_ROOM - 1}, none of them zero"
         )
     group.create_dataset("seq_class_ids", data=_padded(labels))
     group.create_dataset("transcription", data=_padded(np.frombuffer(codes, np.uint8)))
@@ -294,9 +321,7 @@ def _open(
     index_dir: Path,
 ) -> list[Split]:
     if on_bad_trial not in _ON_BAD_TRIAL:
-        raise StabilityError(
-            f"data.on_bad_trial is {on_bad_trial!r}; it is one of {', '.join(_ON_BAD_TRIAL)}"
-        )
+        raise StabilityError(f"data.on_bad_trial is {on_bad_trial!r}; it is one of {', '.join(_ON_BAD_TRIAL)}")
     names = _session_names(path, sessions)
     files = {split: tuple(path / name / f"data_{split}.hdf5" for name in names) for split in cuts}
     scanned = _scan_all([file for file in chain(*files.values()) if os.path.lexists(file)], index_dir)
@@ -313,9 +338,7 @@ def _open(
                     bad[split].append(f"{where}: {problem}")
                     continue
                 labels = None if entry.labels is None else np.array(entry.labels, np.int64)
-                records[split].append(
-                    Record(day, entry.name, entry.n_time_steps, labels, entry.transcription)
-                )
+                records[split].append(Record(day, entry.name, entry.n_time_steps, labels, entry.transcription))
                 n_features.setdefault(entry.n_features, where)
 
     messages = [*chain(*bad.values())]
@@ -373,9 +396,7 @@ def _session_names(path: Path, wanted: Sequence[str] | None) -> tuple[str, ...]:
     except OSError as error:
         raise StabilityError(f"data path {path} cannot be read: {error}") from error
     if not found and _is_session(path):
-        raise StabilityError(
-            f"data path {path} is itself a session folder; give its parent {path.resolve().parent}"
-        )
+        raise StabilityError(f"data path {path} is itself a session folder; give its parent {path.resolve().parent}")
     if not found:
         raise StabilityError(f"data path {path} holds no session folder; {_LAYOUT}")
     if wanted is None:
@@ -424,14 +445,13 @@ def _scan_all(files: list[Path], index_dir: Path) -> dict[Path, list[_Entry]]:
     task = progress.add_task("checking the data", total=sum(stat.st_size for stat in stats))
     start = time.monotonic()
     scanned = {}
-    try:
+    with contextlib.ExitStack() as shown:
         for file, stat in zip(files, stats, strict=True):
             scanned[file] = _scan(file, stat, index_dir)
             progress.update(task, advance=stat.st_size)
-            if console.is_terminal and time.monotonic() - start > _QUIET_SECONDS:
-                progress.start()
-    finally:
-        progress.stop()
+            late = time.monotonic() - start > _QUIET_SECONDS
+            if late and console.is_terminal and not progress.live.is_started:
+                shown.enter_context(progress)
     return scanned
 
 
@@ -439,7 +459,7 @@ def _scan(file: Path, stat: os.stat_result, index_dir: Path) -> list[_Entry]:
     resolved = str(file.resolve())
     key = [_INDEX_VERSION, resolved, stat.st_size, stat.st_mtime_ns]
     index = index_dir / f"{hashlib.sha256(resolved.encode()).hexdigest()[:16]}.json"
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # not there, or not an index
         saved = json.loads(index.read_text())
         if saved["key"] == key:
             return [_Entry(*row) for row in saved["trials"]]
@@ -472,9 +492,7 @@ def _scan_trial(name: str, group: Any) -> _Entry:
         return _Entry(name, 0, 0, None, "", "has no dataset input_features")
     stored = group["input_features"]
     if stored.dtype.kind != "f" or stored.ndim != 2:
-        what = (
-            f"input_features are {stored.dtype} of shape {stored.shape}, not floats of shape (bins, features)"
-        )
+        what = f"input_features are {stored.dtype} of shape {stored.shape}, not floats of shape (bins, features)"
         return _Entry(name, 0, 0, None, "", what)
     bins, count = stored.shape
     steps = _integer(group, "n_time_steps")

@@ -83,13 +83,9 @@ def judge(signals: Table, validation: Table) -> Verdict:
     relapsed = best < detectors.LEARNED_PER
     if fall > detectors.STILL_FALLING and not relapsed:
         advice = "The loss still falls: more steps would tell. " + _advice(signals)
-        return Verdict(
-            "undecided", "blank plateau", only_blank.onset_step, only_blank.detected_step, evidence, advice
-        )
+        return Verdict("undecided", "blank plateau", only_blank.onset_step, only_blank.detected_step, evidence, advice)
     cause = "relapse" if relapsed else "never left the blank plateau"
-    return Verdict(
-        "blank_collapse", cause, only_blank.onset_step, only_blank.detected_step, evidence, _advice(signals)
-    )
+    return Verdict("blank_collapse", cause, only_blank.onset_step, only_blank.detected_step, evidence, _advice(signals))
 
 
 def _second_moments(signals: Table) -> dict[str, float | str]:

@@ -123,7 +123,7 @@ def _matching(content: Mapping[str, Any], path: Path, like: Parameters) -> Param
 
 def _read(path: Path) -> dict[str, Any]:
     scalar = np.float64(0).__reduce__()[0]  # official checkpoints hold their loss as a NumPy number
-    allowed = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, type(np.dtype(np.float64))]
+    allowed: list[Any] = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, type(np.dtype(np.float64))]
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)

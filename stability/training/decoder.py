@@ -94,8 +94,7 @@ def forward(
             h = dropout(h, f"layer {layer}", model.rnn_dropout, 1)
         h = gru_layer(h, h0, *(parameters[name] for name in gru_names(layer)))
     return (
-        torch.matmul(h, parameters["out.weight"].transpose(1, 2).unsqueeze(1))
-        + parameters["out.bias"][:, None, None]
+        torch.matmul(h, parameters["out.weight"].transpose(1, 2).unsqueeze(1)) + parameters["out.bias"][:, None, None]
     )
 
 
@@ -103,7 +102,7 @@ def _day_layer(x: Tensor, weights: Tensor, biases: Tensor, rows_per_day: Sequenc
     k, b, t, f = x.shape
     days = len(rows_per_day)
     if len(set(rows_per_day)) > 1:  # uneven: one product a day, of different heights
-        parts = x.split(list(rows_per_day), 1)
+        parts = torch.split(x, list(rows_per_day), 1)
         return torch.cat([p @ weights[:, d, None] + biases[:, d, None] for d, p in enumerate(parts)], 1)
     return (x.reshape(k, days, -1, f) @ weights + biases).view(k, b, t, f)
 
@@ -113,13 +112,13 @@ class _Patches(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, stride: int) -> Tensor:
-        k, b, t, f = x.shape
+        k, b, _, f = x.shape
         ctx.shape, ctx.size, ctx.stride = x.shape, size, stride
         patches = x.unfold(2, size, stride)  # (K, B, T', F, size)
         return patches.permute(0, 2, 1, 4, 3).reshape(k, -1, b, size * f)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         k, b, t, f = ctx.shape
         size, stride = ctx.size, ctx.stride
         frames = grad.shape[1]

@@ -115,23 +115,15 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     configs, device, step = stack.configs, stack.device, stack.step
     with _autocast(stack):
         inputs = _augmented(stack, split)
-        leaves = {
-            n: p.detach().requires_grad_() for n, p in _select_days(stack.parameters, inputs.days).items()
-        }
+        leaves = {n: p.detach().requires_grad_() for n, p in _select_days(stack.parameters, inputs.days).items()}
         logits, nll = _predict(stack, leaves, inputs, _dropout(stack, inputs))
     loss, loss_per_label = _configured(stack, nll, inputs)
-    gradients = dict(
-        zip(leaves, torch.autograd.grad((loss * stack.loss_scale).sum(), [*leaves.values()]), strict=True)
-    )
+    gradients = dict(zip(leaves, torch.autograd.grad((loss * stack.loss_scale).sum(), [*leaves.values()]), strict=True))
 
     norms = {name: norm / stack.loss_scale for name, norm in gradient_norms(gradients).items()}
-    signals = {"loss": loss.detach(), "loss_per_label": loss_per_label.detach()} | measure.norms_by_part(
-        norms
-    )
+    signals = {"loss": loss.detach(), "loss_per_label": loss_per_label.detach()} | measure.norms_by_part(norms)
     norm = signals["grad_norm"]
-    limit = torch.tensor(
-        [torch.inf if c.optimizer.clip_norm is None else c.optimizer.clip_norm for c in configs]
-    )
+    limit = torch.tensor([torch.inf if c.optimizer.clip_norm is None else c.optimizer.clip_norm for c in configs])
     limit = limit.to(device)
     signals["clipped"] = (norm > limit).float()
     signals["loss_scale"] = stack.loss_scale
@@ -191,9 +183,7 @@ def _augmented(stack: Stack, split: Split) -> _Inputs:
         batch = training_batch(split, configs[0].batch.size, configs[0].batch.days, seed, step)
         cut = draw_cut(max_cut, seed, step)
         aug = [configs[k].aug for k in members]
-        white, offset = (
-            [getattr(a, f"{kind}_std") for a in aug] for kind in ("white_noise", "constant_offset")
-        )
+        white, offset = ([getattr(a, f"{kind}_std") for a in aug] for kind in ("white_noise", "constant_offset"))
         noisy = add_noise(batch.features.to(stack.device), white, offset, seed, step)
         smoothed = smooth(noisy[:, :, cut:], smooth_std)
         for k, own in zip(members, smoothed, strict=True):
@@ -225,9 +215,7 @@ def _dropout(stack: Stack, inputs: _Inputs) -> Dropout:
     return dropout
 
 
-def _predict(
-    stack: Stack, parameters: Parameters, inputs: _Inputs, dropout: Dropout | None
-) -> tuple[Tensor, Tensor]:
+def _predict(stack: Stack, parameters: Parameters, inputs: _Inputs, dropout: Dropout | None) -> tuple[Tensor, Tensor]:
     """Logits (K, T', B, C) and each utterance's negative log-likelihood (K, B)."""
     logits = forward(parameters, inputs.x, inputs.rows_per_day, stack.configs[0].model, dropout)
     return logits, ctc_losses(logits, inputs.frames, inputs.labels, inputs.label_counts)

@@ -15,9 +15,7 @@ from stability.training.decoder import Parameters
 from stability.training.loss import BLANK
 from stability.training.optimizer import Moments
 
-DEAR_EVERY = (
-    10  # steps from one measurement of the dear signals to the next; they cost a pass over all parameters
-)
+DEAR_EVERY = 10  # steps from one measurement of the dear signals to the next; they cost a pass over all parameters
 _SAMPLE = 16_384  # second moments looked at, evenly over all of them
 
 
@@ -59,16 +57,15 @@ def output_signals(logits: Tensor, frames: Tensor) -> dict[str, Tensor]:
 
 def update_ratio(before: Parameters, after: Parameters) -> Tensor:
     """Size of the update over size of the weights, from the update that was made. Overwrites `before`."""
-    update, weights = 0, 0
-    for name, old in before.items():
-        weights = weights + old.flatten(1).square().sum(1)
-        update = update + old.sub_(after[name]).flatten(1).square().sum(1)
-    return torch.sqrt(update / weights)
+    weights = torch.stack([torch.linalg.vector_norm(old.flatten(1), dim=1) for old in before.values()])
+    update = torch.stack(
+        [torch.linalg.vector_norm(old.sub_(after[name]).flatten(1), dim=1) for name, old in before.items()]
+    )
+    ratio: Tensor = torch.linalg.vector_norm(update, dim=0) / torch.linalg.vector_norm(weights, dim=0)
+    return ratio
 
 
-def epsilon_signals(
-    moments: Moments, settings: Sequence[Optimizer], rates: Sequence[float]
-) -> dict[str, Tensor]:
+def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequence[float]) -> dict[str, Tensor]:
     """Share of parameters whose second-moment root lies below epsilon, and the learning rate that the median has.
 
     The root is bias-corrected, as in the update; the effective rate is lr / (median root + epsilon).

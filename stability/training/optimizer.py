@@ -29,9 +29,7 @@ class Moments(NamedTuple):
 def zero_moments(parameters: Parameters) -> Moments:
     """The state before the first step."""
     first, second = ({n: torch.zeros_like(p) for n, p in parameters.items()} for _ in range(2))
-    steps = {
-        n: torch.zeros(p.shape[: 2 if n in DAY_LAYER else 1], device=p.device) for n, p in parameters.items()
-    }
+    steps = {n: torch.zeros(p.shape[: 2 if n in DAY_LAYER else 1], device=p.device) for n, p in parameters.items()}
     return Moments(first, second, steps)
 
 

@@ -19,8 +19,8 @@ def gru_layer(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b
     """
     if x.is_cuda and x.shape[0] == 1:
         weights = [w_ih[0], w_hh[0], b_ih[0], b_hh[0]]
-        out, _ = torch.gru(x[0], h0, weights, True, 1, 0.0, False, False, False)
-        return out.unsqueeze(0)
+        states, _ = torch.gru(x[0], h0, weights, True, 1, 0.0, False, False, False)
+        return states.unsqueeze(0)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, h0, w_ih, w_hh, b_ih, b_hh = (v.to(dtype) for v in (x, h0, w_ih, w_hh, b_ih, b_hh))
@@ -30,9 +30,7 @@ def gru_layer(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b
 
 class _Loop(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         k, t_max, b, i = x.shape
         h = w_hh.shape[-1]
         x_flat = x.reshape(k, t_max * b, i)
@@ -48,10 +46,7 @@ class _Loop(torch.autograd.Function):
             states[:, 1:].unbind(1),
             recurrent.unbind(1),
             *(recurrent[..., part].unbind(1) for part in (slice(2 * h), slice(2 * h, None))),
-            *(
-                gates[..., part].unbind(1)
-                for part in (slice(2 * h), slice(h), slice(h, 2 * h), slice(2 * h, None))
-            ),
+            *(gates[..., part].unbind(1) for part in (slice(2 * h), slice(h), slice(h, 2 * h), slice(2 * h, None))),
             strict=False,
         )
         for state, next_state, rec, rec_rz, rec_n, rz, r, z, n in steps:
@@ -63,7 +58,7 @@ class _Loop(torch.autograd.Function):
         return states[:, 1:]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_flat, w_ih, w_hh, gates, recurrent, states = ctx.saved_tensors
         k, t_max, b, h3 = gates.shape
         h = h3 // 3
@@ -77,9 +72,7 @@ class _Loop(torch.autograd.Function):
         torch.mul(to_n, r, out=through[..., 2 * h :])
         d_state = torch.zeros_like(states[:, 0])
         d_states = torch.empty_like(n)
-        steps = zip(
-            *(v.unbind(1) for v in (grad, d_states, z, through, through.view(k, t_max, b, 3, h))), strict=True
-        )
+        steps = zip(*(v.unbind(1) for v in (grad, d_states, z, through, through.view(k, t_max, b, 3, h))), strict=True)
         for grad_t, d, z_t, d_gates, d_gates_3 in reversed(list(steps)):
             torch.add(d_state, grad_t, out=d)
             d_gates_3.mul_(d.unsqueeze(-2))

@@ -27,7 +27,7 @@ from stability.terminal import Display, show_configuration, show_verdict
 from stability.tracking import Tracker, open_tracker
 from stability.training import checkpoint
 from stability.training.decoder import init_parameters
-from stability.training.loop import Stack, evaluate, new_stack, train_steps
+from stability.training.loop import Block, Stack, evaluate, new_stack, train_steps
 
 CHECKPOINTS = Path("checkpoints")
 _LAST, _BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
@@ -107,10 +107,7 @@ def _train(
         block = train_steps(stack, dataset.train, count)
         append_rows(folder / SIGNALS, block.names, block.steps, block.values[0])
         display.trained(block)
-        failure = failed(
-            Table(block.names, np.array(block.steps), block.values[0].filled(np.nan), ~block.values.mask[0])
-        )
-        ended = failure is not None or stack.step == config.steps
+        ended = failed(_table(block)) is not None or stack.step == config.steps
         if ended or count == to_validation:
             (per,), (loss,) = evaluate(stack, dataset.val)
             row = np.array([[per, loss]], np.float32)
@@ -126,9 +123,12 @@ def _train(
             raise Interrupted(f"Stopped before step {stack.step}. The same command goes on from there.")
 
 
-def _open_stack(
-    config: Config, folder: Path, dataset: Dataset, device: torch.device
-) -> tuple[Stack, checkpoint.Best]:
+def _table(block: Block) -> Table:
+    values = block.values[0]
+    return Table(block.names, np.array(block.steps), values.data, ~np.ma.getmaskarray(values))
+
+
+def _open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.device) -> tuple[Stack, checkpoint.Best]:
     """The trial as a stack of one, where its last checkpoint left it; later signals are dropped."""
     parameters = init_parameters(config.model, dataset.n_features, len(dataset.sessions), config.seed)
     if config.init_from is not None:
@@ -199,7 +199,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
         requested = True
         signal.signal(number, previous[number])
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {int(number): signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: requested
     finally:
