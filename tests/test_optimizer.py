@@ -28,9 +28,7 @@ from tests.reference import ReferenceDecoder, by_official_name, official_optimiz
 N_DAYS, FEATURES = 4, 6
 
 
-def stacked(
-    configs: Sequence[Config], dtype: torch.dtype = torch.float32
-) -> tuple[Parameters, list[Parameters]]:
+def stacked(configs: Sequence[Config], dtype: torch.dtype = torch.float32) -> tuple[Parameters, list[Parameters]]:
     """Parameters of a stack, and of each trial alone."""
     trials = [
         {n: p.to(dtype) for n, p in init_parameters(c.model, FEATURES, N_DAYS, seed).items()}
@@ -180,9 +178,7 @@ def test_skip_changes_nothing_and_disturbs_no_neighbour(fused: bool, poison: flo
                 before = [{n: t[middle].clone() for n, t in kind.items()} for kind in (parameters, *moments)]
             days = [[0, 1], [1, 3], [2, 0]]
             rates = [(0.01, 0.01)] * 3
-            adamw_step(
-                parameters, moments, gradients, days, [c.optimizer for c in configs], rates, divisors, skip
-            )
+            adamw_step(parameters, moments, gradients, days, [c.optimizer for c in configs], rates, divisors, skip)
         if not skipped:
             for kind, old in zip((parameters, *moments), before, strict=True):
                 for n, t in kind.items():
@@ -262,3 +258,22 @@ def test_day_layers_have_a_rate_of_their_own() -> None:
 def test_schedule_without_decay_after_the_warmup() -> None:
     assert learning_rate(10, 1.0, 0.5, 10, 10) == 0.5
     assert learning_rate(9, 1.0, 0.5, 10, 10) == 0.9
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_gradients_may_lie_in_memory_in_any_order(fused: bool) -> None:
+    """PyTorch's fused kernel runs over memory, not over indices, and autograd hands out transposed gradients."""
+    config = tiny(f"optimizer.fused={fused}")
+    results = []
+    for transposed in (False, True):
+        parameters, _ = stacked([config])
+        gradients = drawn_gradients(parameters, 2, torch.Generator().manual_seed(0))
+        if transposed:
+            gradients = {n: g.mT.contiguous().mT if g.ndim > 2 else g for n, g in gradients.items()}
+        adamw_step(
+            *(parameters, zero_moments(parameters), gradients, [[0, 2]], [config.optimizer]),
+            *([(0.01, 0.01)], torch.ones(1), torch.zeros(1)),
+        )
+        results.append(parameters)
+    for name, p in results[0].items():
+        assert torch.equal(p, results[1][name]), name
