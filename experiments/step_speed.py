@@ -7,7 +7,6 @@ Prints the median time of a step of each, their ratio, and where ours goes. Run 
 
 import sys
 import time
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -43,6 +42,7 @@ class PlainDecoder(nn.Module):
         self.dropout = nn.Dropout(m.input_dropout)
 
     def forward(self, x: Tensor, days: list[int]) -> Tensor:
+        """Logits of features (B, T, F)."""
         weights = torch.stack([self.day_weights[d] for d in days])
         biases = torch.stack([self.day_biases[d] for d in days])
         x = self.dropout(F.softsign(torch.baddbmm(biases, x, weights)))
@@ -73,7 +73,7 @@ def plain_loop(c: Config, dataset: Dataset, device: torch.device):  # type: igno
             frames = frames_of(batch.bins, c.model)
             loss = F.ctc_loss(log_probs, batch.labels.to(device), frames, batch.label_counts, reduction="none").mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rates(c, step)[0]

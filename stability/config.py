@@ -144,7 +144,7 @@ class Config:
 
 def register() -> None:
     """Make Hydra know the schema and the resolvers; call it before Hydra composes."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="schema", node=Config, replace=True)
     OmegaConf.register_resolver("scaled", _scaled, replace=True)
     OmegaConf.register_resolver("trial_name", _trial_name, replace=True)
 

@@ -1,4 +1,4 @@
-"""Replace a file so that a crash leaves the old one or the new one, never a part."""
+"""Replacing files so that a crash leaves the old one or the new one, and naming them for a person."""
 
 import os
 from pathlib import Path
@@ -16,3 +16,10 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     except OSError:
         part.unlink(missing_ok=True)  # on a full disk it would take what room is left
         raise
+
+
+def short_path(path: Path) -> str:
+    """The path as one would type it here."""
+    here = Path.cwd()
+    path = here / path
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

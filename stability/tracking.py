@@ -33,7 +33,7 @@ from omegaconf import OmegaConf
 from stability import config
 from stability.diagnosis import signals
 from stability.errors import StabilityError
-from stability.files import write_atomically
+from stability.files import short_path, write_atomically
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -167,7 +167,7 @@ class _MlflowTracker(Tracker):
             return f"MLflow does not have all of it yet. {self._send_later}"
         if not uri.startswith("sqlite"):
             return f"MLflow: {uri}/{page}"
-        store = "sqlite:///" + _short(Path(uri.removeprefix("sqlite:///")))
+        store = "sqlite:///" + short_path(Path(uri.removeprefix("sqlite:///")))
         command = _command("mlflow", "ui", "--backend-store-uri", store)
         return f"MLflow: run `{command}` and open http://127.0.0.1:5000/{page}"
 
@@ -203,7 +203,7 @@ class _MlflowTracker(Tracker):
 
     @property
     def _send_later(self) -> str:
-        command = _command("stability.tracking", _short(self._folder))
+        command = _command("stability.tracking", short_path(self._folder))
         return f"Everything is kept in the trial's folder; send it later: `{command}`"
 
     def _close(self, status: str) -> None:
@@ -461,14 +461,7 @@ def _milliseconds(path: Path) -> int:
 
 def _command(module: str, *arguments: str) -> str:
     """The command line that runs `module` with the Python that runs this."""
-    return shlex.join((_short(Path(sys.executable)), "-m", module, *arguments))
-
-
-def _short(path: Path) -> str:
-    """The path as one would type it here."""
-    here = Path.cwd()
-    path = here / path
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return shlex.join((short_path(Path(sys.executable)), "-m", module, *arguments))
 
 
 def _reason(error: Exception) -> str:

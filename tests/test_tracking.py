@@ -362,7 +362,7 @@ def test_a_uri_that_is_none(tmp_path: Path, uri: str) -> None:
 
 def test_an_unknown_backend(tmp_path: Path) -> None:
     with pytest.raises(StabilityError, match=r"tracking\.backend=wandb: there are mlflow and none"):
-        tracking.open_tracker(config.Tracking("wandb", None, "s"), tmp_path, outputs=tmp_path)
+        tracking.open_tracker(config.Tracking("wandb", None, "s"), tmp_path, outputs=tmp_path)  # type: ignore[arg-type]
 
 
 def test_one_process_a_trial(outputs: Path) -> None:

@@ -95,6 +95,7 @@ def _adamw(
     skip: Tensor,
 ) -> None:
     gradients, parameters, first, second, steps = (list(t) for t in zip(*tensors, strict=True))
+    gradients = [g.contiguous() for g in gradients]  # the fused kernel takes memory as it lies, whatever the strides
     if not optimizer.fused:
         if skip:
             return
