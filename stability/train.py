@@ -43,6 +43,10 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {_explain(error)}")
+    except ValueError as error:
+        if "Config group override" not in str(error):  # Hydra's, of GROUP=null
+            raise
+        sys.exit(f"error: {error}")
     except OSError as error:  # Hydra's, before the trial's own begin: it makes the trial's folder
         sys.exit(f"error: {cannot_write(error.filename or 'the output folder', error)}")
     except KeyboardInterrupt as error:
