@@ -3,22 +3,19 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before PyTorch starts: the workers of xdist would fight for the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch starts: the workers of xdist would fight for the cores
 
 from stability.config import Synthetic
 from stability.data import synthetic
 from stability.data.t15 import Dataset, open_dataset
+from tests.commandline import CommandLine
 
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Four days of six features, with few and short trials."""
     root: Path = tmp_path_factory.mktemp("data")
-    settings = Synthetic(
-        seed=0, days=4, features=6, train_trials=6, val_trials=5, words=1, noise=0.5, drift=0.3
-    )
+    settings = Synthetic(seed=0, days=4, features=6, train_trials=6, val_trials=5, words=1, noise=0.5, drift=0.3)
     return open_dataset(
         synthetic.ensure(settings, root),
         patch_size=14,
@@ -26,3 +23,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         max_cut=2,
         index_dir=root / "index",
     )
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Where the command line keeps its synthetic sets, written once for all of pytest's workers."""
+    base = tmp_path_factory.getbasetemp()
+    return (base if worker_id == "master" else base.parent) / "sets"
+
+
+@pytest.fixture
+def cli(tmp_path: Path, sets: Path) -> CommandLine:
+    return CommandLine(tmp_path, sets)
