@@ -3,9 +3,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before PyTorch starts: the workers of xdist would fight for the cores
+# Before PyTorch starts: with more threads, the workers of xdist fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from stability.config import Synthetic
 from stability.data import synthetic
@@ -16,9 +15,7 @@ from stability.data.t15 import Dataset, open_dataset
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Four days of six features, with few and short trials."""
     root: Path = tmp_path_factory.mktemp("data")
-    settings = Synthetic(
-        seed=0, days=4, features=6, train_trials=6, val_trials=5, words=1, noise=0.5, drift=0.3
-    )
+    settings = Synthetic(seed=0, days=4, features=6, train_trials=6, val_trials=5, words=1, noise=0.5, drift=0.3)
     return open_dataset(
         synthetic.ensure(settings, root),
         patch_size=14,
