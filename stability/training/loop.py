@@ -65,8 +65,8 @@ def new_stack(configs: Sequence[Config], parameters: Sequence[Parameters], devic
     stacked = {name: torch.stack([p[name] for p in parameters]).to(device) for name in parameters[0]}
     half = compute_dtype(configs[0], device) == torch.float16
     scale = torch.tensor([c.precision.initial_loss_scale if half else 1.0 for c in configs], device=device)
-    zeros = torch.zeros_like(scale)
-    return Stack(list(configs), stacked, zero_moments(stacked), 0, zeros, scale, zeros)
+    failed, steps_since_overflow = torch.zeros_like(scale), torch.zeros_like(scale)
+    return Stack(list(configs), stacked, zero_moments(stacked), 0, failed, scale, steps_since_overflow)
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
