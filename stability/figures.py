@@ -88,7 +88,7 @@ def _use_log_scale(panel: Axes) -> None:
     if not len(shown):
         return
     panel.set_yscale("log", nonpositive="mask")
-    narrow = shown.max() < 100 * shown.min()
+    narrow = np.ptp(np.log10(shown)) < 2
     panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,), numticks=8))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.yaxis.set_minor_formatter(NullFormatter())

@@ -1,4 +1,4 @@
-"""Replace a file so that a crash leaves the old one or the new one, never a part."""
+"""Replacing files so that a crash leaves the old one or the new one, and naming them for a person."""
 
 import os
 from pathlib import Path
@@ -9,3 +9,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     part = path.with_name(path.name + ".part")
     part.write_bytes(data)
     os.replace(part, path)  # noqa: PTH105 - the call whose atomicity is documented
+
+
+def short_path(path: Path) -> str:
+    """The path as one would type it here."""
+    here = Path.cwd()
+    path = here / path
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stability.config import Config
 from stability.data.t15 import Dataset
 from stability.diagnosis.verdict import Verdict
+from stability.files import short_path
 from stability.training.loop import Block
 
 _COLOURS = {"stable": "bold green", "undecided": "bold yellow"}  # every other outcome is red
@@ -68,7 +69,7 @@ def show_configuration(config: Config, folder: Path, dataset: Dataset, device: t
         "data": f"{len(dataset.train.records)} trials to train and {len(dataset.val.records)} to validate, "
         f"{len(dataset.sessions)} days, {dataset.n_features} features",
         "trial": f"seed {config.seed}, steps {step} to {config.steps}" + (" (resumed)" if step else ""),
-        "folder": str(folder),
+        "folder": short_path(folder),
     }.items():
         console.print(f"[dim]{name:<10}[/] {value}")
     if dataset.excluded:
@@ -90,5 +91,5 @@ def show_verdict(verdict: Verdict, folder: Path, where: str) -> None:
         "figure": folder / "run.png",
         "checkpoint": folder / "checkpoints" / "best.pt",
     }.items():
-        console.print(f"[dim]{name:<10}[/] {place}")
+        console.print(f"[dim]{name:<10}[/] {short_path(place)}")
     console.print(where)

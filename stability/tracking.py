@@ -13,15 +13,16 @@ import logging
 import math
 import os
 import shlex
+import sqlite3
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -32,7 +33,7 @@ from omegaconf import OmegaConf
 from stability import config
 from stability.diagnosis import signals
 from stability.errors import StabilityError
-from stability.files import write_atomically
+from stability.files import short_path, write_atomically
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,11 +61,12 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
 
-_T = TypeVar("_T")
-
 _log = logging.getLogger(__name__)
-_failures: dict[str, tuple[float, float]] = {}  # URI -> when (time.monotonic) its store failed, after how long
-_told: set[tuple[str, str]] = set()  # URIs and the reasons of failure that have been logged
+
+# What this process knows of the stores, by URI: when one last failed, and after how many seconds
+# (time.monotonic); and the reasons that have been told.
+_failures: dict[str, tuple[float, float]] = {}
+_told: set[tuple[str, str]] = set()
 
 
 class Tracker:
@@ -154,7 +156,6 @@ class _MlflowTracker(Tracker):
         self._state = known if known and same else _State(uri, experiment, tags)
         self._config = OmegaConf.load(folder / "config.yaml")
         self._stride = math.ceil(OmegaConf.select(self._config, "steps", default=1) / _POINTS)
-        _import_mlflow()
         self._run: _Run | None = None
         self._behind = False  # the store lacks what it should have
         self._next = 0.0
@@ -166,13 +167,14 @@ class _MlflowTracker(Tracker):
             return f"MLflow does not have all of it yet. {self._send_later}"
         if not uri.startswith("sqlite"):
             return f"MLflow: {uri}/{page}"
-        store = "sqlite:///" + _short(Path(uri.removeprefix("sqlite:///")))
+        store = "sqlite:///" + short_path(Path(uri.removeprefix("sqlite:///")))
         command = _command("mlflow", "ui", "--backend-store-uri", store)
         return f"MLflow: run `{command}` and open http://127.0.0.1:5000/{page}"
 
     def start(self) -> None:
         self._state.status, self._state.finished = "RUNNING", False
         self._save()
+        _import_mlflow()
         self._try(self._connect, _LAST_REST)
 
     def update(self) -> None:
@@ -189,18 +191,19 @@ class _MlflowTracker(Tracker):
     def send_rest(self) -> None:
         """Send what has not been sent of a trial that is not being trained. Raises what MLflow raises."""
         state = self._state
-        if (self._folder / "verdict.json").exists():
-            state.status = "FINISHED"
-        elif state.status == "RUNNING":
-            state.status = "KILLED"
-        with _quiet():
-            if not state.finished:
+        if not state.finished:
+            if (self._folder / "verdict.json").exists():
+                state.status = "FINISHED"
+            elif state.status == "RUNNING":
+                state.status = "KILLED"
+            _import_mlflow()
+            with _quiet():
                 self._send_all()
         self._lock.release()
 
     @property
     def _send_later(self) -> str:
-        command = _command("stability.tracking", _short(self._folder))
+        command = _command("stability.tracking", short_path(self._folder))
         return f"Everything is kept in the trial's folder; send it later: `{command}`"
 
     def _close(self, status: str) -> None:
@@ -211,7 +214,7 @@ class _MlflowTracker(Tracker):
         self._lock.release()
 
     def _try(self, work: Callable[[], object], rest: float) -> None:
-        """Do `work`, unless the store is being left alone. A failure is told once, and borne."""
+        """Do `work`, unless the store is being left alone. What fails is told once; the training goes on."""
         uri = self._state.uri
         begun = time.monotonic()
         failed, waited = _failures.get(uri, (-math.inf, 0.0))
@@ -221,10 +224,10 @@ class _MlflowTracker(Tracker):
         try:
             with _quiet():
                 work()
-        except Exception as error:  # MLflow's, its database's, the network's, the disk's: the training goes on
+        except Exception as error:  # MLflow's, its database's, the network's or the disk's
             reason = _reason(error)
             if (uri, reason) not in _told:
-                _log.warning("MLflow at %s cannot be used: %s. %s", uri, reason, self._send_later)
+                _log.warning("MLflow at %s cannot be used: %s. The training goes on. %s", uri, reason, self._send_later)
             _told.add((uri, reason))
             _failures[uri] = time.monotonic(), time.monotonic() - begun
             self._behind = True
@@ -379,9 +382,13 @@ def _open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         return client, _experiment_id(client, experiment, None)  # another process was faster
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - takes a second, better spent before the lock
+
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):  # MLflow does not bear two processes that make the tables
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("BEGIN IMMEDIATE")  # where this fails at once, MLflow tries for two minutes
         client = MlflowClient(tracking_uri=uri)
         return client, _experiment_id(client, experiment, (database.parent / "mlflow-artifacts").as_uri())
 
@@ -395,9 +402,10 @@ def _import_mlflow() -> None:
     """Import MLflow: late, for it takes seconds, and after what it reads from the environment is set."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401
+    with _quiet():
+        import mlflow  # noqa: F401
 
-    for name in ("mlflow", "alembic"):
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -409,7 +417,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
     return (items[first : first + size] for first in range(0, len(items), size))
 
 
@@ -453,14 +461,7 @@ def _milliseconds(path: Path) -> int:
 
 def _command(module: str, *arguments: str) -> str:
     """The command line that runs `module` with the Python that runs this."""
-    return shlex.join((_short(Path(sys.executable)), "-m", module, *arguments))
-
-
-def _short(path: Path) -> str:
-    """The path as one would type it here."""
-    here = Path.cwd()
-    path = here / path
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return shlex.join((short_path(Path(sys.executable)), "-m", module, *arguments))
 
 
 def _reason(error: Exception) -> str:

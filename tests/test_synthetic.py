@@ -18,9 +18,7 @@ from stability.data.phonemes import PHONEMES, SILENCE
 from stability.data.t15 import Dataset, Split, open_dataset, open_split, write_session
 from stability.errors import StabilityError
 
-DEFAULT = config.Synthetic(
-    seed=0, days=6, features=32, train_trials=60, val_trials=16, words=3, noise=1.0, drift=0.3
-)
+DEFAULT = config.Synthetic(seed=0, days=6, features=32, train_trials=60, val_trials=16, words=3, noise=1.0, drift=0.3)
 SMALL = dataclasses.replace(DEFAULT, days=3, features=8, train_trials=6, val_trials=3)
 LINES = resources.files("stability.data").joinpath("words.txt").read_text().splitlines()
 PRONUNCIATIONS = {word: phonemes for word, *phonemes in map(str.split, LINES)}
@@ -56,9 +54,7 @@ def test_default_set_has_days_trials_and_lengths_as_described(default: Dataset) 
     assert default.sessions == tuple(f"synthetic.day{day:02d}" for day in range(1, 7))
     assert default.n_features == 32
     assert [len(trials) for trials in default.train.by_day.values()] == [60] * 6
-    assert {day: len(trials) for day, trials in default.val.by_day.items()} == dict.fromkeys(
-        [0, 2, 3, 4, 5], 16
-    )
+    assert {day: len(trials) for day, trials in default.val.by_day.items()} == dict.fromkeys([0, 2, 3, 4, 5], 16)
     bins = [record.n_time_steps for record in default.train.records]
     labels = [len(record.labels) for record in default.train.records if record.labels is not None]
     assert 130 <= np.mean(bins) <= 170

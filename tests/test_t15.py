@@ -128,9 +128,7 @@ def test_trials_are_written_one_at_a_time(tmp_path: Path) -> None:
 
 def changed(**values: Any) -> Trial:
     (trial,) = trials(1)
-    fields = {
-        name: getattr(trial, name) for name in ("features", "labels", "transcription", "block", "number")
-    }
+    fields = {name: getattr(trial, name) for name in ("features", "labels", "transcription", "block", "number")}
     return Trial(**(fields | values))
 
 
@@ -429,8 +427,7 @@ BAD: list[tuple[Callable[[Any], None], str]] = [
     ),
     (
         lambda g: replace(g, "input_features", np.zeros((0, 4), np.float32)),
-        "features have shape (0, 4), not (bins, features); "
-        "n_time_steps is 60, but input_features have 0 bins",
+        "features have shape (0, 4), not (bins, features); n_time_steps is 60, but input_features have 0 bins",
     ),
     (lambda g: without(g, "input_features"), "has no dataset input_features"),
     (lambda g: attribute(g, "n_time_steps", 61), "n_time_steps is 61, but input_features have 60 bins"),
@@ -463,8 +460,7 @@ def test_bad_trials_stop_or_are_left_out(root: Path, spoil: Callable[[Any], None
         spoil(file["trial_0001"])
     named = f"day.2/data_train.hdf5 trial_0001: {reason}"
     assert failure(root) == (
-        f"1 of 10 trials in {root} are bad:\n  {named}\n"
-        "mend them, or go on without them: data.on_bad_trial=exclude"
+        f"1 of 10 trials in {root} are bad:\n  {named}\nmend them, or go on without them: data.on_bad_trial=exclude"
     )
     data = opened(root, on_bad_trial="exclude")
     assert data.excluded == (named,)
@@ -531,9 +527,7 @@ def test_the_ways_with_bad_trials_are_two(root: Path) -> None:
 
 def test_ctc_rule_agrees_with_all_alignments(tmp_path: Path) -> None:
     patch, stride, max_cut = 3, 2, 1
-    alignable = {
-        frames: {collapse(path) for path in itertools.product(range(3), repeat=frames)} for frames in range(7)
-    }
+    alignable = {frames: {collapse(path) for path in itertools.product(range(3), repeat=frames)} for frames in range(7)}
     targets = [target for length in range(1, 4) for target in itertools.product([1, 2], repeat=length)]
     cases = [(bins, target) for bins in range(3, 14) for target in targets]
     for name in ("train", "val"):
@@ -568,9 +562,7 @@ def collapse(path: tuple[int, ...]) -> tuple[int, ...]:
         (lambda good: good[:600] + b"\xff" * 2000 + good[2600:], ""),
     ],
 )
-def test_a_broken_file_is_fatal(
-    root: Path, content: Callable[[bytes], bytes], reason: str, on_bad_trial: str
-) -> None:
+def test_a_broken_file_is_fatal(root: Path, content: Callable[[bytes], bytes], reason: str, on_bad_trial: str) -> None:
     file = root / "day.2/data_val.hdf5"
     file.write_bytes(content(file.read_bytes()))
     message = failure(root, on_bad_trial=on_bad_trial)
@@ -616,9 +608,7 @@ def test_feature_counts_must_agree(root: Path) -> None:
 
 
 def test_wrong_sessions_are_explained(root: Path) -> None:
-    assert (
-        failure(root, sessions=["day.1", "day.9"]) == f"no session day.9 in {root}; there are: day.1, day.2"
-    )
+    assert failure(root, sessions=["day.1", "day.9"]) == f"no session day.9 in {root}; there are: day.1, day.2"
     assert "name at least one, and each only once" in failure(root, sessions=[])
     assert "sessions are [day.1, day.1]" in failure(root, sessions=["day.1", "day.1"])
     with pytest.raises(StabilityError, match="split is 'dev'; it is one of train, val, test"):

@@ -3,6 +3,18 @@
 A trial's folder holds `signals.csv` (one row a training step) and `validation.csv` (one row a validation).
 Both start with a column `step`; numbers are written so that they read back as the same float32. An empty
 field is a signal that was not measured at that step; `nan` was measured, and was not a number.
+
+| signal | what it is |
+|---|---|
+| `loss`, `loss_per_label` | the training loss as configured, and divided by each utterance's number of labels |
+| `grad_norm`, `grad_norm.PART` | gradient norm before the clip: whole, day layers, initial state, GRU layers, head |
+| `clipped` | 1 if the gradient was clipped at this step |
+| `update_ratio` | norm of the update that was made over norm of the weights (every 10th step) |
+| `blank_fraction` | share of frames whose best class is blank |
+| `distinct_phonemes` | other classes that are the best of some frame |
+| `lr`, `effective_lr` | learning rate, and lr / (median second-moment root + epsilon) (every 10th step) |
+| `epsilon_dominance` | share of second-moment roots below epsilon, of a sample of 16,000 (every 10th step) |
+| `loss_scale` | the factor on the loss in fp16; 1 otherwise |
 """
 
 import os

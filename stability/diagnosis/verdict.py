@@ -70,6 +70,7 @@ def judge(signals: Table, validation: Table) -> Verdict:
         "best validation PER": best,
         "blank fraction": blank,
         "loss fell in the last quarter by": fall,
+        "share of steps clipped": float(signals["clipped"].mean()),
     }
     if last < detectors.LEARNED_PER:
         learned = np.flatnonzero(rates < detectors.LEARNED_PER)

@@ -66,7 +66,7 @@ def _run(config: Config, folder: Path) -> Verdict:
         show_verdict(verdict, folder, "This trial was finished before: fresh=true trains it anew.")
         return verdict
     device = _device(config.device)
-    dataset = _open_data(config)
+    dataset = open_data(config)
     stack, best = _open_stack(config, folder, dataset, device)
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     if dataset.excluded:
@@ -141,7 +141,8 @@ def _open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.de
     return stack, best
 
 
-def _open_data(config: Config) -> Dataset:
+def open_data(config: Config) -> Dataset:
+    """The training and validation trials that the configuration names; a synthetic set is written the first time."""
     outputs, data = Path(config.outputs), config.data
     if data.synthetic is not None:
         path = synthetic.ensure(data.synthetic, Path(data.path) if data.path else outputs / "data")

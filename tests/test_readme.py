@@ -1,0 +1,34 @@
+"""What the README says can be done, done."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_option_is_listed_with_its_command_at_its_head() -> None:
+    for path in (ROOT / "conf").glob("*/*.yaml"):
+        assert f"`{path.stem}`" in README, path
+        assert path.read_text().startswith("# python -m stability.train "), path
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)]*)\)", README))
+def test_links_lead_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+def test_bringing_your_own_data(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    command = re.search(r"python -m stability.train (data=t15 data.path=my_data)", README)
+    assert command is not None
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    small = ["steps=2", "batch.size=8", "model.units=8", "tracking=none"]
+    arguments = [sys.executable, "-m", "stability.train", *command[1].split(), *small]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "80 trials to train and 20 to validate, 4 days, 40 features" in done.stdout
