@@ -65,8 +65,8 @@ def new_stack(configs: Sequence[Config], parameters: Sequence[Parameters], devic
     stacked = {name: torch.stack([p[name] for p in parameters]).to(device) for name in parameters[0]}
     half = compute_dtype(configs[0], device) == torch.float16
     scale = torch.tensor([c.precision.initial_loss_scale if half else 1.0 for c in configs], device=device)
-    zeros = torch.zeros_like(scale)
-    return Stack(list(configs), stacked, zero_moments(stacked), 0, zeros, scale, zeros)
+    failed, steps_since_overflow = torch.zeros_like(scale), torch.zeros_like(scale)
+    return Stack(list(configs), stacked, zero_moments(stacked), 0, failed, scale, steps_since_overflow)
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
@@ -201,16 +201,17 @@ def _dropout(stack: Stack, inputs: _Inputs) -> Dropout:
 
     def dropout(x: Tensor, purpose: str, p: float, time_axis: int) -> Tensor:
         lengths = inputs.bins if time_axis == 2 else frames
-        masks: dict[int, Tensor] = {}
-        for config, length in zip(stack.configs, lengths, strict=True):
-            if config.seed not in masks:
+        keys = [(c.seed, length) for c, length in zip(stack.configs, lengths, strict=True)]
+        masks: dict[tuple[int, int], Tensor] = {}
+        for seed, length in keys:
+            if (seed, length) not in masks:
                 shape = list(x.shape[1:])
                 padding = [0] * (2 * (x.ndim - time_axis) - 1) + [shape[time_axis - 1] - length]
                 shape[time_axis - 1] = length
-                stream = torch_stream(config.seed, f"dropout {purpose}", step, x.device)
+                stream = torch_stream(seed, f"dropout {purpose}", step, x.device)
                 mask = torch.rand(shape, generator=stream, device=x.device).ge_(p).div_(1 - p)
-                masks[config.seed] = F.pad(mask, padding)
-        return x * torch.stack([masks[c.seed] for c in stack.configs]).to(x.dtype)
+                masks[seed, length] = F.pad(mask, padding)
+        return x * torch.stack([masks[key] for key in keys]).to(x.dtype)
 
     return dropout
 
