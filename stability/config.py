@@ -205,16 +205,24 @@ def _check(config: Config) -> None:
         "checkpoint_every": 1,
         "batch.size": 1,
         "batch.days": 1,
+        "schedule.lr_max": 0,
+        "schedule.lr_min": 0,
+        "schedule.lr_max_day": 0,
+        "schedule.lr_min_day": 0,
         "schedule.warmup_steps": 0,
+        "schedule.decay_steps": 0,
         "model.layers": 1,
         "model.units": 1,
         "model.patch_size": 1,
         "model.patch_stride": 1,
         "optimizer.epsilon": 0,
+        "optimizer.weight_decay": 0,
+        "optimizer.weight_decay_day": 0,
         "aug.white_noise_std": 0,
         "aug.constant_offset_std": 0,
         "aug.max_cut": 0,
         "aug.smooth_std": 0,
+        "precision.initial_loss_scale": 1,
     }
     values = flatten(config)
     for name, least in at_least.items():
@@ -223,6 +231,9 @@ def _check(config: Config) -> None:
     for name in ("model.input_dropout", "model.rnn_dropout", "optimizer.beta1", "optimizer.beta2"):
         if not 0 <= values[name] < 1:
             raise StabilityError(f"{name}={values[name]}: it has to be at least 0 and below 1.")
+    for name in ("model.time_scale", "optimizer.clip_norm"):
+        if values[name] is not None and not values[name] > 0:
+            raise StabilityError(f"{name}={values[name]}: it has to be above 0.")
     if config.batch.size < config.batch.days:
         raise StabilityError(
             f"batch.size={config.batch.size} cannot be shared out over batch.days={config.batch.days}."

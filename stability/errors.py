@@ -1,9 +1,20 @@
-"""The one exception for what a user can mend."""
+"""What ends a command without a traceback: what a user can mend, and what a user asked for."""
 
 
 class StabilityError(Exception):
     """Something outside the program is wrong. The message says what, where, and the mend; no traceback is shown."""
 
 
-class Interrupted(Exception):
-    """The trial was asked to stop and has written its checkpoint. The message says how to go on."""
+class Interrupted(KeyboardInterrupt):
+    """The trial was asked to stop and has written its checkpoint. The message says how to go on.
+
+    No `Exception`: a sweep must end with it, and not go on to its next trial.
+    """
+
+
+def cannot_write(place: object, error: OSError) -> StabilityError:
+    """A folder that is full, read-only or not there."""
+    return StabilityError(
+        f"Cannot write in {place}: {error.strerror or error}. Make room, or give another place with outputs=FOLDER; "
+        "in the same place, the same command goes on from the last checkpoint."
+    )

@@ -1,5 +1,6 @@
 """The figure of a trial."""
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from matplotlib.transforms import Transform
 from omegaconf import OmegaConf
 
 from stability.diagnosis import signals
+from stability.files import write_atomically
 
-_NAME = "run.png"
+FIGURE = "run.png"
 # Okabe and Ito's colours, which readers of any colour vision tell apart.
 _LINE, _CLIP, _ONSET, _BROKEN = "#0072B2", "#009E73", "#D55E00", "#CC79A7"
 _MEDIANS = 100  # points of the line through a signal that is noisier than the figure is wide
@@ -56,8 +58,10 @@ def draw_run(folder: Path) -> Path:
         _mark(panels, verdict["onset_step"], f"onset at {verdict['onset_step']}", _ONSET, "-.", level=0.9)
     figure.align_ylabels()
     loss.set_title(f"{folder.name}\n{_outcome(verdict)}", fontsize=12, wrap=True)
-    path = folder / _NAME
-    figure.savefig(path)
+    path = folder / FIGURE
+    image = io.BytesIO()
+    figure.savefig(image)
+    write_atomically(path, image.getbuffer())
     return path
 
 

@@ -4,11 +4,18 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` in the place of `path`. A process killed in between leaves `path` as it was."""
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Put `data` in the place of `path`. A crash, or a full disk, in between leaves `path` as it was."""
     part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)  # noqa: PTH105 - the call whose atomicity is documented
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)  # noqa: PTH105 - the call whose atomicity is documented
+    except OSError:
+        part.unlink(missing_ok=True)  # on a full disk it would take what room is left
+        raise
 
 
 def short_path(path: Path) -> str:

@@ -12,18 +12,25 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from stability import config
-from stability.errors import Interrupted, StabilityError
+from stability.errors import StabilityError, cannot_write
 
 
 @hydra.main(config_path=str(config.folder()), config_name="config")
 def _job(cfg: DictConfig) -> None:
     from stability.training.trial import run_trial  # late: PyTorch takes seconds, and --help needs none of it
 
-    run_trial(config.resolve(cfg), Path(HydraConfig.get().runtime.output_dir))
+    running = HydraConfig.get()
+    try:
+        run_trial(config.resolve(cfg), Path(running.runtime.output_dir))
+    except StabilityError as error:
+        if running.mode == RunMode.MULTIRUN:
+            raise  # the other trials are run, and Hydra tells which one failed
+        sys.exit(f"error: {error}")
 
 
 def main() -> None:
@@ -36,8 +43,14 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {_explain(error)}")
-    except Interrupted as error:
-        print(error, file=sys.stderr)
+    except ValueError as error:
+        if "Config group override" not in str(error):  # Hydra's, of GROUP=null
+            raise
+        sys.exit(f"error: {error}")
+    except OSError as error:  # Hydra's, before the trial's own begin: it makes the trial's folder
+        sys.exit(f"error: {cannot_write(error.filename or 'the output folder', error)}")
+    except KeyboardInterrupt as error:
+        print(str(error) or "Stopped.", file=sys.stderr)
         sys.exit(130)
 
 

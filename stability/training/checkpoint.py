@@ -4,7 +4,7 @@ A file holds `model_state_dict`, `optimizer_state_dict`, `scheduler_state_dict`,
 official trainer writes them, and under `stability` what a resume needs beyond that.
 """
 
-import os
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from stability.config import Config
 from stability.errors import StabilityError
+from stability.files import write_atomically
 from stability.training.decoder import Parameters
 from stability.training.loop import Stack, learning_rates
 from stability.training.optimizer import DAY_LAYER, Moments, group_of
@@ -58,12 +59,9 @@ def save(path: Path, stack: Stack, k: int, best: Best) -> None:
         },
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    buffer = io.BytesIO()  # on a full disk torch.save would hide the OSError behind a RuntimeError
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getbuffer())
 
 
 def restore(path: Path, stack: Stack, k: int) -> Best:

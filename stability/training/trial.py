@@ -1,6 +1,5 @@
 """One trial from its start, or from its last checkpoint, to its verdict. All that it leaves is in its folder."""
 
-import errno
 import json
 import shutil
 import signal
@@ -20,8 +19,8 @@ from stability.data import synthetic
 from stability.data.t15 import Dataset, open_dataset
 from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, append_rows, read_table, truncate
 from stability.diagnosis.verdict import Verdict, failed, judge
-from stability.errors import Interrupted, StabilityError
-from stability.figures import draw_run
+from stability.errors import Interrupted, StabilityError, cannot_write
+from stability.figures import FIGURE, draw_run
 from stability.files import write_atomically
 from stability.terminal import Display, show_configuration, show_verdict
 from stability.tracking import Tracker, open_tracker
@@ -33,7 +32,6 @@ CHECKPOINTS = Path("checkpoints")
 _LAST, _BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
 _VERDICT = "verdict.json"
 _BLOCK = 10  # steps after which the signals are fetched from the device, written and shown
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def run_trial(config: Config, folder: Path) -> Verdict:
@@ -49,12 +47,7 @@ def run_trial(config: Config, folder: Path) -> Verdict:
     except Timeout:
         raise StabilityError(f"{folder} is being trained by another process: wait for it.") from None
     except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise StabilityError(
-            f"Cannot write in {folder}: {error.strerror}. Make room, or give another place with outputs=FOLDER; "
-            "in the same place, the same command goes on from the last checkpoint."
-        ) from None
+        raise cannot_write(folder, error) from error
 
 
 def _run(config: Config, folder: Path) -> Verdict:
@@ -63,6 +56,8 @@ def _run(config: Config, folder: Path) -> Verdict:
     path = folder / _VERDICT
     if path.exists():
         verdict = Verdict(**json.loads(path.read_text()))
+        if not (folder / FIGURE).exists():  # it was stopped, or the disk was full, just after the verdict
+            draw_run(folder)
         show_verdict(verdict, folder, "This trial was finished before: fresh=true trains it anew.")
         return verdict
     # The gradients of a trial that says only blank sink into denormals, which a CPU multiplies far more slowly.
@@ -82,7 +77,7 @@ def _run(config: Config, folder: Path) -> Verdict:
         write_atomically(path, json.dumps(asdict(verdict), indent=2).encode())
         draw_run(folder)
     except BaseException as error:
-        tracker.abort("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED")
+        tracker.abort("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracker.finish()
     show_verdict(verdict, folder, tracker.where)
@@ -188,7 +183,7 @@ def _device(name: str) -> torch.device:
 def _clear(folder: Path) -> None:
     """Forget the trial that the folder holds; what a person put there stays."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for name in (SIGNALS, VALIDATION, _VERDICT, "run.png", "tracking.json"):
+    for name in (SIGNALS, VALIDATION, _VERDICT, FIGURE, "excluded.txt", "tracking.json"):
         (folder / name).unlink(missing_ok=True)
 
 
