@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch starts: the workers of xdist would fight for the cores
+# Before PyTorch starts: with more threads, the workers of xdist fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from stability.config import Synthetic
 from stability.data import synthetic

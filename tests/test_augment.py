@@ -80,9 +80,7 @@ def test_noise_of_a_step_and_a_seed() -> None:
 def test_weak_noise_is_strong_noise_scaled() -> None:
     x = torch.randn(4, 20, 3)
     strong, weak = composed("aug=strong").aug, composed("aug=weak").aug
-    stds = [
-        [getattr(a, f"{kind}_std") for a in (strong, weak)] for kind in ("white_noise", "constant_offset")
-    ]
+    stds = [[getattr(a, f"{kind}_std") for a in (strong, weak)] for kind in ("white_noise", "constant_offset")]
     of_strong, of_weak = add_noise(x, stds[0], stds[1], seed=5, step=7) - x
     torch.testing.assert_close(of_weak, of_strong / 4, atol=1e-6, rtol=1e-5)
 
@@ -132,9 +130,7 @@ def test_without_augmentation_smoothing_stays(dataset: Dataset) -> None:
     torch.testing.assert_close(x.double(), smoothed(batch.features), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("size", "days", "shares"), [(6, 3, {2}), (8, 3, {2, 3}), (20, 2, {10}), (4, 4, {1})]
-)
+@pytest.mark.parametrize(("size", "days", "shares"), [(6, 3, {2}), (8, 3, {2, 3}), (20, 2, {10}), (4, 4, {1})])
 def test_training_batches(dataset: Dataset, size: int, days: int, shares: set[int]) -> None:
     split = dataset.train
     met: Counter[int] = Counter()

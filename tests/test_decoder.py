@@ -91,9 +91,7 @@ def test_initialisation_follows_from_the_seed() -> None:
 
 
 def test_classes_are_in_the_official_order() -> None:
-    arpabet = (
-        "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
-    )
+    arpabet = "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
     assert list(PHONEMES) == ["BLANK", *arpabet.split(), " | "]
 
 
@@ -116,9 +114,7 @@ def test_patches_are_flattened_bin_major() -> None:
         assert patches[0, frame, 0].tolist() == wanted
 
 
-@pytest.mark.parametrize(
-    ("bins", "size", "stride"), [(14, 14, 4), (23, 14, 4), (11, 5, 2), (9, 2, 3), (8, 3, 3)]
-)
+@pytest.mark.parametrize(("bins", "size", "stride"), [(14, 14, 4), (23, 14, 4), (11, 5, 2), (9, 2, 3), (8, 3, 3)])
 def test_gradient_of_patches(bins: int, size: int, stride: int) -> None:
     x = torch.randn(2, 2, bins, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: _Patches.apply(v, size, stride), x)  # type: ignore[no-untyped-call]
@@ -188,9 +184,7 @@ def test_recurrent_engine_agrees_with_pytorch(k: int) -> None:
     for i in range(k):
         gru = nn.GRU(7, 6)
         named = dict(zip(("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"), weights, strict=True))
-        called, _ = torch.func.functional_call(
-            gru, {n: w[i] for n, w in named.items()}, (x[i], h0[i : i + 1])
-        )
+        called, _ = torch.func.functional_call(gru, {n: w[i] for n, w in named.items()}, (x[i], h0[i : i + 1]))
         expected.append(called)
     _assert_same_with_gradients(out, torch.stack(expected), operands, 1e-5)
 
@@ -221,9 +215,7 @@ def _plain_gru(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b
     return torch.stack(states, 1)
 
 
-def _assert_same_with_gradients(
-    ours: Tensor, theirs: Tensor, operands: Sequence[Tensor], tolerance: float
-) -> None:
+def _assert_same_with_gradients(ours: Tensor, theirs: Tensor, operands: Sequence[Tensor], tolerance: float) -> None:
     torch.testing.assert_close(ours.double(), theirs.double(), atol=tolerance, rtol=tolerance)
     weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     gradients = [torch.autograd.grad((v * weight).sum(), operands) for v in (ours, theirs)]

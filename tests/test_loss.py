@@ -86,9 +86,7 @@ def test_reductions() -> None:
     loss, per_label = _configured(stack, nll, inputs)
 
     log_probs = logits[0].log_softmax(-1)
-    each, mean = (
-        torch.nn.CTCLoss(reduction=r)(log_probs, labels[0], frames[0], counts[0]) for r in ("none", "mean")
-    )
+    each, mean = (torch.nn.CTCLoss(reduction=r)(log_probs, labels[0], frames[0], counts[0]) for r in ("none", "mean"))
     torch.testing.assert_close(loss, torch.stack([each.mean(), mean]))
     torch.testing.assert_close(per_label, torch.stack([mean, mean]))
 

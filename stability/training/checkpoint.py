@@ -67,6 +67,8 @@ def save(path: Path, stack: Stack, k: int, best: Best) -> None:
 def restore(path: Path, stack: Stack, k: int) -> Best:
     """Put a checkpoint that `save` wrote back into place `k` of a stack, which takes over its step."""
     content = _read(path)
+    if "stability" not in content:
+        raise StabilityError(f"{path} was not written here and cannot be resumed. Start from it: init_from={path}")
     for name, p in _matching(content, path, {n: p[k] for n, p in stack.parameters.items()}).items():
         stack.parameters[name][k] = p
     state = content["optimizer_state_dict"]["state"]
@@ -121,7 +123,8 @@ def _matching(content: Mapping[str, Any], path: Path, like: Parameters) -> Param
 
 def _read(path: Path) -> dict[str, Any]:
     scalar = np.float64(0).__reduce__()[0]  # official checkpoints hold their loss as a NumPy number
-    allowed: list[Any] = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, type(np.dtype(np.float64))]
+    allowed: list[Any] = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype]
+    allowed += [type(np.dtype(kind)) for kind in (np.float32, np.float64)]
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -132,9 +135,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise StabilityError(
             f"{path} cannot be read as a checkpoint ({reason}). Give another, or train anew."
         ) from None
-    if not isinstance(content, dict) or "model_state_dict" not in content:
-        raise StabilityError(f"{path} is no checkpoint of a decoder: it has no model_state_dict.")
-    return content
+    found: dict[str, Any] = content if isinstance(content, dict) else {}
+    weights = found.get("model_state_dict")
+    if not isinstance(weights, dict) or not all(isinstance(p, Tensor) for p in weights.values()):
+        raise StabilityError(f"{path} is no checkpoint of a decoder: it has no model_state_dict of tensors.")
+    return found
 
 
 def _grouped(parameters: Mapping[str, Tensor]) -> list[str]:

@@ -201,16 +201,17 @@ def _dropout(stack: Stack, inputs: _Inputs) -> Dropout:
 
     def dropout(x: Tensor, purpose: str, p: float, time_axis: int) -> Tensor:
         lengths = inputs.bins if time_axis == 2 else frames
-        masks: dict[int, Tensor] = {}
-        for config, length in zip(stack.configs, lengths, strict=True):
-            if config.seed not in masks:
+        keys = [(c.seed, length) for c, length in zip(stack.configs, lengths, strict=True)]
+        masks: dict[tuple[int, int], Tensor] = {}
+        for seed, length in keys:
+            if (seed, length) not in masks:
                 shape = list(x.shape[1:])
                 padding = [0] * (2 * (x.ndim - time_axis) - 1) + [shape[time_axis - 1] - length]
                 shape[time_axis - 1] = length
-                stream = torch_stream(config.seed, f"dropout {purpose}", step, x.device)
+                stream = torch_stream(seed, f"dropout {purpose}", step, x.device)
                 mask = torch.rand(shape, generator=stream, device=x.device).ge_(p).div_(1 - p)
-                masks[config.seed] = F.pad(mask, padding)
-        return x * torch.stack([masks[c.seed] for c in stack.configs]).to(x.dtype)
+                masks[seed, length] = F.pad(mask, padding)
+        return x * torch.stack([masks[key] for key in keys]).to(x.dtype)
 
     return dropout
 

@@ -68,7 +68,8 @@ def update_ratio(before: Parameters, after: Parameters) -> Tensor:
 def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequence[float]) -> dict[str, Tensor]:
     """Share of parameters whose second-moment root lies below epsilon, and the learning rate that the median has.
 
-    The root is bias-corrected, as in the update; the effective rate is lr / (median root + epsilon).
+    The root is bias-corrected, as in the update; the effective rate is lr / (median root + epsilon). A day that no
+    batch has held yet has no second moment, and is not counted.
     """
     device = moments.steps["h0"].device
     beta2 = torch.tensor([o.beta2 for o in settings], device=device)
@@ -77,13 +78,15 @@ def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequ
     samples = []
     for name, second in moments.second.items():
         steps = moments.steps[name]
-        correction = 1 - beta2.view(-1, *(1,) * (steps.ndim - 1)) ** steps.clamp(min=1)
+        correction = (
+            1 - beta2.view(-1, *(1,) * (steps.ndim - 1)) ** steps
+        )  # 0, and so the root NaN, before a first step
         sample = second.reshape(*steps.shape, -1)[..., ::stride] / correction.unsqueeze(-1)
         samples.append(sample.flatten(1))
     roots = torch.cat(samples, 1).sqrt_()
     return {
-        "epsilon_dominance": (roots < epsilon.unsqueeze(1)).float().mean(1),
-        "effective_lr": torch.tensor(rates, device=device) / (roots.median(1).values + epsilon),
+        "epsilon_dominance": (roots < epsilon.unsqueeze(1)).sum(1) / (~roots.isnan()).sum(1),
+        "effective_lr": torch.tensor(rates, device=device) / (roots.nanmedian(1).values + epsilon),
     }
 
 
