@@ -27,7 +27,7 @@ from tests.commandline import CommandLine, ended, rows, the_message, wait_for
 
 ROOT = config.CHECKOUT
 DIGITS = ROOT.parent / "shared/data/spoken-digits"
-STEPS = 200
+STEPS = 120
 OFTEN = (f"steps={STEPS}", "validate_every=7", "checkpoint_every=5")
 ENDLESS = "steps=1000000"
 
