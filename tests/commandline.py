@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ class CommandLine:
 
     folder: Path
     sets: Path
+    started: list["subprocess.Popen[str]"] = field(default_factory=list)
 
     @property
     def synthetic(self) -> list[str]:
@@ -39,11 +40,9 @@ class CommandLine:
     def start_plain(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """Start the command with nothing but `arguments`."""
         usual: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(
-            [sys.executable, "-m", "stability.train", *arguments],
-            cwd=self.folder,
-            **(usual | options),
-        )
+        command = [sys.executable, "-m", "stability.train", *arguments]
+        self.started.append(subprocess.Popen(command, cwd=self.folder, **(usual | options)))
+        return self.started[-1]
 
     def run(self, *overrides: str, status: int = 0, **options: Any) -> Ended:
         """Run a tiny trial to its end."""
@@ -61,8 +60,7 @@ class CommandLine:
 
 def ended(process: "subprocess.Popen[str]", status: int) -> Ended:
     """Wait for the end of a command, which has to have this exit status and no traceback."""
-    with process:
-        out, err = process.communicate(timeout=240)
+    out, err = process.communicate()
     assert process.returncode == status, (process.returncode, out, err)
     assert "Traceback" not in out + err, out + err
     return Ended(out, err)

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,5 +35,9 @@ def sets(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 
 @pytest.fixture
-def cli(tmp_path: Path, sets: Path) -> CommandLine:
-    return CommandLine(tmp_path, sets)
+def cli(tmp_path: Path, sets: Path) -> Iterator[CommandLine]:
+    cli = CommandLine(tmp_path, sets)
+    yield cli
+    for process in cli.started:  # of a test that failed
+        process.kill()
+        process.communicate()

@@ -326,6 +326,7 @@ def test_an_installed_wheel_has_all_it_needs(cli: CommandLine) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not DIGITS.is_dir(), reason="the spoken digits are not beside the checkout")
 def test_spoken_digits_are_learned(cli: CommandLine) -> None:
     ended(cli.start_plain("data=t15", f"data.path={DIGITS}", "model=small", "tracking=none"), 0)
