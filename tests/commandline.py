@@ -1,0 +1,87 @@
+"""The real command line, in processes of its own."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_MODEL = ("model.units=8", "model.layers=2", "batch.size=8", "steps=12", "tracking=none")
+_SET = ("features=8", "days=4", "words=1", "train_trials=10", "val_trials=4")
+
+
+class Ended(NamedTuple):
+    """What a command left in the terminal."""
+
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """`python -m stability.train` with tiny settings, run in `folder`. Synthetic sets are shared in `sets`."""
+
+    folder: Path
+    sets: Path
+
+    @property
+    def synthetic(self) -> list[str]:
+        """Overrides for a tiny synthetic set."""
+        return [f"data.path={self.sets}", *(f"data.synthetic.{setting}" for setting in _SET)]
+
+    def start(self, *overrides: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a tiny trial, on the synthetic set unless `overrides` name other data."""
+        data = [] if "data=t15" in overrides else self.synthetic
+        return self.start_plain(*_MODEL, *data, *overrides, **options)
+
+    def start_plain(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """Start the command with nothing but `arguments`."""
+        usual: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(
+            [sys.executable, "-m", "stability.train", *arguments],
+            cwd=self.folder,
+            **(usual | options),
+        )
+
+    def run(self, *overrides: str, status: int = 0, **options: Any) -> Ended:
+        """Run a tiny trial to its end."""
+        return ended(self.start(*overrides, **options), status)
+
+    def fail(self, *overrides: str, **options: Any) -> str:
+        """Run a tiny trial that cannot be, and return the one message that says so."""
+        return the_message(self.run(*overrides, status=1, **options))
+
+    def trial(self, study: str = "single", outputs: str = "outputs") -> Path:
+        """The folder of the only trial of a study."""
+        (folder,) = (path.parent for path in (self.folder / outputs / study).glob("*/config.yaml"))
+        return folder
+
+
+def ended(process: "subprocess.Popen[str]", status: int) -> Ended:
+    """Wait for the end of a command, which has to have this exit status and no traceback."""
+    with process:
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == status, (process.returncode, out, err)
+    assert "Traceback" not in out + err, out + err
+    return Ended(out, err)
+
+
+def the_message(end: Ended) -> str:
+    """The one message of a command that failed."""
+    assert end.err.startswith("error: "), end
+    assert end.err.count("error") == 1, end
+    assert "error" not in end.out, end
+    return end.err
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    """Wait until something is so, or the process that should bring it about has ended."""
+    while not condition() and process.poll() is None:
+        time.sleep(0.001)
+
+
+def rows(table: Path) -> Sequence[str]:
+    """The whole rows of a file of signals that may not be there yet."""
+    return table.read_text().splitlines()[1:] if table.exists() else []
