@@ -43,12 +43,14 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {_explain(error)}")
+    except OSError as error:  # Hydra makes the trial's folder, and opens a log in it, before the trial begins
+        sys.exit(f"error: {_explain_folder(error)}")
     except ValueError as error:
-        if "Config group override" not in str(error):  # Hydra's, of GROUP=null
-            raise
-        sys.exit(f"error: {error}")
-    except OSError as error:  # Hydra's, before the trial's own begin: it makes the trial's folder
-        sys.exit(f"error: {cannot_write(error.filename or 'the output folder', error)}")
+        if isinstance(error.__cause__, OSError):
+            sys.exit(f"error: {_explain_folder(error.__cause__)}")
+        if "Config group override" in str(error):  # GROUP=null
+            sys.exit(f"error: {error}")
+        raise
     except KeyboardInterrupt as error:
         print(str(error) or "Stopped.", file=sys.stderr)
         sys.exit(130)
@@ -63,6 +65,10 @@ def _explain(error: BaseException) -> str:
     if owner:
         text += f"\nThere are: {', '.join(f.name for f in fields(getattr(config, owner[1])))}."
     return text
+
+
+def _explain_folder(error: OSError) -> StabilityError:
+    return cannot_write(error.filename or "the output folder", error)
 
 
 if __name__ == "__main__":
