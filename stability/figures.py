@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,15 +23,30 @@ _MEDIANS = 100  # points of the line through a signal that is noisier than the f
 
 
 def draw_run(folder: Path) -> Path:
-    """Draw loss, validation PER, blank fraction and gradient norm of the trial in `folder` against its steps.
+    """Draw the trial in `folder`, as `draw` does, into its `run.png`, and return its path.
 
-    Writes `run.png` into the folder and returns its path. What the folder does not hold (validation, verdict,
-    rows at all) stays empty. A file of signals that cannot be read raises `StabilityError`.
+    What the folder does not hold (validation, verdict, rows at all) stays empty. A file of signals that cannot be
+    read raises `StabilityError`.
     """
-    table = signals.read_table(folder / signals.SIGNALS)
-    validation = signals.read_table(folder / signals.VALIDATION)
-    verdict = _read_verdict(folder)
+    table, validation = (signals.read_table(folder / name) for name in (signals.SIGNALS, signals.VALIDATION))
+    return draw(folder / FIGURE, folder.name, table, validation, _read_verdict(folder), clip=_clip_norm(folder))
 
+
+def draw(
+    path: Path,
+    name: str,
+    table: signals.Table,
+    validation: signals.Table,
+    verdict: Mapping[str, Any],
+    *,
+    clip: float | None = None,
+    healthy: signals.Table | None = None,
+) -> Path:
+    """Draw loss, validation PER, blank fraction and gradient norm against steps, into the PNG at `path`.
+
+    The verdict's `onset_step` is marked, and the norm above which gradients are clipped; a healthy training's curves,
+    if given, lie behind.
+    """
     figure = Figure(figsize=(9, 9), dpi=120, layout="constrained")
     panels = figure.subplots(4, 1, sharex=True)
     loss, per, blank, norm = panels
@@ -43,7 +58,9 @@ def draw_run(folder: Path) -> Path:
         _use_log_scale(panel)
     for panel in (per, blank):
         panel.set_ylim(-0.03, max(1.03, panel.get_ylim()[1]))
-    if (clip := _clip_norm(folder)) is not None:
+    if healthy is not None:
+        _draw_healthy(panels, healthy, int(table.steps[-1]))
+    if clip is not None:
         norm.axhline(clip, color=_CLIP, linewidth=1.4, linestyle="--")
         _label(norm, f"clipped above {clip:g}", (0.995, clip), norm.get_yaxis_transform(), _CLIP, (0, 9), "right")
     norm.set_xlabel("step")
@@ -57,8 +74,7 @@ def draw_run(folder: Path) -> Path:
     if verdict.get("onset_step") is not None:
         _mark(panels, verdict["onset_step"], f"onset at {verdict['onset_step']}", _ONSET, "-.", level=0.9)
     figure.align_ylabels()
-    loss.set_title(f"{folder.name}\n{_outcome(verdict)}", fontsize=12, wrap=True)
-    path = folder / FIGURE
+    loss.set_title(f"{name}\n{_outcome(verdict)}", fontsize=12, wrap=True)
     image = io.BytesIO()
     figure.savefig(image)
     write_atomically(path, image.getbuffer())
@@ -83,6 +99,21 @@ def _draw(panel: Axes, table: signals.Table, name: str, label: str, marker: str 
     groups = np.array_split(np.arange(len(steps)), _MEDIANS)
     middle = [np.median(values[group]) for group in groups]
     panel.plot([np.median(steps[group]) for group in groups], middle, color=_LINE, linewidth=1.5)
+
+
+def _draw_healthy(panels: Sequence[Axes], healthy: signals.Table, last: int) -> None:
+    """The band between a healthy training's lower and upper readings, as far as this one goes."""
+    shown = np.flatnonzero(healthy.steps <= last)
+    steps = healthy.steps[shown]
+    for panel, name in zip(panels, ("loss", "per", None, "grad_norm"), strict=True):
+        if name is None:
+            continue
+        low, high = (healthy[f"{name}_{end}"][shown] for end in ("low", "high"))
+        there = np.isfinite(low)
+        panel.fill_between(
+            steps[there], low[there] * 0.97, high[there] * 1.03, color=_CLIP, alpha=0.35, linewidth=0, label="healthy"
+        )
+    panels[1].legend(loc="upper right", frameon=False)
 
 
 def _use_log_scale(panel: Axes) -> None:
@@ -135,7 +166,7 @@ def _first_non_finite(table: signals.Table, names: Sequence[str]) -> int | None:
     return int(table.steps[broken.argmax()]) if broken.any() else None
 
 
-def _outcome(verdict: dict[str, Any]) -> str:
+def _outcome(verdict: Mapping[str, Any]) -> str:
     outcome, cause = verdict.get("outcome", "no verdict yet"), verdict.get("cause")
     return f"{outcome}: {cause}" if cause else str(outcome)
 

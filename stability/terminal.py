@@ -76,8 +76,8 @@ def show_configuration(config: Config, folder: Path, dataset: Dataset, device: t
         console.print(f"[yellow]{len(dataset.excluded)} bad trials are left out, listed in excluded.txt[/]")
 
 
-def show_verdict(verdict: Verdict, folder: Path, where: str) -> None:
-    """What became of the trial, why, and where everything is."""
+def show_outcome(verdict: Verdict) -> None:
+    """What became of the trial, and why."""
     console = Console(highlight=False, soft_wrap=True)
     cause = f": {verdict.cause}" if verdict.cause else ""
     since = f", since step {verdict.onset_step}" if verdict.onset_step is not None else ""
@@ -86,6 +86,12 @@ def show_verdict(verdict: Verdict, folder: Path, where: str) -> None:
         console.print(f"  [dim]{name:<44}[/] {value if isinstance(value, str) else f'{value:.4g}'}")
     if verdict.advice:
         console.print(f"  {verdict.advice}")
+
+
+def show_verdict(verdict: Verdict, folder: Path, where: str) -> None:
+    """What became of the trial, why, and where everything is."""
+    show_outcome(verdict)
+    console = Console(highlight=False, soft_wrap=True)
     for name, place in {
         "verdict": folder / "verdict.json",
         "figure": folder / "run.png",

@@ -12,6 +12,7 @@ field is a signal that was not measured at that step; `nan` was measured, and wa
 | `update_ratio` | norm of the update that was made over norm of the weights (every 10th step) |
 | `blank_fraction` | share of frames whose best class is blank |
 | `distinct_phonemes` | other classes that are the best of some frame |
+| `frame_information` | mutual information between frame and non-blank class, in nats (every 10th step) |
 | `lr`, `effective_lr` | learning rate, and lr / (median second-moment root + epsilon) (every 10th step) |
 | `epsilon_dominance` | share of second-moment roots below epsilon, of a sample of 16,000 (every 10th step) |
 | `loss_scale` | the factor on the loss in fp16; 1 otherwise |

@@ -127,7 +127,8 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     limit = limit.to(device)
     signals["clipped"] = (norm > limit).float()
     signals["loss_scale"] = stack.loss_scale
-    signals |= measure.output_signals(logits, inputs.frames.to(device))
+    frames = inputs.frames.to(device)
+    signals |= measure.output_signals(logits, frames)
 
     skip = _judge_finiteness(stack, loss.detach(), norm)
     divisors = signals["loss_scale"] / clip_coefficients(norm, limit)
@@ -139,6 +140,7 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     adamw_step(stack.parameters, stack.moments, gradients, inputs.days, optimizers, rates, divisors, skip)
     if dear:
         signals["update_ratio"] = measure.update_ratio(before, stack.parameters)
+        signals["frame_information"] = measure.frame_information(logits, frames)
         signals |= measure.epsilon_signals(stack.moments, optimizers, [rate for rate, _ in rates])
     stack.step += 1
     return signals

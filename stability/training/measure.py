@@ -24,7 +24,15 @@ def signal_names(layers: int) -> tuple[str, ...]:
     parts = ("day", "h0", *(f"gru.{layer}" for layer in range(layers)), "head")
     return (
         *("loss", "loss_per_label", "grad_norm", *(f"grad_norm.{part}" for part in parts), "clipped"),
-        *("update_ratio", "blank_fraction", "distinct_phonemes", "lr", "effective_lr", "epsilon_dominance"),
+        *(
+            "update_ratio",
+            "blank_fraction",
+            "distinct_phonemes",
+            "frame_information",
+            "lr",
+            "effective_lr",
+            "epsilon_dominance",
+        ),
         "loss_scale",
     )
 
@@ -53,6 +61,20 @@ def output_signals(logits: Tensor, frames: Tensor) -> dict[str, Tensor]:
         "blank_fraction": counts[:, BLANK] / frames.sum(1),
         "distinct_phonemes": (counts > 0).sum(1).float() - (counts[:, BLANK] > 0).float(),
     }
+
+
+def frame_information(logits: Tensor, frames: Tensor) -> Tensor:
+    """Mutual information (nats) between frame and non-blank class: H(mean q) - mean H(q), of each trial (K,).
+
+    q is the softmax over the classes but blank. It is 0 as long as a decoder says the same of every frame, and grows
+    before blank, which hides it, gives way.
+    """
+    real = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1) < frames.unsqueeze(1)
+    log_q = logits.detach()[..., BLANK + 1 :].float().log_softmax(-1)
+    q = log_q.exp() * real.unsqueeze(-1)  # (K, T, B, C - 1), nothing in the padding
+    count = frames.sum(1)
+    mean_q = q.sum((1, 2)) / count.unsqueeze(1)
+    return (torch.xlogy(q, q).sum((1, 2, 3)) / count) - torch.xlogy(mean_q, mean_q).sum(1)
 
 
 def update_ratio(before: Parameters, after: Parameters) -> Tensor:

@@ -1,0 +1,182 @@
+"""Read other people's logs: the official trainer's `training_log`, or step and metrics as CSV or JSONL.
+
+A recording holds what the log says of one training: signals by step, validations by step. What a log does not
+have is not made up: its signals are simply not there.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, read_table
+from stability.errors import StabilityError
+
+# What other projects call our signals; names are compared in lower case, without what stands before a slash.
+_ALIASES = {
+    "step": ("step", "global_step", "_step", "iteration", "iter", "batch", "train_step"),
+    "loss": ("loss", "train_loss", "training_loss", "ctc_loss"),
+    "grad_norm": ("grad_norm", "gradient_norm", "gradnorm", "grad norm", "total_norm", "grad_norm_total"),
+    "lr": ("lr", "learning_rate"),
+    "blank_fraction": ("blank_fraction", "blank_share", "blank_rate"),
+    "per": ("per", "val_per", "eval_per", "wer", "val_wer", "cer", "val_cer"),
+    "val_loss": ("val_loss", "eval_loss", "validation_loss", "valid_loss"),
+}
+_NAMES = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
+_VALIDATIONS = ("per", "val_loss")
+
+_NUMBER = r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf))"
+_TRAINED = re.compile(rf"Train batch (\d+): loss: {_NUMBER} grad norm: {_NUMBER}", re.IGNORECASE)
+_VALIDATED = re.compile(rf"Val batch (\d+): PER \(avg\): {_NUMBER} CTC Loss \(avg\): {_NUMBER}", re.IGNORECASE)
+
+Row = tuple[int, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a log says of one training. `notes` tell what in the log was left out or mended, for a person."""
+
+    name: str
+    signals: Table
+    validation: Table
+    notes: tuple[str, ...]
+    official: bool = False  # the official trainer's log, so a healthy official run is a yardstick
+
+
+def read_log(path: Path) -> Recording:
+    """Read a log, or a trial's folder. StabilityError says what is wrong with one that holds no training."""
+    if path.is_dir():
+        signals = read_table(path / SIGNALS)
+        if not len(signals.steps):
+            raise StabilityError(
+                f"{path} holds no {SIGNALS} with rows: it is no trial's folder, or nothing was trained."
+            )
+        return Recording(path.resolve().name, signals, read_table(path / VALIDATION), ())
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        raise StabilityError(f"{path} cannot be read: {error.strerror}.") from None
+    if not text.strip():
+        raise StabilityError(f"{path} is empty.")
+    lines = text.splitlines()
+    notes: list[str] = []
+    rows = [*_parse(path, lines, cut=not text.endswith("\n"), notes=notes)]
+    if not any(values.keys() - {*_VALIDATIONS} for _, values in rows):
+        raise StabilityError(
+            f"{path} holds no training that could be read: expected lines such as 'Train batch 200: loss: 94.31 "
+            "grad norm: 48.85', or CSV or JSONL with a step and a loss or gradient norm."
+        )
+    rows = _last_start(rows, notes)
+    official = any(_TRAINED.search(line) for line in lines)
+    return Recording(path.name, _table(rows, training=True), _table(rows, training=False), tuple(notes), official)
+
+
+def _parse(path: Path, lines: list[str], *, cut: bool, notes: list[str]) -> Iterator[Row]:
+    first = lines[0].lstrip()
+    if first.startswith("{"):
+        yield from _json_rows(path, lines, cut, notes)
+    elif _NAMES.keys() & {_plain(cell) for cell in next(csv.reader([first]))} and "," in first:
+        yield from _csv_rows(path, lines, cut, notes)
+    else:
+        yield from _official_rows(lines)
+
+
+def _official_rows(lines: Iterable[str]) -> Iterator[Row]:
+    for line in lines:
+        if match := _TRAINED.search(line):
+            yield int(match[1]), {"loss": float(match[2]), "grad_norm": float(match[3])}
+        elif match := _VALIDATED.search(line):
+            yield int(match[1]), {"per": float(match[2]), "val_loss": float(match[3])}
+
+
+def _json_rows(path: Path, lines: list[str], cut: bool, notes: list[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            yield _row(row)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if cut and number == len(lines):
+                notes.append("The last line is cut off and was left out.")
+                return
+            raise StabilityError(f"{path}, line {number}: expected an object with a step and its metrics.") from None
+
+
+def _csv_rows(path: Path, lines: list[str], cut: bool, notes: list[str]) -> Iterator[Row]:
+    header, *body = csv.reader(lines)
+    for number, cells in enumerate(body, 2):
+        if not cells:
+            continue
+        try:
+            if len(cells) != len(header):
+                raise ValueError
+            yield _row({name: float(cell) for name, cell in zip(header, cells, strict=True) if cell.strip()})
+        except (ValueError, KeyError):
+            if cut and number == len(lines):
+                notes.append("The last line is cut off and was left out.")
+                return
+            raise StabilityError(
+                f"{path}, line {number}: expected {len(header)} numbers, a step among them: {','.join(header)}."
+            ) from None
+
+
+def _row(raw: Mapping[str, Any]) -> Row:
+    """Step and numbers of a row, under our names; what is no number (a message, a date) is passed over."""
+    values: dict[str, float] = {}
+    for key, value in raw.items():
+        prefix, _, _ = key.lower().rpartition("/")
+        name = _NAMES.get(_plain(key))
+        if name == "loss" and prefix.startswith(("val", "eval", "test")):
+            name = "val_loss"
+        if name is not None and isinstance(value, int | float | str) and not isinstance(value, bool):
+            values[name] = float(value)
+    step = values.pop("step")
+    return int(step), values
+
+
+def _plain(key: str) -> str:
+    return key.strip().lower().rpartition("/")[2]
+
+
+def _last_start(rows: list[Row], notes: list[str]) -> list[Row]:
+    """The rows of the last training in the file. A step back to the start begins one; a smaller one is a resume."""
+    first = rows[0][0]
+    starts, kept = 1, list[Row]()
+    previous = first
+    for step, values in rows:
+        training = bool(values.keys() - {*_VALIDATIONS})
+        if training and step < previous:
+            if step <= first:
+                starts, kept = starts + 1, []
+            else:
+                notes.append(f"Resumed from step {step} after step {previous}: what came later is judged.")
+                kept = [row for row in kept if row[0] < step]
+        if training:
+            previous = step
+        kept.append((step, values))
+    if starts > 1:
+        notes.append(f"The log holds {starts} starts; the last is judged.")
+    return kept
+
+
+def _table(rows: list[Row], *, training: bool) -> Table:
+    """One row a step; of what was said twice of a step, the later."""
+    merged: dict[int, dict[str, float]] = {}
+    for step, values in rows:
+        own = {n: v for n, v in values.items() if (n in _VALIDATIONS) != training}
+        if own:
+            merged.setdefault(step, {}).update(own)
+    names = tuple(dict.fromkeys(name for values in merged.values() for name in values))
+    steps = sorted(merged)
+    table = np.array([[merged[s].get(n, np.nan) for n in names] for s in steps], np.float32).reshape(
+        len(steps), len(names)
+    )
+    measured = np.array([[n in merged[s] for n in names] for s in steps], bool).reshape(len(steps), len(names))
+    renamed = tuple("loss" if n == "val_loss" else n for n in names)
+    return Table(renamed, np.array(steps, np.int64), table, measured)

@@ -1,0 +1,43 @@
+"""Signals against plain sums over frames in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from stability.training.measure import frame_information
+
+
+def brute_force(logits: np.ndarray, frames: list[int]) -> float:
+    """H(mean q) - mean H(q) of one trial's logits (T, B, C), frame by frame."""
+    distributions = []
+    for row, count in enumerate(frames):
+        for t in range(count):
+            weights = np.exp(logits[t, row, 1:])
+            distributions.append(weights / weights.sum())
+
+    def entropy(q: np.ndarray) -> float:
+        return float(-sum(p * np.log(p) for p in q))
+
+    return entropy(np.mean(distributions, 0)) - float(np.mean([entropy(q) for q in distributions]))
+
+
+def test_frame_information() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 7, 3, 6)) * np.array([0.5, 3.0]).reshape(2, 1, 1, 1)
+    frames = [[7, 4, 1], [2, 7, 5]]
+    found = frame_information(torch.tensor(logits), torch.tensor(frames))
+    wanted = [brute_force(logits[k], frames[k]) for k in range(2)]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_there_is_none_where_every_frame_reads_the_same() -> None:
+    logits = torch.randn(1, 1, 1, 6).expand(1, 9, 2, 6).clone()
+    logits[..., 0] = torch.randn(1, 9, 2)  # how blank a frame is says nothing about what it would be otherwise
+    assert frame_information(logits, torch.full((1, 2), 9)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_it_is_the_entropy_of_the_classes_where_each_frame_is_sure() -> None:
+    logits = torch.full((1, 4, 1, 5), -50.0)
+    for t in range(4):
+        logits[0, t, 0, 1 + t] = 50
+    assert frame_information(logits, torch.tensor([[4]])).item() == pytest.approx(np.log(4))
