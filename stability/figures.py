@@ -14,9 +14,8 @@ from matplotlib.transforms import Transform
 from omegaconf import OmegaConf
 
 from stability.diagnosis import signals
-from stability.files import write_atomically
+from stability.files import CONFIG, FIGURE, VERDICT, write_atomically
 
-FIGURE = "run.png"
 # Okabe and Ito's colours, which readers of any colour vision tell apart.
 _LINE, _CLIP, _ONSET, _BROKEN = "#0072B2", "#009E73", "#D55E00", "#CC79A7"
 _MEDIANS = 100  # points of the line through a signal that is noisier than the figure is wide
@@ -172,12 +171,12 @@ def _outcome(verdict: Mapping[str, Any]) -> str:
 
 
 def _read_verdict(folder: Path) -> dict[str, Any]:
-    path = folder / "verdict.json"
+    path = folder / VERDICT
     verdict: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return verdict
 
 
 def _clip_norm(folder: Path) -> float | None:
-    path = folder / "config.yaml"
+    path = folder / CONFIG
     clip: float | None = OmegaConf.select(OmegaConf.load(path), "optimizer.clip_norm") if path.exists() else None
     return clip

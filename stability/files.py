@@ -1,7 +1,10 @@
-"""Replacing files so that a crash leaves the old one or the new one, and naming them for a person."""
+"""A trial's files: their names, writing them so that a crash leaves the old one or the new one, and showing them."""
 
 import os
 from pathlib import Path
+
+# In a trial's folder, beside the tables of signals.
+CONFIG, VERDICT, FIGURE = "config.yaml", "verdict.json", "run.png"
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

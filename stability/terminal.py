@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stability.config import Config
 from stability.data.t15 import Dataset
 from stability.diagnosis.verdict import Verdict
-from stability.files import short_path
+from stability.files import FIGURE, VERDICT, short_path
 from stability.training.loop import Block
 
 _COLOURS = {"stable": "bold green", "undecided": "bold yellow"}  # every other outcome is red
@@ -93,8 +93,8 @@ def show_verdict(verdict: Verdict, folder: Path, where: str) -> None:
     show_outcome(verdict)
     console = Console(highlight=False, soft_wrap=True)
     for name, place in {
-        "verdict": folder / "verdict.json",
-        "figure": folder / "run.png",
+        "verdict": folder / VERDICT,
+        "figure": folder / FIGURE,
         "checkpoint": folder / "checkpoints" / "best.pt",
     }.items():
         console.print(f"[dim]{name:<10}[/] {short_path(place)}")

@@ -33,14 +33,14 @@ from omegaconf import OmegaConf
 from stability import config
 from stability.diagnosis import signals
 from stability.errors import StabilityError
-from stability.files import short_path, write_atomically
+from stability.files import CONFIG, FIGURE, VERDICT, short_path, write_atomically
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 _STATE = "tracking.json"
-_ARTIFACTS = ("config.yaml", "verdict.json", "run.png")
+_ARTIFACTS = (CONFIG, VERDICT, FIGURE)
 _VERDICT_TAGS = ("outcome", "cause", "onset_step", "detected_step")
 _NOT_PARAMETERS = ("tracking", "outputs", "fresh")  # they say nothing about the trial
 _POINTS = 320  # a metric: as many as MLflow's pages draw; `signals.csv` has them all
@@ -154,7 +154,7 @@ class _MlflowTracker(Tracker):
         known = _read_state(folder)
         same = known is not None and (known.uri, known.experiment) == (uri, experiment)
         self._state = known if known and same else _State(uri, experiment, tags)
-        self._config = OmegaConf.load(folder / "config.yaml")
+        self._config = OmegaConf.load(folder / CONFIG)
         self._stride = math.ceil(OmegaConf.select(self._config, "steps", default=1) / _POINTS)
         self._run: _Run | None = None
         self._behind = False  # the store lacks what it should have
@@ -192,7 +192,7 @@ class _MlflowTracker(Tracker):
         """Send what has not been sent of a trial that is not being trained. Raises what MLflow raises."""
         state = self._state
         if not state.finished:
-            if (self._folder / "verdict.json").exists():
+            if (self._folder / VERDICT).exists():
                 state.status = "FINISHED"
             elif state.status == "RUNNING":
                 state.status = "KILLED"
@@ -261,7 +261,7 @@ class _MlflowTracker(Tracker):
 
     def _create_run(self, client: "MlflowClient", experiment_id: str) -> "Run":
         state = self._state
-        started = _milliseconds(self._folder / "config.yaml")
+        started = _milliseconds(self._folder / CONFIG)
         run = client.create_run(experiment_id, started, state.tags, self._folder.name)
         state.run_id, state.marks = run.info.run_id, {}
         state.page = f"#/experiments/{experiment_id}/runs/{state.run_id}"
@@ -318,7 +318,7 @@ class _MlflowTracker(Tracker):
         from mlflow.entities import RunTag
 
         run = self._connect()
-        path = self._folder / "verdict.json"
+        path = self._folder / VERDICT
         ended = time.time_ns() // 1_000_000
         if path.exists():
             verdict = json.loads(path.read_text())
@@ -475,7 +475,7 @@ def _reason(error: Exception) -> str:
 def _trials(folder: Path) -> list[Path]:
     """The folders of trials at and below `folder`."""
     marks = (path.parent for name in (_STATE, signals.SIGNALS) for path in folder.rglob(name))
-    found = sorted({folder for folder in marks if (folder / "config.yaml").exists()})
+    found = sorted({folder for folder in marks if (folder / CONFIG).exists()})
     if not found:
         raise StabilityError(f"{folder} neither is nor holds the folder of a trial.")
     return found
@@ -487,7 +487,7 @@ def _send(folder: Path, uri: str | None) -> None:
     if known is not None:
         uri, experiment, tags = uri or known.uri, known.experiment, known.tags
     elif uri is not None:
-        study = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "study", default="single")
+        study = OmegaConf.select(OmegaConf.load(folder / CONFIG), "study", default="single")
         experiment, tags = str(study), {}
     else:
         raise StabilityError(f"{folder} was trained with tracking=none: name a store with --uri.")

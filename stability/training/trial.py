@@ -20,8 +20,7 @@ from stability.data.t15 import Dataset, open_dataset
 from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, append_rows, read_table, truncate
 from stability.diagnosis.verdict import Verdict, failed, judge
 from stability.errors import Interrupted, StabilityError, cannot_write
-from stability.figures import FIGURE, draw_run
-from stability.files import write_atomically
+from stability.files import CONFIG, FIGURE, VERDICT, write_atomically
 from stability.terminal import Display, show_configuration, show_verdict
 from stability.tracking import Tracker, open_tracker
 from stability.training import checkpoint
@@ -30,7 +29,7 @@ from stability.training.loop import Block, Stack, evaluate, new_stack, train_ste
 
 CHECKPOINTS = Path("checkpoints")
 _LAST, _BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
-_VERDICT = "verdict.json"
+_EXCLUDED = "excluded.txt"
 _BLOCK = 10  # steps after which the signals are fetched from the device, written and shown
 
 
@@ -53,35 +52,43 @@ def run_trial(config: Config, folder: Path) -> Verdict:
 def _run(config: Config, folder: Path) -> Verdict:
     if config.fresh:
         _clear(folder)
-    path = folder / _VERDICT
-    if path.exists():
-        verdict = Verdict(**json.loads(path.read_text()))
-        if not (folder / FIGURE).exists():  # it was stopped, or the disk was full, just after the verdict
-            draw_run(folder)
-        show_verdict(verdict, folder, "This trial was finished before: fresh=true trains it anew.")
-        return verdict
+    finished_before = (folder / VERDICT).exists()
+    if finished_before:
+        verdict = Verdict(**json.loads((folder / VERDICT).read_text()))
+        tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
+    else:
+        verdict, tracker = _reach_verdict(config, folder)
+    if not (folder / FIGURE).exists():
+        from stability.figures import draw_run  # late: matplotlib takes a while, and many commands end before this
+
+        draw_run(folder)
+    tracker.finish()
+    show_verdict(verdict, folder, tracker.where)
+    if finished_before:
+        print("This trial was finished before: fresh=true trains it anew.")
+    return verdict
+
+
+def _reach_verdict(config: Config, folder: Path) -> tuple[Verdict, Tracker]:
     # The gradients of a trial that says only blank sink into denormals, which a CPU multiplies far more slowly.
     torch.set_flush_denormal(True)
     device = _device(config.device)
     dataset = open_data(config)
     stack, best = _open_stack(config, folder, dataset, device)
-    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+    write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     if dataset.excluded:
-        write_atomically(folder / "excluded.txt", "".join(f"{line}\n" for line in dataset.excluded).encode())
+        write_atomically(folder / _EXCLUDED, "".join(f"{line}\n" for line in dataset.excluded).encode())
     show_configuration(config, folder, dataset, device, stack.step)
     tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
     try:
         with Display(config.steps, stack.step) as display, _stop_requests() as stop_requested:
             _train(stack, dataset, folder, best, tracker, display, stop_requested)
         verdict = judge(read_table(folder / SIGNALS), read_table(folder / VALIDATION))
-        write_atomically(path, json.dumps(asdict(verdict), indent=2).encode())
-        draw_run(folder)
+        write_atomically(folder / VERDICT, json.dumps(asdict(verdict), indent=2).encode())
     except BaseException as error:
         tracker.abort("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    tracker.finish()
-    show_verdict(verdict, folder, tracker.where)
-    return verdict
+    return verdict, tracker
 
 
 def _train(
@@ -183,7 +190,7 @@ def _device(name: str) -> torch.device:
 def _clear(folder: Path) -> None:
     """Forget the trial that the folder holds; what a person put there stays."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for name in (SIGNALS, VALIDATION, _VERDICT, FIGURE, "excluded.txt", "tracking.json"):
+    for name in (SIGNALS, VALIDATION, VERDICT, FIGURE, _EXCLUDED, "tracking.json"):
         (folder / name).unlink(missing_ok=True)
 
 
