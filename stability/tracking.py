@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _STATE = "tracking.json"
 _ARTIFACTS = (CONFIG, VERDICT, FIGURE)
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens on chat traces, not runs
 _VERDICT_TAGS = ("outcome", "cause", "onset_step", "detected_step")
 _NOT_PARAMETERS = ("tracking", "outputs", "fresh")  # they say nothing about the trial
 _POINTS = 320  # a metric: as many as MLflow's pages draw; `signals.csv` has them all
@@ -395,7 +396,7 @@ def _open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
 
 def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> str:
     found = client.get_experiment_by_name(name)
-    return found.experiment_id if found else client.create_experiment(name, artifacts)
+    return found.experiment_id if found else client.create_experiment(name, artifacts, _EXPERIMENT_TAGS)
 
 
 def _import_mlflow() -> None:
