@@ -24,7 +24,7 @@ from stability.training.decoder import frames_of, init_parameters
 from stability.training.loop import learning_rates, new_stack, train_steps
 from stability.training.trial import open_data
 
-ROUNDS, STEPS = 15, 10
+ROUNDS, STEPS = 10, 10
 
 
 class PlainDecoder(nn.Module):

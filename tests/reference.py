@@ -99,8 +99,8 @@ class ReferenceTrainer:
         c = self.config
         batch = training_batch(split, c.batch.size, c.batch.days, c.seed, step)
         x, cut = self._augmented(batch, step)
-        logits = self.model(x.to(self.dtype), days_of_rows(batch), self._dropout(step))
         frames = torch.tensor([math.floor((n - cut - 14) / 4 + 1) for n in batch.bins.tolist()])
+        logits = self.model(x.to(self.dtype), days_of_rows(batch), self._dropout(step, frames.tolist()))
         losses = F.ctc_loss(
             logits.log_softmax(2).transpose(0, 1), batch.labels, frames, batch.label_counts, reduction="none"
         )
@@ -123,16 +123,23 @@ class ReferenceTrainer:
         cut = int(numpy_stream(c.seed, "cut", step).integers(0, c.aug.max_cut + 1))
         return smoothed(x[:, cut:]), cut
 
-    def _dropout(self, step: int) -> Masks:
+    def _dropout(self, step: int, frames: list[int]) -> Masks:
         c = self.config
+        longest_first = sorted(range(len(frames)), key=lambda row: -frames[row])
+        slots = [(row, t) for t in range(max(frames)) for row in longest_first if frames[row] > t]
 
         def dropout(purpose: str, h: Tensor) -> Tensor:
             p = c.model.input_dropout if purpose == "input" else c.model.rnn_dropout
-            # Ours keeps the rows of the GRU's activations behind the time axis.
-            shape = h.shape if purpose == "input" else h.transpose(0, 1).shape
+            # Ours draws a mask for the real frames of the GRU's activations only, one after another in time.
+            shape = h.shape if purpose == "input" else (len(slots), h.shape[2])
             stream = torch_stream(c.seed, f"dropout {purpose}", step, h.device)
             kept = (torch.rand(shape, generator=stream) >= p).to(h.dtype) / (1 - p)
-            return h * (kept if purpose == "input" else kept.transpose(0, 1))
+            if purpose == "input":
+                return h * kept
+            mask = torch.ones_like(h)
+            for slot, (row, t) in enumerate(slots):
+                mask[row, t] = kept[slot]
+            return h * mask
 
         return dropout
 

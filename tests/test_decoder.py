@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stability.config import Model
 from stability.data.phonemes import PHONEMES
 from stability.training.decoder import Parameters, _Patches, forward, frames_of, init_parameters
+from stability.training.packing import Packing, pack
 from stability.training.recurrent import gru_layer
 from tests.configs import composed, tiny
 from tests.reference import by_official_name, reference
@@ -100,24 +101,27 @@ def test_output_length() -> None:
     p = {n: t.unsqueeze(0) for n, t in init_parameters(model, 2, 1, 0).items()}
     for bins in range(14, 40):
         expected = math.floor((bins - 14) / 4 + 1)
-        assert forward(p, torch.zeros(1, 3, bins, 2), [3], model).shape == (1, expected, 3, 41)
+        frames = torch.full((1, 3), expected)
+        assert forward(p, torch.zeros(1, 3, bins, 2), frames, [3], model).shape == (1, expected, 3, 41)
         assert frames_of(torch.tensor([bins]), model).item() == expected
 
 
 def test_patches_are_flattened_bin_major() -> None:
     bins, features = 23, 3
     x = torch.arange(bins * features, dtype=torch.float32).view(1, 1, bins, features)
-    patches = _Patches.apply(x, 14, 4)  # type: ignore[no-untyped-call]
-    assert patches.shape == (1, 3, 1, 14 * features)
+    patches = _Patches.apply(x, pack(torch.tensor([[3]]), 3), 14, 4)  # type: ignore[no-untyped-call]
+    assert patches.shape == (1, 3, 14 * features)
     for frame in range(3):
         wanted = [(4 * frame + b) * features + f for b in range(14) for f in range(features)]
-        assert patches[0, frame, 0].tolist() == wanted
+        assert patches[0, frame].tolist() == wanted
 
 
 @pytest.mark.parametrize(("bins", "size", "stride"), [(14, 14, 4), (23, 14, 4), (11, 5, 2), (9, 2, 3), (8, 3, 3)])
 def test_gradient_of_patches(bins: int, size: int, stride: int) -> None:
     x = torch.randn(2, 2, bins, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda v: _Patches.apply(v, size, stride), x)  # type: ignore[no-untyped-call]
+    longest = (bins - size) // stride + 1
+    packing = pack(torch.tensor([[longest, 1], [max(1, longest - 1), longest]]), longest)
+    assert torch.autograd.gradcheck(lambda v: _Patches.apply(v, packing, size, stride), x)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("rows_per_day", [(2, 2), (3, 2, 2), (1, 4), (5,)])
@@ -133,14 +137,17 @@ def test_forward_and_gradients_agree_with_the_reference(rows_per_day: tuple[int,
     rows = torch.tensor(chosen)
     index = torch.arange(k).unsqueeze(1)
     selected = {n: t[index, rows] if n.startswith("day_") else t for n, t in p.items()}
-    logits = forward(selected, x, rows_per_day, model).transpose(1, 2)
+    frames = torch.randint(1, 7, (k, len(out_grad[0])), generator=torch.Generator().manual_seed(0))
+    real = (torch.arange(6) < frames.unsqueeze(2)).unsqueeze(3)  # (K, B, T', 1)
+    logits = forward(selected, x, frames, rows_per_day, model).transpose(1, 2)
+    out_grad *= real  # as from CTC, which does not look behind the last frame
     gradients = dict(zip(p, torch.autograd.grad((logits * out_grad).sum(), [*p.values()]), strict=True))
 
     for i in range(k):
         ref = reference(trials[i], 3, torch.float64)
         day_of_row = [d for d, n in zip(chosen[i], rows_per_day, strict=True) for _ in range(n)]
         expected = ref(x[i], day_of_row)
-        torch.testing.assert_close(logits[i], expected, atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(logits[i] * real[i], expected * real[i], atol=1e-12, rtol=1e-12)
         (expected * out_grad[i]).sum().backward()
         ours = by_official_name({n: g[i] for n, g in gradients.items()})
         for name, parameter in ref.named_parameters():
@@ -159,45 +166,55 @@ def test_dropout_sits_between_the_layers() -> None:
     x = torch.randn(1, 3, 30, 6, dtype=torch.float64)
     seen = []
 
-    def dropout(h: Tensor, purpose: str, probability: float, time_axis: int) -> Tensor:
-        seen.append((purpose, probability, h.shape[time_axis]))
+    def dropout(h: Tensor, purpose: str, probability: float, packing: Packing | None) -> Tensor:
+        seen.append((purpose, probability, tuple(h.shape)))
         return h * 0.5
 
-    logits = forward({n: t.unsqueeze(0) for n, t in p.items()}, x, (2, 1), model, dropout)
+    frames = torch.full((1, 3), 5)
+    logits = forward({n: t.unsqueeze(0) for n, t in p.items()}, x, frames, (2, 1), model, dropout)
     expected = reference(p, 3, torch.float64)(x[0], [0, 0, 1], lambda _, h: h * 0.5)
     torch.testing.assert_close(logits[0].transpose(0, 1), expected)
-    assert seen == [("input", 0.2, 30), ("layer 1", 0.4, 5), ("layer 2", 0.4, 5)]
+    units = model.units
+    assert seen == [("input", 0.2, (1, 3, 30, 6)), ("layer 1", 0.4, (1, 15, units)), ("layer 2", 0.4, (1, 15, units))]
 
 
-def gru_operands(k: int, t: int, b: int, i: int, h: int, dtype: torch.dtype) -> list[Tensor]:
-    shapes = [(k, t, b, i), (k, b, h), (k, 3 * h, i), (k, 3 * h, h), (k, 3 * h), (k, 3 * h)]
+def gru_operands(k: int, counts: Sequence[int], i: int, h: int, dtype: torch.dtype) -> list[Tensor]:
+    shapes = [(k, sum(counts), i), (k, counts[0], h), (k, 3 * h, i), (k, 3 * h, h), (k, 3 * h), (k, 3 * h)]
     generator = torch.Generator().manual_seed(k)
     return [torch.randn(s, generator=generator, dtype=dtype).mul_(0.5).requires_grad_() for s in shapes]
 
 
+def gru(operands: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    x, h0, w_ih, w_hh, b_ih, b_hh = operands
+    return gru_layer(x, h0, w_ih, w_hh, b_ih, b_hh, counts)
+
+
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_recurrent_engine_agrees_with_pytorch(k: int) -> None:
-    operands = gru_operands(k, 40, 3, 7, 6, torch.float32)
+    counts = [4] * 15 + [3] * 20 + [1] * 5
+    operands = gru_operands(k, counts, 7, 6, torch.float32)
     x, h0, *weights = operands
-    out = gru_layer(x, h0, *weights)
+    out = gru(operands, counts)
     expected = []
     for i in range(k):
-        gru = nn.GRU(7, 6)
+        theirs = nn.GRU(7, 6)
         named = dict(zip(("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"), weights, strict=True))
-        called, _ = torch.func.functional_call(gru, {n: w[i] for n, w in named.items()}, (x[i], h0[i : i + 1]))
-        expected.append(called)
+        packed = nn.utils.rnn.PackedSequence(x[i], torch.tensor(counts))
+        called, _ = torch.func.functional_call(theirs, {n: w[i] for n, w in named.items()}, (packed, h0[i : i + 1]))
+        expected.append(called.data)
     _assert_same_with_gradients(out, torch.stack(expected), operands, 1e-5)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_recurrent_engine_agrees_with_a_float64_loop(layers: int) -> None:
-    stacks = [gru_operands(2, 25, 3, 5, 5, torch.float32) for _ in range(layers)]
+    counts = [3] * 25
+    stacks = [gru_operands(2, counts, 5, 5, torch.float32) for _ in range(layers)]
     ours = theirs = stacks[0][0]
     doubles = []
     for _, h0, *weights in stacks:
-        ours = gru_layer(ours, h0, *weights)
+        ours = gru([ours, h0, *weights], counts)
         doubles.append([v.double() for v in (h0, *weights)])
-        theirs = _plain_gru(theirs.double(), *doubles[-1])
+        theirs = _plain_gru(theirs.double().view(2, 25, 3, -1), *doubles[-1])
     operands = [stacks[0][0], *(v for s in stacks for v in s[1:])]
     _assert_same_with_gradients(ours, theirs, operands, 1e-5)
 
@@ -212,7 +229,7 @@ def _plain_gru(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b
         new = torch.tanh(xn + hn / (1 + torch.exp(-(xr + hr))))
         h = (1 - update) * new + update * h
         states.append(h)
-    return torch.stack(states, 1)
+    return torch.stack(states, 1).flatten(1, 2)
 
 
 def _assert_same_with_gradients(ours: Tensor, theirs: Tensor, operands: Sequence[Tensor], tolerance: float) -> None:
@@ -224,7 +241,9 @@ def _assert_same_with_gradients(ours: Tensor, theirs: Tensor, operands: Sequence
 
 
 def test_gradient_of_the_recurrent_engine() -> None:
-    assert torch.autograd.gradcheck(gru_layer, gru_operands(2, 5, 2, 3, 2, torch.float64))
+    counts = [3, 3, 2, 1, 1]
+    operands = gru_operands(2, counts, 3, 2, torch.float64)
+    assert torch.autograd.gradcheck(lambda *own: gru(own, counts), operands)
 
 
 def test_softsign_follows_the_day_layer() -> None:
@@ -232,10 +251,7 @@ def test_softsign_follows_the_day_layer() -> None:
     model = small_model(layers=1)
     p = {n: t.double() for n, t in init_parameters(model, 6, 1, 0).items()}
     x = torch.randn(1, 1, 14, 6, dtype=torch.float64) * 3
-    got = forward({n: t.unsqueeze(0) for n, t in p.items()}, x, (1,), model)
-    h = gru_layer(
-        (x / (1 + x.abs())).reshape(1, 1, 1, -1),
-        p["h0"],
-        *(p[f"gru.{kind}_l0"].unsqueeze(0) for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
-    )
-    torch.testing.assert_close(got[0, 0], F.linear(h[0, 0], p["out.weight"], p["out.bias"]))
+    got = forward({n: t.unsqueeze(0) for n, t in p.items()}, x, torch.tensor([[1]]), (1,), model)
+    w_ih, w_hh, b_ih, b_hh = (p[f"gru.{n}_l0"].unsqueeze(0) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    h = gru_layer((x / (1 + x.abs())).reshape(1, 1, -1), p["h0"], w_ih, w_hh, b_ih, b_hh, [1])
+    torch.testing.assert_close(got[0, 0], F.linear(h[0], p["out.weight"], p["out.bias"]))

@@ -15,6 +15,7 @@ from stability.data.t15 import Dataset
 from stability.training import loop
 from stability.training.decoder import Dropout, Parameters, forward, init_parameters
 from stability.training.loop import Block, Stack, evaluate, new_stack, train_steps
+from stability.training.packing import Packing
 from tests.configs import tiny
 from tests.reference import ReferenceTrainer, by_official_name, reference, smoothed
 from tests.test_loss import collapsed, levenshtein
@@ -124,13 +125,15 @@ def test_trials_of_one_seed_are_paired(dataset: Dataset, monkeypatch: pytest.Mon
     """They share batches, unit noise, cut and dropout; a trial of another seed has its own."""
     seen = []
 
-    def spied(parameters: Parameters, x: Tensor, rows: Sequence[int], model: Model, dropout: Dropout) -> Tensor:
-        def recorded(h: Tensor, purpose: str, p: float, time_axis: int) -> Tensor:
-            seen.append(dropout(torch.ones_like(h), purpose, p, time_axis))
+    def spied(
+        parameters: Parameters, x: Tensor, frames: Tensor, rows: Sequence[int], model: Model, dropout: Dropout
+    ) -> Tensor:
+        def recorded(h: Tensor, purpose: str, p: float, packing: Packing | None) -> Tensor:
+            seen.append(dropout(torch.ones_like(h), purpose, p, packing))
             return h * seen[-1]
 
         seen.append(x)
-        return forward(parameters, x, rows, model, recorded)
+        return forward(parameters, x, frames, rows, model, recorded)
 
     monkeypatch.setattr(loop, "forward", spied)
     trained([tiny("seed=1"), tiny("seed=1", "optimizer=adam_default"), tiny("seed=2")], dataset, 1)
@@ -145,12 +148,12 @@ def test_dropout_masks(dataset: Dataset) -> None:
     stack = stack_of([tiny()], dataset)
     inputs = loop._augmented(stack, dataset.train)
     ones = torch.ones_like(inputs.x)
-    first = loop._dropout(stack, inputs)(ones, "input", 0.2, 2)
+    first = loop._dropout(stack, inputs)(ones, "input", 0.2, None)
     assert set(first.flatten().tolist()) == {0.0, 1.25}
     assert (first == 0).float().mean().item() == pytest.approx(0.2, abs=5 * math.sqrt(0.16 / first.numel()))
-    assert not torch.equal(first, loop._dropout(stack, inputs)(ones, "layer 1", 0.2, 2))
+    assert not torch.equal(first, loop._dropout(stack, inputs)(ones, "layer 1", 0.2, None))
     stack.step = 1
-    assert not torch.equal(first, loop._dropout(stack, inputs)(ones, "input", 0.2, 2))
+    assert not torch.equal(first, loop._dropout(stack, inputs)(ones, "input", 0.2, None))
 
 
 @pytest.mark.parametrize("weight", ["out.bias", "gru.weight_hh_l1", "day_weights"])

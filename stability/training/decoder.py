@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from stability.config import Model
 from stability.data.phonemes import PHONEMES
 from stability.streams import torch_stream
+from stability.training.packing import Packing, pack, unpack
 from stability.training.recurrent import gru_layer
 
 Parameters = dict[str, Tensor]
-Dropout = Callable[[Tensor, str, float, int], Tensor]  # activations, purpose, probability, their time axis
+Dropout = Callable[[Tensor, str, float, Packing | None], Tensor]  # activations, purpose, probability, if packed how
 CPU = torch.device("cpu")
 
 
@@ -74,28 +75,31 @@ def frames_of(bins: Tensor, model: Model) -> Tensor:
 def forward(
     parameters: Mapping[str, Tensor],
     x: Tensor,
+    frames: Tensor,
     rows_per_day: Sequence[int],
     model: Model,
     dropout: Dropout | None = None,
 ) -> Tensor:
-    """Logits (K, T', B, C) of features x (K, B, T, F).
+    """Logits (K, T', B, C) of features x (K, B, T, F); those behind an utterance's last frame mean nothing.
 
-    `day_weights` (K, D, F, F) and `day_biases` (K, D, 1, F) are those of the D days in the batch, in the order of
-    its rows; `rows_per_day` says how many rows each has. T' = floor((T - patch_size) / patch_stride) + 1.
+    frames: (K, B), on the host, as `frames_of` counts them. `day_weights` (K, D, F, F) and `day_biases` (K, D, 1, F)
+    are those of the D days in the batch, in the order of its rows; `rows_per_day` says how many rows each has.
     """
-    k, b, _, _ = x.shape
+    k, b, t, _ = x.shape
+    longest = (t - model.patch_size) // model.patch_stride + 1
+    packing = pack(frames, longest)
     x = F.softsign(_day_layer(x, parameters["day_weights"], parameters["day_biases"], rows_per_day))
     if dropout is not None:
-        x = dropout(x, "input", model.input_dropout, 2)
-    h = _Patches.apply(x, model.patch_size, model.patch_stride)  # type: ignore[no-untyped-call]
+        x = dropout(x, "input", model.input_dropout, None)
+    h: Tensor = _Patches.apply(x, packing, model.patch_size, model.patch_stride)  # type: ignore[no-untyped-call]
     h0 = parameters["h0"].reshape(k, 1, -1).expand(k, b, -1)
     for layer in range(model.layers):
         if layer > 0 and dropout is not None:
-            h = dropout(h, f"layer {layer}", model.rnn_dropout, 1)
-        h = gru_layer(h, h0, *(parameters[name] for name in gru_names(layer)))
-    return (
-        torch.matmul(h, parameters["out.weight"].transpose(1, 2).unsqueeze(1)) + parameters["out.bias"][:, None, None]
-    )
+            h = dropout(h, f"layer {layer}", model.rnn_dropout, packing)
+        w_ih, w_hh, b_ih, b_hh = (parameters[name] for name in gru_names(layer))
+        h = gru_layer(h, h0, w_ih, w_hh, b_ih, b_hh, packing.counts)
+    logits = torch.matmul(h, parameters["out.weight"].transpose(1, 2)) + parameters["out.bias"].unsqueeze(1)
+    return unpack(logits, packing, b, longest)
 
 
 def _day_layer(x: Tensor, weights: Tensor, biases: Tensor, rows_per_day: Sequence[int]) -> Tensor:
@@ -108,28 +112,32 @@ def _day_layer(x: Tensor, weights: Tensor, biases: Tensor, rows_per_day: Sequenc
 
 
 class _Patches(torch.autograd.Function):
-    """(K, B, T, F) to (K, T', B, patch x F), flattened bin-major. Unfold's own backward is twenty times slower."""
+    """(K, B, T, F) to packed (K, N, patch x F), flattened bin-major. Unfold's own backward is twenty times slower."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int, stride: int) -> Tensor:
-        k, b, _, f = x.shape
-        ctx.shape, ctx.size, ctx.stride = x.shape, size, stride
-        patches = x.unfold(2, size, stride)  # (K, B, T', F, size)
-        return patches.permute(0, 2, 1, 4, 3).reshape(k, -1, b, size * f)
+    def forward(ctx: Any, x: Tensor, packing: Packing, size: int, stride: int) -> Tensor:
+        k, _, _, f = x.shape
+        ctx.shape, ctx.packing, ctx.size, ctx.stride = x.shape, packing, size, stride
+        windows = x.unfold(2, size, stride).transpose(-1, -2)  # (K, B, T', size, F)
+        trial = torch.arange(k, device=x.device).unsqueeze(1)
+        return windows[trial, packing.row.to(x.device), packing.frame.to(x.device)].view(k, -1, size * f)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         k, b, t, f = ctx.shape
         size, stride = ctx.size, ctx.stride
-        frames = grad.shape[1]
-        grad = grad.view(k, frames, b, size, f).transpose(1, 2)  # (K, B, T', size, F)
+        slot = ctx.packing.slot.to(grad.device)
+        frames = slot.shape[2]
+        padded = F.pad(grad, (0, 0, 0, 1))  # the zero row that frames without a slot read
+        flat = slot + torch.arange(k, device=grad.device).view(k, 1, 1) * padded.shape[1]
+        patches = padded.flatten(0, 1).index_select(0, flat.flatten()).view(k, b, frames, size, f)
         # Bins are added up in blocks of one stride: patch p covers the blocks p, p+1, ...
         blocks = frames + -(-size // stride)
         total = grad.new_zeros(k, b, blocks * stride, f)
         in_blocks = total.view(k, b, blocks, stride, f)
         for i, start in enumerate(range(0, size, stride)):
-            part = grad[..., start : start + stride, :]
+            part = patches[..., start : start + stride, :]
             in_blocks[:, :, i : i + frames, : part.shape[3]] += part
         if blocks * stride < t:
             total = F.pad(total, (0, 0, 0, t - blocks * stride))
-        return total[:, :, :t], None, None
+        return total[:, :, :t], None, None, None

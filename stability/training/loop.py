@@ -25,6 +25,7 @@ from stability.training.optimizer import (
     gradient_norms,
     zero_moments,
 )
+from stability.training.packing import Packing
 from stability.training.schedule import learning_rate
 
 _GROWTH_INTERVAL = 2000  # fp16: steps without an overflow after which the loss scale doubles
@@ -198,21 +199,24 @@ def _augmented(stack: Stack, split: Split) -> _Inputs:
 
 def _dropout(stack: Stack, inputs: _Inputs) -> Dropout:
     """Dropout whose masks depend on (seed, purpose, step) and the trial's own batch, not on its neighbours."""
-    model, step = stack.configs[0].model, stack.step
-    frames = frames_of(torch.tensor(inputs.bins), model).tolist()
 
-    def dropout(x: Tensor, purpose: str, p: float, time_axis: int) -> Tensor:
-        lengths = inputs.bins if time_axis == 2 else frames
-        keys = [(c.seed, length) for c, length in zip(stack.configs, lengths, strict=True)]
+    def draw(k: int, shape: Sequence[int], purpose: str, p: float) -> Tensor:
+        stream = torch_stream(stack.configs[k].seed, f"dropout {purpose}", stack.step, stack.device)
+        return torch.rand(shape, generator=stream, device=stack.device).ge_(p).div_(1 - p)
+
+    def dropout(x: Tensor, purpose: str, p: float, packing: Packing | None) -> Tensor:
         masks: dict[tuple[int, int], Tensor] = {}
-        for seed, length in keys:
-            if (seed, length) not in masks:
-                shape = list(x.shape[1:])
-                padding = [0] * (2 * (x.ndim - time_axis) - 1) + [shape[time_axis - 1] - length]
-                shape[time_axis - 1] = length
-                stream = torch_stream(seed, f"dropout {purpose}", step, x.device)
-                mask = torch.rand(shape, generator=stream, device=x.device).ge_(p).div_(1 - p)
-                masks[seed, length] = F.pad(mask, padding)
+        keys = [(c.seed, bins) for c, bins in zip(stack.configs, inputs.bins, strict=True)]
+        for k, key in enumerate(keys):
+            if key in masks:
+                continue
+            if packing is None:  # (K, B, T, F)
+                mask = draw(k, (x.shape[1], inputs.bins[k], x.shape[3]), purpose, p)
+                masks[key] = F.pad(mask, (0, 0, 0, x.shape[2] - inputs.bins[k]))
+            else:  # (K, N, H), of which a trial's own slots are some
+                own = packing.own_slots[k].to(x.device)
+                mask = draw(k, (len(own), x.shape[2]), purpose, p)
+                masks[key] = mask if len(own) == x.shape[1] else x.new_zeros(x.shape[1:]).index_copy(0, own, mask)
         return x * torch.stack([masks[key] for key in keys]).to(x.dtype)
 
     return dropout
@@ -220,7 +224,7 @@ def _dropout(stack: Stack, inputs: _Inputs) -> Dropout:
 
 def _predict(stack: Stack, parameters: Parameters, inputs: _Inputs, dropout: Dropout | None) -> tuple[Tensor, Tensor]:
     """Logits (K, T', B, C) and each utterance's negative log-likelihood (K, B)."""
-    logits = forward(parameters, inputs.x, inputs.rows_per_day, stack.configs[0].model, dropout)
+    logits = forward(parameters, inputs.x, inputs.frames, inputs.rows_per_day, stack.configs[0].model, dropout)
     return logits, ctc_losses(logits, inputs.frames, inputs.labels, inputs.label_counts)
 
 
