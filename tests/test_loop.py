@@ -378,3 +378,12 @@ def test_half_precision_trains_nearly_as_float32(dataset: Dataset, dtype: str, t
     assert not np.array_equal(column(half, "loss"), column(full, "loss"))
     assert all(p.dtype == torch.float32 for p in stack.parameters.values())
     np.testing.assert_allclose(column(half, "grad_norm"), column(full, "grad_norm"), rtol=20 * tolerance)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_stack_of_ragged_trials_trains_in_half_precision(dataset: Dataset, precision: str) -> None:
+    configs = [tiny(f"seed={seed}", f"precision={precision}") for seed in (1, 2)]
+    _, together = trained(configs, dataset, 4)
+    for place, config in enumerate(configs):
+        _, alone = trained([config], dataset, 4)
+        np.testing.assert_allclose(column(together, "loss")[place], column(alone, "loss")[0], rtol=0.02)

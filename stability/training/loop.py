@@ -216,7 +216,7 @@ def _dropout(stack: Stack, inputs: _Inputs) -> Dropout:
             else:  # (K, N, H), of which a trial's own slots are some
                 own = packing.own_slots[k].to(x.device)
                 mask = draw(k, (len(own), x.shape[2]), purpose, p)
-                masks[key] = mask if len(own) == x.shape[1] else x.new_zeros(x.shape[1:]).index_copy(0, own, mask)
+                masks[key] = mask if len(own) == x.shape[1] else mask.new_zeros(x.shape[1:]).index_copy(0, own, mask)
         return x * torch.stack([masks[key] for key in keys]).to(x.dtype)
 
     return dropout

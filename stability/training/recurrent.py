@@ -23,7 +23,7 @@ def gru_layer(
     """
     if x.is_cuda and x.shape[0] == 1:
         weights = [w_ih[0], w_hh[0], b_ih[0], b_hh[0]]
-        states, _ = torch.gru(x[0], torch.tensor(counts), h0, weights, True, 1, 0.0, False, False)
+        states, _ = torch.gru(x[0], torch.tensor(counts), h0.contiguous(), weights, True, 1, 0.0, False, False)
         return states.unsqueeze(0)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
