@@ -52,6 +52,7 @@ class Display:
     def validated(self, step: int, per: float, loss: float) -> None:
         """Show a validation; a line of its own where there is no bar."""
         self._rates = f"PER {per:.3f}"
+        self._bar.update(self._task, description=f"{self._latest}  {self._rates}")
         if self._bar.disable:
             self._console.print(f"step {step:<6d} {self._latest}  PER {per:.4f}  validation loss {loss:.4g}")
 
