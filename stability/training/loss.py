@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLANK = 0
+from stability.data.phonemes import BLANK
 
 
 def ctc_losses(logits: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from stability.config import Optimizer
+from stability.data.phonemes import BLANK
 from stability.training.decoder import Parameters
-from stability.training.loss import BLANK
 from stability.training.optimizer import Moments
 
 DEAR_EVERY = 10  # steps from one measurement of the dear signals to the next; they cost a pass over all parameters
