@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+from tests.test_monitor import batch, ctc
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,8 +26,25 @@ def test_links_lead_somewhere(target: str) -> None:
     assert (ROOT / target).exists()
 
 
+def code_with(word: str) -> str:
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if word in block)
+    return str(code)
+
+
+def test_a_loop_of_your_own(capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Linear(8, 5)
+    names = {
+        "model": model,
+        "optimizer": torch.optim.AdamW(model.parameters()),
+        "batches": [batch(step) for step in range(5)],
+        "ctc": ctc,
+    }
+    exec(code_with("Monitor"), names)
+    assert "Verdict(outcome='stable'" in capsys.readouterr().out
+
+
 def test_bringing_your_own_data(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = code_with("write_session")
     command = re.search(r"python -m stability.train (data=t15 data.path=my_data)", README)
     assert command is not None
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

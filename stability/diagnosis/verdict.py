@@ -120,7 +120,7 @@ def _advice(signals: Table) -> str:
     if share < 0.9:
         return "Few second-moment roots lie below epsilon: look at the data and the schedule rather than at epsilon."
     scale = "try a smaller optimizer.epsilon or a higher schedule.lr_max"
-    if np.median(signals["loss"] / signals["loss_per_label"]) < 1.01:
+    if "loss_per_label" in signals.names and np.median(signals["loss"] / signals["loss_per_label"]) < 1.01:
         scale = (
             "the loss is a per-label mean, whose gradients are smaller than a per-trial sum's by the number of labels; "
             "try loss=per_trial_sum or a smaller optimizer.epsilon"
