@@ -1,6 +1,7 @@
 """Say what became of a training, from its log: the official trainer's, a CSV or JSONL of metrics, or a trial's folder.
 
 python -m stability.diagnose training_log
+python -m stability.diagnose runs:/RUN_ID --uri http://localhost:5000
 """
 
 import argparse
@@ -13,12 +14,13 @@ from rich.console import Console
 from rich.table import Table as TextTable
 
 from stability.diagnosis.detectors import measured
-from stability.diagnosis.logs import Recording, read_log
+from stability.diagnosis.logs import Recording, from_metrics, read_log
 from stability.diagnosis.signals import Table, read_table
 from stability.diagnosis.verdict import judge
 from stability.errors import StabilityError
 from stability.figures import draw
 from stability.terminal import show_outcome
+from stability.tracking import read_run
 
 _HEALTHY = Path(__file__).parent / "diagnosis" / "healthy.csv"
 
@@ -26,11 +28,15 @@ _HEALTHY = Path(__file__).parent / "diagnosis" / "healthy.csv"
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 1 for a log that cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m stability.diagnose", description=__doc__)
-    parser.add_argument("log", type=Path, help="a training_log, a CSV or JSONL with a step a row, or a trial's folder")
+    parser.add_argument(
+        "log", help="a training_log, a CSV or JSONL with a step a row, a trial's folder, or an MLflow run, runs:/RUN_ID"
+    )
+    parser.add_argument("--uri", default="sqlite:///outputs/mlflow.db", help="the run's store (default: %(default)s)")
     parser.add_argument("--figure", type=Path, help="where the figure goes (default: LOG.png, here)")
     options = parser.parse_args(arguments)
     try:
-        recording = read_log(options.log)
+        run = options.log.removeprefix("runs:/")
+        recording = read_log(Path(options.log)) if run == options.log else from_metrics(*read_run(run, options.uri))
         diagnose(recording, options.figure or Path(f"{recording.name}.png"))
     except StabilityError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -110,6 +110,25 @@ def open_tracker(
     raise StabilityError(f"tracking.backend={settings.backend}: there are mlflow and none.")
 
 
+def read_run(run_id: str, uri: str) -> tuple[str, list[tuple[str, int, float]]]:
+    """The name of anybody's run, and all that it logged: (metric, step, value). StabilityError where that fails."""
+    uri = _resolve(uri, Path("outputs"))
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite") and not database.exists():
+        raise StabilityError(f"There is no MLflow store at {short_path(database)}: name the run's with --uri.")
+    _import_mlflow()
+    from mlflow import MlflowClient
+
+    try:
+        with _quiet():
+            client = MlflowClient(tracking_uri=uri)
+            run = client.get_run(run_id)
+            logged = [m for name in run.data.metrics for m in client.get_metric_history(run_id, name)]
+    except Exception as error:  # MLflow's, its database's, the network's
+        raise StabilityError(f"The run {run_id} cannot be read from {uri}: {_reason(error)}.") from error
+    return run.info.run_name or run_id, [(metric.key, metric.step, metric.value) for metric in logged]
+
+
 @dataclass
 class _Mark:
     """How far a file has been sent.

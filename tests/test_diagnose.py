@@ -1,6 +1,7 @@
 """Verdicts on logs, through the command line and by made-up recordings whose answer is known."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -194,3 +195,27 @@ def test_without_validation_whether_it_learned_is_not_claimed() -> None:
     empty = Table((), np.zeros(0, np.int64), np.zeros((0, 0), np.float32), np.zeros((0, 0), bool))
     verdict = judge(table(loss=np.linspace(50, 1, 100)), empty)
     assert (verdict.outcome, verdict.cause) == ("undecided", "no validation")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, about how this test's MLflow uses it
+def test_an_mlflow_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = f"sqlite:///{tmp_path / 'store.db'}"
+    missing = ["runs:/nothing", "--uri", uri]
+    assert diagnose.main(missing) == 1
+    assert "There is no MLflow store at" in capsys.readouterr().err
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    run = client.create_run(client.create_experiment("theirs", (tmp_path / "artifacts").as_uri()), run_name="my-run")
+    for step in range(30):
+        client.log_metric(run.info.run_id, "train/loss", 50 - step, step=10 * step)
+        client.log_metric(run.info.run_id, "grad_norm", math.nan if step == 20 else 5, step=10 * step)
+    client.log_metric(run.info.run_id, "val_per", 0.4, step=290)
+
+    assert diagnose.main([f"runs:/{run.info.run_id}", "--uri", uri, "--figure", str(tmp_path / "figure.png")]) == 0
+    out = capsys.readouterr().out
+    assert "my-run, steps 0 to 290" in out
+    assert "non_finite: gradient, since step 200" in out
+    assert diagnose.main(missing) == 1
+    assert "The run nothing cannot be read" in capsys.readouterr().err

@@ -76,6 +76,17 @@ def read_log(path: Path) -> Recording:
     return Recording(path.name, _table(rows, training=True), _table(rows, training=False), tuple(notes), official)
 
 
+def from_metrics(name: str, history: Iterable[tuple[str, int, float]]) -> Recording:
+    """A recording of (metric, step, value) in any order, under whatever names. StabilityError if none is known."""
+    rows: dict[int, dict[str, float]] = {}
+    for metric, step, value in history:
+        rows.setdefault(step, {})[metric] = value
+    parsed = [_row({"step": step, **metrics}) for step, metrics in sorted(rows.items())]
+    if not any(values.keys() - {*_VALIDATIONS} for _, values in parsed):
+        raise StabilityError(f"{name} has no metric that is known as a training loss or gradient norm.")
+    return Recording(name, _table(parsed, training=True), _table(parsed, training=False), ())
+
+
 def _parse(path: Path, lines: list[str], *, cut: bool, notes: list[str]) -> Iterator[Row]:
     first = lines[0].lstrip()
     if first.startswith("{"):
