@@ -5,6 +5,9 @@ from pathlib import Path
 
 # In a trial's folder, beside the tables of signals.
 CONFIG, VERDICT, FIGURE = "config.yaml", "verdict.json", "run.png"
+EXCLUDED, TRACKING = "excluded.txt", "tracking.json"
+CHECKPOINTS = Path("checkpoints")
+LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from stability.diagnosis.signals import Table
 from stability.diagnosis.verdict import Verdict, failed, judge
-from stability.training.measure import DEAR_EVERY, frame_information, output_signals
+from stability.training.measure import DEAR_EVERY, frame_information, output_signals, sample_stride
 
 _BLOCK = 10  # steps after which signals are fetched from a GPU; on a CPU each step is looked at before the update
-_SAMPLE = 16_384  # second moments looked at
 
 
 class Monitor:
@@ -94,7 +93,7 @@ class Monitor:
         moments = [*self._second_moments()]
         if not moments:
             return {}
-        stride = max(1, sum(second.numel() for second, _, _ in moments) // _SAMPLE)
+        stride = sample_stride([second.shape for second, _, _ in moments])
         roots = [(second.flatten()[::stride].float() / correction).sqrt() for second, correction, _ in moments]
         below = [root < epsilon for root, (_, _, epsilon) in zip(roots, moments, strict=True)]
         assert self._optimizer is not None

@@ -2,17 +2,20 @@
 
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from stability.config import Config
-from stability.data.t15 import Dataset
 from stability.diagnosis.verdict import Verdict
-from stability.files import FIGURE, VERDICT, short_path
-from stability.training.loop import Block
+from stability.files import BEST, EXCLUDED, FIGURE, VERDICT, short_path
+
+if TYPE_CHECKING:  # a log is diagnosed without PyTorch
+    import torch
+
+    from stability.config import Config
+    from stability.data.t15 import Dataset
+    from stability.training.loop import Block
 
 _COLOURS = {"stable": "bold green", "undecided": "bold yellow"}  # every other outcome is red
 
@@ -43,7 +46,7 @@ class Display:
     ) -> None:
         self._bar.stop()
 
-    def trained(self, block: Block) -> None:
+    def trained(self, block: "Block") -> None:
         """Show the last of some steps."""
         last = dict(zip(block.names, block.values[0, -1].tolist(), strict=True))
         self._latest = f"loss {last['loss']:.4g}  blank {last['blank_fraction']:.0%}  gradient {last['grad_norm']:.3g}"
@@ -57,7 +60,7 @@ class Display:
             self._console.print(f"step {step:<6d} {self._latest}  PER {per:.4f}  validation loss {loss:.4g}")
 
 
-def show_configuration(config: Config, folder: Path, dataset: Dataset, device: torch.device, step: int) -> None:
+def show_configuration(config: "Config", folder: Path, dataset: "Dataset", device: "torch.device", step: int) -> None:
     """What is trained, on what, and where it is kept."""
     console = Console(highlight=False, soft_wrap=True)
     o, s, a, b = config.optimizer, config.schedule, config.aug, config.batch
@@ -74,7 +77,7 @@ def show_configuration(config: Config, folder: Path, dataset: Dataset, device: t
     }.items():
         console.print(f"[dim]{name:<10}[/] {value}")
     if dataset.excluded:
-        console.print(f"[yellow]{len(dataset.excluded)} bad trials are left out, listed in excluded.txt[/]")
+        console.print(f"[yellow]{len(dataset.excluded)} bad trials are left out, listed in {EXCLUDED}[/]")
 
 
 def show_outcome(verdict: Verdict) -> None:
@@ -96,7 +99,7 @@ def show_verdict(verdict: Verdict, folder: Path, where: str) -> None:
     for name, place in {
         "verdict": folder / VERDICT,
         "figure": folder / FIGURE,
-        "checkpoint": folder / "checkpoints" / "best.pt",
+        "checkpoint": folder / BEST,
     }.items():
         console.print(f"[dim]{name:<10}[/] {short_path(place)}")
     console.print(where)

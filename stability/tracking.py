@@ -33,13 +33,12 @@ from omegaconf import OmegaConf
 from stability import config
 from stability.diagnosis import signals
 from stability.errors import StabilityError
-from stability.files import CONFIG, FIGURE, VERDICT, short_path, write_atomically
+from stability.files import CONFIG, FIGURE, TRACKING, VERDICT, short_path, write_atomically
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_STATE = "tracking.json"
 _ARTIFACTS = (CONFIG, VERDICT, FIGURE)
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens on chat traces, not runs
 _VERDICT_TAGS = ("outcome", "cause", "onset_step", "detected_step")
@@ -166,7 +165,7 @@ class _Run(NamedTuple):
 class _MlflowTracker(Tracker):
     def __init__(self, folder: Path, uri: str, experiment: str, tags: dict[str, str]) -> None:
         self._folder = folder
-        self._lock = FileLock(folder / f"{_STATE}.lock")
+        self._lock = FileLock(folder / f"{TRACKING}.lock")
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -354,11 +353,11 @@ class _MlflowTracker(Tracker):
         self._save()
 
     def _save(self) -> None:
-        write_atomically(self._folder / _STATE, json.dumps(asdict(self._state), indent=2).encode())
+        write_atomically(self._folder / TRACKING, json.dumps(asdict(self._state), indent=2).encode())
 
 
 def _read_state(folder: Path) -> _State | None:
-    path = folder / _STATE
+    path = folder / TRACKING
     if not path.exists():
         return None
     try:
@@ -494,7 +493,7 @@ def _reason(error: Exception) -> str:
 
 def _trials(folder: Path) -> list[Path]:
     """The folders of trials at and below `folder`."""
-    marks = (path.parent for name in (_STATE, signals.SIGNALS) for path in folder.rglob(name))
+    marks = (path.parent for name in (TRACKING, signals.SIGNALS) for path in folder.rglob(name))
     found = sorted({folder for folder in marks if (folder / CONFIG).exists()})
     if not found:
         raise StabilityError(f"{folder} neither is nor holds the folder of a trial.")

@@ -54,6 +54,11 @@ def test_the_door_runs_and_a_bad_log_is_one_message(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "error: empty.log is empty.\n")
 
 
+def test_a_log_is_read_without_pytorch() -> None:
+    code = "import sys, stability.diagnose; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -7,7 +7,7 @@ have is not made up: its signals are simply not there.
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,16 +64,29 @@ def read_log(path: Path) -> Recording:
     if not text.strip():
         raise StabilityError(f"{path} is empty.")
     lines = text.splitlines()
+    parse, header, expected = _format(lines)
     notes: list[str] = []
-    rows = [*_parse(path, lines, cut=not text.endswith("\n"), notes=notes)]
-    if not any(values.keys() - {*_VALIDATIONS} for _, values in rows):
+    rows: list[Row] = []
+    for number, line in enumerate(lines[header:], header + 1):
+        if not line.strip():
+            continue
+        try:
+            row = parse(line)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if number == len(lines) and not text.endswith("\n"):
+                notes.append("The last line is cut off and was left out.")
+                break
+            raise StabilityError(f"{path}, line {number}: expected {expected}.") from None
+        if row is not None:
+            rows.append(row)
+    if not any(_is_training(values) for _, values in rows):
         raise StabilityError(
             f"{path} holds no training that could be read: expected lines such as 'Train batch 200: loss: 94.31 "
             "grad norm: 48.85', or CSV or JSONL with a step and a loss or gradient norm."
         )
     rows = _last_start(rows, notes)
-    official = any(_TRAINED.search(line) for line in lines)
-    return Recording(path.name, _table(rows, training=True), _table(rows, training=False), tuple(notes), official)
+    tables = (_table(rows, training=True), _table(rows, training=False))
+    return Recording(path.name, *tables, tuple(notes), official=parse is _official_row)
 
 
 def from_metrics(name: str, history: Iterable[tuple[str, int, float]]) -> Recording:
@@ -82,59 +95,33 @@ def from_metrics(name: str, history: Iterable[tuple[str, int, float]]) -> Record
     for metric, step, value in history:
         rows.setdefault(step, {})[metric] = value
     parsed = [_row({"step": step, **metrics}) for step, metrics in sorted(rows.items())]
-    if not any(values.keys() - {*_VALIDATIONS} for _, values in parsed):
+    if not any(_is_training(values) for _, values in parsed):
         raise StabilityError(f"{name} has no metric that is known as a training loss or gradient norm.")
     return Recording(name, _table(parsed, training=True), _table(parsed, training=False), ())
 
 
-def _parse(path: Path, lines: list[str], *, cut: bool, notes: list[str]) -> Iterator[Row]:
+def _format(lines: list[str]) -> tuple[Callable[[str], Row | None], int, str]:
+    """How to read a line of that log, how many lines to pass over first, and what a line should be."""
     first = lines[0].lstrip()
     if first.startswith("{"):
-        yield from _json_rows(path, lines, cut, notes)
-    elif _NAMES.keys() & {_plain(cell) for cell in next(csv.reader([first]))} and "," in first:
-        yield from _csv_rows(path, lines, cut, notes)
-    else:
-        yield from _official_rows(lines)
+        return (lambda line: _row(json.loads(line))), 0, "an object with a step and its metrics"
+    names = next(csv.reader([first]))
+    if len(names) > 1 and _NAMES.keys() & {_plain(name) for name in names}:
+        return (lambda line: _csv_row(names, line)), 1, f"{len(names)} numbers, a step among them: {','.join(names)}"
+    return _official_row, 0, ""
 
 
-def _official_rows(lines: Iterable[str]) -> Iterator[Row]:
-    for line in lines:
-        if match := _TRAINED.search(line):
-            yield int(match[1]), {"loss": float(match[2]), "grad_norm": float(match[3])}
-        elif match := _VALIDATED.search(line):
-            yield int(match[1]), {"per": float(match[2]), "val_loss": float(match[3])}
+def _official_row(line: str) -> Row | None:
+    if match := _TRAINED.search(line):
+        return int(match[1]), {"loss": float(match[2]), "grad_norm": float(match[3])}
+    if match := _VALIDATED.search(line):
+        return int(match[1]), {"per": float(match[2]), "val_loss": float(match[3])}
+    return None
 
 
-def _json_rows(path: Path, lines: list[str], cut: bool, notes: list[str]) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            yield _row(row)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            if cut and number == len(lines):
-                notes.append("The last line is cut off and was left out.")
-                return
-            raise StabilityError(f"{path}, line {number}: expected an object with a step and its metrics.") from None
-
-
-def _csv_rows(path: Path, lines: list[str], cut: bool, notes: list[str]) -> Iterator[Row]:
-    header, *body = csv.reader(lines)
-    for number, cells in enumerate(body, 2):
-        if not cells:
-            continue
-        try:
-            if len(cells) != len(header):
-                raise ValueError
-            yield _row({name: float(cell) for name, cell in zip(header, cells, strict=True) if cell.strip()})
-        except (ValueError, KeyError):
-            if cut and number == len(lines):
-                notes.append("The last line is cut off and was left out.")
-                return
-            raise StabilityError(
-                f"{path}, line {number}: expected {len(header)} numbers, a step among them: {','.join(header)}."
-            ) from None
+def _csv_row(names: list[str], line: str) -> Row:
+    cells = zip(names, next(csv.reader([line])), strict=True)
+    return _row({name: float(cell) for name, cell in cells if cell.strip()})
 
 
 def _row(raw: Mapping[str, Any]) -> Row:
@@ -151,6 +138,10 @@ def _row(raw: Mapping[str, Any]) -> Row:
     return int(step), values
 
 
+def _is_training(values: Mapping[str, float]) -> bool:
+    return bool(values.keys() - {*_VALIDATIONS})
+
+
 def _plain(key: str) -> str:
     return key.strip().lower().rpartition("/")[2]
 
@@ -161,7 +152,7 @@ def _last_start(rows: list[Row], notes: list[str]) -> list[Row]:
     starts, kept = 1, list[Row]()
     previous = first
     for step, values in rows:
-        training = bool(values.keys() - {*_VALIDATIONS})
+        training = _is_training(values)
         if training and step < previous:
             if step <= first:
                 starts, kept = starts + 1, []

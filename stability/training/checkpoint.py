@@ -7,6 +7,7 @@ official trainer writes them, and under `stability` what a resume needs beyond t
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from stability.training.decoder import Parameters
 from stability.training.loop import Stack, learning_rates
 from stability.training.optimizer import DAY_LAYER, Moments, group_of
 
+_STACK_STATE = ("failed", "loss_scale", "steps_since_overflow")  # one number a trial
 _PREFIX = "_orig_mod."  # what torch.compile puts before each name; the official trainer expects it
 
 
@@ -51,12 +53,7 @@ def save(path: Path, stack: Stack, k: int, best: Best) -> None:
         "scheduler_state_dict": scheduler,
         "val_PER": best.per,
         "val_loss": best.loss,
-        "stability": {
-            "step": stack.step,
-            "failed": stack.failed[k].item(),
-            "loss_scale": stack.loss_scale[k].item(),
-            "steps_since_overflow": stack.steps_since_overflow[k].item(),
-        },
+        "stability": {"step": stack.step, **{name: getattr(stack, name)[k].item() for name in _STACK_STATE}},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()  # on a full disk torch.save would hide the OSError behind a RuntimeError
@@ -69,19 +66,17 @@ def restore(path: Path, stack: Stack, k: int) -> Best:
     content = _read(path)
     if "stability" not in content:
         raise StabilityError(f"{path} was not written here and cannot be resumed. Start from it: init_from={path}")
-    for name, p in _matching(content, path, {n: p[k] for n, p in stack.parameters.items()}).items():
-        stack.parameters[name][k] = p
-    state = content["optimizer_state_dict"]["state"]
-    for index, name in enumerate(_grouped({n: p[k] for n, p in stack.parameters.items()})):
-        for kind, key in zip(stack.moments, ("exp_avg", "exp_avg_sq", "step"), strict=True):
-            target, _, day = name.partition(".") if name.startswith("day_") else (name, "", "")
-            place = kind[target][k, int(day)] if day else kind[target][k]
-            place.copy_(state[index][key]) if index in state else place.zero_()
-    own = content["stability"]
-    stack.step = own["step"]
-    for tensor, key in ((stack.failed, "failed"), (stack.loss_scale, "loss_scale")):
-        tensor[k] = own[key]
-    stack.steps_since_overflow[k] = own["steps_since_overflow"]
+    own = {name: p[k] for name, p in stack.parameters.items()}
+    for name, p in _matching(content, path, own).items():
+        own[name].copy_(p)
+    saved = content["optimizer_state_dict"]["state"]
+    for kind, key in zip(stack.moments, ("exp_avg", "exp_avg_sq", "step"), strict=True):
+        places = split_days({name: t[k] for name, t in kind.items()})  # views
+        for index, name in enumerate(chain(*_by_group(own).values())):
+            places[name].copy_(saved[index][key]) if index in saved else places[name].zero_()
+    stack.step = content["stability"]["step"]
+    for name in _STACK_STATE:
+        getattr(stack, name)[k] = content["stability"][name]
     return Best(content["val_PER"], content["val_loss"])
 
 
@@ -142,12 +137,12 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _grouped(parameters: Mapping[str, Tensor]) -> list[str]:
-    """Official names in the order in which the official optimiser numbers its parameters."""
+def _by_group(parameters: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Official names by parameter group, in the order in which the official optimiser numbers its parameters."""
     groups: dict[str, list[str]] = {"bias": [], "day_layer": [], "other": []}
     for name in parameters:
         groups[group_of(name)] += split_days({name: parameters[name]})
-    return [name for members in groups.values() for name in members]
+    return groups
 
 
 def _torch_states(
@@ -155,24 +150,21 @@ def _torch_states(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The state dictionaries that torch.optim.AdamW and LambdaLR would have, made by those themselves."""
     o, s = config.optimizer, config.schedule
-    counts = {
-        g: sum(len(split_days({n: p})) for n, p in own.items() if group_of(n) == g)
-        for g in ("bias", "day_layer", "other")
-    }
+    names = _by_group(own)
     decays = {"bias": 0.0, "day_layer": o.weight_decay_day, "other": o.weight_decay}
     groups = [
         {
-            "params": [torch.empty(0, requires_grad=True) for _ in range(count)],
+            "params": [torch.empty(0, requires_grad=True) for _ in members],
             "lr": s.lr_max_day if group == "day_layer" else s.lr_max,
             "weight_decay": decays[group],
             "group_type": group,
         }
-        for group, count in counts.items()
+        for group, members in names.items()
     ]
     optimizer = torch.optim.AdamW(groups, betas=(o.beta1, o.beta2), eps=o.epsilon, fused=o.fused or None)
     scheduler = LambdaLR(optimizer, [lambda _: 1.0] * len(groups)).state_dict()
     rate, day_rate = learning_rates(config, step)
-    last = [day_rate if group == "day_layer" else rate for group in counts]
+    last = [day_rate if group == "day_layer" else rate for group in names]
     scheduler |= {"last_epoch": step, "_step_count": step + 1, "_last_lr": last}
     for group, lr in zip(optimizer.param_groups, last, strict=True):
         group["lr"] = lr
@@ -183,7 +175,7 @@ def _torch_states(
             "exp_avg": first[n].cpu().clone(),
             "exp_avg_sq": second[n].cpu().clone(),
         }
-        for index, n in enumerate(_grouped(own))
+        for index, n in enumerate(chain(*names.values()))
         if steps[n] > 0  # AdamW keeps nothing of a day it has not met
     }
     return optimizer.state_dict() | {"state": state}, scheduler

@@ -4,7 +4,6 @@ The names, their order and their meaning stand in `stability/diagnosis/signals.p
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,20 +20,10 @@ _SAMPLE = 16_384  # second moments looked at, evenly over all of them
 
 def signal_names(layers: int) -> tuple[str, ...]:
     """All signals of a decoder with that many GRU layers, in the order in which they are kept."""
-    parts = ("day", "h0", *(f"gru.{layer}" for layer in range(layers)), "head")
-    return (
-        *("loss", "loss_per_label", "grad_norm", *(f"grad_norm.{part}" for part in parts), "clipped"),
-        *(
-            "update_ratio",
-            "blank_fraction",
-            "distinct_phonemes",
-            "frame_information",
-            "lr",
-            "effective_lr",
-            "epsilon_dominance",
-        ),
-        "loss_scale",
-    )
+    norms = [f"grad_norm.{part}" for part in ("day", "h0", *(f"gru.{layer}" for layer in range(layers)), "head")]
+    output = ("blank_fraction", "distinct_phonemes", "frame_information")
+    rates = ("lr", "effective_lr", "epsilon_dominance")
+    return ("loss", "loss_per_label", "grad_norm", *norms, "clipped", "update_ratio", *output, *rates, "loss_scale")
 
 
 def norms_by_part(norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,13 +85,12 @@ def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequ
     device = moments.steps["h0"].device
     beta2 = torch.tensor([o.beta2 for o in settings], device=device)
     epsilon = torch.tensor([o.epsilon for o in settings], device=device)
-    stride = _stride(moments.second)
+    stride = sample_stride([second[0].shape for second in moments.second.values()])
     samples = []
     for name, second in moments.second.items():
         steps = moments.steps[name]
-        correction = (
-            1 - beta2.view(-1, *(1,) * (steps.ndim - 1)) ** steps
-        )  # 0, and so the root NaN, before a first step
+        # Before a first step the correction is 0, and so the root NaN.
+        correction = 1 - beta2.view(-1, *(1,) * (steps.ndim - 1)) ** steps
         sample = second.reshape(*steps.shape, -1)[..., ::stride] / correction.unsqueeze(-1)
         samples.append(sample.flatten(1))
     roots = torch.cat(samples, 1).sqrt_()
@@ -112,16 +100,16 @@ def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequ
     }
 
 
+def sample_stride(shapes: Sequence[torch.Size]) -> int:
+    """The step at which to look at tensors of these shapes to see some 16,000 of their numbers, evenly."""
+    stride = max(1, sum(shape.numel() for shape in shapes) // _SAMPLE)
+    # A stride that divides a row's length would look at the same few columns only.
+    while any(math.gcd(stride, shape[-1]) > 1 for shape in shapes if len(shape)):
+        stride += 1
+    return stride
+
+
 def _part(parameter: str) -> str:
     if parameter.startswith("gru."):
         return "gru." + parameter.rpartition("_l")[2]
-    return {"day": "day", "h0": "h0", "out": "head"}[re.split("[_.]", parameter)[0]]
-
-
-def _stride(parameters: Parameters) -> int:
-    total = sum(p[0].numel() for p in parameters.values())
-    stride = max(1, total // _SAMPLE)
-    # A stride that divides a row's length would look at the same few columns only.
-    while any(math.gcd(stride, p.shape[-1]) > 1 for p in parameters.values()):
-        stride += 1
-    return stride
+    return "head" if parameter.startswith("out.") else parameter.partition("_")[0]

@@ -20,16 +20,13 @@ from stability.data.t15 import Dataset, open_dataset
 from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, append_rows, read_table, truncate
 from stability.diagnosis.verdict import Verdict, failed, judge
 from stability.errors import Interrupted, StabilityError, cannot_write
-from stability.files import CONFIG, FIGURE, VERDICT, write_atomically
+from stability.files import BEST, CHECKPOINTS, CONFIG, EXCLUDED, FIGURE, LAST, TRACKING, VERDICT, write_atomically
 from stability.terminal import Display, show_configuration, show_verdict
 from stability.tracking import Tracker, open_tracker
 from stability.training import checkpoint
 from stability.training.decoder import init_parameters
 from stability.training.loop import Block, Stack, evaluate, new_stack, train_steps
 
-CHECKPOINTS = Path("checkpoints")
-_LAST, _BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
-_EXCLUDED = "excluded.txt"
 _BLOCK = 10  # steps after which the signals are fetched from the device, written and shown
 
 
@@ -77,7 +74,7 @@ def _reach_verdict(config: Config, folder: Path) -> tuple[Verdict, Tracker]:
     stack, best = _open_stack(config, folder, dataset, device)
     write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     if dataset.excluded:
-        write_atomically(folder / _EXCLUDED, "".join(f"{line}\n" for line in dataset.excluded).encode())
+        write_atomically(folder / EXCLUDED, "".join(f"{line}\n" for line in dataset.excluded).encode())
     show_configuration(config, folder, dataset, device, stack.step)
     tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
     try:
@@ -118,10 +115,10 @@ def _train(
             append_rows(folder / VALIDATION, ("per", "loss"), [stack.step - 1], row)
             display.validated(stack.step - 1, per, loss)
             if best.improve(float(per), float(loss)):
-                checkpoint.save(folder / _BEST, stack, 0, best)
+                checkpoint.save(folder / BEST, stack, 0, best)
         stopping = stop_requested()
         if ended or stopping or count == to_checkpoint:
-            checkpoint.save(folder / _LAST, stack, 0, best)
+            checkpoint.save(folder / LAST, stack, 0, best)
         tracker.update()
         if stopping and not ended:
             raise Interrupted(f"Stopped before step {stack.step}. The same command goes on from there.")
@@ -138,8 +135,8 @@ def _open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.de
     if config.init_from is not None:
         parameters = checkpoint.load_weights(Path(config.init_from), parameters)
     stack = new_stack([config], [parameters], device)
-    resumable = (folder / _LAST).exists()
-    best = checkpoint.restore(folder / _LAST, stack, 0) if resumable else checkpoint.Best()
+    resumable = (folder / LAST).exists()
+    best = checkpoint.restore(folder / LAST, stack, 0) if resumable else checkpoint.Best()
     for name in (SIGNALS, VALIDATION):
         truncate(folder / name, stack.step)
     return stack, best
@@ -190,7 +187,7 @@ def _device(name: str) -> torch.device:
 def _clear(folder: Path) -> None:
     """Forget the trial that the folder holds; what a person put there stays."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for name in (SIGNALS, VALIDATION, VERDICT, FIGURE, _EXCLUDED, "tracking.json"):
+    for name in (SIGNALS, VALIDATION, VERDICT, FIGURE, EXCLUDED, TRACKING):
         (folder / name).unlink(missing_ok=True)
 
 
