@@ -66,6 +66,16 @@ def frame_information(logits: Tensor, frames: Tensor) -> Tensor:
     return (torch.xlogy(q, q).sum((1, 2, 3)) / count) - torch.xlogy(mean_q, mean_q).sum(1)
 
 
+def infeasible_targets(labels: Tensor, label_counts: Tensor, frames: Tensor) -> Tensor:
+    """Which utterances CTC cannot align: fewer frames than labels, and one more between equal neighbours.
+
+    labels: (..., L), label_counts and frames: (...), all on one device. Returns bool (...).
+    """
+    inside = torch.arange(1, labels.shape[-1], device=labels.device) < label_counts.unsqueeze(-1)
+    repeats = ((labels[..., 1:] == labels[..., :-1]) & inside).sum(-1)
+    return label_counts + repeats > frames
+
+
 def update_ratio(before: Parameters, after: Parameters) -> Tensor:
     """Size of the update over size of the weights, from the update that was made. Overwrites `before`."""
     weights = torch.stack([torch.linalg.vector_norm(old.flatten(1), dim=1) for old in before.values()])
