@@ -22,19 +22,28 @@ An alarm is what a peer itself calls an error, a warning or an intervention: wha
 trouble. Information it gives besides is none. Where it has levels, the adapter says which of them count.
 """
 
+import atexit
 import contextlib
 import importlib.metadata
 import io
+import json
 import logging
 import math
 import random
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
+import editdistance
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
@@ -64,9 +73,15 @@ class Peer:
     name: ClassVar[str]
     requirement: ClassVar[str | None] = None  # the exact release that is benchmarked; None: nothing to install
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        total_steps: int,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
         self.alarms: list[Alarm] = []  # the first of each kind, in the order raised
-        self._model, self._optimizer, self._total_steps = model, optimizer, total_steps
+        self._model, self._optimizer, self._total_steps, self._scaler = model, optimizer, total_steps, scaler
         self._step = 0
         self._raised = False
         with _silence(), _same_random_streams():
@@ -211,12 +226,207 @@ class Lightning(Peer):
             self._alarm("non_finite" if non_finite else "other", str(self._callback.stopping_reason_message))
 
 
+class Autotrainer(Peer):
+    """autotrainer's `TrainingMonitor`. Its messages have no levels; each is a warning, and each is given once."""
+
+    name = "autotrainer"
+    requirement = "autotrainer==0.18.0"
+    _words: ClassVar[dict[str, Kind]] = {
+        "loss is diverging": "exploded",
+        "gradient norm spiked": "exploded",
+        "loss hasn't improved": "slow",
+        "loss is ": "non_finite",
+        "gradients are ": "non_finite",
+        "fp16 gradient overflow": "non_finite",
+    }
+
+    def _attach(self) -> None:
+        from autotrainer import TrainingMonitor
+
+        self._monitor = TrainingMonitor()
+
+    def _before_update(self, loss: Tensor, logits: Tensor, inputs: Tensor, targets: Tensor) -> None:
+        told = len(self._monitor.diagnostics)
+        self._monitor.step(loss, model=self._model, optimizer=self._optimizer, scaler=self._scaler)
+        for text in self._monitor.diagnostics[told:]:
+            self._alarm(_meaning(text, self._words), text)
+
+
+class Trainpulse(Peer):
+    """trainpulse's `Monitor`, with the loss, gradient norm and learning rate that its full loop logs.
+
+    Warnings count as well as what is critical: both are alerts, and a handler is called for both. The duration of a
+    step is not logged: it tells of the machine, and here of the other peers.
+    """
+
+    name = "trainpulse"
+    requirement = "trainpulse==0.4.0"
+    _words: ClassVar[dict[str, Kind]] = {
+        " is NaN": "non_finite",
+        " is Inf": "non_finite",
+        "Loss spike": "exploded",
+        "Gradient explosion": "exploded",
+        "Loss plateau": "slow",
+    }
+
+    def _attach(self) -> None:
+        from trainpulse import Monitor
+
+        self._monitor = Monitor()
+
+    def _before_update(self, loss: Tensor, logits: Tensor, inputs: Tensor, targets: Tensor) -> None:
+        rate = self._optimizer.param_groups[0]["lr"]
+        for name, value in ("loss", float(loss)), ("grad_norm", self._gradient_norm()), ("learning_rate", rate):
+            for alert in self._monitor.log(name, self._step, value):
+                self._alarm(_meaning(alert.message, self._words), alert.message)
+
+
+class Stabilityguard(Peer):
+    """stabilityguard's `GuardedOptimizer`, which skips the update of a spike: that decision is the alarm.
+
+    It guards a stand-in for the optimizer, so that neither its updates nor its skips happen.
+    """
+
+    name = "stabilityguard"
+    requirement = "stabilityguard==0.3.0"
+
+    def _attach(self) -> None:
+        from stabilityguard import GuardedOptimizer
+
+        _quiet("stabilityguard")
+        _expect_backward_hooks()
+        self._folder = tempfile.TemporaryDirectory()
+        self._guard = GuardedOptimizer(_IdleOptimizer(self._optimizer), self._model, log_dir=self._folder.name)
+
+    def _before_update(self, loss: Tensor, logits: Tensor, inputs: Tensor, targets: Tensor) -> None:
+        spikes = self._guard.total_spikes
+        self._guard.step()
+        if self._guard.total_spikes > spikes:
+            file = Path(self._folder.name) / f"spike_step{self._guard.step_count}.json"
+            report = json.loads(file.read_text())
+            file.unlink()
+            layer, ratio = report["snapshot"]["spike_layer"], report["snapshot"]["spike_ratio"]
+            kind: Kind = "non_finite" if report["nan_layers"] else "exploded"
+            self._alarm(kind, f"spike in {layer}: {ratio:.4g} times its baseline")
+
+    def _detach(self) -> None:
+        self._guard.close()
+        self._folder.cleanup()
+
+
+class _IdleOptimizer:
+    """What `GuardedOptimizer` asks of an optimizer, without any effect."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self._optimizer.param_groups
+
+    def step(self) -> None: ...
+
+    def zero_grad(self) -> None: ...
+
+
+class Traintools(Peer):
+    """traintools' inspectors of batches, gradients, activations and validation losses. All that they warn of counts.
+
+    Its gradient noise scale is left out: that is advice on the batch size, and trains on the batch once more to get it.
+    So is the clipping norm of its README's example, above which it would warn: the default is none.
+    """
+
+    name = "traintools"
+    requirement = "traintools==0.6.2"
+    _words: ClassVar[dict[str, Kind]] = {
+        "has non-finite gradients": "non_finite",
+        "gradient is very large": "exploded",
+        "update/weight ratio is high": "exploded",  # the update is too large for the weights
+    }
+
+    def _attach(self) -> None:
+        from traintools import BatchInspector, GradientHealthMonitor, PlasticityProbe, TrainGuard
+
+        self._new_inspector = BatchInspector
+        self._inspector: Any = None
+        self._gradients = GradientHealthMonitor()
+        self._plasticity = PlasticityProbe(self._model)
+        self._guard = TrainGuard()
+
+    def _before_update(self, loss: Tensor, logits: Tensor, inputs: Tensor, targets: Tensor) -> None:
+        if self._inspector is None:
+            self._inspector = self._new_inspector(expected_num_classes=logits.shape[-1])
+        for text in self._inspector.inspect(inputs, targets, step=self._step).warnings:
+            self._alarm("other" if "dominant class" in text else "bad_data", text)
+        rate = self._optimizer.param_groups[0]["lr"]
+        for text in self._gradients.inspect(self._model, step=self._step, lr=rate).warnings:
+            self._alarm(_meaning(text, self._words), text)
+
+    def _after_update(self, loss: Tensor) -> None:
+        if self._step > 0 and self._step % 200 == 0:  # as often as its own tracker
+            result = self._plasticity.measure(step=self._step)
+            self._plasticity.reset_buffers()
+            if result.critical_layers:
+                self._alarm("other", f"critical layers: {', '.join(result.critical_layers)}")
+
+    def _validated(self, per: float, loss: float) -> None:
+        self._guard.record(step=self._step, val_loss=loss)
+        decision = self._guard.evaluate()
+        if decision.should_stop:  # training is over, well or ill
+            self._alarm("other", decision.reason)
+
+    def _detach(self) -> None:
+        self._plasticity.remove_hooks()
+
+
+class Torchmortem(Peer):
+    """torchmortem's `Autopsy`. Only what it calls critical counts: its warnings include normal stages of a training."""
+
+    name = "torchmortem"
+    requirement = "torchmortem==0.1.1"
+    _words: ClassVar[dict[str, Kind]] = {
+        "Exploding gradients": "exploded",
+        "Training divergence": "exploded",
+        "Weight norm explosion": "exploded",
+        "Update ratio too high": "exploded",  # the update is too large for the weights
+    }
+
+    def _attach(self) -> None:
+        from torchmortem import Autopsy
+
+        _quiet("torchmortem")
+        _expect_backward_hooks()
+        self._autopsy = Autopsy(self._model, optimizer=self._optimizer)
+        self._autopsy.attach()
+        # At exit it would write a report into the working directory, and until then it would keep the model alive.
+        atexit.unregister(self._autopsy._atexit_handler)
+
+    def _after_update(self, loss: Tensor) -> None:
+        self._autopsy.step(loss=loss.item())
+
+    def _report(self) -> None:
+        self._autopsy.detach()
+        for finding in self._autopsy.get_report().findings:
+            if finding.severity.name == "CRITICAL":
+                first, last = finding.step_range
+                text = f"{finding.title} (steps {first} to {last}): {finding.summary}"
+                self._alarm(_meaning(finding.title, self._words), text)
+
+    def _detach(self) -> None:
+        self._autopsy.detach()  # again, in case that it raised before
+
+
 PEERS: tuple[type[Peer], ...] = (
     OriginalNorm30,
     OriginalNorm100,
     OriginalUnique,
     OriginalFinite,
     Lightning,
+    Autotrainer,
+    Trainpulse,
+    Stabilityguard,
+    Traintools,
+    Torchmortem,
 )
 
 
@@ -241,6 +451,11 @@ def _missing(requirement: str) -> str | None:
     return None if version == wanted else f"release {version} is installed"
 
 
+def _meaning(text: str, words: dict[str, Kind]) -> Kind:
+    """The kind of the first phrase that the text has, in the order of `words`."""
+    return next((kind for phrase, kind in words.items() if phrase in text), "other")
+
+
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     sink = io.StringIO()
@@ -262,3 +477,148 @@ def _quiet(*loggers: str) -> None:
     """Silence what is logged in hooks, outside our calls, or by a handler that kept the real stderr."""
     for name in loggers:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def _expect_backward_hooks() -> None:
+    """Let PyTorch not warn, in the training's own backward pass, that the first layer's inputs need no gradient."""
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+
+
+# The check: a small GRU trained with CTC on made-up frames, healthy and in three kinds of trouble.
+
+_STEPS, _TROUBLE_AT, _VALIDATE_EVERY = 300, 100, 50
+_BATCH, _LABELS, _FRAMES_EACH, _FEATURES, _CLASSES = 16, 6, 6, 64, 41
+_TROUBLES = ("healthy", "lr x 1000", "NaN input", "all blank")
+
+
+class _Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.1)  # draws from the global stream, which a peer must leave alone
+        self.encoder = nn.GRU(_FEATURES, 224, batch_first=True)
+        self.head = nn.Linear(224, _CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.encoder(self.dropout(x))
+        logits: Tensor = self.head(states)
+        return logits
+
+
+def _batch(step: int) -> tuple[Tensor, Tensor]:
+    """Features (B, T, F) and labels (B, L): each label is four frames of its own pattern and two of quiet, in noise."""
+    patterns = torch.randn(_CLASSES, _FEATURES, generator=torch.Generator().manual_seed(0))
+    stream = torch.Generator().manual_seed(1 + step)
+    labels = torch.randint(1, _CLASSES, (_BATCH, _LABELS), generator=stream)
+    x = patterns[labels].repeat_interleave(_FRAMES_EACH, 1)
+    x[:, torch.arange(x.shape[1]) % _FRAMES_EACH >= 4] = 0
+    return x + 0.3 * torch.randn(x.shape, generator=stream), labels
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    frames, counts = torch.full((_BATCH,), logits.shape[1]), torch.full((_BATCH,), _LABELS)
+    log_probs = logits.log_softmax(-1).transpose(0, 1)
+    return F.ctc_loss(log_probs, labels, frames, counts, reduction="none").mean()
+
+
+class _Training:
+    """One toy training and the peers that watch it."""
+
+    def __init__(self, trouble: str, kinds: Sequence[type[Peer]]) -> None:
+        torch.manual_seed(0)
+        self.trouble, self.model = trouble, _Toy()
+        if trouble == "all blank":
+            self.model.head.bias.data[0] = 100
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
+        self.peers = [kind(self.model, self.optimizer, _STEPS) for kind in kinds]
+
+    def step(self, step: int) -> None:
+        x, labels = _batch(step)
+        if step == _TROUBLE_AT and self.trouble == "lr x 1000":
+            self.optimizer.param_groups[0]["lr"] *= 1000
+        if step == _TROUBLE_AT and self.trouble == "NaN input":
+            x[0, 0, 0] = torch.nan
+        logits = self.model(x)
+        loss = _loss(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for peer in self.peers:
+            peer.before_update(step, loss.detach(), logits.detach(), x, labels)
+        self.optimizer.step()
+        for peer in self.peers:
+            peer.after_update(step, loss.detach())
+
+    def run(self) -> Tensor:
+        """Train to the end; all weights."""
+        for step in range(_STEPS):
+            self.step(step)
+            if (step + 1) % _VALIDATE_EVERY == 0:
+                self._validate(step)
+        for peer in self.peers:
+            peer.finish()
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+    def _validate(self, step: int) -> None:
+        x, labels = _batch(-1 - step)
+        self.model.eval()
+        with torch.no_grad():
+            logits = self.model(x)
+        self.model.train()
+        best = logits.argmax(-1).tolist()
+        said = [[own for before, own in pairwise([0, *row]) if own not in (0, before)] for row in best]
+        errors = sum(editdistance.eval(own, target) for own, target in zip(said, labels.tolist(), strict=True))
+        for peer in self.peers:
+            peer.validated(step, errors / labels.numel(), float(_loss(logits, labels)))
+
+
+def _check(kinds: Sequence[type[Peer]]) -> None:
+    """Train with and without the peers, hold them to what they may not do, and print what they said."""
+    print(f"{'first alarm of each kind (steps):':34}" + "".join(f"{trouble:40}" for trouble in _TROUBLES))
+    said: dict[str, list[str]] = {kind.name: [] for kind in kinds}
+    texts: list[str] = []
+    before = {*Path.cwd().iterdir()}
+    for trouble in _TROUBLES:
+        plain = _Training(trouble, ()).run()
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            training = _Training(trouble, kinds)
+            watched = training.run()
+        assert torch.equal(plain.view(torch.int32), watched.view(torch.int32)), f"{trouble}: a peer changed the weights"
+        assert not output.getvalue(), f"{trouble}: a peer wrote {output.getvalue()!r}"
+        for module in training.model.modules():
+            assert not module._forward_hooks, f"{trouble}: a hook is left"
+            assert not module._backward_hooks, f"{trouble}: a hook is left"
+        for peer in training.peers:
+            said[peer.name].append(", ".join(f"{alarm.kind} {alarm.step}" for alarm in peer.alarms) or "-")
+            texts += [f"{trouble}, {peer.name}: {alarm}" for alarm in peer.alarms]
+    assert {*Path.cwd().iterdir()} == before, "a peer left a file"
+    for name, row in said.items():
+        print(f"{name:34}" + "".join(f"{cell:40}" for cell in row))
+    print("", *texts, sep="\n")
+    print("\nThe weights are the same to the bit with and without them.")
+
+
+def _measure(kinds: Sequence[type[Peer]], rounds: int = 150) -> None:
+    """What each peer adds to a step: plain and watched steps in turns, and the median of their differences."""
+    trainings = [_Training("healthy", ()), *(_Training("healthy", (kind,)) for kind in kinds)]
+    times = np.zeros((rounds, len(trainings)))
+    for i in range(-10, rounds):
+        for j in np.roll(range(len(trainings)), i):
+            start = time.perf_counter()
+            trainings[j].step(i + 10)
+            times[i, j] = time.perf_counter() - start
+    plain = np.median(times[:, 0])
+    print(f"\nA plain step takes {1000 * plain:.1f} ms. Each of them adds")
+    for kind, share in zip(kinds, np.median(times[:, 1:] - times[:, :1], 0) / plain, strict=True):
+        print(f"{kind.name:34}{share:7.1%}")
+
+
+def main() -> None:
+    """Check the peers that are installed."""
+    torch.set_num_threads(1)
+    kinds = installed_peers()
+    _check(kinds)
+    _measure(kinds)
+
+
+if __name__ == "__main__":
+    main()
