@@ -68,6 +68,8 @@ class Peer:
 
     Nothing that a peer does gets out: prints are swallowed, an exception becomes an alarm and is the end of that peer,
     the random streams are put back. Repairs are never applied.
+
+    `scaler` is that of an fp16 training, for the peer that asks for one; to the others an overflow is a bad gradient.
     """
 
     name: ClassVar[str]
@@ -88,7 +90,7 @@ class Peer:
             self._attach()
 
     def before_update(self, step: int, loss: Tensor, logits: Tensor, inputs: Tensor, targets: Tensor) -> None:
-        """Look at a step between `backward()` and `optimizer.step()`, and before the gradients are clipped.
+        """Look at a step between `backward()` and `optimizer.step()`, with gradients unscaled and not yet clipped.
 
         `logits` (B, T, C) has blank as class 0; `inputs` is (B, T', F); `targets` are labels, (B, L) or concatenated.
         """
