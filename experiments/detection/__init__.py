@@ -1,0 +1,1 @@
+"""How well is failure detected? Ours and its peers on the same trainings."""
