@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from stability.diagnosis.verdict import Verdict
-from stability.files import BEST, EXCLUDED, FIGURE, VERDICT, short_path
+from stability.files import BEST, EXCLUDED, FIGURE, FLIGHT, FLIGHT_RECORD, VERDICT, short_path
 
 if TYPE_CHECKING:  # a log is diagnosed without PyTorch
     import torch
@@ -16,8 +17,17 @@ if TYPE_CHECKING:  # a log is diagnosed without PyTorch
     from stability.config import Config
     from stability.data.t15 import Dataset
     from stability.training.loop import Block
+    from stability.training.recorder import Utterance
+    from stability.training.replay import Replay
 
 _COLOURS = {"stable": "bold green", "undecided": "bold yellow"}  # every other outcome is red
+_KINDS = {
+    "transient": "It does not fail again: look at the machine, its memory and its drivers, before the settings.",
+    "precision": "It takes a lower precision to fail: the numbers outgrow its range. Try precision=fp32, a lower lr, "
+    "or a clip.",
+    "true fault": "It fails in every precision: look at the data, and at the weights before this step.",
+}
+_SUSPECTS = 8  # utterances listed
 
 
 class Display:
@@ -102,4 +112,67 @@ def show_verdict(verdict: Verdict, folder: Path, where: str) -> None:
         "checkpoint": folder / BEST,
     }.items():
         console.print(f"[dim]{name:<10}[/] {short_path(place)}")
+    if (folder / FLIGHT_RECORD).exists():
+        console.print(f"[dim]flight recording[/]  {short_path(folder / FLIGHT)}")
+        console.print(f"  make the step again: `python -m stability.diagnose --replay {short_path(folder)}`")
     console.print(where)
+
+
+def show_replay(folder: Path, replay: "Replay") -> None:
+    """What came of making a recorded step again."""
+    console = Console(highlight=False, soft_wrap=True)
+    flight = replay.flight
+    console.print(f"{short_path(folder)}: {flight.outcome} since step {flight.step}, seed {flight.seed}")
+    console.print(f"[dim]data[/] {flight.data}")
+    if replay.device != flight.device:
+        console.print(
+            f"[yellow]recorded on {flight.device} and made again on {replay.device}, which draws other random numbers: "
+            "noise and dropout are not the recorded ones[/]"
+        )
+    attempts = Table("", "fails", "loss", "gradient norm", "first not finite", box=None, header_style="dim")
+    attempts.add_row("recorded", "yes", f"{replay.recorded_loss:.6g}", f"{replay.recorded_grad_norm:.6g}", "")
+    for precision, a in replay.attempts.items():
+        attempts.add_row(
+            precision, "yes" if a.fails else "no", f"{a.loss:.6g}", f"{a.grad_norm:.6g}", a.not_finite or ""
+        )
+    console.print(attempts)
+    console.print(f"[bold]{replay.kind}[/]: {_KINDS[replay.kind]}")
+    own = next(iter(replay.attempts.values()))
+    suspects = Table(
+        "session",
+        "trial",
+        "block",
+        "number",
+        "frames",
+        "labels",
+        "loss",
+        "largest input",
+        "",
+        "sentence",
+        box=None,
+        header_style="dim",
+    )
+    for u in flight.batch[:_SUSPECTS]:
+        suspects.add_row(
+            u.session,
+            u.trial,
+            "" if u.block is None else str(u.block),
+            "" if u.number is None else str(u.number),
+            str(u.frames),
+            str(u.labels),
+            f"{u.loss:.4g}",
+            f"{u.largest_input:.4g}",
+            _suspicion(u, own.bad_rows),
+            u.sentence,
+        )
+    console.print(f"[dim]of the batch of {len(flight.batch)} utterances the most suspicious[/]")
+    console.print(suspects)
+
+
+def _suspicion(utterance: "Utterance", bad_rows: frozenset[int]) -> str:
+    faults = {
+        "input not finite": not utterance.input_finite,
+        "CTC cannot align it": not utterance.can_be_aligned,
+        "loss not finite": utterance.row in bad_rows,
+    }
+    return f"[red]{', '.join(name for name, there in faults.items() if there)}[/]"
