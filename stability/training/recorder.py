@@ -61,6 +61,7 @@ class Flight:
     precision: Literal["fp32", "bf16", "fp16"]
     device: str
     data: str
+    largest_weights: dict[str, float]  # magnitudes, by parameter
     batch_hash: str
     batch: list[Utterance]
 
@@ -95,6 +96,7 @@ class Recorder:
             precision_on(config, before.device),
             before.device.type,
             str(split.path.resolve()),
+            {name: float(p.abs().max()) for name, p in before.parameters.items()},
             hash_of(batch),
             _by_suspicion(split, batch, examine(before, split)),
         )
