@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # a log is diagnosed without PyTorch
 _COLOURS = {"stable": "bold green", "undecided": "bold yellow"}  # every other outcome is red
 _KINDS = {
     "transient": "It does not fail again: look at the machine, its memory and its drivers, before the settings.",
-    "precision": "A wider precision gets through it: the numbers outgrew the trial's own. Try a lower lr or a clip.",
+    "precision": "A wider precision gets through it: numbers so large are beyond the trial's own. "
+    "Try a lower lr or a clip.",
     "true fault": "It fails in every precision: look at the data, and at the weights before this step.",
 }
 _SUSPECTS = 8  # utterances listed
@@ -125,7 +126,7 @@ def show_replay(folder: Path, replay: "Replay") -> None:
     console = Console(highlight=False, soft_wrap=True, width=_WIDE)
     flight = replay.flight
     console.print(f"{short_path(folder)}: {flight.outcome} since step {flight.step}, seed {flight.seed}")
-    console.print(f"[dim]{'data':<10}[/] {flight.data}")
+    console.print(f"[dim]{'data':<10}[/] {escape(flight.data)}")
     weights = sorted(flight.largest_weights.items(), key=lambda item: (math.isfinite(item[1]), -item[1]))
     largest = ", ".join(f"{value:.4g} in {name}" for name, value in weights[:3])
     console.print(f"[dim]{'weights':<10}[/] the largest before that step are {largest}")

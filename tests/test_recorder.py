@@ -335,7 +335,7 @@ def test_a_recording_that_cannot_be_written(tmp_path: Path, capsys: pytest.Captu
     assert json.loads((tmp_path / "trial/verdict.json").read_text())["outcome"] == "non_finite"
     out = capsys.readouterr().out
     assert out.count("There is no flight recording: ") == 1
-    assert "File exists" in out
+    assert "flight cannot be written (File exists). Make room" in out
     assert "--replay" not in out
 
 

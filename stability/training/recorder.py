@@ -24,8 +24,8 @@ from stability.files import FLIGHT, FLIGHT_RECORD, FLIGHT_STATE, write_atomicall
 from stability.training import checkpoint
 from stability.training.loop import Examination, Stack, examine, precision_on, train_steps
 
-_EVERY = 100  # steps from one state kept to the next: a copy every 10 would take memory, not time
-_KEPT = 2  # states, so that they always reach back 100 steps or more
+_EVERY = 100  # steps from one kept state to the next
+_KEPT = 2  # states: however late they are looked for, one of them is 100 steps old or more
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Flight:
 
 
 class Recorder:
-    """Knows where a trial has been. For a stack of one."""
+    """Knows where a trial has been, the last 100 steps at the least. For a stack of one."""
 
     def __init__(self, stack: Stack) -> None:
         self._kept = deque([copy.deepcopy(stack)], maxlen=_KEPT)
