@@ -8,6 +8,7 @@ beside it, as the configuration is in `config.yaml`.
 import copy
 import hashlib
 import json
+import math
 import shutil
 from collections import deque
 from dataclasses import asdict, dataclass, replace
@@ -164,5 +165,5 @@ def _by_suspicion(split: Split, batch: Batch, seen: Examination) -> list[Utteran
                 frames_needed(labels) <= frames,
             )
         )
-    finite = [float("-inf") if u.loss != u.loss else -u.loss / u.labels for u in found]
-    return sorted(found, key=lambda u: (u.input_finite, u.can_be_aligned, finite[u.row]))
+    healthy = [-u.loss / u.labels if math.isfinite(u.loss) else -math.inf for u in found]  # by row
+    return sorted(found, key=lambda u: (u.input_finite, u.can_be_aligned, healthy[u.row]))
