@@ -2,6 +2,7 @@
 
 python -m stability.diagnose training_log
 python -m stability.diagnose runs:/RUN_ID --uri http://localhost:5000
+python -m stability.diagnose --replay outputs/single/TRIAL      makes the step again in which a trial of ours failed
 """
 
 import argparse
@@ -19,7 +20,7 @@ from stability.diagnosis.signals import Table, read_table
 from stability.diagnosis.verdict import judge
 from stability.errors import StabilityError
 from stability.figures import draw
-from stability.terminal import show_outcome
+from stability.terminal import show_outcome, show_replay
 from stability.tracking import read_run
 
 _HEALTHY = Path(__file__).parent / "diagnosis" / "healthy.csv"
@@ -27,14 +28,28 @@ _HEALTHY = Path(__file__).parent / "diagnosis" / "healthy.csv"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 1 for a log that cannot be read."""
-    parser = argparse.ArgumentParser(prog="python -m stability.diagnose", description=__doc__)
-    parser.add_argument(
-        "log", help="a training_log, a CSV or JSONL with a step a row, a trial's folder, or an MLflow run, runs:/RUN_ID"
+    parser = argparse.ArgumentParser(
+        prog="python -m stability.diagnose",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument(
+        "log",
+        nargs="?",
+        help="a training_log, a CSV or JSONL with a step a row, a trial's folder, or an MLflow run, runs:/RUN_ID",
+    )
+    subject.add_argument("--replay", type=Path, metavar="FOLDER", help="a failed trial's folder, with its flight/")
     parser.add_argument("--uri", default="sqlite:///outputs/mlflow.db", help="the run's store (default: %(default)s)")
     parser.add_argument("--figure", type=Path, help="where the figure goes (default: LOG.png, here)")
+    parser.add_argument("--device", default="auto", help="where a replay runs: auto, cpu or cuda (default: auto)")
     options = parser.parse_args(arguments)
     try:
+        if options.replay is not None:
+            from stability.training.replay import replay  # late: a log is diagnosed without PyTorch
+
+            show_replay(options.replay, replay(options.replay, options.device))
+            return 0
         run = options.log.removeprefix("runs:/")
         recording = read_log(Path(options.log)) if run == options.log else from_metrics(*read_run(run, options.uri))
         diagnose(recording, options.figure or Path(f"{recording.name}.png"))

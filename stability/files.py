@@ -8,6 +8,8 @@ CONFIG, VERDICT, FIGURE = "config.yaml", "verdict.json", "run.png"
 EXCLUDED, TRACKING = "excluded.txt", "tracking.json"
 CHECKPOINTS = Path("checkpoints")
 LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
+FLIGHT = Path("flight")  # what is left of a failed step, to make it again; flight.json is written last
+FLIGHT_RECORD, FLIGHT_STATE = FLIGHT / "flight.json", FLIGHT / "state.pt"
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

@@ -1,14 +1,17 @@
 """What a person sees of a trial: its configuration in short, a bar, its verdict. Plain lines where no one looks on."""
 
+import math
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from stability.diagnosis.verdict import Verdict
-from stability.files import BEST, EXCLUDED, FIGURE, VERDICT, short_path
+from stability.files import BEST, EXCLUDED, FIGURE, FLIGHT, FLIGHT_RECORD, VERDICT, short_path
 
 if TYPE_CHECKING:  # a log is diagnosed without PyTorch
     import torch
@@ -16,8 +19,18 @@ if TYPE_CHECKING:  # a log is diagnosed without PyTorch
     from stability.config import Config
     from stability.data.t15 import Dataset
     from stability.training.loop import Block
+    from stability.training.recorder import Utterance
+    from stability.training.replay import Replay
 
 _COLOURS = {"stable": "bold green", "undecided": "bold yellow"}  # every other outcome is red
+_KINDS = {
+    "transient": "It does not fail again: look at the machine, its memory and its drivers, before the settings.",
+    "precision": "A wider precision gets through it: numbers so large are beyond the trial's own. "
+    "Try a lower lr or a clip.",
+    "true fault": "It fails in every precision: look at the data, and at the weights before this step.",
+}
+_SUSPECTS = 8  # utterances listed
+_WIDE = 500  # columns, so that no cell of a table is cut
 
 
 class Display:
@@ -102,4 +115,50 @@ def show_verdict(verdict: Verdict, folder: Path, where: str) -> None:
         "checkpoint": folder / BEST,
     }.items():
         console.print(f"[dim]{name:<10}[/] {short_path(place)}")
+    if (folder / FLIGHT_RECORD).exists():
+        console.print(f"[dim]flight recording[/]  {short_path(folder / FLIGHT)}")
+        console.print(f"  make the step again: `python -m stability.diagnose --replay {short_path(folder)}`")
     console.print(where)
+
+
+def show_replay(folder: Path, replay: "Replay") -> None:
+    """What came of making a recorded step again."""
+    console = Console(highlight=False, soft_wrap=True, width=_WIDE)
+    flight = replay.flight
+    console.print(f"{short_path(folder)}: {flight.outcome} since step {flight.step}, seed {flight.seed}")
+    console.print(f"[dim]{'data':<10}[/] {escape(flight.data)}")
+    weights = sorted(flight.largest_weights.items(), key=lambda item: (math.isfinite(item[1]), -item[1]))
+    largest = ", ".join(f"{value:.4g} in {name}" for name, value in weights[:3])
+    console.print(f"[dim]{'weights':<10}[/] the largest before that step are {largest}")
+    if replay.device != flight.device:
+        console.print(
+            f"[yellow]recorded on {flight.device} and made again on {replay.device}, which draws other random numbers: "
+            "noise and dropout are not the recorded ones[/]"
+        )
+    attempts = Table("", "fails", "loss", "gradient norm", "first not finite", box=None, header_style="dim")
+    attempts.add_row("recorded", "yes", f"{replay.recorded_loss:.6g}", f"{replay.recorded_grad_norm:.6g}")
+    for precision, a in replay.attempts.items():
+        attempts.add_row(precision, "yes" if a.fails else "no", f"{a.loss:.6g}", f"{a.grad_norm:.6g}", a.not_finite)
+    console.print(attempts)
+    console.print(f"[bold]{replay.kind}[/]: {_KINDS[replay.kind]}")
+    own = next(iter(replay.attempts.values()))
+    console.print(f"[dim]the most suspicious of the batch of {len(flight.batch)} utterances[/]")
+    suspects = Table("utterance", "frames", "labels", "loss", "largest input", "", box=None, header_style="dim")
+    for u in flight.batch[:_SUSPECTS]:
+        place = f"{u.session} {u.trial}, block {_known(u.block)}, number {_known(u.number)}, {u.sentence!r}"
+        loss, largest = f"{u.loss:.4g}", f"{u.largest_input:.4g}"
+        suspects.add_row(escape(place), str(u.frames), str(u.labels), loss, largest, _suspicion(u, own.bad_rows))
+    console.print(suspects)
+
+
+def _known(number: int | None) -> str:
+    return "unknown" if number is None else str(number)
+
+
+def _suspicion(utterance: "Utterance", bad_rows: frozenset[int]) -> str:
+    faults = {
+        "input not finite": not utterance.input_finite,
+        "CTC cannot align it": not utterance.can_be_aligned,
+        "loss not finite": utterance.row in bad_rows,
+    }
+    return f"[red]{', '.join(name for name, there in faults.items() if there)}[/]"

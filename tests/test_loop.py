@@ -13,7 +13,7 @@ from stability.config import Config, Model
 from stability.data.batches import training_batch, validation_batches
 from stability.data.t15 import Dataset
 from stability.training import loop
-from stability.training.decoder import Dropout, Parameters, forward, init_parameters
+from stability.training.decoder import Dropout, Parameters, Watch, forward, init_parameters
 from stability.training.loop import Block, Stack, evaluate, new_stack, train_steps
 from stability.training.packing import Packing
 from tests.configs import tiny
@@ -126,7 +126,7 @@ def test_trials_of_one_seed_are_paired(dataset: Dataset, monkeypatch: pytest.Mon
     seen = []
 
     def spied(
-        parameters: Parameters, x: Tensor, frames: Tensor, rows: Sequence[int], model: Model, dropout: Dropout
+        parameters: Parameters, x: Tensor, frames: Tensor, rows: Sequence[int], model: Model, dropout: Dropout, _: Watch
     ) -> Tensor:
         def recorded(h: Tensor, purpose: str, p: float, packing: Packing | None) -> Tensor:
             seen.append(dropout(torch.ones_like(h), purpose, p, packing))

@@ -46,7 +46,7 @@ def smooth(x: Tensor, std: float) -> Tensor:
     """Gaussian smoothing over time with zero padding, channel by channel. x: (..., T, F); std in bins, 0: none."""
     if std == 0:
         return x
-    kernel = torch.as_tensor(smoothing_kernel(std), device=x.device)
+    kernel = torch.as_tensor(smoothing_kernel(std), dtype=x.dtype, device=x.device)
     *lead, t, f = x.shape
     flat = x.reshape(-1, t, f).transpose(1, 2)
     smoothed = F.conv1d(flat, kernel.expand(f, 1, -1), padding="same", groups=f)

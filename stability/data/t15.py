@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -123,14 +123,24 @@ class _Store:
                 self._held[path, name] = features
         return features
 
-    def _load(self, path: Path, name: str) -> NDArray[np.float32]:
+    def numbers(self, path: Path, name: str) -> tuple[int | None, int | None]:
         try:
-            file = self._files.get((os.getpid(), path))
-            if file is None:
-                file = self._files[os.getpid(), path] = _open_file(path)
-            return _features(file[name])
+            group = self._open(path)[name]
+            return _integer(group, "block_num"), _integer(group, "trial_num")
         except (OSError, RuntimeError, KeyError) as error:
             raise _unreadable(path, error) from error
+
+    def _load(self, path: Path, name: str) -> NDArray[np.float32]:
+        try:
+            return _features(self._open(path)[name])
+        except (OSError, RuntimeError, KeyError) as error:
+            raise _unreadable(path, error) from error
+
+    def _open(self, path: Path) -> Any:
+        file = self._files.get((os.getpid(), path))
+        if file is None:
+            file = self._files[os.getpid(), path] = _open_file(path)
+        return file
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +169,16 @@ class Split:
         """
         record = self.records[i]
         return self._store.read(self._paths[record.day], record.name)
+
+    def numbers(self, i: int) -> tuple[int | None, int | None]:
+        """The block of trial `i` and its number in that; None where its file does not say. Raises as `read` does."""
+        record = self.records[i]
+        return self._store.numbers(self._paths[record.day], record.name)
+
+    @property
+    def path(self) -> Path:
+        """The folder that holds the session folders."""
+        return self._paths[0].parents[1]
 
 
 @dataclass(frozen=True)
@@ -273,6 +293,12 @@ def open_split(
     if split not in SPLITS:
         raise StabilityError(f"split is {split!r}; it is one of {', '.join(SPLITS)}")
     return _open(path, {split: 0}, sessions, on_bad_trial, patch_size, patch_stride, index_dir)[0]
+
+
+def frames_needed(labels: Sequence[int]) -> int:
+    """Output frames without which CTC cannot align these labels."""
+    # one label a frame at most, and a blank between equal neighbours
+    return len(labels) + sum(a == b for a, b in pairwise(labels))
 
 
 def _writable_features(trial: Trial, n_features: int | None, where: str) -> NDArray[np.float32]:
@@ -423,13 +449,12 @@ def _target_problem(entry: _Entry, split: str, cut: int, patch_size: int, patch_
     if not entry.labels:
         return f"has no labels, which {split} trials need"
     frames = (bins - patch_size) // patch_stride + 1
-    # CTC emits one label a frame at most and needs a blank between equal neighbours
-    repeats = sum(a == b for a, b in zip(entry.labels, entry.labels[1:], strict=False))
-    needed = len(entry.labels) + repeats
+    needed = frames_needed(entry.labels)
     if frames >= needed:
         return None
+    count = len(entry.labels)
     return (
-        f"CTC cannot align {len(entry.labels)} labels with {repeats} repeats, which need {needed} frames: "
+        f"CTC cannot align {count} labels with {needed - count} repeats, which need {needed} frames: "
         f"{length} give {frames} (patch {patch_size}, stride {patch_stride})"
     )
 

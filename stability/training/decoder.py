@@ -20,7 +20,12 @@ from stability.training.recurrent import gru_layer
 
 Parameters = dict[str, Tensor]
 Dropout = Callable[[Tensor, str, float, Packing | None], Tensor]  # activations, purpose, probability, if packed how
+Watch = Callable[[str, Tensor], None]  # is shown each module's name and its output, in forward order
 CPU = torch.device("cpu")
+
+
+def unwatched(name: str, output: Tensor) -> None:
+    """The `Watch` of a decoder that nobody looks into."""
 
 
 def init_parameters(model: Model, n_features: int, n_days: int, seed: int) -> Parameters:
@@ -79,6 +84,7 @@ def forward(
     rows_per_day: Sequence[int],
     model: Model,
     dropout: Dropout | None = None,
+    watch: Watch = unwatched,
 ) -> Tensor:
     """Logits (K, T', B, C) of features x (K, B, T, F); those behind an utterance's last frame mean nothing.
 
@@ -88,7 +94,9 @@ def forward(
     k, b, t, _ = x.shape
     longest = (t - model.patch_size) // model.patch_stride + 1
     packing = pack(frames, longest)
+    watch("input", x)
     x = F.softsign(_day_layer(x, parameters["day_weights"], parameters["day_biases"], rows_per_day))
+    watch("day layer", x)
     if dropout is not None:
         x = dropout(x, "input", model.input_dropout, None)
     h: Tensor = _Patches.apply(x, packing, model.patch_size, model.patch_stride)  # type: ignore[no-untyped-call]
@@ -98,7 +106,9 @@ def forward(
             h = dropout(h, f"layer {layer}", model.rnn_dropout, packing)
         w_ih, w_hh, b_ih, b_hh = (parameters[name] for name in gru_names(layer))
         h = gru_layer(h, h0, w_ih, w_hh, b_ih, b_hh, packing.counts)
+        watch(f"gru.{layer}", h)
     logits = torch.matmul(h, parameters["out.weight"].transpose(1, 2)) + parameters["out.bias"].unsqueeze(1)
+    watch("head", logits)
     return unpack(logits, packing, b, longest)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from stability.data.batches import Batch, labels_of, training_batch, validation_
 from stability.data.t15 import Split
 from stability.streams import torch_stream
 from stability.training import measure
-from stability.training.decoder import Dropout, Parameters, forward, frames_of
+from stability.training.decoder import Dropout, Parameters, Watch, forward, frames_of, unwatched
 from stability.training.loss import ctc_losses, edit_distance, greedy_decode
 from stability.training.optimizer import (
     DAY_LAYER,
@@ -52,6 +52,11 @@ class Stack:
         """Where it is trained."""
         return self.failed.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it is kept in: float32, or float64 to make steps again."""
+        return self.parameters["h0"].dtype
+
 
 class Block(NamedTuple):
     """The signals of some steps in a row, of every trial of a stack."""
@@ -59,6 +64,15 @@ class Block(NamedTuple):
     steps: range
     names: tuple[str, ...]
     values: np.ma.MaskedArray[Any, np.dtype[np.float32]]  # (K, steps, names), masked where not measured
+
+
+class Examination(NamedTuple):
+    """The next step of a stack of one, looked at and not made. Its B utterances are the batch's, in order."""
+
+    x: Tensor  # (B, T, F) what the decoder reads, noise included
+    frames: Tensor  # (B,) output frames
+    nll: Tensor  # (B,) each utterance's own loss
+    not_finite: list[str]  # modules by their outputs, in forward order, then gradients, in backward order
 
 
 def new_stack(configs: Sequence[Config], parameters: Sequence[Parameters], device: torch.device) -> Stack:
@@ -70,11 +84,16 @@ def new_stack(configs: Sequence[Config], parameters: Sequence[Parameters], devic
     return Stack(list(configs), stacked, zero_moments(stacked), 0, failed, scale, steps_since_overflow)
 
 
-def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """The dtype of the forward pass. `auto` is the official bf16 on CUDA and fp32 on a CPU."""
+def precision_on(config: Config, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """The precision of the forward pass. `auto` is the official bf16 on CUDA and fp32 on a CPU."""
     if config.precision.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return _DTYPES[config.precision.dtype]
+        return "bf16" if device.type == "cuda" else "fp32"
+    return config.precision.dtype
+
+
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The dtype of the forward pass."""
+    return _DTYPES[precision_on(config, device)]
 
 
 def train_steps(stack: Stack, split: Split, count: int) -> Block:
@@ -87,6 +106,21 @@ def train_steps(stack: Stack, split: Split, count: int) -> Block:
     missing = np.array([[name not in row for name in names] for row in rows])
     values = table.transpose(0, 1).cpu().numpy()
     return Block(steps, names, np.ma.MaskedArray(values, np.broadcast_to(missing, values.shape)))
+
+
+def examine(stack: Stack, split: Split) -> Examination:
+    """Look at the next step of a stack of one, which stays as it is."""
+    not_finite: list[str] = []
+
+    def watch(name: str, output: Tensor) -> None:
+        if not output.isfinite().all():
+            not_finite.append(name)
+
+    inputs, _, nll, loss, _, gradients = _pass(stack, split, watch)
+    watch("loss", loss)
+    for name, gradient in reversed(gradients.items()):
+        watch(f"gradient of {name}", gradient)
+    return Examination(inputs.x[0], inputs.frames[0], nll[0].detach(), not_finite)
 
 
 def evaluate(stack: Stack, split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -114,13 +148,7 @@ def evaluate(stack: Stack, split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     configs, device, step = stack.configs, stack.device, stack.step
-    with _autocast(stack):
-        inputs = _augmented(stack, split)
-        leaves = {n: p.detach().requires_grad_() for n, p in _select_days(stack.parameters, inputs.days).items()}
-        logits, nll = _predict(stack, leaves, inputs, _dropout(stack, inputs))
-    loss, loss_per_label = _configured(stack, nll, inputs)
-    gradients = dict(zip(leaves, torch.autograd.grad((loss * stack.loss_scale).sum(), [*leaves.values()]), strict=True))
-
+    inputs, logits, _, loss, loss_per_label, gradients = _pass(stack, split)
     norms = {name: norm / stack.loss_scale for name, norm in gradient_norms(gradients).items()}
     signals = {"loss": loss.detach(), "loss_per_label": loss_per_label.detach()} | measure.norms_by_part(norms)
     norm = signals["grad_norm"]
@@ -145,6 +173,27 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
         signals |= measure.epsilon_signals(stack.moments, optimizers, [rate for rate, _ in rates])
     stack.step += 1
     return signals
+
+
+class _Pass(NamedTuple):
+    """A step's way forward and back, before any weight is touched."""
+
+    inputs: "_Inputs"
+    logits: Tensor  # (K, T', B, C)
+    nll: Tensor  # (K, B)
+    loss: Tensor  # (K,) as configured
+    loss_per_label: Tensor  # (K,)
+    gradients: Parameters  # of loss times loss scale; the day layers' are of the days in the batch
+
+
+def _pass(stack: Stack, split: Split, watch: Watch = unwatched) -> _Pass:
+    with _autocast(stack):
+        inputs = _augmented(stack, split)
+        leaves = {n: p.detach().requires_grad_() for n, p in _select_days(stack.parameters, inputs.days).items()}
+        logits, nll = _predict(stack, leaves, inputs, _dropout(stack, inputs), watch)
+    loss, loss_per_label = _configured(stack, nll, inputs)
+    gradients = dict(zip(leaves, torch.autograd.grad((loss * stack.loss_scale).sum(), [*leaves.values()]), strict=True))
+    return _Pass(inputs, logits, nll, loss, loss_per_label, gradients)
 
 
 class _Inputs(NamedTuple):
@@ -187,7 +236,7 @@ def _augmented(stack: Stack, split: Split) -> _Inputs:
         cut = draw_cut(max_cut, seed, step)
         aug = [configs[k].aug for k in members]
         white, offset = ([getattr(a, f"{kind}_std") for a in aug] for kind in ("white_noise", "constant_offset"))
-        noisy = add_noise(batch.features.to(stack.device), white, offset, seed, step)
+        noisy = add_noise(batch.features.to(stack.device, stack.dtype), white, offset, seed, step)
         smoothed = smooth(noisy[:, :, cut:], smooth_std)
         for k, own in zip(members, smoothed, strict=True):
             batches[k], cuts[k], x[k] = batch, cut, own
@@ -222,9 +271,11 @@ def _dropout(stack: Stack, inputs: _Inputs) -> Dropout:
     return dropout
 
 
-def _predict(stack: Stack, parameters: Parameters, inputs: _Inputs, dropout: Dropout | None) -> tuple[Tensor, Tensor]:
+def _predict(
+    stack: Stack, parameters: Parameters, inputs: _Inputs, dropout: Dropout | None, watch: Watch = unwatched
+) -> tuple[Tensor, Tensor]:
     """Logits (K, T', B, C) and each utterance's negative log-likelihood (K, B)."""
-    logits = forward(parameters, inputs.x, inputs.frames, inputs.rows_per_day, stack.configs[0].model, dropout)
+    logits = forward(parameters, inputs.x, inputs.frames, inputs.rows_per_day, stack.configs[0].model, dropout, watch)
     return logits, ctc_losses(logits, inputs.frames, inputs.labels, inputs.label_counts)
 
 
@@ -248,9 +299,12 @@ def _judge_finiteness(stack: Stack, loss: Tensor, norm: Tensor) -> Tensor:
     # In fp16 a gradient overflows now and then; it is a fault only when no smaller scale is left.
     overflow = loss.isfinite() & ~norm.isfinite() & (stack.loss_scale > 1)
     stack.failed = torch.maximum(stack.failed, (~finite & ~overflow).float())
-    stack.steps_since_overflow = torch.where(overflow, 0, stack.steps_since_overflow + 1)
+    # All that a failed trial has stays as it was before its failed step.
+    going_on = stack.failed == 0
+    overflow &= going_on
+    stack.steps_since_overflow = torch.where(overflow, 0, stack.steps_since_overflow + going_on)
     if compute_dtype(stack.configs[0], stack.device) == torch.float16:
-        grow = (stack.steps_since_overflow > 0) & (stack.steps_since_overflow % _GROWTH_INTERVAL == 0)
+        grow = going_on & (stack.steps_since_overflow > 0) & (stack.steps_since_overflow % _GROWTH_INTERVAL == 0)
         scale = torch.where(overflow, stack.loss_scale / 2, stack.loss_scale)
         stack.loss_scale = torch.where(grow, scale * 2, scale)
     return torch.maximum(stack.failed, overflow.float())

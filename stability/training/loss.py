@@ -11,11 +11,13 @@ from stability.data.phonemes import BLANK
 def ctc_losses(logits: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
     """Each utterance's negative log-likelihood, summed over its labels.
 
-    logits: (K, T, B, C); frames, label_counts: (K, B); labels: (K, B, L). Returns (K, B) in float32.
+    logits: (K, T, B, C); frames, label_counts: (K, B); labels: (K, B, L). Returns (K, B), in float32 but of
+    float64 logits.
     An utterance that cannot be aligned gives inf: infinities are not hidden.
     """
     k, t, b, c = logits.shape
-    log_probs = logits.float().log_softmax(-1).transpose(0, 1).reshape(t, k * b, c)
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_probs = precise.log_softmax(-1).transpose(0, 1).reshape(t, k * b, c)
     losses = F.ctc_loss(
         log_probs, labels.flatten(0, 1), frames.flatten(), label_counts.flatten(), BLANK, reduction="none"
     )

@@ -20,12 +20,24 @@ from stability.data.t15 import Dataset, open_dataset
 from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, append_rows, read_table, truncate
 from stability.diagnosis.verdict import Verdict, failed, judge
 from stability.errors import Interrupted, StabilityError, cannot_write
-from stability.files import BEST, CHECKPOINTS, CONFIG, EXCLUDED, FIGURE, LAST, TRACKING, VERDICT, write_atomically
+from stability.files import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    EXCLUDED,
+    FIGURE,
+    FLIGHT,
+    LAST,
+    TRACKING,
+    VERDICT,
+    write_atomically,
+)
 from stability.terminal import Display, show_configuration, show_verdict
 from stability.tracking import Tracker, open_tracker
 from stability.training import checkpoint
 from stability.training.decoder import init_parameters
 from stability.training.loop import Block, Stack, evaluate, new_stack, train_steps
+from stability.training.recorder import Recorder
 
 _BLOCK = 10  # steps after which the signals are fetched from the device, written and shown
 
@@ -69,7 +81,7 @@ def _run(config: Config, folder: Path) -> Verdict:
 def _reach_verdict(config: Config, folder: Path) -> tuple[Verdict, Tracker]:
     # The gradients of a trial that says only blank sink into denormals, which a CPU multiplies far more slowly.
     torch.set_flush_denormal(True)
-    device = _device(config.device)
+    device = choose_device(config.device)
     dataset = open_data(config)
     stack, best = _open_stack(config, folder, dataset, device)
     write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
@@ -77,10 +89,13 @@ def _reach_verdict(config: Config, folder: Path) -> tuple[Verdict, Tracker]:
         write_atomically(folder / EXCLUDED, "".join(f"{line}\n" for line in dataset.excluded).encode())
     show_configuration(config, folder, dataset, device, stack.step)
     tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
+    recorder = Recorder(stack)
     try:
         with Display(config.steps, stack.step) as display, _stop_requests() as stop_requested:
-            _train(stack, dataset, folder, best, tracker, display, stop_requested)
-        verdict = judge(read_table(folder / SIGNALS), read_table(folder / VALIDATION))
+            _train(stack, dataset, folder, best, recorder, tracker, display, stop_requested)
+        signals = read_table(folder / SIGNALS)
+        _record_fault(recorder, folder, stack, dataset, failed(signals))
+        verdict = judge(signals, read_table(folder / VALIDATION))
         write_atomically(folder / VERDICT, json.dumps(asdict(verdict), indent=2).encode())
     except BaseException as error:
         tracker.abort("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -93,13 +108,14 @@ def _train(
     dataset: Dataset,
     folder: Path,
     best: checkpoint.Best,
+    recorder: Recorder,
     tracker: Tracker,
     display: Display,
     stop_requested: Callable[[], bool],
 ) -> None:
     """Train block by block until the budget is spent or the trial cannot go on."""
     config = stack.configs[0]
-    ended = stack.step >= config.steps
+    ended = stack.step >= config.steps or bool(stack.failed.any())
     while not ended:
         # Validation comes after the steps 0, every, 2 every …, as in the official trainer.
         to_validation = (-stack.step) % config.validate_every + 1
@@ -108,7 +124,8 @@ def _train(
         block = train_steps(stack, dataset.train, count)
         append_rows(folder / SIGNALS, block.names, block.steps, block.values[0])
         display.trained(block)
-        ended = failed(_table(block)) is not None or stack.step == config.steps
+        recorder.passed(stack)
+        ended = failed(table_of(block)) is not None or stack.step == config.steps
         if ended or count == to_validation:
             (per,), (loss,) = evaluate(stack, dataset.val)
             row = np.array([[per, loss]], np.float32)
@@ -124,7 +141,21 @@ def _train(
             raise Interrupted(f"Stopped before step {stack.step}. The same command goes on from there.")
 
 
-def _table(block: Block) -> Table:
+def _record_fault(recorder: Recorder, folder: Path, stack: Stack, dataset: Dataset, fault: Verdict | None) -> None:
+    """Leave a flight recording of the fault that ended the trial, if one did. The verdict does not depend on it."""
+    if fault is None or fault.onset_step is None:
+        return
+    try:
+        recorder.write(folder, stack, dataset.train, fault)
+    except OSError as error:
+        reason = f"{folder / FLIGHT} cannot be written ({error.strerror or error})"
+        print(f"There is no flight recording: {reason}. Make room, and train the trial anew for one: fresh=true")
+    except StabilityError as error:
+        print(f"There is no flight recording: {error}")
+
+
+def table_of(block: Block) -> Table:
+    """The signals of a stack of one, as its folder keeps them."""
     values = block.values[0]
     return Table(block.names, np.array(block.steps), values.data, ~np.ma.getmaskarray(values))
 
@@ -169,7 +200,8 @@ def open_data(config: Config) -> Dataset:
     return dataset
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA where there is one. Raises StabilityError if it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -186,7 +218,8 @@ def _device(name: str) -> torch.device:
 
 def _clear(folder: Path) -> None:
     """Forget the trial that the folder holds; what a person put there stays."""
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for inner in (CHECKPOINTS, FLIGHT):
+        shutil.rmtree(folder / inner, ignore_errors=True)
     for name in (SIGNALS, VALIDATION, VERDICT, FIGURE, EXCLUDED, TRACKING):
         (folder / name).unlink(missing_ok=True)
 

@@ -1,0 +1,118 @@
+"""Makes a recorded step again, in the trial's own precision, in fp32 and in fp64, to tell what kind of fault it was."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from stability.config import Config, resolve
+from stability.data.batches import training_batch
+from stability.data.t15 import Split
+from stability.diagnosis.signals import SIGNALS, Table, read_table
+from stability.diagnosis.verdict import failed
+from stability.errors import StabilityError
+from stability.files import CONFIG, FLIGHT_STATE
+from stability.training import checkpoint
+from stability.training.decoder import init_parameters
+from stability.training.loop import Stack, examine, new_stack, train_steps
+from stability.training.recorder import Flight, hash_of, read_flight
+from stability.training.trial import choose_device, open_data, table_of
+
+Kind = Literal["transient", "precision", "true fault"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The step made once more."""
+
+    fails: bool
+    loss: float
+    grad_norm: float
+    not_finite: str | None  # the first module in forward order, or gradient in backward order
+    bad_rows: frozenset[int]  # utterances whose own loss is not finite
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of it. Attempts are by precision, the trial's own first."""
+
+    flight: Flight
+    device: str
+    recorded_loss: float
+    recorded_grad_norm: float
+    attempts: dict[str, Attempt]
+
+    @property
+    def kind(self) -> Kind:
+        """What kind of fault it was."""
+        own, *_ = fails = [attempt.fails for attempt in self.attempts.values()]
+        return "transient" if not own else "true fault" if all(fails) else "precision"
+
+
+def replay(folder: Path, device_name: str) -> Replay:
+    """Make the recorded step of a trial's folder again. Raises StabilityError where that cannot be.
+
+    device_name: auto, cpu, cuda or cuda:N.
+    """
+    flight = read_flight(folder)
+    device = choose_device(device_name)
+    torch.set_flush_denormal(True)  # as in training
+    config = _configuration(folder, flight)
+    dataset = open_data(config)
+    batch = training_batch(dataset.train, config.batch.size, config.batch.days, config.seed, flight.step)
+    if hash_of(batch) != flight.batch_hash:
+        raise StabilityError(
+            f"The data in {flight.data} have changed since: its batch of step {flight.step} is not the recorded one. "
+            "Put the data back as they were, or train the trial anew: fresh=true"
+        )
+    signals = read_table(folder / SIGNALS)
+    if flight.step not in signals.steps:
+        raise StabilityError(f"{folder / SIGNALS} does not reach step {flight.step}. Train the trial anew: fresh=true")
+    # The noise is the same in fp64 and all else is wider. The fused step divides gradients in float32.
+    own = replace(config, precision=replace(config.precision, dtype=flight.precision))
+    single = replace(config, precision=replace(config.precision, dtype="fp32"))
+    double = replace(single, optimizer=replace(config.optimizer, fused=False))
+    parameters = init_parameters(config.model, dataset.n_features, len(dataset.sessions), config.seed)
+    attempts = {}
+    for precision, how in {flight.precision: own, "fp32": single, "fp64": double}.items():
+        dtype = torch.float64 if precision == "fp64" else torch.float32
+        stack = new_stack([how], [{name: p.to(dtype) for name, p in parameters.items()}], device)
+        checkpoint.restore(folder / FLIGHT_STATE, stack, 0)
+        if precision != "fp16":
+            stack.loss_scale.fill_(1)
+        attempts[precision] = _attempt(stack, dataset.train, flight, signals)
+    at = int(np.searchsorted(signals.steps, flight.step))
+    return Replay(flight, device.type, float(signals["loss"][at]), float(signals["grad_norm"][at]), attempts)
+
+
+def _configuration(folder: Path, flight: Flight) -> Config:
+    """The trial's, but with its data where they were found."""
+    path = folder / CONFIG
+    try:
+        config = resolve(DictConfig(OmegaConf.load(path)))
+    except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
+        raise StabilityError(f"{path} cannot be read as a trial's configuration ({error}).") from None
+    return replace(config, data=replace(config.data, path=flight.data, synthetic=None))
+
+
+def _attempt(stack: Stack, split: Split, flight: Flight, signals: Table) -> Attempt:
+    seen = examine(stack, split)
+    block = train_steps(stack, split, flight.detected_step - flight.step + 1)
+    again = table_of(block)
+    past = signals.steps < flight.step
+    whole = Table(
+        again.names,
+        np.concatenate([signals.steps[past], again.steps]),
+        np.concatenate([signals.values[past], again.values]),
+        np.concatenate([signals.measured[past], again.measured]),
+    )
+    loss, norm = float(again["loss"][0]), float(again["grad_norm"][0])
+    place = next(iter(seen.not_finite), None if math.isfinite(norm) else "gradient norm, of finite gradients")
+    bad_rows = frozenset(torch.nonzero(~seen.nll.isfinite()).flatten().tolist())
+    return Attempt(failed(whole) is not None, loss, norm, place, bad_rows)
