@@ -19,7 +19,7 @@ from stability.diagnosis.signals import Table, read_table
 from stability.diagnosis.verdict import judge
 from stability.errors import StabilityError
 from stability.figures import draw
-from stability.terminal import show_outcome
+from stability.terminal import reading, show_outcome
 from stability.tracking import read_run
 
 _HEALTHY = Path(__file__).parent / "diagnosis" / "healthy.csv"
@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         run = options.log.removeprefix("runs:/")
-        recording = read_log(Path(options.log)) if run == options.log else from_metrics(*read_run(run, options.uri))
+        with reading() as progress:
+            log = Path(options.log)
+            recording = read_log(log, progress) if run == options.log else from_metrics(*read_run(run, options.uri))
         diagnose(recording, options.figure or Path(f"{recording.name}.png"))
     except StabilityError as error:
         print(f"error: {error}", file=sys.stderr)
