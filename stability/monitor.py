@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stability.diagnosis.history import History
 from stability.diagnosis.signals import Table
 from stability.diagnosis.verdict import Verdict, failed, judge
 from stability.training.measure import DEAR_EVERY, frame_information, output_signals, sample_stride
@@ -33,7 +34,8 @@ class Monitor:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         self._model, self._optimizer = model, optimizer
         self._pending: list[dict[str, Tensor]] = []
-        self._rows: list[dict[str, float]] = []
+        self._rows = History()
+        self._fetched = 0  # steps, all but the pending
         self._validations: list[tuple[int, float, float]] = []
         self._failure: Verdict | None = None
 
@@ -51,19 +53,19 @@ class Monitor:
 
     def validated(self, per: float, loss: float = math.nan) -> None:
         """Take a validation's phoneme (or word, or character) error rate, 1 for all wrong, and its loss."""
-        self._validations.append((len(self._rows) + len(self._pending) - 1, per, loss))
+        self._validations.append((self._fetched + len(self._pending) - 1, per, loss))
 
     def verdict(self) -> Verdict:
         """What became of the training so far. Raises ValueError before the first step."""
         self._fetch()
-        if not self._rows:
+        if not self._fetched:
             raise ValueError("There is no verdict before the first step: call step(loss) after backward().")
         steps = np.array([step for step, _, _ in self._validations], np.int64)
         values = np.array([rest for _, *rest in self._validations], np.float32).reshape(-1, 2)
-        return judge(_table(self._rows), Table(("per", "loss"), steps, values, ~np.isnan(values)))
+        return judge(self._rows.table(), Table(("per", "loss"), steps, values, ~np.isnan(values)))
 
     def _measure(self, loss: Tensor, logits: Tensor | None, lengths: Tensor | None) -> dict[str, Tensor]:
-        step = len(self._rows) + len(self._pending)
+        step = self._fetched + len(self._pending)
         signals = {"loss": loss.float(), **self._gradient_norms()}
         if logits is not None:
             by_time = logits.detach().float().transpose(0, 1).unsqueeze(0)
@@ -120,12 +122,14 @@ class Monitor:
         flat = torch.stack([value.to(device) for row in self._pending for value in row.values()]).tolist()
         values = iter(flat)
         fetched = [{name: next(values) for name in row} for row in self._pending]
-        self._rows += fetched
         self._pending.clear()
-        self._failure = self._failure or failed(_table(fetched, first_step=len(self._rows) - len(fetched)))
+        table = _table(fetched, self._fetched)
+        self._fetched += len(fetched)
+        self._rows.append(table.names, table.steps, table.values, table.measured)
+        self._failure = self._failure or failed(table)
 
 
-def _table(rows: list[dict[str, float]], first_step: int = 0) -> Table:
+def _table(rows: list[dict[str, float]], first_step: int) -> Table:
     names = tuple(dict.fromkeys(name for row in rows for name in row))
     values = np.array([[row.get(name, np.nan) for name in names] for row in rows], np.float32)
     measured = np.array([[name in row for name in names] for row in rows], bool)

@@ -123,7 +123,7 @@ class _Lines:
         while line := self._file.readline(_LONGEST):
             self.number += 1
             self.cut = not line.endswith("\n")
-            if len(line) == _LONGEST:
+            if self.cut and len(line) == _LONGEST:
                 raise StabilityError(
                     f"{self._path}, line {self.number} is longer than {_LONGEST:,} characters: a log has a line a step."
                 )
@@ -140,9 +140,9 @@ def _read_lines(path: Path, lines: _Lines) -> Recording:
     if first is None:
         raise StabilityError(f"{path} is empty.")
     rows, notes = _Rows(), list[str]()
-    parse = _csv_parser(first)
-    if parse is None:
-        parse = _json_row if first.lstrip().startswith("{") else _official_row
+    parse = _json_row if first.lstrip().startswith("{") else _csv_parser(first)
+    if parse is None or parse is _json_row:
+        parse = parse or _official_row
         stream = itertools.chain([first], stream)
     for line in stream:
         try:
@@ -201,8 +201,8 @@ def _cells(line: str, separator: str) -> list[str]:
         return line.rstrip("\n").split(separator)
     try:
         return next(csv.reader([line], delimiter=separator))
-    except csv.Error as error:
-        raise ValueError(f"expected cells separated by {separator!r}: {error}") from None
+    except csv.Error:  # a cell too long for it
+        return line.split(separator)
 
 
 def _row(titles: tuple[str, ...], cells: Sequence[object]) -> _Row:
@@ -228,9 +228,10 @@ def _columns(titles: tuple[str, ...]) -> dict[str, int]:
         *prefixes, plain = title.strip().lower().split("/")
         name, rank = _RANKS.get(plain, ("", 0))
         validating = any(prefix.startswith(("val", "eval", "test")) for prefix in prefixes)
+        training = any(prefix.startswith("train") for prefix in prefixes)
         if name == "loss" and validating:
             name = "val_loss"
-        known = name in ("step", *_VALIDATIONS) if validating else name in _RANKS
+        known = name and not (validating and name in _TRAINING) and not (training and name in _VALIDATIONS)
         if known and (name not in found or rank < found[name][0]):
             found[name] = (rank, at)
     return {name: at for name, (_, at) in found.items()}
