@@ -6,7 +6,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from stability.diagnosis.history import CAPACITY, History
 from stability.diagnosis.signals import Table
@@ -15,58 +14,62 @@ from stability.diagnosis.verdict import judge
 RECENT = 256
 
 
-def fill(history: History, steps: NDArray[np.int64], block: int = 1000, **every: int) -> History:
+def fill(history: History, begin: int, end: int, block: int = 1000, **every: int) -> History:
     """Append rows whose signals are their own steps, each measured at every so many-th step."""
-    for rows in np.split(steps, range(block, len(steps), block)):
+    for first in range(begin, end, block):
+        rows = np.arange(first, min(end, first + block))
         measured = np.stack([rows % stride == 0 for stride in every.values()], axis=1)
         history.append(tuple(every), rows, np.repeat(rows[:, None], len(every), axis=1), measured)
     return history
 
 
 def test_what_fits_is_kept_as_it_was() -> None:
-    history = fill(History(), np.arange(10, 3500), loss=1, dear=10)
+    history = fill(History(), 10, 3500, loss=1, dear=10)
     table = history.table()
     np.testing.assert_array_equal(table.steps, np.arange(10, 3500))
     np.testing.assert_array_equal(table["loss"], table.steps)
     np.testing.assert_array_equal(table.measured[:, 1], table.steps % 10 == 0)
     np.testing.assert_array_equal(np.isnan(table["dear"]), ~table.measured[:, 1])
     assert (len(history), history.thinned) == (3490, False)
-    assert (table.steps.dtype, table.values.dtype) == (np.int64, np.float32)
+    assert [str(table.steps.dtype), str(table.values.dtype)] == ["int64", "float32"]
 
 
-def test_a_million_rows_are_sampled_evenly_in_flat_memory() -> None:
-    history = fill(History(), np.arange(100_000), loss=1, dear=10)
+def test_many_rows_are_sampled_evenly_in_flat_memory() -> None:
+    history = fill(History(), 0, 100_000, loss=1, dear=10)
     tracemalloc.start()
-    fill(history, np.arange(100_000, 1_000_000), loss=1, dear=10)
+    fill(history, 100_000, 500_000, loss=1, dear=10)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
     table = history.table()
     assert history.thinned
     assert CAPACITY // 2 < len(history) <= CAPACITY
     assert table.steps[0] == 0
-    np.testing.assert_array_equal(table.steps[-RECENT:], np.arange(1_000_000 - RECENT, 1_000_000))
+    np.testing.assert_array_equal(table.steps[-RECENT:], np.arange(500_000 - RECENT, 500_000))
     np.testing.assert_array_equal(table["loss"], table.steps.astype(np.float32))
-    per_tenth, _ = np.histogram(table.steps[: -2 * RECENT], 10, (0, 1_000_000))
+    per_tenth = np.histogram(table.steps, 10, (0, 500_000))[0][:9]
     assert per_tenth.max() - per_tenth.min() <= 3
-    assert np.diff(table.steps).max() < 1024
+    assert np.diff(table.steps).max() < 512
 
 
-@pytest.mark.parametrize("block", [1, 7, 10_000])
+@pytest.mark.parametrize("block", [3, 7, 10_000])
 def test_blocks_make_no_difference(block: int) -> None:
-    a, b = (fill(History(), np.arange(9000), size, loss=1, dear=10).table() for size in (64, block))
+    a, b = (fill(History(), 0, 6000, size, loss=1, dear=10).table() for size in (64, block))
     assert a.names == b.names
     for column in ("steps", "values", "measured"):
         np.testing.assert_array_equal(getattr(a, column), getattr(b, column))
 
 
-@pytest.mark.parametrize("every", [2, 3, 10, 64, 1000])
+@pytest.mark.parametrize("every", [2, 3, 10])
 def test_rare_signals_keep_their_share(every: int) -> None:
-    table = fill(History(), np.arange(200_001), loss=1, dear=every).table()
+    table = fill(History(), 0, 100_001, loss=1, dear=every).table()
     past = table.steps[: -2 * RECENT]
-    share = (past % every == 0).mean()
     # All rows measure the loss, so a row with the rare signal has `every` chances to one of the others.
-    wanted = 1 / (2 - 1 / every)
-    assert abs(share - wanted) < 0.1 or (every == 1000 and share * len(past) > 190)
+    assert (past % every == 0).mean() == pytest.approx(1 / (2 - 1 / every), abs=0.1)
+
+
+def test_what_is_measured_very_rarely_stays_almost_always() -> None:
+    table = fill(History(), 0, 100_001, loss=1, dear=1000).table()
+    assert (table.steps % 1000 == 0).sum() > 80
 
 
 def test_a_signal_in_rows_of_its_own_does_not_crowd_out_the_others() -> None:
@@ -82,7 +85,7 @@ def test_a_signal_in_rows_of_its_own_does_not_crowd_out_the_others() -> None:
 
 def test_the_first_row_that_is_not_finite_stays() -> None:
     history = History()
-    for first in range(0, 300_000, 1000):
+    for first in range(0, 100_000, 1000):
         steps = np.arange(first, first + 1000)
         values = np.ones((1000, 3))
         values[:, 0][np.isin(steps, [12_345, 12_346])] = np.nan
@@ -100,14 +103,14 @@ def test_the_first_row_that_is_not_finite_stays() -> None:
     assert (verdict.outcome, verdict.onset_step) == ("non_finite", 12_345)
 
 
-def test_thousands_of_signals_that_break_do_not_fill_it() -> None:
+def test_many_signals_that_break_do_not_fill_it() -> None:
     history = History()
-    names = [f"s{i}" for i in range(3000)]
-    for first in range(0, 6000, 500):
-        values = np.ones((500, 3000), np.float32)
-        broken = np.arange(first // 2, first // 2 + 250)
+    names = [f"s{i}" for i in range(1500)]
+    for first in range(0, 5000, 500):
+        values = np.ones((500, 1500), np.float32)
+        broken = np.arange(first // 4, first // 4 + 250)
         values[np.arange(250), broken] = np.nan
-        history.append(names, np.arange(first, first + 500), values, np.ones(values.shape, bool))
+        history.append(names, range(first, first + 500), values, np.ones(values.shape, bool))
     assert len(history) <= CAPACITY
     assert 0 in history.table().steps
 
@@ -133,11 +136,11 @@ def test_an_empty_history_is_an_empty_table() -> None:
 
 @pytest.mark.parametrize("length", [100, 3000, 50_000])
 def test_truncate_and_go_on(length: int) -> None:
-    history = fill(History(), np.arange(length), loss=1)
+    history = fill(History(), 0, length, loss=1)
     before = history.table()
     history.truncate(length // 2)
     np.testing.assert_array_equal(history.table().steps, before.steps[before.steps < length // 2])
-    fill(history, np.arange(length // 2, 2 * length), loss=1)
+    fill(history, length // 2, 2 * length, loss=1)
     table = history.table()
     assert (np.diff(table.steps) > 0).all()
     np.testing.assert_array_equal(table.steps[-100:], np.arange(2 * length - 100, 2 * length))
@@ -147,9 +150,9 @@ def test_truncate_and_go_on(length: int) -> None:
 
 
 def test_a_table_does_not_change_with_its_history() -> None:
-    history = fill(History(), np.arange(100), loss=1)
+    history = fill(History(), 0, 100, loss=1)
     table = history.table()
-    fill(history, np.arange(100, 9000), loss=1)
+    fill(history, 100, 9000, loss=1)
     np.testing.assert_array_equal(table.steps, np.arange(100))
 
 

@@ -174,7 +174,7 @@ def _json_row(line: str) -> _Row:
         try:
             row = json.loads(line)
         except ValueError:  # perhaps a constant as C prints it
-            row = json.loads(_C_CONSTANT.sub(lambda match: match[1] + ("NaN" if match[2] else "Infinity"), line))
+            row = json.loads(_C_CONSTANT.sub(lambda match: "NaN" if match[2] else match[1] + "Infinity", line))
     except (ValueError, RecursionError):
         raise ValueError(expected) from None
     if not isinstance(row, dict):
