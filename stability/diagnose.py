@@ -20,7 +20,7 @@ from stability.diagnosis.signals import Table, read_table
 from stability.diagnosis.verdict import judge
 from stability.errors import StabilityError
 from stability.figures import draw
-from stability.terminal import show_outcome, show_replay
+from stability.terminal import reading, show_outcome, show_replay
 from stability.tracking import read_run
 
 _HEALTHY = Path(__file__).parent / "diagnosis" / "healthy.csv"
@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
             show_replay(options.replay, replay(options.replay, options.device))
             return 0
         run = options.log.removeprefix("runs:/")
-        recording = read_log(Path(options.log)) if run == options.log else from_metrics(*read_run(run, options.uri))
+        with reading() as progress:
+            log = Path(options.log)
+            recording = read_log(log, progress) if run == options.log else from_metrics(*read_run(run, options.uri))
         diagnose(recording, options.figure or Path(f"{recording.name}.png"))
     except StabilityError as error:
         print(f"error: {error}", file=sys.stderr)

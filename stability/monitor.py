@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stability.diagnosis.history import History
 from stability.diagnosis.signals import Table
 from stability.diagnosis.verdict import Verdict, failed, judge
 from stability.training.measure import DEAR_EVERY, frame_information, infeasible_targets, output_signals, sample_stride
@@ -40,7 +41,8 @@ class Monitor:
     ) -> None:
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         self._pending: list[dict[str, Tensor]] = []
-        self._rows: list[dict[str, float]] = []
+        self._rows = History()
+        self._fetched = 0  # steps, all but the pending
         self._validations: list[tuple[int, float, float]] = []
         self._failure: Verdict | None = None
         self._outputs: dict[str, Any] = {}  # of this step's modules, in the order in which they ran
@@ -86,19 +88,19 @@ class Monitor:
 
     def validated(self, per: float, loss: float = math.nan) -> None:
         """Take a validation's phoneme (or word, or character) error rate, 1 for all wrong, and its loss."""
-        self._validations.append((len(self._rows) + len(self._pending) - 1, per, loss))
+        self._validations.append((self._fetched + len(self._pending) - 1, per, loss))
 
     def verdict(self) -> Verdict:
         """What became of the training so far. Raises ValueError before the first step."""
-        signals = self.signals()
-        if not len(signals.steps):
+        self._fetch()
+        if not self._fetched:
             raise ValueError("There is no verdict before the first step: call step(loss) after backward().")
-        return self._failure or judge(signals, self.validation())
+        return self._failure or judge(self._rows.table(), self.validation())
 
     def signals(self) -> Table:
         """Every signal of every step so far."""
         self._fetch()
-        return _table(self._rows)
+        return self._rows.table()
 
     def validation(self) -> Table:
         """All validations so far."""
@@ -107,7 +109,7 @@ class Monitor:
         return Table(("per", "loss"), steps, values, ~np.isnan(values))
 
     def _measure(self, loss: Tensor, logits: Tensor | None, lengths: Tensor | None) -> dict[str, Tensor]:
-        dear = (len(self._rows) + len(self._pending)) % DEAR_EVERY == 0
+        dear = (self._fetched + len(self._pending)) % DEAR_EVERY == 0
         signals = {"loss": loss.float(), **self._gradient_norms()}
         if logits is not None:
             by_time = logits.detach().float().transpose(0, 1).unsqueeze(0)
@@ -190,10 +192,12 @@ class Monitor:
         flat = torch.stack([value.float().to(device) for row in self._pending for value in row.values()]).tolist()
         values = iter(flat)
         fetched = [{name: next(values) for name in row} for row in self._pending]
-        self._rows += fetched
         self._pending.clear()
+        table = _table(fetched, self._fetched)
+        self._fetched += len(fetched)
+        self._rows.append(table.names, table.steps, table.values, table.measured)
         if self._failure is None:
-            failure = failed(_table(fetched, first_step=len(self._rows) - len(fetched)))
+            failure = failed(table)
             self._failure = failure and replace(failure, evidence=failure.evidence | self._where())
 
     def _where(self) -> dict[str, float | str]:
@@ -236,7 +240,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _table(rows: list[dict[str, float]], first_step: int = 0) -> Table:
+def _table(rows: list[dict[str, float]], first_step: int) -> Table:
     names = tuple(dict.fromkeys(name for row in rows for name in row))
     values = np.array([[row.get(name, np.nan) for name in names] for row in rows], np.float32)
     measured = np.array([[name in row for name in names] for row in rows], bool)

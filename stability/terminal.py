@@ -1,13 +1,22 @@
 """What a person sees of a trial: its configuration in short, a bar, its verdict. Plain lines where no one looks on."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from stability.diagnosis.verdict import Verdict
@@ -71,6 +80,24 @@ class Display:
         self._bar.update(self._task, description=f"{self._latest}  {self._rates}")
         if self._bar.disable:
             self._console.print(f"step {step:<6d} {self._latest}  PER {per:.4f}  validation loss {loss:.4g}")
+
+
+@contextmanager
+def reading() -> Iterator[Callable[[int, int], None]]:
+    """A bar while a log is read; in a `with` statement, gives what to call with how much of how much has been read."""
+    console = Console()
+    bar = Progress(
+        TextColumn("reading"),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("", visible=False)  # a short log is read before it could be seen
+    with bar:
+        yield lambda read, size: bar.update(task, completed=read, total=size, visible=True)
 
 
 def show_configuration(config: "Config", folder: Path, dataset: "Dataset", device: "torch.device", step: int) -> None:

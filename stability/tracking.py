@@ -110,7 +110,10 @@ def open_tracker(
 
 
 def read_run(run_id: str, uri: str) -> tuple[str, list[tuple[str, int, float]]]:
-    """The name of anybody's run, and all that it logged: (metric, step, value). StabilityError where that fails."""
+    """The name of anybody's run, and all that it logged in its order: (metric, step, value).
+
+    StabilityError where that fails.
+    """
     uri = _resolve(uri, Path("outputs"))
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite") and not database.exists():
@@ -125,6 +128,7 @@ def read_run(run_id: str, uri: str) -> tuple[str, list[tuple[str, int, float]]]:
             logged = [m for name in run.data.metrics for m in client.get_metric_history(run_id, name)]
     except Exception as error:  # MLflow's, its database's, the network's
         raise StabilityError(f"The run {run_id} cannot be read from {uri}: {_reason(error)}.") from error
+    logged.sort(key=lambda metric: (metric.timestamp, metric.step))
     return run.info.run_name or run_id, [(metric.key, metric.step, metric.value) for metric in logged]
 
 

@@ -19,7 +19,7 @@ field is a signal that was not measured at that step; `nan` was measured, and wa
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ SIGNALS = "signals.csv"
 VALIDATION = "validation.csv"
 
 _TAIL = 1 << 16  # bytes first looked at from the end of a file
+_PIECE = 1 << 18  # bytes parsed at once
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,8 @@ def read_table(path: Path, after: int = -1) -> Table:
     try:
         header, body = _lines(path, after)
         names = tuple(header.split(",")[1:])
-        cells = np.array(body.replace(b"\n", b",").split(b",")[:-1], dtype=bytes).reshape(-1, 1 + len(names))
-        steps = cells[:, 0].astype(np.int64)
-        measured = cells[:, 1:] != b""
-        values = np.where(measured, cells[:, 1:], b"nan").astype(np.float64).astype(np.float32)
+        pieces = [_parsed(piece, names) for piece in _pieces(body)]
+        steps, values, measured = (np.concatenate(column) for column in zip(_parsed(b"", names), *pieces, strict=True))
     except ValueError as error:
         raise StabilityError(f"{path} is not a table of signals: {error}.") from None
     kept = steps > after
@@ -127,3 +126,20 @@ def _lines(path: Path, after: int) -> tuple[str, bytes]:
             if begin == start or (whole and int(whole[: whole.index(b",")]) <= after):
                 return header.decode().rstrip("\n"), whole
             size *= 4
+
+
+def _pieces(body: bytes) -> Iterator[bytes]:
+    """Whole lines, some at a time: cells take many times the memory of their text."""
+    begin = 0
+    while begin < len(body):
+        end = body.find(b"\n", begin + _PIECE) + 1 or len(body)
+        yield body[begin:end]
+        begin = end
+
+
+def _parsed(lines: bytes, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
+    """Steps, values and what was measured, of whole lines."""
+    cells = np.array(lines.replace(b"\n", b",").split(b",")[:-1], dtype=bytes).reshape(-1, 1 + len(names))
+    measured = cells[:, 1:] != b""
+    values = np.where(measured, cells[:, 1:], b"nan").astype(np.float64).astype(np.float32)
+    return cells[:, 0].astype(np.int64), values, measured
