@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stability.data.phonemes import BLANK
 from stability.diagnosis.signals import Table
 from stability.diagnosis.verdict import Verdict, failed, judge
+from stability.errors import StabilityError
 from stability.training.measure import DEAR_EVERY, frame_information, output_signals, sample_stride
 
 _BLOCK = 10  # steps after which signals are fetched from a GPU; on a CPU each step is looked at before the update
@@ -27,11 +29,11 @@ class Monitor:
         print(monitor.verdict())
 
     The optimizer is optional, and so are the logits; what is not given is not judged. Nothing is changed: not a
-    gradient, not a random number.
+    gradient, not a random number. `blank` is the logits' class of CTC's blank.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        self._model, self._optimizer = model, optimizer
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, blank: int = BLANK) -> None:
+        self._model, self._optimizer, self._blank = model, optimizer, blank
         self._pending: list[dict[str, Tensor]] = []
         self._rows: list[dict[str, float]] = []
         self._validations: list[tuple[int, float, float]] = []
@@ -40,8 +42,9 @@ class Monitor:
     def step(self, loss: Tensor | float, logits: Tensor | None = None, lengths: Tensor | None = None) -> Verdict | None:
         """Take one training step's signals; the verdict if the training cannot go on, else None.
 
-        logits: (B, T, C) of a CTC decoder whose class 0 is blank; lengths: (B,) frames of each, all T if not given.
+        logits: (B, T, C) of a CTC decoder; lengths: (B,) frames of each, all T if not given.
         On a CPU a failure is told before the update that it would spoil, on a GPU up to ten steps after it.
+        Logits without the class of blank raise `StabilityError`.
         """
         with torch.no_grad():
             self._pending.append(self._measure(torch.as_tensor(loss).detach(), logits, lengths))
@@ -66,12 +69,17 @@ class Monitor:
         step = len(self._rows) + len(self._pending)
         signals = {"loss": loss.float(), **self._gradient_norms()}
         if logits is not None:
+            if not 0 <= self._blank < logits.shape[-1]:
+                raise StabilityError(
+                    f"blank={self._blank} is none of the {logits.shape[-1]} classes of logits {tuple(logits.shape)}: "
+                    "give the class (from 0) that CTC's loss takes for blank, and logits as (batch, frames, classes)."
+                )
             by_time = logits.detach().float().transpose(0, 1).unsqueeze(0)
             frames = torch.full((logits.shape[0],), logits.shape[1]) if lengths is None else lengths
             frames = frames.to(logits.device).view(1, -1)
-            signals |= {name: value[0] for name, value in output_signals(by_time, frames).items()}
+            signals |= {name: value[0] for name, value in output_signals(by_time, frames, self._blank).items()}
             if step % DEAR_EVERY == 0:
-                signals["frame_information"] = frame_information(by_time, frames)[0]
+                signals["frame_information"] = frame_information(by_time, frames, self._blank)[0]
         if self._optimizer is not None:
             signals["lr"] = torch.tensor(float(self._optimizer.param_groups[0]["lr"]))
             if step % DEAR_EVERY == 0:
@@ -80,13 +88,18 @@ class Monitor:
 
     def _gradient_norms(self) -> dict[str, Tensor]:
         parts: dict[str, list[Tensor]] = {}
-        for name, p in self._model.named_parameters():
-            if p.grad is not None:
-                parts.setdefault(name.partition(".")[0], []).append(torch.linalg.vector_norm(p.grad.float()))
+        for name, norm in self._norms():
+            parts.setdefault(name.partition(".")[0], []).append(norm)
         norms = {f"grad_norm.{part}": torch.linalg.vector_norm(torch.stack(own)) for part, own in parts.items()}
         if not norms:
             return {}
         return {"grad_norm": torch.linalg.vector_norm(torch.stack([*norms.values()])), **norms}
+
+    def _norms(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter that has a gradient, and its norm."""
+        for name, p in self._model.named_parameters():
+            if p.grad is not None:
+                yield name, torch.linalg.vector_norm(p.grad.float())
 
     def _epsilon_signals(self) -> dict[str, Tensor]:
         """As `measure.epsilon_signals`, from the state that PyTorch's Adam and AdamW keep."""
