@@ -54,6 +54,12 @@ def train(model: Toy, optimizer: torch.optim.Optimizer, monitor: Monitor, steps:
     return steps
 
 
+def assert_same_signals(found: Monitor, wanted: Monitor) -> None:
+    assert len(found._rows) == len(wanted._rows)
+    for row, other in zip(found._rows, wanted._rows, strict=True):
+        assert row == pytest.approx(other, rel=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_training_that_learns_is_stable(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
