@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from stability import Monitor
 from stability.errors import StabilityError
 from tests.test_monitor import Toy, assert_same_signals, batch, ctc
+from tests.test_readme import README, code_with
 
 pl = pytest.importorskip("lightning.pytorch")
 
@@ -185,7 +186,6 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
         StabilityCallback().verdict()
 
 
-@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning:torch.distributed")
 def test_sharded_gradients_are_refused(tmp_path: Path) -> None:
     from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -197,6 +197,18 @@ def test_sharded_gradients_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StabilityError, match="ModelParallelStrategy"):
         trainer(tmp_path, StabilityCallback(), strategy=strategy, devices=1).fit(Sharded(), loader(2))
     torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:Starting from v1.9.0, .tensorboardX. has been removed:UserWarning")
+@pytest.mark.skipif("stability.lightning" not in README, reason="the README does not show it yet")
+def test_as_the_readme_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # Lightning keeps its log and checkpoint there
+    names: dict[str, Any] = {"module": Decoder(), "train_batches": loader(2), "val_batches": loader(1)}
+    exec(code_with("stability.lightning"), names)
+    assert "stable\n  validation PER" in capsys.readouterr().out
+    assert names["callback"].verdict().outcome == "stable"
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
