@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stability.data.phonemes import BLANK
 from stability.diagnosis.history import History
 from stability.diagnosis.signals import Table
 from stability.diagnosis.verdict import Verdict, failed, judge
+from stability.errors import StabilityError
 from stability.training.measure import DEAR_EVERY, frame_information, infeasible_targets, output_signals, sample_stride
 
 _BLOCK = 10  # steps after which signals are fetched from a GPU
@@ -30,7 +32,8 @@ class Monitor:
         print(monitor.verdict())
 
     All but the model is optional; what is not given is not judged. `scaler` is the GradScaler of a training in fp16,
-    whose gradients `step` should see unscaled. Nothing is changed: not a gradient, not a random number.
+    whose gradients `step` should see unscaled; `blank` the logits' class of CTC's blank. Nothing is changed:
+    not a gradient, not a random number.
     """
 
     def __init__(
@@ -38,20 +41,21 @@ class Monitor:
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        *,
+        blank: int = BLANK,
     ) -> None:
-        self._model, self._optimizer, self._scaler = model, optimizer, scaler
+        self._model, self._optimizer, self._scaler, self._blank = model, optimizer, scaler, blank
         self._pending: list[dict[str, Tensor]] = []
         self._rows = History()
         self._fetched = 0  # steps, all but the pending
         self._validations: list[tuple[int, float, float]] = []
         self._failure: Verdict | None = None
         self._outputs: dict[str, Any] = {}  # of this step's modules, in the order in which they ran
-        self._before: list[Tensor] | None = None  # the weights, while an update is made whose size is measured
+        self._before: list[Tensor] = []  # the weights, while an update is made whose size is measured
         for name, module in model.named_modules():
             if not any(module.children()):
                 module.register_forward_hook(self._keep_output(name))
         if optimizer is not None:
-            optimizer.register_step_pre_hook(self._before_update)
             optimizer.register_step_post_hook(self._after_update)
 
     def step(
@@ -66,9 +70,10 @@ class Monitor:
     ) -> Verdict | None:
         """Take one training step's signals; the verdict if the training cannot go on, else None.
 
-        logits: (B, T, C) of a CTC decoder whose class 0 is blank; lengths: (B,) frames of each, all T if not given.
+        logits: (B, T, C) of a CTC decoder; lengths: (B,) frames of each, all T if not given.
         inputs: what the model was given, of any shape; labels: (B, L), padded; label_counts: (B,) labels of each.
         A loss or gradient that is not finite is told before the update that it would spoil.
+        Logits without the class of blank raise `StabilityError`.
         """
         if len(self._pending) >= (_BLOCK if next(self._model.parameters()).is_cuda else 1):
             self._fetch()
@@ -112,27 +117,40 @@ class Monitor:
         dear = (self._fetched + len(self._pending)) % DEAR_EVERY == 0
         signals = {"loss": loss.float(), **self._gradient_norms()}
         if logits is not None:
+            if not 0 <= self._blank < logits.shape[-1]:
+                raise StabilityError(
+                    f"blank={self._blank} is none of the {logits.shape[-1]} classes of logits {tuple(logits.shape)}: "
+                    "give the class (from 0) that CTC's loss takes for blank, and logits as (batch, frames, classes)."
+                )
             by_time = logits.detach().float().transpose(0, 1).unsqueeze(0)
             frames = _frames(logits, lengths).view(1, -1)
-            signals |= {name: value[0] for name, value in output_signals(by_time, frames).items()}
+            signals |= {name: value[0] for name, value in output_signals(by_time, frames, self._blank).items()}
             if dear:
-                signals["frame_information"] = frame_information(by_time, frames)[0]
+                signals["frame_information"] = frame_information(by_time, frames, self._blank)[0]
         if self._scaler is not None:
             signals["loss_scale"] = torch.tensor(float(self._scaler.get_scale()))
         if self._optimizer is not None:
             signals["lr"] = torch.tensor(float(self._optimizer.param_groups[0]["lr"]))
             if dear:
                 signals |= self._epsilon_signals()
-                self._before = []
+                self._before = [p.detach().clone() for p in self._model.parameters()]
+                signals["weight_norm"] = _norm(self._before)
         return signals
 
     def _gradient_norms(self) -> dict[str, Tensor]:
         parts: dict[str, list[Tensor]] = {}
+        for name, norm in self._norms():
+            parts.setdefault(name.partition(".")[0], []).append(norm)
+        norms = {f"grad_norm.{part}": torch.linalg.vector_norm(torch.stack(own)) for part, own in parts.items()}
+        if not norms:
+            return {}
+        return {"grad_norm": torch.linalg.vector_norm(torch.stack([*norms.values()])), **norms}
+
+    def _norms(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter that has a gradient, and its norm."""
         for name, p in self._model.named_parameters():
             if p.grad is not None:
-                parts.setdefault(name.partition(".")[0], []).append(p.grad)
-        norms = {f"grad_norm.{part}": _norm(own) for part, own in parts.items()}
-        return {"grad_norm": _norm([*norms.values()]), **norms} if norms else {}
+                yield name, _norm([p.grad])
 
     def _epsilon_signals(self) -> dict[str, Tensor]:
         """As `measure.epsilon_signals`, from the state that PyTorch's Adam and AdamW keep."""
@@ -158,24 +176,17 @@ class Monitor:
                 if "exp_avg_sq" in state and state["step"] > 0:
                     yield state["exp_avg_sq"], 1 - group["betas"][1] ** float(state["step"]), float(group["eps"])
 
-    def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self._before is None:
-            return
-        with torch.no_grad():
-            self._before = [p.clone() for p in self._model.parameters()]
-            self._pending[-1]["weight_norm"] = _norm(self._before)
-            # What is applied may have been clipped, or unscaled, since `step`.
-            gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-            self._pending[-1]["applied_norm"] = _norm(gradients)
-
-    def _after_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self._before is None:
+    def _after_update(self, *_: Any) -> None:
+        if not self._before:
             return
         with torch.no_grad():
             pairs = zip(self._model.parameters(), self._before, strict=True)
             row = self._pending[-1]
             row["update_ratio"] = _norm([after - before for after, before in pairs]) / row["weight_norm"]
-        self._before = None
+            # What was applied may have been clipped, or unscaled, since `step`.
+            if gradients := [p.grad for p in self._model.parameters() if p.grad is not None]:
+                row["applied_norm"] = _norm(gradients)
+        self._before = []
 
     def _keep_output(self, name: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -185,7 +196,7 @@ class Monitor:
 
     def _fetch(self) -> None:
         """Bring what is pending to the host, in one transfer, and look whether the training can go on."""
-        self._before = None  # of an update that was never made
+        self._before = []  # of an update that was never made
         if not self._pending:
             return
         device = next(self._model.parameters()).device

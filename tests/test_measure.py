@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stability.training.measure import frame_information
+from stability.training.measure import frame_information, output_signals
 
 
 def brute_force(logits: np.ndarray, frames: list[int]) -> float:
@@ -41,3 +41,13 @@ def test_it_is_the_entropy_of_the_classes_where_each_frame_is_sure() -> None:
     for t in range(4):
         logits[0, t, 0, 1 + t] = 50
     assert frame_information(logits, torch.tensor([[4]])).item() == pytest.approx(np.log(4))
+
+
+@pytest.mark.parametrize("blank", [2, 4])
+def test_blank_may_be_any_class(blank: int) -> None:
+    logits, frames = torch.randn(1, 7, 3, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([[7, 4, 1]])
+    order = [blank, *(c for c in range(5) if c != blank)]
+    first = logits[..., order]  # the same classes, blank before the others
+    assert output_signals(logits, frames, blank) == output_signals(first, frames)
+    assert 0 < output_signals(first, frames)["blank_fraction"] < 1
+    assert torch.equal(frame_information(logits, frames, blank), frame_information(first, frames))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stability import Monitor
 from stability.diagnosis.verdict import Verdict
+from stability.errors import StabilityError
 
 
 class Toy(nn.Module):
@@ -51,6 +52,13 @@ def train(model: Toy, optimizer: torch.optim.Optimizer, monitor: Monitor, steps:
             return step
         optimizer.step()
     return steps
+
+
+def assert_same_signals(found: Monitor, wanted: Monitor) -> None:
+    one, other = found.signals(), wanted.signals()
+    assert one.steps.tolist() == other.steps.tolist()
+    for name in one.names:
+        assert one[name] == pytest.approx(other[name], rel=1e-5, nan_ok=True), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -143,3 +151,14 @@ def test_it_changes_nothing() -> None:
 def test_importing_the_package_does_not_import_pytorch() -> None:
     code = "import sys, stability; assert 'torch' not in sys.modules; stability.Monitor; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_blank_may_be_another_class() -> None:
+    logits = torch.zeros(2, 7, 5)
+    logits[..., 4] = 1  # every frame says the last class
+    for blank, fraction in ((4, 1.0), (0, 0.0)):
+        monitor = Monitor(Toy(), blank=blank)
+        monitor.step(1.0, logits)
+        assert monitor.verdict().evidence["blank fraction"] == fraction
+    with pytest.raises(StabilityError, match="blank=5 is none of the 5 classes"):
+        Monitor(Toy(), blank=5).step(1.0, logits)

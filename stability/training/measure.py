@@ -36,10 +36,10 @@ def norms_by_part(norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {"grad_norm": whole} | {f"grad_norm.{part}": s.sqrt() for part, s in squares.items()}
 
 
-def output_signals(logits: Tensor, frames: Tensor) -> dict[str, Tensor]:
+def output_signals(logits: Tensor, frames: Tensor, blank: int = BLANK) -> dict[str, Tensor]:
     """Share of frames whose best class is blank, and how many other classes are the best somewhere.
 
-    logits: (K, T, B, C); frames: (K, B).
+    logits: (K, T, B, C); frames: (K, B); blank: its class.
     """
     best = logits.detach().argmax(-1)
     k, t, _, c = logits.shape
@@ -47,19 +47,20 @@ def output_signals(logits: Tensor, frames: Tensor) -> dict[str, Tensor]:
     counts = torch.zeros(k, c, device=logits.device)
     counts.scatter_add_(1, best.flatten(1), real.flatten(1).float())
     return {
-        "blank_fraction": counts[:, BLANK] / frames.sum(1),
-        "distinct_phonemes": (counts > 0).sum(1).float() - (counts[:, BLANK] > 0).float(),
+        "blank_fraction": counts[:, blank] / frames.sum(1),
+        "distinct_phonemes": (counts > 0).sum(1).float() - (counts[:, blank] > 0).float(),
     }
 
 
-def frame_information(logits: Tensor, frames: Tensor) -> Tensor:
+def frame_information(logits: Tensor, frames: Tensor, blank: int = BLANK) -> Tensor:
     """Mutual information (nats) between frame and non-blank class: H(mean q) - mean H(q), of each trial (K,).
 
     q is the softmax over the classes but blank. It is 0 as long as a decoder says the same of every frame, and grows
     before blank, which hides it, gives way.
     """
     real = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1) < frames.unsqueeze(1)
-    log_q = logits.detach()[..., BLANK + 1 :].float().log_softmax(-1)
+    speech = torch.cat([logits[..., :blank], logits[..., blank + 1 :]], -1)
+    log_q = speech.detach().float().log_softmax(-1)
     q = log_q.exp() * real.unsqueeze(-1)  # (K, T, B, C - 1), nothing in the padding
     count = frames.sum(1)
     mean_q = q.sum((1, 2)) / count.unsqueeze(1)
