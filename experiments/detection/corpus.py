@@ -1,4 +1,5 @@
-"""Train the detection corpus: every recipe once, in a plain PyTorch loop, watched by our Monitor and by every peer.
+"""Train the detection corpus: every recipe once, in a plain PyTorch loop, watched by our Monitor and, in the
+half `test`, by every peer.
 
     python -m experiments.detection.corpus build [--jobs 2]     # resumes; an hour or so on two cores
     python -m experiments.detection.corpus pack                 # into experiments/detection/corpus.npz
@@ -95,7 +96,7 @@ def _data(task: str) -> tuple[Utterances, Utterances]:
     if task == "digits":
         path = DIGITS
     else:
-        settings = Synthetic(seed=7, days=4, features=32, train_trials=80, val_trials=16, words=1, noise=0.7, drift=0.2)
+        settings = Synthetic(seed=7, days=4, features=32, train_trials=80, val_trials=16, words=1, noise=0.4, drift=0.1)
         path = synthetic.ensure(settings, Path("outputs/data"))
     dataset = open_dataset(path, patch_size=_PATCH, patch_stride=_STRIDE, max_cut=0, index_dir=Path("outputs/index"))
     return _loaded(dataset.train), _loaded(dataset.val)
@@ -173,7 +174,7 @@ def _optimizer(r: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), r.lr, momentum=0.9, weight_decay=r.weight_decay)
     if r.optimizer == "rmsprop":
         return torch.optim.RMSprop(model.parameters(), r.lr)
-    return torch.optim.AdamW(model.parameters(), r.lr, eps=r.epsilon, weight_decay=r.weight_decay)
+    return torch.optim.AdamW(model.parameters(), r.lr, eps=r.epsilon, weight_decay=r.weight_decay, fused=True)
 
 
 def _set_rates(r: Recipe, step: int, optimizer: torch.optim.Optimizer) -> None:
@@ -301,7 +302,8 @@ def build(r: Recipe) -> None:
     torch.set_flush_denormal(True)
     trainer = _Trainer(r)
     monitor = Monitor(trainer.model, trainer.optimizer, trainer.scaler)
-    peers = [kind(trainer.model, trainer.optimizer, r.steps, trainer.scaler) for kind in installed_peers()]
+    kinds = installed_peers() if r.half == "test" else []
+    peers = [kind(trainer.model, trainer.optimizer, r.steps, trainer.scaler) for kind in kinds]
     ends: list[dict[str, float]] = []
     failed_at = None
     while trainer.step < r.steps and (failed_at is None or trainer.step <= failed_at + _AFTER_FAILURE):

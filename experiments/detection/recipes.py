@@ -26,7 +26,7 @@ class Recipe:
     units: int = 32
     cell: Literal["gru", "lstm"] = "gru"
     batch: int = 16
-    steps: int = 300
+    steps: int = 400
     optimizer: Literal["adamw", "sgd", "rmsprop"] = "adamw"
     epsilon: float = 1e-8
     lr: float = 2e-3
@@ -63,7 +63,7 @@ def recipes() -> list[Recipe]:
 def _base(family: str, half: Half, seed: int, rng: np.random.Generator) -> Recipe:
     """A healthy training of some size on some task."""
     size = rng.choice(4)
-    layers, units = ((1, 32), (2, 24), (2, 40), (3, 32))[size]
+    layers, units = ((1, 32), (1, 48), (2, 32), (2, 40))[size]
     return Recipe(
         family,
         half,
@@ -72,14 +72,14 @@ def _base(family: str, half: Half, seed: int, rng: np.random.Generator) -> Recip
         layers=layers,
         units=units,
         batch=int(rng.choice([6, 12])),
-        lr=float(rng.choice([1.5e-3, 3e-3, 5e-3])),
+        lr=float(rng.choice([3e-3, 4e-3, 6e-3])),
         noise=float(rng.choice([0.1, 0.4])),
         warmup=int(rng.choice([10, 20, 50])),
     )
 
 
 def _late(r: Recipe, rng: np.random.Generator) -> Recipe:
-    return replace(r, onset=int(rng.integers(100, 200)), steps=360)
+    return replace(r, onset=int(rng.integers(100, 200)), steps=400)
 
 
 # Healthy families.
@@ -90,7 +90,7 @@ def _adam(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _official(r: Recipe, rng: np.random.Generator) -> Recipe:
-    return replace(r, epsilon=0.1, lr=float(rng.choice([5e-3, 1e-2, 2e-2])), steps=600)
+    return replace(r, epsilon=0.1, lr=float(rng.choice([1e-2, 2e-2, 3e-2])), steps=500)
 
 
 def _momentum(r: Recipe, rng: np.random.Generator, step: float) -> Recipe:
@@ -103,7 +103,7 @@ def _momentum(r: Recipe, rng: np.random.Generator, step: float) -> Recipe:
 
 def _long_plateau(r: Recipe, rng: np.random.Generator) -> Recipe:
     """Slow for a long time, and then it learns: small steps, long warm-ups."""
-    step = float(10 ** rng.uniform(-2.1, -1.7))
+    step = float(10 ** rng.uniform(-1.9, -1.5))
     return replace(_momentum(r, rng, step), warmup=int(rng.choice([50, 200])), steps=1000)
 
 
@@ -211,7 +211,7 @@ def _clip_before_unscale(r: Recipe, rng: np.random.Generator) -> Recipe:
 def _step_too_small(r: Recipe, rng: np.random.Generator) -> Recipe:
     """Loss scale against epsilon, and rates that are simply too small."""
     if rng.random() < 0.6:
-        made = _momentum(r, rng, float(10 ** rng.uniform(-5, -3.3)))
+        made = _momentum(r, rng, float(10 ** rng.uniform(-5, -4)))
     else:
         made = replace(r, lr=float(10 ** rng.uniform(-6.5, -5)))
     return replace(made, steps=800, fault="small_step", cause="step_too_small")
@@ -221,7 +221,7 @@ def _slow(r: Recipe, rng: np.random.Generator) -> Recipe:
     if rng.random() < 0.5:
         made = replace(r, lr=float(10 ** rng.uniform(-4.2, -3.5)))
     else:
-        made = _momentum(r, rng, float(10 ** rng.uniform(-2.8, -2.3)))
+        made = _momentum(r, rng, float(10 ** rng.uniform(-2.7, -2.2)))
     return replace(made, steps=600, fault="small_step", cause="step_too_small")
 
 
