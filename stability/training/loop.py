@@ -89,6 +89,23 @@ def train_steps(stack: Stack, split: Split, count: int) -> Block:
     return Block(steps, names, np.ma.MaskedArray(values, np.broadcast_to(missing, values.shape)))
 
 
+def gradients_of(stack: Stack, split: Split) -> Parameters:
+    """The gradient of each trial's loss at its weights, on the batch, noise and dropout of its next step: (K, ...) each.
+
+    It is neither clipped nor scaled, and zero in the layers of days that are not in the batch. Nothing is stepped.
+    Weights in float64 give it in float64, on a CPU.
+    """
+    inputs, *_, gradients = _backward(stack, split)
+    trial, day = torch.arange(len(stack.configs)).unsqueeze(1), torch.tensor(inputs.days)
+    whole = {}
+    for name, gradient in gradients.items():
+        gradient = gradient / stack.loss_scale.view(-1, *(1,) * (gradient.ndim - 1))
+        if name in DAY_LAYER:
+            gradient = torch.zeros_like(stack.parameters[name]).index_put((trial, day), gradient)
+        whole[name] = gradient
+    return whole
+
+
 def evaluate(stack: Stack, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Phoneme error rate and loss of each trial on a whole split: two arrays (K,).
 
@@ -114,13 +131,7 @@ def evaluate(stack: Stack, split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     configs, device, step = stack.configs, stack.device, stack.step
-    with _autocast(stack):
-        inputs = _augmented(stack, split)
-        leaves = {n: p.detach().requires_grad_() for n, p in _select_days(stack.parameters, inputs.days).items()}
-        logits, nll = _predict(stack, leaves, inputs, _dropout(stack, inputs))
-    loss, loss_per_label = _configured(stack, nll, inputs)
-    gradients = dict(zip(leaves, torch.autograd.grad((loss * stack.loss_scale).sum(), [*leaves.values()]), strict=True))
-
+    inputs, logits, loss, loss_per_label, gradients = _backward(stack, split)
     norms = {name: norm / stack.loss_scale for name, norm in gradient_norms(gradients).items()}
     signals = {"loss": loss.detach(), "loss_per_label": loss_per_label.detach()} | measure.norms_by_part(norms)
     norm = signals["grad_norm"]
@@ -145,6 +156,26 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
         signals |= measure.epsilon_signals(stack.moments, optimizers, [rate for rate, _ in rates])
     stack.step += 1
     return signals
+
+
+class _Backward(NamedTuple):
+    """A step up to its gradients."""
+
+    inputs: "_Inputs"
+    logits: Tensor  # (K, T', B, C)
+    loss: Tensor  # (K,) as configured
+    loss_per_label: Tensor  # (K,)
+    gradients: Parameters  # times the loss scale; the day layers' of the days in the batch only
+
+
+def _backward(stack: Stack, split: Split) -> _Backward:
+    with _autocast(stack):
+        inputs = _augmented(stack, split)
+        leaves = {n: p.detach().requires_grad_() for n, p in _select_days(stack.parameters, inputs.days).items()}
+        logits, nll = _predict(stack, leaves, inputs, _dropout(stack, inputs))
+    loss, loss_per_label = _configured(stack, nll, inputs)
+    gradients = torch.autograd.grad((loss * stack.loss_scale).sum(), [*leaves.values()])
+    return _Backward(inputs, logits, loss, loss_per_label, dict(zip(leaves, gradients, strict=True)))
 
 
 class _Inputs(NamedTuple):
@@ -194,6 +225,7 @@ def _augmented(stack: Stack, split: Split) -> _Inputs:
     longest = max(own.shape[1] for own in x.values())
     order = range(len(configs))
     stacked = torch.stack([F.pad(x[k], (0, 0, 0, longest - x[k].shape[1])) for k in order])
+    stacked = stacked.to(stack.parameters["h0"].dtype)
     return _inputs(stack, stacked, [batches[k] for k in order], [cuts[k] for k in order])
 
 
