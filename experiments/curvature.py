@@ -7,9 +7,10 @@ iteration near a minimum. Along an eigenvector of P^-1/2 H P^-1/2 with eigenvalu
 
     s > (2 + 2 beta1) / ((1 - beta1) lr)          which is 38 / lr for beta1 = 0.9
 
-(Cohen et al. 2022, "Adaptive gradient methods at the edge of stability"). Where epsilon dominates, P is epsilon, and this
-is the threshold of gradient descent with averaged momentum at the rate lr / epsilon: an eigenvalue of H of 38 epsilon / lr.
-Printed is the ratio of the two sides: above 1, the quadratic model of the loss says that training cannot stay where it is.
+(Cohen et al. 2022, "Adaptive gradient methods at the edge of stability"). Where epsilon dominates, P is epsilon, and
+this is the threshold of gradient descent with averaged momentum at the rate lr / epsilon: an eigenvalue of H of
+38 epsilon / lr. Printed is the ratio of the two sides: above 1, by the quadratic model of the loss, training cannot
+stay where it is.
 
 The eigenvalue is found by Lanczos iterations. CTC has no double backward, so a product with the Hessian is a central
 difference of two gradients in float64, of the same batches with the same noise and dropout.
@@ -36,10 +37,10 @@ from stability.training.optimizer import DAY_LAYER
 from stability.training.trial import open_data
 
 EVERY = 10  # steps from one measurement to the next
-RELATIVE_STEP = 1e-5  # of the weights' norm: half the distance between two gradients
-_PROBE_SEEDS = (1_000_000, 1_000_001)  # of the fixed batches; no trial has them
-_TOLERANCE = 0.01  # of the eigenvalue
-_KRYLOV = 8  # vectors kept; the top of these spectra stands clear, and few are needed
+RELATIVE_STEP = 1e-6  # of the weights' norm: half the distance between two gradients
+PROBE_SEEDS = (1_000_000, 1_000_001)  # of the fixed batches; no trial has them
+_TOLERANCE = 0.02  # of the eigenvalue
+_KRYLOV = 6  # vectors kept; the top of these spectra stands clear, and few are needed
 _RESTARTS = 20
 
 Vector = NDArray[np.float64]
@@ -59,10 +60,19 @@ def threshold(lr: float, beta1: float) -> float:
     return (2 + 2 * beta1) / ((1 - beta1) * lr)
 
 
-def measure(stack: Stack, split: Split, *, own: bool = False, start: Vector | None = None) -> Sharpness:
+def measure(
+    stack: Stack,
+    split: Split,
+    *,
+    own: bool = False,
+    start: Vector | None = None,
+    relative_step: float = RELATIVE_STEP,
+) -> Sharpness:
     """How far the one trial of the stack, before its next step, is from its threshold.
 
     On fixed training batches without noise, cut and dropout, or on the `own` batch of its next step with all of them.
+    The iteration begins at `start`, the direction of an earlier measurement; `relative_step` times the weights' norm is
+    half the distance between the two gradients of a difference.
     """
     c = stack.configs[0]
     exact = replace(c, precision=replace(c.precision, dtype="fp32"))  # no autocast: the dtype of the weights
@@ -71,13 +81,14 @@ def measure(stack: Stack, split: Split, *, own: bool = False, start: Vector | No
     else:
         aug = replace(c.aug, white_noise_std=0.0, constant_offset_std=0.0, max_cut=0)
         quiet = replace(exact, aug=aug, model=replace(c.model, input_dropout=0.0, rnn_dropout=0.0))
-        gradients = _gradients([replace(quiet, seed=seed) for seed in _PROBE_SEEDS], stack, split, 0)
-    eigenvalue, direction, products = largest_eigenvalue(gradients, _flat(stack.parameters), step_scale(stack), start)
+        gradients = _gradients([replace(quiet, seed=seed) for seed in PROBE_SEEDS], stack, split, 0)
+    weights, scale = _flat(stack.parameters), step_scale(stack)
+    eigenvalue, direction, products = largest_eigenvalue(gradients, weights, scale, start, relative_step)
     return Sharpness(eigenvalue / threshold(1.0, c.optimizer.beta1), direction, products)
 
 
 def step_scale(stack: Stack) -> Tensor:
-    """How far the next step moves each weight of the one trial for a unit of averaged gradient: lr / P, (N,) in float64.
+    """How far the next step moves each weight of the one trial for a unit of averaged gradient: lr / P, (N,), float64.
 
     Of the second moments as they are before that step. 0 in the layers of days that were in no batch yet.
     """

@@ -90,10 +90,10 @@ def train_steps(stack: Stack, split: Split, count: int) -> Block:
 
 
 def gradients_of(stack: Stack, split: Split) -> Parameters:
-    """The gradient of each trial's loss at its weights, on the batch, noise and dropout of its next step: (K, ...) each.
+    """The gradient of each trial's loss at its weights, on the batch, noise and dropout of its next step.
 
-    It is neither clipped nor scaled, and zero in the layers of days that are not in the batch. Nothing is stepped.
-    Weights in float64 give it in float64, on a CPU.
+    {name: (K, ...)}, like the parameters and in their dtype, neither clipped nor scaled; zero in the layers of days
+    that are not in the batch. Nothing is stepped.
     """
     inputs, *_, gradients = _backward(stack, split)
     trial, day = torch.arange(len(stack.configs)).unsqueeze(1), torch.tensor(inputs.days)
