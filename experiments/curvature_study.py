@@ -5,7 +5,7 @@
 Trains the trials, in some twenty minutes of one core, and writes the measurements to the `.csv` of that name; one that
 is there is only read. Then draws the `.png` and prints the tables.
 
-Decided before the study was run, after a look at losses alone that chose the rates, and three trials to try the program:
+Decided before the study was run, after losses alone had chosen the rates, and three trials had tried the program:
 
 - A trial is 100 steps of a small decoder. Its loss is read as the median of the last five steps. It *exploded* if its
   loss or gradient was not finite, or its last reading is more than 1.5 times its lowest. The *onset* is the last step

@@ -158,10 +158,22 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     return signals
 
 
+class _Inputs(NamedTuple):
+    """What the K trials of a stack read at one step. All but x and labels stay on the host."""
+
+    x: Tensor  # (K, B, T, F)
+    frames: Tensor  # (K, B) output frames of each utterance
+    labels: Tensor  # (K, B, L)
+    label_counts: Tensor  # (K, B)
+    days: list[list[int]]  # (K, D) the days in the batch
+    rows_per_day: tuple[int, ...]
+    bins: list[int]  # (K,) the length of each trial's own batch, without the padding to the stack's longest
+
+
 class _Backward(NamedTuple):
     """A step up to its gradients."""
 
-    inputs: "_Inputs"
+    inputs: _Inputs
     logits: Tensor  # (K, T', B, C)
     loss: Tensor  # (K,) as configured
     loss_per_label: Tensor  # (K,)
@@ -176,18 +188,6 @@ def _backward(stack: Stack, split: Split) -> _Backward:
     loss, loss_per_label = _configured(stack, nll, inputs)
     gradients = torch.autograd.grad((loss * stack.loss_scale).sum(), [*leaves.values()])
     return _Backward(inputs, logits, loss, loss_per_label, dict(zip(leaves, gradients, strict=True)))
-
-
-class _Inputs(NamedTuple):
-    """What the K trials of a stack read at one step. All but x and labels stay on the host."""
-
-    x: Tensor  # (K, B, T, F)
-    frames: Tensor  # (K, B) output frames of each utterance
-    labels: Tensor  # (K, B, L)
-    label_counts: Tensor  # (K, B)
-    days: list[list[int]]  # (K, D) the days in the batch
-    rows_per_day: tuple[int, ...]
-    bins: list[int]  # (K,) the length of each trial's own batch, without the padding to the stack's longest
 
 
 def _inputs(stack: Stack, x: Tensor, batches: Sequence[Batch], cuts: Sequence[int]) -> _Inputs:

@@ -15,9 +15,8 @@ def ctc_losses(logits: Tensor, frames: Tensor, labels: Tensor, label_counts: Ten
     or in float64 for such logits. An utterance that cannot be aligned gives inf: infinities are not hidden.
     """
     k, t, b, c = logits.shape
-    log_probs = (
-        logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).transpose(0, 1).reshape(t, k * b, c)
-    )
+    at_least_float32 = torch.promote_types(logits.dtype, torch.float32)
+    log_probs = logits.to(at_least_float32).log_softmax(-1).transpose(0, 1).reshape(t, k * b, c)
     losses = F.ctc_loss(
         log_probs, labels.flatten(0, 1), frames.flatten(), label_counts.flatten(), BLANK, reduction="none"
     )
