@@ -85,6 +85,11 @@ class Trial:
     rows: list[Row]
 
     @property
+    def name(self) -> dict[str, str]:
+        """The settings and the seed, by column."""
+        return {key: self.rows[0][key] for key in TRIAL}
+
+    @property
     def onset(self) -> int | None:
         """None of a healthy one."""
         onset = self.rows[0]["onset"]
@@ -98,6 +103,10 @@ class Trial:
     def values(self, column: str) -> Floats:
         """What was measured of that column."""
         return np.array([float(row[column]) for row in self.rows if row[column] != ""])
+
+    def last_loss(self) -> float:
+        """Its loss at the last row."""
+        return float(self.rows[-1]["loss"])
 
     def warning(self, rule: str) -> int | None:
         """The step of the first warning."""
@@ -223,43 +232,61 @@ def _readings(losses: Sequence[float]) -> Floats:
 
 def report(trials: Sequence[Trial]) -> None:
     """Print recall, leads and false warnings of every rule, then the trials by setting, then the cost."""
-    exploded, healthy = ([t for t in trials if (t.onset is not None) == wanted] for wanted in (True, False))
-    for kind in ("grid", "late", "all"):
-        chosen, unharmed = ([t for t in group if kind in ("all", t.rows[0]["kind"])] for group in (exploded, healthy))
-        in_time = [t for t in chosen if t.measured_before >= 2]
-        print(
-            f"\n{kind}: {len(chosen)} exploded, {len(in_time)} of them with two measurements, {len(unharmed)} healthy"
-        )
-        print("| rule | recall | recall, of those with two measurements | lead: median (range) | false warnings |")
-        print("|---|---|---|---|---|")
-        for rule in RULES:
-            leads = [lead for t in chosen if (lead := t.lead(rule)) is not None]
-            possible = sum(t.lead(rule) is not None for t in in_time)
-            false = sum(t.warning(rule) is not None for t in unharmed)
-            span = f"{np.median(leads):.0f} ({min(leads)} to {max(leads)})" if leads else ""
-            cells = _share(len(leads), len(chosen)), _share(possible, len(in_time)), span, _share(false, len(unharmed))
-            print(f"| {rule} | " + " | ".join(cells) + " |")
-    print("\n| kind | epsilon | lr | clip | warm-up | exploded | onsets | warned in time | warned at | largest ratio |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    groups = {"all": [*trials]}
+    groups |= {kind: [t for t in trials if t.name["kind"] == kind] for kind in ("grid", "late")}
+    groups |= {f"grid, epsilon {e:g}": [t for t in groups["grid"] if float(t.name["epsilon"]) == e] for e in EPSILONS}
+    for title, group in groups.items():
+        _report_rules(title, group)
+    settings = [key for key in TRIAL if key != "seed"]
+    print(f"\n| {' | '.join(settings)} | exploded | onsets | warned in time | warned at | largest ratio | last loss |")
+    print("|---" * (len(settings) + 6) + "|")
     rule = next(iter(RULES))
-    for key, group in itertools.groupby(trials, lambda t: [t.rows[0][column] for column in TRIAL[:-1]]):
-        of = [*group]
+    by_setting: dict[tuple[str, ...], list[Trial]] = {}
+    for t in trials:
+        by_setting.setdefault(tuple(t.name[key] for key in settings), []).append(t)
+    for key, of in by_setting.items():
         lost = [t for t in of if t.onset is not None]
-        warned = sum(t.lead(rule) is not None for t in lost)
-        onsets, steps = ([str(x) for x in xs] for xs in ([t.onset for t in lost], [t.warning(rule) for t in of]))
-        peak = max(max(t.values("ratio"), default=0.0) for t in of)
-        row = [*key, f"{len(lost)} of {len(of)}", ", ".join(onsets), str(warned), ", ".join(steps), f"{peak:.3g}"]
-        print("| " + " | ".join(row) + " |")
+        in_time = sum(t.lead(rule) is not None for t in lost)
+        warned = ", ".join("never" if (step := t.warning(rule)) is None else str(step) for t in of)
+        peak, loss = (np.array([f(t) for t in of]) for f in (lambda t: np.nanmax(t.values("ratio")), Trial.last_loss))
+        cells = f"{len(lost)} of {len(of)}", ", ".join(str(t.onset) for t in lost), str(in_time), warned
+        print("| " + " | ".join([*key, *cells, f"{np.nanmax(peak):.3g}", f"{np.median(loss):.3g}"]) + " |")
+    healthy = [t for t in trials if t.onset is None]
     quiet = np.concatenate([t.values("ratio") for t in healthy])
     print(f"\nhealthy: {_share(int((quiet > 1).sum()), len(quiet))} of the measurements are above 1")
-    pairs = [
-        (float(r["ratio"]), float(r["own_ratio"])) for t in trials for r in t.rows if r["own_ratio"] not in ("", "nan")
-    ]
-    logs = np.log(np.array([pair for pair in pairs if min(pair) > 0]))
-    middle, low, high = np.exp(np.percentile(logs[:, 1] - logs[:, 0], [50, 5, 95]))
-    print(f"own batch over fixed batches: {middle:.2f}, 5 % to 95 % {low:.2f} to {high:.2f} ({len(logs)} pairs)")
+    for fate in (True, False):
+        losses = [t.last_loss() for t in healthy if (t.warning(rule) is not None) == fate]
+        span = f"{np.median(losses):.1f} ({min(losses):.1f} to {max(losses):.1f})"
+        print(f"healthy, {'warned of' if fate else 'not warned of'}: last loss {span}, {len(losses)} trials")
+    for fate in (True, False):
+        first = [t.values("ratio")[0] for t in groups["late"] if (t.onset is not None) == fate]
+        print(f"late, {'exploded' if fate else 'healthy'}: {min(first):.2f} to {max(first):.3g} at the jump")
+    rows = [row for t in trials for row in t.rows if row["own_ratio"] not in ("", "nan")]
+    pairs = np.array([(float(row["own_ratio"]), float(row["ratio"])) for row in rows])
+    for title, calm in (("below 1", pairs[:, 1] < 1), ("above 1", pairs[:, 1] > 1)):
+        low, middle, high = np.percentile(pairs[calm, 0] / pairs[calm, 1], [5, 50, 95])
+        print(f"own batch over fixed, {title}: {middle:.2f}, 5 % to 95 %: {low:.2f} to {high:.2f}, {sum(calm)} pairs")
     products, worth = (np.concatenate([t.values(name) for t in trials]) for name in ("products", "steps_worth"))
-    print(f"products a measurement: {np.median(products):.0f}, worth {np.median(worth):.0f} steps")
+    print(f"{len(products)} measurements, of {np.median(products):.0f} products, worth {np.median(worth):.0f} steps")
+
+
+def _report_rules(title: str, trials: Sequence[Trial]) -> None:
+    exploded, healthy = ([t for t in trials if (t.onset is not None) == fate] for fate in (True, False))
+    possible = [t for t in exploded if t.measured_before >= 2]
+    print(f"\n{title}: {len(exploded)} exploded, {len(possible)} with two measurements; {len(healthy)} healthy")
+    print("| rule | recall | of those with two measurements | lead: median (range) | first warning | false warnings |")
+    print("|---" * 6 + "|")
+    for rule in RULES:
+        leads = [lead for t in exploded if (lead := t.lead(rule)) is not None]
+        late = [step - (t.onset or 0) for t in exploded if (step := t.warning(rule)) is not None]
+        cells = [
+            _share(len(leads), len(exploded)),
+            _share(sum(t.lead(rule) is not None for t in possible), len(possible)),
+            f"{np.median(leads):g} ({min(leads)} to {max(leads)})" if leads else "none",
+            f"{np.median(late):+g} from the onset, {len(late)} of {len(exploded)}" if late else "never",
+            _share(sum(t.warning(rule) is not None for t in healthy), len(healthy)),
+        ]
+        print(f"| {rule} | " + " | ".join(cells) + " |")
 
 
 def _share(count: int, of: int) -> str:
@@ -271,40 +298,44 @@ def _share(count: int, of: int) -> str:
 
 
 def draw(trials: Sequence[Trial], path: Path) -> None:
-    """The ratio against steps from the onset (or, of healthy trials, from the start), by fate; one line a trial."""
+    """Ratio and gradient norm against steps from the onset (of healthy trials: from the start), a thin line a trial."""
     figure = Figure(figsize=(11, 7.2), dpi=110, layout="constrained")
-    panels = figure.subplots(2, 2, sharey="row")
-    for row, (column, limit, label) in zip(panels, _DRAWN, strict=True):
-        for panel, fate in zip(row, (True, False), strict=True):
-            for trial in trials:
-                if (trial.onset is not None) == fate:
-                    _draw_trial(panel, trial, column)
+    panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    for i, fate in enumerate((True, False)):
+        group = [t for t in trials if (t.onset is not None) == fate]
+        panels[0, i].set_title(f"{'exploded' if fate else 'healthy'}: {len(group)} trials")
+        panels[1, i].set_xlabel("steps from the onset of the explosion" if fate else "step")
+        for panel, (column, limit, label) in zip(panels[:, i], _DRAWN, strict=True):
+            for epsilon, color in _COLORS.items():
+                _draw_trials(panel, [t for t in group if float(t.name["epsilon"]) == epsilon], column, color)
             panel.set_yscale("log")
+            panel.set_ylabel("" if i else label)
             panel.axhline(limit, color="black", linewidth=1.2, linestyle="--")
             panel.grid(color="#DDDDDD", linewidth=0.6)
             panel.spines[["top", "right"]].set_visible(False)
-        row[0].set_ylabel(label)
-    (left, right), bottom = panels
-    left.set_title("exploded")
-    right.set_title("healthy")
-    for panel in panels[:, 0]:
-        panel.axvline(0, color="#777777", linewidth=1.2)
-    bottom[0].set_xlabel("steps from the onset of the explosion")
-    bottom[1].set_xlabel("step")
-    handles = [Line2D([], [], color=color, label=f"epsilon {epsilon:g}") for epsilon, color in _COLORS.items()]
+            if fate:
+                panel.axvline(0, color="black", linewidth=1.2)
+    handles = [Line2D([], [], color=c, linewidth=2.5, label=f"epsilon {e:g}, median") for e, c in _COLORS.items()]
     handles.append(Line2D([], [], color="#777777", linestyle=":", label="late: lr raised at step 50"))
     handles.append(Line2D([], [], color="black", linestyle="--", label="warns above"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path)
 
 
-def _draw_trial(panel: Axes, trial: Trial, column: str) -> None:
-    rows = [row for row in trial.rows if row[column] not in ("", "nan")]
-    zero = trial.onset or 0
-    values = np.clip([float(row[column]) for row in rows], 1e-3, 1e4)
-    style = ":" if trial.rows[0]["kind"] == "late" else "-"
-    color = _COLORS[float(trial.rows[0]["epsilon"])]
-    panel.plot([int(row["step"]) - zero for row in rows], values, style, color=color, linewidth=0.9, alpha=0.55)
+def _draw_trials(panel: Axes, trials: Sequence[Trial], column: str, color: str) -> None:
+    """A thin line a trial, and the median of those of the grid where there are four or more."""
+    near: dict[int, list[float]] = {}
+    for trial in trials:
+        late = trial.name["kind"] == "late"
+        rows = [row for row in trial.rows if row[column] not in ("", "nan")]
+        steps = [int(row["step"]) - (trial.onset or 0) for row in rows]
+        values = np.clip([float(row[column]) for row in rows], 1e-3, 1e4)
+        panel.plot(steps, values, ":" if late else "-", color=color, linewidth=0.8, alpha=0.35)
+        for step, value in zip(steps, values, strict=True):
+            if not late:
+                near.setdefault(EVERY * round(step / EVERY), []).append(value)
+    shown = sorted(step for step, values in near.items() if len(values) >= 4)
+    panel.plot(shown, [np.median(near[step]) for step in shown], color=color, linewidth=2.5)
 
 
 if __name__ == "__main__":
