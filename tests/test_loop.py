@@ -224,6 +224,25 @@ def test_validation_counts_all_edits_over_all_labels(dataset: Dataset) -> None:
     assert rates[0] != rates[1]
 
 
+def test_gradients_are_those_of_the_next_step(dataset: Dataset) -> None:
+    """In float64, before the clip, and zero for the days that are not in the batch."""
+    config = tiny("optimizer.clip_norm=null")
+    stack = stack_of([config], dataset)
+    stack.parameters = {n: p.double() for n, p in stack.parameters.items()}
+    stack.step = 3
+    gradients = by_official_name({n: g[0] for n, g in loop.gradients_of(stack, dataset.train).items()})
+    trainer = ReferenceTrainer(config, reference(copied(stack.parameters, 0), 2, torch.float64))
+    trainer.step(dataset.train, 3)
+    expected = {n: p.grad for n, p in trainer.model.named_parameters()}
+    assert None in expected.values()
+    for name, gradient in gradients.items():
+        wanted = expected[name]
+        torch.testing.assert_close(
+            gradient, torch.zeros_like(gradient) if wanted is None else wanted, rtol=1e-4, atol=1e-6
+        )
+    assert stack.step == 3
+
+
 def test_evaluation_changes_nothing(dataset: Dataset) -> None:
     stack, _ = trained([tiny()], dataset, 3)
     before = copied(stack.parameters, 0)

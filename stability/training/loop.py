@@ -123,6 +123,23 @@ def examine(stack: Stack, split: Split) -> Examination:
     return Examination(inputs.x[0], inputs.frames[0], nll[0].detach(), not_finite)
 
 
+def gradients_of(stack: Stack, split: Split) -> Parameters:
+    """The gradient of each trial's loss at its weights, on the batch, noise and dropout of its next step.
+
+    {name: (K, ...)}, like the parameters and in their dtype, neither clipped nor scaled; zero in the layers of days
+    that are not in the batch. Nothing is stepped.
+    """
+    inputs, *_, gradients = _pass(stack, split)
+    trial, day = torch.arange(len(stack.configs)).unsqueeze(1), torch.tensor(inputs.days)
+    whole = {}
+    for name, gradient in gradients.items():
+        gradient = gradient / stack.loss_scale.view(-1, *(1,) * (gradient.ndim - 1))
+        if name in DAY_LAYER:
+            gradient = torch.zeros_like(stack.parameters[name]).index_put((trial, day), gradient)
+        whole[name] = gradient
+    return whole
+
+
 def evaluate(stack: Stack, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Phoneme error rate and loss of each trial on a whole split: two arrays (K,).
 
@@ -243,6 +260,7 @@ def _augmented(stack: Stack, split: Split) -> _Inputs:
     longest = max(own.shape[1] for own in x.values())
     order = range(len(configs))
     stacked = torch.stack([F.pad(x[k], (0, 0, 0, longest - x[k].shape[1])) for k in order])
+    stacked = stacked.to(stack.parameters["h0"].dtype)
     return _inputs(stack, stacked, [batches[k] for k in order], [cuts[k] for k in order])
 
 

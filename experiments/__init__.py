@@ -1,0 +1,1 @@
+"""Studies and measurements; the written ones are dated."""
