@@ -181,7 +181,7 @@ def _set_rates(r: Recipe, step: int, optimizer: torch.optim.Optimizer) -> None:
     (group,) = optimizer.param_groups
     since = step - r.onset
     rate = r.lr * min(1.0, (step + 1) / r.warmup) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(1.0, step / 8000))))
-    if r.fault == "rate" and r.strength and since >= 0:
+    if r.fault in ("rate", "rate_ends") and r.strength and since >= 0:
         rate *= r.strength
     if r.fault == "rate_blip" and 0 <= since < 3:
         rate *= r.strength
@@ -319,7 +319,7 @@ def build(r: Recipe) -> None:
         peer.finish()
     signals, validation = monitor.signals(), monitor.validation()
     overflow_since, later = trainer.overflow_since, list[dict[str, float]]()
-    longest = (3 if r.fault in (None, "small_step", "clip_before_unscale") else 2) * r.steps
+    longest = (3 if r.fault in (None, "small_step", "rate_ends", "clip_before_unscale") else 2) * r.steps
     if failed_at is None and ends[-1]["per"] > _LEARNED:
         while trainer.step < longest and (not later or later[-1]["per"] > _LEARNED):
             if not trainer.train_step():

@@ -12,7 +12,7 @@ _MUCH = 0.9  # share of the utterances that decode to nothing, or of what is sai
 _BENIGN = (None, "bad_batch", "rate_blip", "channels_swapped")
 _DATA = ("nan_input", "inf_input", "infeasible")
 _EXPLOSIVE = ("rate", "heavy_batch", "weight_drift", "sign_flip", "epsilon_switch")
-_STEPS = ("small_step", "clip_before_unscale")
+_STEPS = ("small_step", "rate_ends", "clip_before_unscale")
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,17 @@ def label(facts: dict[str, Any]) -> Label | None:
     if fault in _BENIGN:
         return Label(frozenset({"stable", "slow", "undecided"})) if recovers else None
     if fault in _EXPLOSIVE:
-        return None if recovers else Label(frozenset({"exploded"} | state), cause, r["onset"])
+        # A batch that counts too much leaves weights far away, or second moments so large that nothing moves.
+        stalled = {"slow"} if fault == "heavy_batch" else set[str]()
+        return None if recovers else Label(frozenset({"exploded"} | state | stalled), cause, r["onset"])
     if fault in _STEPS:
         if recovers:
             return Label(frozenset({"slow", "undecided"} if silent or narrow else {"slow"}), cause, 0)
         ended = later[-1] if later else end
         if ended["silent"] >= _MUCH:
             return Label(frozenset({"blank_collapse"}), cause, 0)
-        return Label(frozenset({"slow", "mode_collapse"} if narrow else {"slow"}), cause, 0)
+        # It says something of everything still, or has come to one phoneme or two, and is on its way or stands.
+        return Label(frozenset({"slow", "mode_collapse"} if narrow else {"slow", "undecided"}), cause, 0)
     if recovers or not state:
         return None
     return Label(frozenset(state), cause, r["onset"])

@@ -225,6 +225,13 @@ def _slow(r: Recipe, rng: np.random.Generator) -> Recipe:
     return replace(made, steps=600, fault="small_step", cause="step_too_small")
 
 
+def _early_end(r: Recipe, rng: np.random.Generator) -> Recipe:
+    """A learning rate that ends, at a thousandth, when the decoder has just come to say blank."""
+    step = float(10 ** rng.uniform(-1.7, -1.3))
+    made = replace(_momentum(r, rng, step), warmup=10, fault="rate_ends", strength=1e-3)
+    return replace(made, onset=int(rng.integers(30, 60)), cause="step_too_small", steps=800)
+
+
 def _decay(r: Recipe, rng: np.random.Generator) -> Recipe:
     """A weight decay that takes away what was learned."""
     made = _late(r, rng) if rng.random() < 0.6 else r
@@ -298,6 +305,7 @@ _FAMILIES: dict[str, tuple[_Kind, dict[Half, int]]] = {
     "overflow": (_overflow, {"design": 4, "test": 4}),
     "clip_before_unscale": (_clip_before_unscale, {"design": 4, "test": 4}),
     "step_too_small": (_step_too_small, {"design": 8, "test": 8}),
+    "early_end": (_early_end, {"design": 7, "test": 7}),
     "slow": (_slow, {"design": 6, "test": 6}),
     "decay": (_decay, {"design": 6, "test": 6}),
     "shuffled_labels": (_shuffled_labels, {"design": 5, "test": 5}),
