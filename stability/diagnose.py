@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as TextTable
 
-from stability.diagnosis.detectors import measured
+from stability.diagnosis.finding import measured
 from stability.diagnosis.logs import Recording, from_metrics, read_log
 from stability.diagnosis.signals import Table, read_table
 from stability.diagnosis.verdict import judge

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # a log is diagnosed without PyTorch
     from stability.training.recorder import Utterance
     from stability.training.replay import Replay
 
-_COLOURS = {"stable": "bold green", "undecided": "bold yellow"}  # every other outcome is red
+_COLOURS = {"stable": "bold green", "slow": "bold yellow", "undecided": "bold yellow"}  # every other outcome is red
 _KINDS = {
     "transient": "It does not fail again: look at the machine, its memory and its drivers, before the settings.",
     "precision": "A wider precision gets through it: numbers so large are beyond the trial's own. "
