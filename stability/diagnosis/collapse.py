@@ -126,15 +126,16 @@ def stuck(signals: Table, validation: Table) -> Finding | None:
     for time in _narrow_times(signals):
         if until((steps, information), time.first).max(initial=0) >= _T["spoke"]:
             continue
-        for step in steps[(steps >= time.first + _T["stuck"]) & (steps <= time.last)].tolist():
+        for step in steps[(steps >= time.first + _T["lasting"]) & (steps <= time.last)].tolist():
             if _rate_rises(signals, time.first, step):
                 continue
-            ahead = forecast(signals, time.first, step)
-            if ahead is None or ahead.earliest - step < _T["horizon"] * (step - time.first):
+            ahead = forecast(signals, time.first, step) if step >= time.first + _T["stuck"] else None
+            lasts = ahead is not None and ahead.earliest - step >= _T["horizon"] * (step - time.first)
+            if not lasts and not _stands_still(signals, step):
                 continue
             now = float(until((steps, information), step)[-1])
             cause, advice = why_no_progress(signals, step)
-            expected = f"{_T['leaves']} nats, at which blank gives way ({ahead})"
+            expected = f"{_T['leaves']} nats, at which blank gives way" + (f" ({ahead})" if ahead else "")
             return Finding(time.outcome, cause, time.first, step, "frame_information", now, expected, advice)
     return None
 
@@ -236,6 +237,12 @@ def _what_changed(signals: Table, step: int) -> str:
         if not 0.67 * old <= new <= 1.5 * old:
             return f"Meanwhile {what} went from {old:.3g} to {new:.3g}: look there first."
     return "Neither the lr, nor the size of weights or inputs changed much: look at the labels and inputs since then."
+
+
+def _stands_still(signals: Table, step: int) -> bool:
+    """Whether the last updates were so small that thousands of them would lead nowhere."""
+    update = until(finite(signals, "update_ratio"), step)[-3:]
+    return len(update) == 3 and bool(update.max() < _T["no_update"])
 
 
 def _rate_rises(signals: Table, since: int, step: int) -> bool:
