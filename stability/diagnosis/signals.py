@@ -9,10 +9,14 @@ field is a signal that was not measured at that step; `nan` was measured, and wa
 | `loss`, `loss_per_label` | the training loss as configured, and divided by each utterance's number of labels |
 | `grad_norm`, `grad_norm.PART` | gradient norm before the clip: whole, day layers, initial state, GRU layers, head |
 | `clipped` | 1 if the gradient was clipped at this step |
+| `applied_norm` | gradient norm as it was applied, after the clip and the unscaling; 0 where the step was skipped |
 | `update_ratio` | norm of the update that was made over norm of the weights (every 10th step) |
+| `weight_norm` | Euclidean norm of all weights, before the update (every 10th step) |
 | `blank_fraction` | share of frames whose best class is blank |
 | `distinct_phonemes` | other classes that are the best of some frame |
 | `frame_information` | mutual information between frame and non-blank class, in nats (every 10th step) |
+| `input_max` | largest absolute input of the batch, as the model reads it; not finite if any is not |
+| `infeasible_targets` | how many utterances of the batch CTC cannot align: too few frames for their labels |
 | `lr`, `effective_lr` | learning rate, and lr / (median second-moment root + epsilon) (every 10th step) |
 | `epsilon_dominance` | share of second-moment roots below epsilon, of a sample of 16,000 (every 10th step) |
 | `loss_scale` | the factor on the loss in fp16; 1 otherwise |
