@@ -96,14 +96,27 @@ def read_table(path: Path, after: int = -1) -> Table:
     return Table(names, steps[kept], values[kept], measured[kept])
 
 
-def truncate(path: Path, step: int) -> None:
-    """Keep the rows of `path` whose step is below `step`, atomically. A missing file stays missing."""
+def truncate(path: Path, step: int, names: Sequence[str]) -> None:
+    """Keep the rows of `path` whose step is below `step`, atomically, for more of the columns `names` to follow.
+
+    A missing file stays missing; one of which no row is left is emptied. Rows with other columns raise
+    `StabilityError`, and stay as they are.
+    """
     if not path.exists():
         return
     whole = path.read_bytes()
-    end = whole.find(b"\n") + 1
+    end = start = whole.find(b"\n") + 1
     while (stop := whole.find(b"\n", end) + 1) and int(whole[end : whole.index(b",", end)]) < step:
         end = stop
+    if end == start:
+        end = 0
+    elif (found := whole[: start - 1].decode().split(",")[1:]) != [*names]:
+        differ = [f"no {name}" for name in names if name not in found]
+        differ += [f"{name} beyond them" for name in found if name not in names]
+        raise StabilityError(
+            f"{path} has other columns than this trial writes ({', '.join(differ) or 'in another order'}): another "
+            "version of the program began it. Go on with that version, or train the trial anew: fresh=true"
+        )
     if end < len(whole):
         write_atomically(path, whole[:end])
 
