@@ -66,10 +66,11 @@ class Loss:
 
 @dataclass
 class Precision:
-    """The dtype of the forward pass, and fp16's first loss scale."""
+    """The dtype of the forward pass, fp16's first loss scale, and a fault to experiment with."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"]
     initial_loss_scale: float
+    clip_before_unscale: bool
 
 
 @dataclass

@@ -32,8 +32,9 @@ class Monitor:
         print(monitor.verdict())
 
     All but the model is optional; what is not given is not judged. `scaler` is the GradScaler of a training in fp16,
-    whose gradients `step` should see unscaled; `blank` the logits' class of CTC's blank. Nothing is changed:
-    not a gradient, not a random number.
+    whose gradients `step` should see unscaled; `blank` the logits' class of CTC's blank. Of several optimizers give
+    the one that steps last: the update is what the weights have changed by then. Nothing is changed: not a gradient,
+    not a random number.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Monitor:
         A loss or gradient that is not finite is told before the update that it would spoil.
         Logits without the class of blank raise `StabilityError`.
         """
+        self._before = []  # of an update that was never made
         if len(self._pending) >= (_BLOCK if next(self._model.parameters()).is_cuda else 1):
             self._fetch()
         with torch.no_grad():
@@ -148,9 +150,14 @@ class Monitor:
 
     def _norms(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter that has a gradient, and its norm."""
+        for name, gradient in self._gradients():
+            yield name, _norm([gradient])
+
+    def _gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter that has a gradient, and the gradient; of a sparse one the numbers that it holds."""
         for name, p in self._model.named_parameters():
             if p.grad is not None:
-                yield name, _norm([p.grad])
+                yield name, p.grad.coalesce().values() if p.grad.is_sparse else p.grad
 
     def _epsilon_signals(self) -> dict[str, Tensor]:
         """As `measure.epsilon_signals`, from the state that PyTorch's Adam and AdamW keep."""
@@ -184,7 +191,7 @@ class Monitor:
             row = self._pending[-1]
             row["update_ratio"] = _norm([after - before for after, before in pairs]) / row["weight_norm"]
             # What was applied may have been clipped, or unscaled, since `step`.
-            if gradients := [p.grad for p in self._model.parameters() if p.grad is not None]:
+            if gradients := [gradient for _, gradient in self._gradients()]:
                 row["applied_norm"] = _norm(gradients)
         self._before = []
 
@@ -196,7 +203,6 @@ class Monitor:
 
     def _fetch(self) -> None:
         """Bring what is pending to the host, in one transfer, and look whether the training can go on."""
-        self._before = []  # of an update that was never made
         if not self._pending:
             return
         device = next(self._model.parameters()).device
@@ -204,6 +210,7 @@ class Monitor:
         values = iter(flat)
         fetched = [{name: next(values) for name in row} for row in self._pending]
         self._pending.clear()
+        self._before = []  # an update that is still to come has no row any more
         table = _table(fetched, self._fetched)
         self._fetched += len(fetched)
         self._rows.append(table.names, table.steps, table.values, table.measured)
@@ -215,7 +222,7 @@ class Monitor:
         """Where the model at hand is not finite: first module in the order of the forward pass, and parameters."""
         modules = [name for name, output in self._outputs.items() if not _is_finite(output)]
         weights = [name for name, p in self._model.named_parameters() if not p.isfinite().all()]
-        gradients = [n for n, p in self._model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        gradients = [name for name, gradient in self._gradients() if not gradient.isfinite().all()]
         found = {
             "first module with an output that is not finite": modules[:1],
             "weights not finite": weights,
@@ -226,7 +233,7 @@ class Monitor:
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     """The Euclidean norm over all tensors."""
-    norms = [torch.linalg.vector_norm(t.coalesce().values() if t.is_sparse else t, dtype=_wide(t)) for t in tensors]
+    norms = [torch.linalg.vector_norm(t, dtype=_wide(t)) for t in tensors]
     whole: Tensor = torch.linalg.vector_norm(torch.stack([n.float().to(norms[0].device) for n in norms]))
     return whole
 

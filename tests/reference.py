@@ -108,11 +108,21 @@ class ReferenceTrainer:
             losses = losses / batch.label_counts
         loss = losses.mean()
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.optimizer.clip_norm or math.inf)
-        self.optimizer.step()
+        norm = self.update(loss)
         self.scheduler.step()
-        return loss.item(), norm.item()
+        return loss.item(), norm
+
+    def update(self, loss: Tensor) -> float:
+        """Backward, clip and step; the gradient's norm before the clip."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm or math.inf)
+        self.optimizer.step()
+        return norm.item()
+
+    def gradient_norm(self) -> float:
+        """Of the gradient as it was applied."""
+        gradients = [p.grad.double().flatten() for p in self.model.parameters() if p.grad is not None]
+        return float(torch.cat(gradients).norm())
 
     def _augmented(self, batch: Batch, step: int) -> tuple[Tensor, int]:
         c, cpu = self.config, torch.device("cpu")

@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from stability.data.t15 import Trial, write_session
+from stability.errors import StabilityError
+from stability.training.trial import run_trial
 from tests.commandline import CommandLine, ended, rows, the_message, wait_for
+from tests.configs import tiny
 
 ENDLESS = ("steps=1000000", "checkpoint_every=5")
 DAYS = ("day.1", "day.2", "day.3", "day.4")
@@ -166,3 +169,22 @@ def assert_goes_on(cli: CommandLine, outputs: Path) -> None:
     end = ended(process, 130)
     assert f"steps {step} to 1000000 (resumed)" in end.out
     assert [int(row.split(",")[0]) for row in rows(signals)] == [*range(len(rows(signals)))]
+
+
+def test_a_trial_that_another_version_began(root: Path, tmp_path: Path) -> None:
+    """Its signals lack a column: it is not gone on with, nothing of it is lost, and fresh=true trains it anew."""
+    own = ("data=t15", f"data.path={root}", f"outputs={tmp_path}", "checkpoint_every=3", "validate_every=3")
+    folder = tmp_path / "trial"
+    run_trial(tiny(*own, "steps=5"), folder)
+    signals, verdict = folder / "signals.csv", folder / "verdict.json"
+    lines = [line.split(",") for line in signals.read_text().splitlines()]
+    at = lines[0].index("applied_norm")
+    signals.write_text("".join(",".join(line[:at] + line[at + 1 :]) + "\n" for line in lines))
+    verdict.unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(StabilityError, match=r"signals\.csv has other columns .*\(no applied_norm\).*fresh=true"):
+        run_trial(tiny(*own, "steps=9"), folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    run_trial(tiny(*own, "steps=9", "fresh=true"), folder)
+    assert signals.read_text().splitlines()[0].split(",") == [*lines[0]]
+    assert len(rows(signals)) == 9

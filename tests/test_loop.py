@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stability.config import Config, Model
 from stability.data.batches import training_batch, validation_batches
@@ -17,7 +17,7 @@ from stability.training.decoder import Dropout, Parameters, Watch, forward, init
 from stability.training.loop import Block, Stack, evaluate, new_stack, train_steps
 from stability.training.packing import Packing
 from tests.configs import tiny
-from tests.reference import ReferenceTrainer, by_official_name, reference, smoothed
+from tests.reference import ReferenceDecoder, ReferenceTrainer, by_official_name, reference, smoothed
 from tests.test_loss import collapsed, levenshtein
 
 CPU = torch.device("cpu")
@@ -337,6 +337,72 @@ def test_signals_of_the_update(dataset: Dataset) -> None:
     assert column(block, "effective_lr")[0, 0] == pytest.approx(rate / (median + 0.02), rel=1e-3)
 
 
+def test_applied_norm_is_that_of_the_clipped_gradient(dataset: Dataset) -> None:
+    configs = [tiny("optimizer.clip_norm=8"), tiny("optimizer.clip_norm=null", "seed=1")]
+    stack = stack_of(configs, dataset)
+    trainers = [
+        ReferenceTrainer(c, reference(copied(stack.parameters, k), 2, torch.float64)) for k, c in enumerate(configs)
+    ]
+    block = train_steps(stack, dataset.train, 8)
+    for k, trainer in enumerate(trainers):
+        applied = []
+        for step in range(8):
+            trainer.step(dataset.train, step)
+            applied.append(trainer.gradient_norm())
+        np.testing.assert_allclose(column(block, "applied_norm")[k], applied, rtol=1e-4)
+    assert not column(block, "applied_norm").mask.any()
+    assert 0 < column(block, "clipped")[0].mean() < 1
+
+
+def test_nothing_is_applied_where_a_step_is_skipped(dataset: Dataset) -> None:
+    """One trial fails; in fp16 one overflows and goes on at a smaller scale."""
+    stack = stack_of([tiny("seed=1"), tiny("seed=2")], dataset)
+    stack.parameters["out.bias"][1, 0] = math.nan
+    assert [n > 0 for n in column(train_steps(stack, dataset.train, 1), "applied_norm")[:, 0]] == [True, False]
+    stack = stack_of([tiny("precision=fp16", f"precision.initial_loss_scale={2.0**40}")], dataset)
+    block = train_steps(stack, dataset.train, 40)
+    applied, norm = column(block, "applied_norm")[0], column(block, "grad_norm")[0]
+    assert applied[0] == 0
+    np.testing.assert_array_equal(applied > 0, np.isfinite(norm))
+
+
+def test_signals_of_the_weights(dataset: Dataset) -> None:
+    """The norm before the update, whose size `update_ratio` gives in it; every 10th step."""
+    stack, _ = trained([tiny("schedule.lr_max=0.02"), tiny("seed=1")], dataset, 10)
+    before = [by_official_name(copied(stack.parameters, k)) for k in range(2)]
+    block = train_steps(stack, dataset.train, 2)
+    assert column(block, "weight_norm").mask.tolist() == [[False, True]] * 2
+    for k, weights in enumerate(before):
+        whole = torch.cat([p.double().flatten() for p in weights.values()]).norm()
+        assert column(block, "weight_norm")[k, 0] == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_input_max_is_of_what_the_model_reads(dataset: Dataset) -> None:
+    """Noise and smoothing included; each trial its own, whatever its neighbours' length."""
+    configs = different()[:3]  # the reference knows the official kernel only, and the last has another
+    _, block = trained(configs, dataset, 3)
+    for k, config in enumerate(configs):
+        trainer = ReferenceTrainer(config, reference(init_parameters(config.model, 6, 4, 0), 2, torch.float64))
+        for step in range(3):
+            x, _ = trainer._augmented(training_batch(dataset.train, 6, 3, config.seed, step), step)
+            assert column(block, "input_max")[k, step] == pytest.approx(x.abs().max().item(), rel=1e-5)
+    assert not column(block, "input_max").mask.any()
+    _, block = trained([tiny(), tiny("aug.white_noise_std=inf")], dataset, 1)
+    assert np.isfinite(column(block, "input_max")).tolist() == [[True], [False]]
+
+
+def test_infeasible_targets_are_counted(dataset: Dataset) -> None:
+    """A decoder with patches too far apart for some utterances: those whose likelihood is 0, whatever it says."""
+    config = tiny("model.patch_stride=12", "seed=3")
+    stack = stack_of([config, tiny("model.patch_stride=12", "seed=4")], dataset)
+    seen = [loop._pass(stack_at(stack, step), dataset.train) for step in range(4)]
+    infinite = torch.stack([s.nll.isinf().sum(1) for s in seen], 1)
+    assert 0 < infinite.sum() < 4 * 2 * 6
+    block = train_steps(stack, dataset.train, 4)
+    np.testing.assert_array_equal(column(block, "infeasible_targets"), infinite)
+    assert not column(trained([tiny()], dataset, 4)[1], "infeasible_targets").any()
+
+
 def trainer_rate(config: Config, step: int) -> float:
     s = config.schedule
     share = (step - s.warmup_steps) / (s.decay_steps - s.warmup_steps)
@@ -387,6 +453,58 @@ def test_fp16_without_a_smaller_scale_fails(dataset: Dataset) -> None:
     stack.parameters["gru.weight_ih_l1"].mul_(math.nan)
     train_steps(stack, dataset.train, 1)
     assert stack.failed.tolist() == [1]
+
+
+class ClipsBeforeUnscaling(ReferenceTrainer):
+    """The fault as public code has it: `unscale_` is forgotten, and the clip sees the scaled gradients."""
+
+    def __init__(self, config: Config, model: ReferenceDecoder, scale: float) -> None:
+        super().__init__(config, model)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+    def update(self, loss: Tensor) -> float:
+        assert self.config.optimizer.clip_norm is not None
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return norm.item()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "tolerance"), [("fp32", 4, 1e-4), ("fp32", 65536, 1e-4), ("fp16", 4, 0.02), ("fp16", 1024, 0.02)]
+)
+def test_clip_before_unscale_is_the_fault_of_public_code(
+    dataset: Dataset, dtype: str, scale: float, tolerance: float
+) -> None:
+    """Ten steps beside a plain loop in float32 with PyTorch's own GradScaler."""
+    common = ("optimizer=adam_default", "optimizer.epsilon=1e-3", "optimizer.clip_norm=20", "optimizer.fused=false")
+    config = tiny(*common, "precision=fp16_clip_before_unscale", f"precision.dtype={dtype}")
+    stack = stack_of([config], dataset)
+    stack.loss_scale.fill_(scale)  # in float32 too, where the comparison is exact
+    start = by_official_name(copied(stack.parameters, 0))
+    trainer = ClipsBeforeUnscaling(config, reference(copied(stack.parameters, 0), 2, torch.float32), scale)
+    block = train_steps(stack, dataset.train, 10)
+    assert (column(block, "loss_scale") == scale).all()
+    for step in range(10):
+        loss, scaled_norm = trainer.step(dataset.train, step)
+        assert column(block, "loss")[0, step] == pytest.approx(loss, rel=tolerance)
+        assert column(block, "grad_norm")[0, step] == pytest.approx(scaled_norm / scale, rel=10 * tolerance)
+        assert column(block, "clipped")[0, step] == (scaled_norm > 20)
+        assert column(block, "applied_norm")[0, step] == pytest.approx(trainer.gradient_norm(), rel=10 * tolerance)
+    assert (column(block, "applied_norm") < 20.01 / scale).all()
+    ours = by_official_name(copied(stack.parameters, 0))
+    for name, p in trainer.model.named_parameters():
+        moved = (p - start[name]).norm()
+        assert (ours[name] - p).norm() <= 10 * tolerance * moved + 1e-6 * p.norm(), name
+
+
+def test_clip_before_unscale_is_the_clip_where_nothing_is_scaled(dataset: Dataset) -> None:
+    wrong, right = (
+        trained([tiny("precision=" + n, "precision.dtype=bf16")], dataset, 4)[1]
+        for n in ("fp16_clip_before_unscale", "fp16")
+    )
+    assert wrong.values.tobytes() == right.values.tobytes()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.02), ("fp16", 0.005)])

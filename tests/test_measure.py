@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from stability.training.measure import frame_information, output_signals
+from stability.data.t15 import frames_needed
+from stability.training.measure import frame_information, infeasible_targets, input_max, output_signals
 
 
 def brute_force(logits: np.ndarray, frames: list[int]) -> float:
@@ -51,3 +53,28 @@ def test_blank_may_be_any_class(blank: int) -> None:
     assert output_signals(logits, frames, blank) == output_signals(first, frames)
     assert 0 < output_signals(first, frames)["blank_fraction"] < 1
     assert torch.equal(frame_information(logits, frames, blank), frame_information(first, frames))
+
+
+def test_infeasible_targets_are_those_that_no_logits_can_say() -> None:
+    """Against CTC itself, and the rule by which data are checked before a training."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(1, 4, (2, 50, 6), generator=generator)  # so few classes that many repeat
+    counts, frames = (torch.randint(low, 9 - low, (2, 50), generator=generator) for low in (2, 1))
+    log_probs = torch.randn(8, 100, 4, generator=generator).log_softmax(-1)
+    flat = labels.flatten(0, 1), frames.flatten(), counts.flatten()
+    loss = F.ctc_loss(log_probs, *flat, reduction="none")
+    found = infeasible_targets(labels, counts, frames)
+    assert found.flatten().tolist() == loss.isinf().tolist()
+    needed = [frames_needed(row[:count].tolist()) for row, count in zip(flat[0], flat[2].tolist(), strict=True)]
+    assert found.flatten().tolist() == [n > has for n, has in zip(needed, flat[1].tolist(), strict=True)]
+    assert 0 < found.sum() < 100
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_input_max_is_not_finite_where_an_input_is_not(value: float) -> None:
+    x = torch.tensor([[[1.0, -7.0], [3.0, 0.0]], [[2.0, 5.0], [-1.0, 4.0]]])
+    assert input_max(x).tolist() == [7, 5]
+    for place in range(4):
+        x[1].view(-1)[place] = value
+        assert input_max(x).isfinite().tolist() == [True, False]
+        x[1].view(-1)[place] = 0

@@ -1,8 +1,12 @@
 """The monitor in plain PyTorch loops."""
 
+import itertools
+import math
 import subprocess
 import sys
+from collections.abc import Iterable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -162,3 +166,201 @@ def test_blank_may_be_another_class() -> None:
         assert monitor.verdict().evidence["blank fraction"] == fraction
     with pytest.raises(StabilityError, match="blank=5 is none of the 5 classes"):
         Monitor(Toy(), blank=5).step(1.0, logits)
+
+
+def whole(tensors: Iterable[Tensor]) -> Tensor:
+    """All numbers of some tensors, in a row and in float64."""
+    return torch.cat([t.detach().to_dense().double().flatten() for t in tensors])
+
+
+def gradients(model: nn.Module) -> Tensor:
+    return whole(p.grad for p in model.parameters() if p.grad is not None)
+
+
+def test_norms_are_those_of_the_step_that_was_made() -> None:
+    """Clipped between `step` and the update; every 10th step."""
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-6), (torch.bfloat16, 1e-2)):
+        torch.manual_seed(0)
+        model = Toy(dtype)
+        model.body.bias.requires_grad_(False)  # a frozen parameter is a weight as the others
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+        monitor = Monitor(model, optimizer)
+        found = []
+        for step in range(21):
+            x, labels = batch(step)
+            optimizer.zero_grad()
+            loss = ctc(model(x.to(dtype)).float(), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm, before = gradients(model).norm(), whole(model.parameters())
+            assert monitor.step(loss) is None
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5 * norm.item())
+            clipped = gradients(model).norm()
+            optimizer.step()
+            ratio = (whole(model.parameters()) - before).norm() / before.norm()
+            found.append([norm, clipped, before.norm(), ratio])
+        signals = monitor.signals()
+        names = ("grad_norm", "applied_norm", "weight_norm", "update_ratio")
+        for name, wanted in zip(names, zip(*found, strict=True), strict=True):
+            at = slice(None) if name == "grad_norm" else slice(None, None, 10)
+            assert signals.measured[:, signals.names.index(name)].nonzero()[0].tolist() == [*range(21)[at]]
+            assert signals[name][at] == pytest.approx([float(v) for v in wanted[at]], rel=tolerance), (dtype, name)
+        assert signals["applied_norm"][::10] == pytest.approx(0.5 * signals["grad_norm"][::10], rel=tolerance)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_applied_norm_with_a_gradient_scaler(fused: bool, unscaled: bool) -> None:
+    """Clipped as it should be, and before the unscaling, which cuts what is applied by the scale too."""
+    torch.manual_seed(0)
+    model = Toy()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    monitor = Monitor(model, optimizer, scaler)
+    x, labels = batch(0)
+    loss = ctc(model(x), labels)
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    if unscaled:
+        scaler.unscale_(optimizer)
+    assert monitor.step(loss) is None
+    nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+    scaler.step(optimizer)
+    scaler.update()
+    assert monitor.signals()["applied_norm"][0] == pytest.approx(0.25 if unscaled else 0.25 / 1024, rel=1e-4)
+
+
+def test_an_update_that_the_scaler_skips_is_not_measured() -> None:
+    model = Toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    monitor = Monitor(model, optimizer, scaler)
+    for step in range(11):
+        optimizer.zero_grad()
+        scaler.scale(model(batch(step)[0]).mean()).backward()
+        if step == 10:
+            model.head.weight.grad.fill_(torch.inf)  # type: ignore[union-attr]
+        scaler.unscale_(optimizer)
+        monitor.step(0.5)
+        scaler.step(optimizer)
+        scaler.update()
+    signals = monitor.signals()
+    for name in ("applied_norm", "update_ratio"):
+        assert signals.measured[:, signals.names.index(name)].nonzero()[0].tolist() == [0]
+
+
+def test_an_update_once_in_several_steps() -> None:
+    """Gradients are summed over two batches, so that no update follows the steps whose update is looked at."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = Toy().to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    monitor = Monitor(model, optimizer)
+    for step in range(22):
+        loss = model(batch(step)[0].to(device)).square().mean()
+        loss.backward()
+        assert monitor.step(loss) is None
+        if step % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+    signals = monitor.signals()
+    assert "applied_norm" not in signals.names
+    assert signals.measured[:, signals.names.index("weight_norm")].nonzero()[0].tolist() == [0, 10, 20]
+
+
+class Words(nn.Module):
+    """A table of which a batch touches a few rows, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 4, sparse=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        said: Tensor = self.head(self.table(x)).square().mean()
+        return said
+
+
+def test_a_sparse_gradient_of_integers() -> None:
+    torch.manual_seed(0)
+    model = Words()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = Monitor(model, optimizer)
+    x = torch.tensor([[3, 7, 3], [49, 3, 0]])  # rows that repeat are summed
+    loss = model(x)
+    loss.backward()
+    before = whole(model.parameters())
+    assert monitor.step(loss, inputs=x) is None
+    optimizer.step()
+    wanted = {
+        "grad_norm": gradients(model).norm(),
+        "applied_norm": gradients(model).norm(),
+        "weight_norm": before.norm(),
+        "update_ratio": (whole(model.parameters()) - before).norm() / before.norm(),
+        "input_max": 49,
+    }
+    signals = monitor.signals()
+    for name, value in wanted.items():
+        assert signals[name][0] == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_a_sparse_gradient_that_is_not_finite_is_told() -> None:
+    model = Words()
+    monitor = Monitor(model)
+    loss = model(torch.tensor([3, 3, 7]))
+    (loss * torch.inf).backward()
+    failure = monitor.step(loss)
+    assert failure is not None
+    assert failure.evidence["gradients not finite"] == "table.weight, head.weight, head.bias"
+
+
+def test_a_second_optimizer() -> None:
+    """The norms are of all the model, and the update is what its weights changed by until the given one has stepped."""
+    torch.manual_seed(0)
+    model = Toy()
+    second = torch.optim.SGD(model.body.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
+    monitor = Monitor(model, optimizer)
+    x, labels = batch(0)
+    loss = ctc(model(x), labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    before = whole(model.parameters())
+    monitor.step(loss)
+    nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    second.step()
+    optimizer.step()
+    signals = monitor.signals()
+    ratio = (whole(model.parameters()) - before).norm() / before.norm()
+    assert signals["applied_norm"][0] == pytest.approx(0.5, rel=1e-5)
+    assert signals["update_ratio"][0] == pytest.approx(float(ratio), rel=1e-5)
+
+
+def test_the_largest_input() -> None:
+    x = torch.tensor([[1.0, -7.5], [3.0, 0.0]])
+    monitor = Monitor(Toy())
+    for inputs in (x, x.double(), x.bfloat16(), x.to(torch.int64), x > 0):
+        monitor.step(1.0, inputs=inputs)
+    assert monitor.signals()["input_max"].tolist() == [7.5, 7.5, 7.5, 7, 1]
+    for place, value in itertools.product(range(4), (math.nan, math.inf, -math.inf)):
+        spoilt = x.clone()
+        spoilt.view(-1)[place] = value
+        monitor.step(1.0, inputs=spoilt)
+    assert not np.isfinite(monitor.signals()["input_max"][5:]).any()
+
+
+def test_targets_that_ctc_cannot_align_are_counted() -> None:
+    """Those whose likelihood is 0 whatever the logits; all frames are theirs where no lengths are given."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(1, 4, (200, 6), generator=generator)  # so few classes that many repeat
+    counts, lengths = (torch.randint(low, 9 - low, (200,), generator=generator) for low in (2, 1))
+    logits = torch.randn(200, 8, 5, generator=generator)
+    log_probs = logits.log_softmax(-1).transpose(0, 1)
+    monitor = Monitor(Toy())
+    wanted = []
+    for kind in (torch.int64, torch.int32):
+        monitor.step(1.0, logits, lengths.to(kind), labels=labels.to(kind), label_counts=counts.to(kind))
+        wanted.append(int(F.ctc_loss(log_probs, labels, lengths, counts, reduction="none").isinf().sum()))
+    short = torch.full((200,), 4)
+    monitor.step(1.0, logits[:, :4], labels=labels, label_counts=counts)
+    wanted.append(int(F.ctc_loss(log_probs[:4], labels, short, counts, reduction="none").isinf().sum()))
+    assert monitor.signals()["infeasible_targets"].tolist() == wanted
+    assert all(0 < count < 200 for count in wanted)
+    monitor.step(1.0, logits, labels=labels)  # how many labels each has is not known
+    assert math.isnan(monitor.signals()["infeasible_targets"][3])

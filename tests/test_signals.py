@@ -60,7 +60,7 @@ def test_every_possible_cut_loses_the_cut_line_only(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         lines = whole[:length].count(b"\n")
         assert list(signals.read_table(path).steps) == list(range(max(0, lines - 1)))
-        signals.truncate(path, 2)  # as when a training goes on from step 2
+        signals.truncate(path, 2, ("a", "b"))  # as when a training goes on from step 2
         kept = list(range(min(2, max(0, lines - 1))))
         assert list(signals.read_table(path).steps) == kept
         signals.append_rows(path, ("a", "b"), [2], np.array([[7, 8]], np.float32))
@@ -69,17 +69,30 @@ def test_every_possible_cut_loses_the_cut_line_only(tmp_path: Path) -> None:
 
 def test_truncate(tmp_path: Path) -> None:
     path = tmp_path / "signals.csv"
-    signals.truncate(path, 3)
+    signals.truncate(path, 3, ("a",))
     assert not path.exists()
     signals.append_rows(path, ("a",), range(0, 10, 2), np.arange(5, dtype=np.float32)[:, None])
     before = path.read_bytes()
-    signals.truncate(path, 9)
+    signals.truncate(path, 9, ("a",))
     assert path.read_bytes() == before
-    signals.truncate(path, 5)
+    signals.truncate(path, 5, ("a",))
     assert list(signals.read_table(path).steps) == [0, 2, 4]
-    signals.truncate(path, 0)
-    assert path.read_text() == "step,a\n"
+    signals.truncate(path, 0, ("a",))
+    assert path.read_text() == ""
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("other", [("a",), ("a", "b", "c"), ("b", "a"), ("a", "x")])
+def test_rows_with_other_columns_are_not_gone_on_with(tmp_path: Path, other: tuple[str, ...]) -> None:
+    path = tmp_path / "signals.csv"
+    signals.append_rows(path, other, range(3), np.ones((3, len(other)), np.float32))
+    before = path.read_bytes()
+    with pytest.raises(StabilityError, match=r"signals\.csv has other columns .*fresh=true"):
+        signals.truncate(path, 2, ("a", "b"))
+    assert path.read_bytes() == before
+    signals.truncate(path, 0, ("a", "b"))  # nothing of it stays
+    signals.append_rows(path, ("a", "b"), [0], np.ones((1, 2), np.float32))
+    assert signals.read_table(path).names == ("a", "b")
 
 
 def test_a_missing_file_is_an_empty_table(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_nothing_is_sent_twice(outputs: Path) -> None:
     tracker.update()
     tracker.abort("KILLED")
     assert look(store(outputs))[0].status == "KILLED"
-    signals.truncate(folder / "signals.csv", 30)  # the checkpoint was older
+    signals.truncate(folder / "signals.csv", 30, _NAMES)  # the checkpoint was older
     tracker = open_tracker(folder, outputs)
     assert look(store(outputs))[0].status == "RUNNING"
     add_rows(folder, 30, 45)
@@ -237,7 +237,7 @@ def test_killed_between_sending_and_noting_it(outputs: Path) -> None:
     assert process.exitcode == -signal.SIGKILL
     assert json.loads((folder / "tracking.json").read_text())["marks"]["signals.csv"]["sent"] == 39
     assert look(store(outputs))[0].steps("loss") == list(range(60))
-    signals.truncate(folder / "signals.csv", 30)
+    signals.truncate(folder / "signals.csv", 30, _NAMES)
     tracker = open_tracker(folder, outputs)
     add_rows(folder, 30, 50)
     time.sleep(0.01)  # another modification time

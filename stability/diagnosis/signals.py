@@ -9,10 +9,14 @@ field is a signal that was not measured at that step; `nan` was measured, and wa
 | `loss`, `loss_per_label` | the training loss as configured, and divided by each utterance's number of labels |
 | `grad_norm`, `grad_norm.PART` | gradient norm before the clip: whole, day layers, initial state, GRU layers, head |
 | `clipped` | 1 if the gradient was clipped at this step |
+| `applied_norm` | gradient norm as it was applied, after the clip and the unscaling; 0 where the step was skipped |
 | `update_ratio` | norm of the update that was made over norm of the weights (every 10th step) |
+| `weight_norm` | Euclidean norm of all weights, before the update (every 10th step) |
 | `blank_fraction` | share of frames whose best class is blank |
 | `distinct_phonemes` | other classes that are the best of some frame |
 | `frame_information` | mutual information between frame and non-blank class, in nats (every 10th step) |
+| `input_max` | largest absolute input of the batch, as the model reads it; not finite if any is not |
+| `infeasible_targets` | how many utterances of the batch CTC cannot align: too few frames for their labels |
 | `lr`, `effective_lr` | learning rate, and lr / (median second-moment root + epsilon) (every 10th step) |
 | `epsilon_dominance` | share of second-moment roots below epsilon, of a sample of 16,000 (every 10th step) |
 | `loss_scale` | the factor on the loss in fp16; 1 otherwise |
@@ -92,14 +96,27 @@ def read_table(path: Path, after: int = -1) -> Table:
     return Table(names, steps[kept], values[kept], measured[kept])
 
 
-def truncate(path: Path, step: int) -> None:
-    """Keep the rows of `path` whose step is below `step`, atomically. A missing file stays missing."""
+def truncate(path: Path, step: int, names: Sequence[str]) -> None:
+    """Keep the rows of `path` whose step is below `step`, atomically, for more of the columns `names` to follow.
+
+    A missing file stays missing; one of which no row is left is emptied. Rows with other columns raise
+    `StabilityError`, and stay as they are.
+    """
     if not path.exists():
         return
     whole = path.read_bytes()
-    end = whole.find(b"\n") + 1
+    end = start = whole.find(b"\n") + 1
     while (stop := whole.find(b"\n", end) + 1) and int(whole[end : whole.index(b",", end)]) < step:
         end = stop
+    if end == start:
+        end = 0
+    elif (found := whole[: start - 1].decode().split(",")[1:]) != [*names]:
+        differ = [f"no {name}" for name in names if name not in found]
+        differ += [f"{name} beyond them" for name in found if name not in names]
+        raise StabilityError(
+            f"{path} has other columns than this trial writes ({', '.join(differ) or 'in another order'}): another "
+            "version of the program began it. Go on with that version, or train the trial anew: fresh=true"
+        )
     if end < len(whole):
         write_atomically(path, whole[:end])
 

@@ -171,13 +171,18 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     norm = signals["grad_norm"]
     limit = torch.tensor([torch.inf if c.optimizer.clip_norm is None else c.optimizer.clip_norm for c in configs])
     limit = limit.to(device)
-    signals["clipped"] = (norm > limit).float()
     signals["loss_scale"] = stack.loss_scale
-    frames = inputs.frames.to(device)
+    clipped_norm = norm * stack.loss_scale if configs[0].precision.clip_before_unscale else norm
+    coefficients = clip_coefficients(clipped_norm, limit)
+    signals["clipped"] = (clipped_norm > limit).float()
+    frames, label_counts = inputs.frames.to(device), inputs.label_counts.to(device)
     signals |= measure.output_signals(logits, frames)
+    signals["input_max"] = measure.input_max(inputs.x)
+    signals["infeasible_targets"] = measure.infeasible_targets(inputs.labels, label_counts, frames).sum(1).float()
 
     skip = _judge_finiteness(stack, loss.detach(), norm)
-    divisors = signals["loss_scale"] / clip_coefficients(norm, limit)
+    signals["applied_norm"] = torch.where(skip > 0, 0, norm * coefficients)
+    divisors = signals["loss_scale"] / coefficients
     rates = [learning_rates(c, step) for c in configs]
     signals["lr"] = torch.tensor([rate for rate, _ in rates], device=device)
     dear = step % measure.DEAR_EVERY == 0
@@ -185,7 +190,7 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     optimizers = [c.optimizer for c in configs]
     adamw_step(stack.parameters, stack.moments, gradients, inputs.days, optimizers, rates, divisors, skip)
     if dear:
-        signals["update_ratio"] = measure.update_ratio(before, stack.parameters)
+        signals |= measure.update_signals(before, stack.parameters)
         signals["frame_information"] = measure.frame_information(logits, frames)
         signals |= measure.epsilon_signals(stack.moments, optimizers, [rate for rate, _ in rates])
     stack.step += 1

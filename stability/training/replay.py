@@ -97,7 +97,11 @@ def _configuration(folder: Path, flight: Flight) -> Config:
     try:
         config = resolve(DictConfig(OmegaConf.load(path)))
     except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
-        raise StabilityError(f"{path} cannot be read as a trial's configuration ({error}).") from None
+        reason = str(error).partition("\n")[0]
+        raise StabilityError(
+            f"{path} cannot be read as a trial's configuration ({reason}). If another version of the program wrote it, "
+            "replay it with that version, or train the trial anew: fresh=true"
+        ) from None
     return replace(config, data=replace(config.data, path=flight.data, synthetic=None))
 
 

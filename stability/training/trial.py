@@ -37,8 +37,10 @@ from stability.tracking import Tracker, open_tracker
 from stability.training import checkpoint
 from stability.training.decoder import init_parameters
 from stability.training.loop import Block, Stack, evaluate, new_stack, train_steps
+from stability.training.measure import signal_names
 from stability.training.recorder import Recorder
 
+_VALIDATED = ("per", "loss")  # the columns of `validation.csv`
 _BLOCK = 10  # steps after which the signals are fetched from the device, written and shown
 
 
@@ -129,7 +131,7 @@ def _train(
         if ended or count == to_validation:
             (per,), (loss,) = evaluate(stack, dataset.val)
             row = np.array([[per, loss]], np.float32)
-            append_rows(folder / VALIDATION, ("per", "loss"), [stack.step - 1], row)
+            append_rows(folder / VALIDATION, _VALIDATED, [stack.step - 1], row)
             display.validated(stack.step - 1, per, loss)
             if best.improve(float(per), float(loss)):
                 checkpoint.save(folder / BEST, stack, 0, best)
@@ -168,8 +170,8 @@ def _open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.de
     stack = new_stack([config], [parameters], device)
     resumable = (folder / LAST).exists()
     best = checkpoint.restore(folder / LAST, stack, 0) if resumable else checkpoint.Best()
-    for name in (SIGNALS, VALIDATION):
-        truncate(folder / name, stack.step)
+    truncate(folder / SIGNALS, stack.step, signal_names(config.model.layers))
+    truncate(folder / VALIDATION, stack.step, _VALIDATED)
     return stack, best
 
 
