@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,8 @@ def test_plateau_and_collapse(outcome: str) -> None:
     falling, flat = np.linspace(50, 40, 200), np.full(200, 45.0)
     loss = falling if outcome in ("stable", "undecided") else flat
     rates = {"stable": [1.1, 0.3], "relapse": [0.5, 1.0]}.get(outcome, [1.1, 1.0])
-    verdict = judge(table(loss=loss, blank_fraction=blank), table(per=rates))
+    validation = replace(table(per=rates), steps=np.array([10, 190]))
+    verdict = judge(table(loss=loss, blank_fraction=blank), validation)
     if outcome == "relapse":
         assert (verdict.outcome, verdict.cause) == ("blank_collapse", "relapse")
     else:

@@ -91,7 +91,8 @@ def _narrow_times(signals: Table) -> list[_Narrow]:
         few |= running_median(distinct, _SMOOTH) <= _T["few"]
     edges = np.flatnonzero(np.diff(np.concatenate([[False], few, [False]]).astype(int)))
     return [
-        _Narrow(int(steps[first]), int(steps[end - 1]), bool(only_blank[first:end].mean() > 0.5))
+        # The median is late by half its width.
+        _Narrow(int(steps[max(0, first - _SMOOTH // 2)]), int(steps[end - 1]), bool(only_blank[first:end].mean() > 0.5))
         for first, end in zip(edges[::2], edges[1::2], strict=True)
     ]
 
@@ -126,11 +127,15 @@ def stuck(signals: Table, validation: Table) -> Finding | None:
     for time in _narrow_times(signals):
         if until((steps, information), time.first).max(initial=0) >= _T["spoke"]:
             continue
+        next_look = _T["stuck"]
         for step in steps[(steps >= time.first + _T["lasting"]) & (steps <= time.last)].tolist():
             if _rate_rises(signals, time.first, step):
                 continue
-            ahead = forecast(signals, time.first, step) if step >= time.first + _T["stuck"] else None
-            lasts = ahead is not None and ahead.earliest - step >= _T["horizon"] * (step - time.first)
+            age = step - time.first
+            ahead = forecast(signals, time.first, step) if age >= next_look else None
+            if age >= next_look:
+                next_look = 1.1 * age  # for speed: a plateau ten times as old is looked at ten times more seldom
+            lasts = ahead is not None and ahead.earliest - step >= _T["horizon"] * age
             if not lasts and not _stands_still(signals, step):
                 continue
             now = float(until((steps, information), step)[-1])
@@ -146,9 +151,10 @@ def other_labels(signals: Table, validation: Table) -> Finding | None:
     start = float(np.median(loss[1][:_SMOOTH])) if len(loss[1]) else math.nan
     for step, rate in zip(*finite(validation, "per"), strict=True):
         recent = until(loss, int(step))[-_SMOOTH:]
+        if rate < _SOME or not len(recent) or np.median(recent) >= _T["labels_loss"] * start:
+            continue
         narrow = narrow_since(signals, int(step))
-        silent = narrow is not None and narrow[1]  # then so low a loss has another reason
-        if rate >= _SOME and not silent and len(recent) and np.median(recent) < _T["labels_loss"] * start:
+        if narrow is None or not narrow[1]:  # a decoder that says only blank has another reason for so low a loss
             onset = narrow[0] if narrow is not None else int(step)
             advice = (
                 f"The training loss is down to {np.median(recent) / start:.0%} of its start and the validation error "

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from stability.diagnosis.finding import THRESHOLDS, Finding, Floats, Steps, between, finite, running_median, until
 from stability.diagnosis.signals import Table
@@ -158,10 +159,14 @@ def _does_not_fall(steps: Steps, smooth: Floats, lost: np.ndarray, row: int) -> 
 
 def _grown_weights(signals: Table) -> _Sign | None:
     steps, norms = finite(signals, "weight_norm")
+    if len(norms) < 2:
+        return None
     loss = finite(signals, "loss")
-    for row in range(1, len(norms)):
+    padded = np.concatenate([np.full(_BACK, norms[0]), norms[:-1]])
+    least = sliding_window_view(padded, _BACK).min(axis=1)
+    for row in np.flatnonzero(norms > _T["weights"] * least):
         past = norms[max(0, row - _BACK) : row]
-        if norms[row] > _T["weights"] * past.min() and not _falls(loss, int(steps[row])):
+        if not _falls(loss, int(steps[row])):
             onset = row - int(np.argmin(past[::-1] > 1.15 * past.min())) if (past > 1.15 * past.min()).any() else row
             first = int(steps[onset - 1]) + 1
             return _Sign("weight_norm", first, int(steps[row]), float(norms[row]), float(past.min()))
@@ -189,17 +194,18 @@ def _grown_gradients(signals: Table) -> _Sign | None:
     steps, norms = finite(signals, "grad_norm")
     if len(steps) < 2 * _SMOOTH:
         return None
-    groups = np.array_split(np.arange(len(steps)), min(len(steps), _POINTS))
-    steps, norms = steps[[g[-1] for g in groups]], np.array([np.median(norms[g]) for g in groups])
-    smooth = running_median(norms, _SMOOTH)
+    stride = -(-len(steps) // _POINTS)
+    whole = slice(len(steps) % stride, None)
+    steps, norms = steps[whole][stride - 1 :: stride], np.median(norms[whole].reshape(-1, stride), axis=1)
+    smooth, past = running_median(norms, _SMOOTH), running_median(norms, _PAST)
     loss = finite(signals, "loss")
-    for row in range(2 * _SMOOTH - 1, len(norms)):
-        past = norms[max(0, row - _SMOOTH - _PAST) : row - _SMOOTH + 1]
-        usual = float(np.median(past))
-        if smooth[row] <= _T["norm"] * usual or _improved(loss, int(steps[row - _SMOOTH]), int(steps[row])):
+    before = np.concatenate([np.full(_SMOOTH, np.inf), past[:-_SMOOTH]])
+    for row in np.flatnonzero(smooth > _T["norm"] * before):
+        if row < 2 * _SMOOTH - 1 or _improved(loss, int(steps[row - _SMOOTH]), int(steps[row])):
             continue
         if not _is_driven(signals, int(steps[row])):
             continue
+        usual = float(before[row])
         high = np.flatnonzero(norms[: row + 1] > _T["norm"] * usual)
         onset = int(high[high > row - 2 * _SMOOTH][0])
         return _Sign("grad_norm", int(steps[onset]), int(steps[row]), float(smooth[row]), usual)
@@ -213,12 +219,13 @@ def _heavy_batch(signals: Table) -> _Sign | None:
     if len(steps) < 3 or not len(lr[0]):
         return None
     ratio = values / np.maximum(np.interp(steps, *lr), 1e-30)
-    for row in range(2, len(steps)):
-        if ratio[row] < _T["poisoned"] * np.median(ratio[max(0, row - 3) : row]):
+    usual = np.concatenate([[0.0], running_median(ratio, 3)[:-1]])
+    for row in np.flatnonzero(ratio < _T["poisoned"] * usual):
+        if row >= 2:
             spike = _spike(signals, int(steps[row - 1]), int(steps[row]))
             if spike is not None:
-                step, norm, usual = spike
-                return _Sign("grad_norm", step, int(steps[row]), norm, usual)
+                step, norm, common = spike
+                return _Sign("grad_norm", step, int(steps[row]), norm, common)
     return None
 
 

@@ -65,7 +65,7 @@ def between(series: tuple[Steps, Floats], first: int, last: int) -> Floats:
 
 def running_median(values: Floats, width: int) -> Floats:
     """At each point the median of the last `width`, or of as many as there are."""
-    if not len(values):
-        return values
-    padded = np.concatenate([np.full(width - 1, np.nan), values])
-    return np.asarray(np.nanmedian(sliding_window_view(padded, width), axis=1))
+    first = [np.median(values[: n + 1]) for n in range(min(width - 1, len(values)))]
+    if len(values) < width:
+        return np.array(first)
+    return np.concatenate([first, np.median(sliding_window_view(values, width), axis=1)])

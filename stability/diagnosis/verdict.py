@@ -80,8 +80,8 @@ def _is_flat(signals: Table, since: int) -> bool:
     """Whether the loss stands still, where what blank hides was not measured."""
     steps, loss = finite(signals, "loss")
     loss = loss[steps >= since]
-    quarter = max(1, len(loss) // 4)
-    return bool(np.median(loss[-quarter:]) > (1 - _FLAT) * np.median(loss[-2 * quarter : -quarter]))
+    quarter = len(loss) // 4
+    return quarter > 0 and bool(np.median(loss[-quarter:]) > (1 - _FLAT) * np.median(loss[-2 * quarter : -quarter]))
 
 
 def _still_holds(finding: Finding, signals: Table, last_rate: float, end: int) -> bool:
