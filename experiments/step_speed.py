@@ -7,6 +7,7 @@ Prints the median time of a step of each, their ratio, and where ours goes. Run 
 
 import sys
 import time
+from collections.abc import Callable
 from statistics import median
 
 import torch
@@ -54,10 +55,21 @@ class PlainDecoder(nn.Module):
         return logits
 
 
-def plain_loop(c: Config, dataset: Dataset, device: torch.device):  # type: ignore[no-untyped-def]
-    """A function that trains some steps as a plain script would: no signals, no trial axis, no seeded streams."""
+Watch = Callable[[int, Tensor, Tensor, Tensor, Tensor], object]  # step, loss, logits, frames, inputs
+
+
+def plain_loop(  # type: ignore[no-untyped-def]
+    c: Config,
+    dataset: Dataset,
+    device: torch.device,
+    watched_by: Callable[[nn.Module, torch.optim.Optimizer], Watch] = lambda model, optimizer: lambda *step: None,
+):
+    """A function that trains some steps as a plain script would: no trial axis, no seeded streams, no signals but those
+    of a detector that looks at each step before the update.
+    """
     model = PlainDecoder(c, dataset.n_features, len(dataset.sessions)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, eps=c.optimizer.epsilon, fused=True)
+    watch = watched_by(model, optimizer)
     step = 0
 
     def train(steps: int) -> None:
@@ -74,6 +86,7 @@ def plain_loop(c: Config, dataset: Dataset, device: torch.device):  # type: igno
             loss = F.ctc_loss(log_probs, batch.labels.to(device), frames, batch.label_counts, reduction="none").mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            watch(step, loss, logits, frames, x)
             nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rates(c, step)[0]

@@ -1,96 +1,171 @@
-"""Score detectors on the corpus: ours on its traces, each peer by the alarms it raised while the traces were made."""
+"""Score detectors on the corpus: ours on its traces, each peer by the alarms it raised while the traces were made.
 
-import json
-import sys
-from collections.abc import Iterator
+    python -m experiments.detection.score [--half design] [--wrong]      # make benchmark-detection
+
+No training is needed: the traces are in `corpus.npz`. An alarm is false on a training that is healthy, whatever it
+says, unless it says only that it is slow of one that is; on a faulty one it counts from the onset on. Healthy is what
+comes to a good end, also of the trainings that were made faulty and got over it: of those that were made healthy, false
+alarms are counted once more alone. A peer has named the outcome if any of its alarms did, ours by its verdict alone.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table as TextTable
+from scipy.stats import binomtest
 
+from experiments.detection.corpus import PACKED, Trace, unpack
 from experiments.detection.labels import Label, label
-from stability.diagnosis.signals import Table
+from experiments.detection.peers import PEERS
+from stability.diagnosis.detectors import findings
+from stability.diagnosis.verdict import judge
+
+_OURS = "stability"
+_GROUPS = {
+    "non-finite": {"non_finite"},
+    "bad data": {"bad_data"},
+    "explosion": {"exploded"},
+    "collapse": {"blank_collapse", "mode_collapse"},
+    "slow": {"slow", "undecided"},
+}
+
+
+class Said(NamedTuple):
+    """What a detector said of one training: (step, kind) of each alarm, and its last word."""
+
+    alarms: list[tuple[int, str]]
+    outcomes: set[str]
+    cause: str | None
 
 
 @dataclass(frozen=True)
-class Trace:
-    """One training of the corpus, as a detector may see it, and what became of it."""
+class Case:
+    """A labelled training."""
 
-    name: str
-    facts: dict[str, Any]
-    signals: Table
-    validation: Table
-    label: Label | None
+    trace: Trace
+    label: Label
 
-
-def traces(folder: Path) -> Iterator[Trace]:
-    """All trainings that are there."""
-    for path in sorted(folder.glob("*.npz")):
-        if ".part" in path.name:
-            continue
-        with np.load(path) as d:
-            facts = json.loads(str(d["facts"]))
-            signals = Table(tuple(map(str, d["names"])), d["steps"], d["values"], d["measured"])
-            rows = d["validation"]
-        values = rows[:, 1:].astype(np.float32)
-        validation = Table(("per", "loss"), rows[:, 0].astype(np.int64), values, ~np.isnan(values))
-        yield Trace(path.stem, facts, signals, validation, _with_onset(label(facts), facts, signals))
+    @property
+    def group(self) -> str:
+        """What its label's outcome is counted as; of several, the first of the table."""
+        return next(name for name, kinds in _GROUPS.items() if self.label.outcomes & kinds)
 
 
-def _with_onset(found: Label | None, facts: dict[str, Any], signals: Table) -> Label | None:
-    """Of an explosion that a rate too high makes from the start, the onset is the last step at which
-    the loss was still nearer to its best than to where it ended."""
-    if found is None or "exploded" not in found.outcomes or facts["recipe"]["onset"] or found.onset != 0:
+def cases(half: str) -> Iterator[Case]:
+    """The labelled trainings of one half."""
+    for trace in unpack(PACKED):
+        found = label(trace.facts)
+        if trace.facts["recipe"]["half"] == half and found is not None:
+            yield Case(trace, _with_onset(found, trace))
+
+
+def ours(case: Case) -> Said:
+    """What our detectors find, and the verdict."""
+    signals, validation = case.trace.signals, case.trace.validation
+    verdict = judge(signals, validation)
+    alarms = [(finding.detected_step, finding.kind) for finding in findings(signals, validation)]
+    end = int(signals.steps[-1])
+    if verdict.outcome != "stable":
+        alarms.append((end, verdict.outcome))
+    return Said([(s, str(k)) for s, k in alarms], {verdict.outcome}, verdict.cause)
+
+
+def peer(name: str) -> Callable[[Case], Said]:
+    """What that peer said when the training was made."""
+
+    def said(case: Case) -> Said:
+        alarms = [(alarm["step"], alarm["kind"]) for alarm in case.trace.facts["alarms"][name]]
+        since = case.label.onset or 0
+        return Said(alarms, {kind for step, kind in alarms if step >= since}, None)
+
+    return said
+
+
+def _with_onset(found: Label, trace: Trace) -> Label:
+    """Of an explosion that a rate too high makes from the start, the onset is the last step at which the loss was still
+    nearer to its best than to where it ended.
+    """
+    if "exploded" not in found.outcomes or trace.facts["recipe"]["onset"] or found.onset != 0:
         return found
-    loss = signals["loss"]
+    loss = trace.signals["loss"]
     smooth = np.array([np.median(loss[max(0, i - 4) : i + 1]) for i in range(len(loss))])
     best, ended = smooth.min(), np.median(loss[-len(loss) // 4 :])
     nearer = np.flatnonzero(smooth <= best + 0.25 * (ended - best))
-    return replace(found, onset=int(signals.steps[nearer[-1]]) if ended > best else 0)
+    return replace(found, onset=int(trace.signals.steps[nearer[-1]]) if ended > best else 0)
+
+
+def _row(half: list[Case], detector: Callable[[Case], Said], names_causes: bool) -> list[str]:
+    healthy = [case for case in half if case.label.healthy]
+    faulty = [case for case in half if not case.label.healthy]
+    alarmed = {id(case): any(k not in case.label.outcomes for _, k in detector(case).alarms) for case in healthy}
+    made_so = [case for case in healthy if case.trace.facts["recipe"]["cause"] is None]
+    cells = [_share(sum(alarmed[id(case)] for case in some), len(some)) for some in (healthy, made_so)]
+    caught: dict[str, list[int]] = {name: [] for name in _GROUPS}
+    counts = dict.fromkeys(_GROUPS, 0)
+    named = causes = 0
+    for case in faulty:
+        said = detector(case)
+        onset = case.label.onset or 0
+        counts[case.group] += 1
+        # What is wrong from the start may be seen before it shows.
+        early = -np.inf if not case.trace.facts["recipe"]["onset"] else onset
+        late = [step - onset for step, _ in said.alarms if step >= early]
+        if late:
+            caught[case.group].append(max(0, min(late)))
+        named += bool(said.outcomes & case.label.outcomes)
+        causes += said.cause == case.label.cause
+    total = sum(len(late) for late in caught.values())
+    cells += [_share(total, len(faulty)), _share(named, len(faulty))]
+    cells.append(_share(causes, len(faulty)) if names_causes else "–")
+    for name, late in caught.items():
+        delay = f", {np.median(late):.0f} / {np.percentile(late, 95):.0f}" if late else ""
+        cells.append(f"{len(late)}/{counts[name]}{delay}")
+    return cells
+
+
+def _share(count: int, of: int) -> str:
+    interval = binomtest(count, of).proportion_ci()
+    return f"{count}/{of} ({interval.low:.1%}–{interval.high:.1%})" if of else "–"
+
+
+def _print_wrong(half: list[Case]) -> None:
+    for case in half:
+        said = ours(case)
+        right = said.outcomes <= case.label.outcomes and (case.label.healthy or said.cause == case.label.cause)
+        false = case.label.healthy and any(kind not in case.label.outcomes for _, kind in said.alarms)
+        if not right or false:
+            print(
+                f"{case.trace.name}: is {'/'.join(sorted(case.label.outcomes))} ({case.label.cause}, since "
+                f"{case.label.onset}), said {'/'.join(said.outcomes)} ({said.cause}), alarms {said.alarms}"
+            )
 
 
 def main() -> None:
-    from stability.diagnosis.detectors import findings
-    from stability.diagnosis.verdict import judge
-
-    half = sys.argv[1]
-    wrong = 0
-    delays: dict[str, list[int]] = {}
-    healthy = alarmed = faulty = caught = right = right_cause = 0
-    for t in traces(Path("outputs/corpus")):
-        if t.facts["recipe"]["half"] != half or t.label is None:
-            continue
-        if len(sys.argv) > 2 and not any(a in t.name for a in sys.argv[2:]):
-            continue
-        found = findings(t.signals, t.validation)
-        verdict = judge(t.signals, t.validation)
-        said = f"{verdict.outcome}/{verdict.cause} on {verdict.onset_step}"
-        first = "; ".join(f"{f.kind}/{f.cause} {f.onset_step}@{f.detected_step} {f.signal}" for f in found)
-        if t.label.healthy:
-            healthy += 1
-            bad = bool(found) or verdict.outcome not in t.label.outcomes
-            alarmed += bad
-        else:
-            faulty += 1
-            unwell = verdict.outcome not in ("stable",) or bool(found)
-            caught += unwell
-            ok = verdict.outcome in t.label.outcomes
-            right += ok
-            right_cause += verdict.cause == t.label.cause
-            bad = not ok or verdict.cause != t.label.cause
-            if found and t.label.onset is not None:
-                delays.setdefault(min(t.label.outcomes), []).append(found[0].detected_step - t.label.onset)
-        if bad:
-            wrong += 1
-            print(
-                f"{t.name:22s} is {'+'.join(sorted(t.label.outcomes))}/{t.label.cause} since {t.label.onset}: {said} | {first}"
-            )
-    print(
-        f"healthy {healthy}, alarms {alarmed}; faulty {faulty}, caught {caught}, outcome {right}, cause {right_cause}"
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--half", choices=["design", "test"], default="test", help="the peers watched only the test half"
     )
-    for k, v in delays.items():
-        print(f"  {k}: n {len(v)} median {np.median(v):.0f} p95 {np.percentile(v, 95):.0f} {sorted(v)}")
+    parser.add_argument("--wrong", action="store_true", help="list what ours got wrong")
+    options = parser.parse_args()
+    half = [*cases(options.half)]
+    healthy = sum(case.label.healthy for case in half)
+    print(f"half {options.half}: {healthy} healthy trainings, {len(half) - healthy} faulty")
+    heads = ["detector", "false alarms", "… made healthy", "caught", "outcome named", "cause named", *_GROUPS]
+    table = TextTable(
+        *heads, box=None, caption="caught by outcome, with median / 95th percentile of the steps from onset"
+    )
+    table.add_row(_OURS, *_row(half, ours, names_causes=True))
+    if options.half == "test":
+        for kind in PEERS:
+            table.add_row(kind.name, *_row(half, peer(kind.name), names_causes=False))
+    Console(width=260).print(table)
+    if options.wrong:
+        _print_wrong(half)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""What does it cost to be watched? A plain PyTorch loop of the `small` model without and with each detector, interleaved.
+
+    python -m experiments.detection.overhead
+
+Prints each detector's share of a step: the median over rounds of (watched - unwatched) / unwatched. Run it with nothing
+beside it.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor, nn
+
+from experiments.detection.peers import Peer, installed_peers
+from experiments.step_speed import Watch, plain_loop
+from stability import Monitor, config
+from stability.training.trial import open_data
+
+_ROUNDS, _STEPS = 15, 10
+
+
+def _ours(model: nn.Module, optimizer: torch.optim.Optimizer) -> Watch:
+    monitor = Monitor(model, optimizer)
+    return lambda step, loss, logits, frames, inputs: monitor.step(loss, logits, frames, inputs=inputs)
+
+
+def _peer(kind: type[Peer], model: nn.Module, optimizer: torch.optim.Optimizer) -> Watch:
+    peer = kind(model, optimizer, 1000)
+
+    def watch(step: int, loss: Tensor, logits: Tensor, frames: Tensor, inputs: Tensor) -> None:
+        peer.before_update(step, loss.detach(), logits.detach(), inputs, frames)
+        peer.after_update(step, loss.detach())
+
+    return watch
+
+
+def _seconds(train: Callable[[int], None]) -> float:
+    start = time.perf_counter()
+    train(_STEPS)
+    return (time.perf_counter() - start) / _STEPS
+
+
+def main() -> None:
+    """Measure and print."""
+    config.register()
+    with initialize_config_dir(config_dir=str(config.folder())):
+        c = config.resolve(compose("config"))
+    dataset, device = open_data(c), torch.device("cpu")
+    watched = {"stability": _ours} | {kind.name: partial(_peer, kind) for kind in installed_peers()}
+    loops = {"nothing": plain_loop(c, dataset, device)}
+    loops |= {name: plain_loop(c, dataset, device, watch) for name, watch in watched.items()}
+    rounds = [{name: _seconds(train) for name, train in loops.items()} for _ in range(_ROUNDS + 1)][1:]
+    plain = median(times["nothing"] for times in rounds)
+    print(f"a step unwatched: {plain * 1e3:.1f} ms")
+    for name in watched:
+        share = median(times[name] / times["nothing"] - 1 for times in rounds)
+        print(f"{name:24s} {share:6.1%}")
+
+
+if __name__ == "__main__":
+    main()
