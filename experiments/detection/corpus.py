@@ -1,5 +1,5 @@
-"""Train the detection corpus: every recipe once, in a plain PyTorch loop, watched by our Monitor and, in the
-half `test`, by every peer.
+"""Train the detection corpus: every recipe once, in a plain PyTorch loop, watched by our Monitor and, but
+for the half `design`, by every peer.
 
     python -m experiments.detection.corpus build [--jobs 2]     # resumes; an hour or so on two cores
     python -m experiments.detection.corpus pack                 # into experiments/detection/corpus.npz
@@ -156,6 +156,12 @@ def _spoil_data(r: Recipe, step: int, batch: _Batch) -> None:
         case "shuffled_labels":
             batch.labels, batch.counts = batch.labels.roll(1, 0), batch.counts.roll(1, 0)
             _make_feasible(batch)
+        case "label_noise":
+            draw = torch.Generator().manual_seed(step)
+            wrong = torch.rand(batch.labels.shape, generator=draw) < 0.05
+            other = torch.randint(1, len(PHONEMES), batch.labels.shape, generator=draw)
+            batch.labels = torch.where(wrong, other, batch.labels)
+            _make_feasible(batch)
         case "few_labels":
             batch.labels = batch.labels % 2 + 1
             _make_feasible(batch)
@@ -165,7 +171,8 @@ def _recorded(r: Recipe, step: int, x: Tensor) -> Tensor:
     """What the recording itself has become by that step, in validation as in training."""
     if step < r.onset:
         return x
-    return {"channels_swapped": x.flip(2), "dead_input": torch.zeros_like(x)}.get(r.fault or "", x)
+    became = {"channels_swapped": x.flip(2), "dead_input": torch.zeros_like(x), "gain_lost": x * 1e-4}
+    return became.get(r.fault or "", x)
 
 
 def _make_feasible(batch: _Batch) -> None:
@@ -189,6 +196,10 @@ def _set_rates(r: Recipe, step: int, optimizer: torch.optim.Optimizer) -> None:
         rate *= r.strength
     if r.fault == "rate_blip" and 0 <= since < 3:
         rate *= r.strength
+    if r.fault == "rate_cycles":
+        rate *= 0.3 + 0.7 * abs(step % 80 - 40) / 40
+    if r.fault == "rate_climbs":
+        rate *= (1 + r.strength) ** max(0, step - 50)
     if r.fault == "decay" and since >= 0:
         group["weight_decay"] = r.strength
     if r.fault == "epsilon_switch" and since >= 0:
@@ -236,7 +247,10 @@ class _Trainer:
         loss = (nll / batch.counts).mean() if r.reduction == "per_label_mean" else nll.mean()
         if r.fault == "heavy_batch" and self.step == r.onset:
             loss = loss * r.strength
-        self.optimizer.zero_grad()
+        if r.fault == "gradient_lost" and self.step >= r.onset:
+            loss = loss * 0 + loss.detach()
+        if r.fault != "not_zeroed" or self.step < r.onset:
+            self.optimizer.zero_grad()
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         (-scaled if r.fault == "sign_flip" and self.step >= r.onset else scaled).backward()  # type: ignore[no-untyped-call]
         self._spoil_gradient()
@@ -259,6 +273,9 @@ class _Trainer:
             self.scaler.update()
             if r.fault == "scale_grows" and self.step >= r.onset:
                 self.scaler.update(min(2.0**120, self.scaler.get_scale() * 2))
+        if r.fault == "bit_flip" and self.step == r.onset:
+            with torch.no_grad():
+                self.model.head.weight.view(-1)[r.seed % 50] = torch.inf
         if r.fault == "weight_drift" and self.step >= r.onset:
             with torch.no_grad():
                 for name, p in self.model.named_parameters():
@@ -306,7 +323,7 @@ def build(r: Recipe) -> None:
     torch.set_flush_denormal(True)
     trainer = _Trainer(r)
     monitor = Monitor(trainer.model, trainer.optimizer, trainer.scaler)
-    kinds = installed_peers() if r.half == "test" else []
+    kinds = [] if r.half == "design" else installed_peers()
     peers = [kind(trainer.model, trainer.optimizer, r.steps, trainer.scaler) for kind in kinds]
     ends: list[dict[str, float]] = []
     failed_at = None
@@ -323,7 +340,9 @@ def build(r: Recipe) -> None:
         peer.finish()
     signals, validation = monitor.signals(), monitor.validation()
     overflow_since, later = trainer.overflow_since, list[dict[str, float]]()
-    longest = (3 if r.fault in (None, "small_step", "rate_ends", "clip_before_unscale") else 2) * r.steps
+    longest = (
+        3 if r.fault in (None, "small_step", "rate_ends", "gradient_lost", "clip_before_unscale") else 2
+    ) * r.steps
     if failed_at is None and ends[-1]["per"] > _LEARNED:
         while trainer.step < longest and (not later or later[-1]["per"] > _LEARNED):
             if not trainer.train_step():
@@ -366,9 +385,13 @@ class Trace:
 def pack(path: Path) -> None:
     """Put what is in FOLDER into one small file, its numbers rounded to three digits."""
     arrays: dict[str, Any] = {}
-    for r in recipes():
+    there = [r for r in recipes() if (FOLDER / f"{r.name}.npz").exists()]
+    print(f"{len(there)} of {len(recipes())} trainings")
+    for r in there:
         with np.load(FOLDER / f"{r.name}.npz") as one:
-            arrays[f"{r.name}/facts"] = one["facts"]
+            facts = json.loads(str(one["facts"]))
+            facts["recipe"]["half"] = r.half  # what was tested on once is renamed
+            arrays[f"{r.name}/facts"] = json.dumps(facts)
             arrays[f"{r.name}/names"] = one["names"]
             arrays[f"{r.name}/values"] = _rounded(np.where(one["measured"], one["values"], _UNMEASURED)).T
             arrays[f"{r.name}/validation"] = one["validation"].astype(np.float32)

@@ -1,4 +1,4 @@
-"""What does it cost to be watched? A plain PyTorch loop of the `small` model without and with each detector, interleaved.
+"""What does it cost to be watched? A plain PyTorch loop of the `small` model with and without each detector.
 
     python -m experiments.detection.overhead
 

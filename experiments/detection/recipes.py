@@ -1,8 +1,9 @@
 """The trainings of the detection corpus: healthy and faulty families, and which half of the corpus each is in.
 
 A recipe says how a training is made. What becomes of it is found by training it, and is never written here; a fault
-that does no harm makes no faulty trial. Thresholds are set on the half `design`; the half `test` has other seeds, and
-families that `design` lacks.
+that does no harm makes no faulty trial. Thresholds are set on `design`; `test` has other seeds, and families that
+`design` lacks. `first_test` was the test of the first thresholds; once looked at, it could only serve to set the second
+ones, and a new `test` with new families took its place.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-Half = Literal["design", "test"]
+Half = Literal["design", "first_test", "test"]
+_SEEDS: dict[Half, int] = {"design": 0, "first_test": 1000, "test": 2000}  # the first of each
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def recipes() -> list[Recipe]:
     for family, (kind, counts) in _FAMILIES.items():
         for half, count in counts.items():
             for i in range(count):
-                seed = i + (0 if half == "design" else 1000)
+                seed = i + _SEEDS[half]
                 rng = np.random.default_rng([seed, *family.encode()])
                 drawn.append(kind(_base(family, half, seed, rng), rng))
     return sorted(drawn, key=lambda r: r.half)  # the half that is looked at first is trained first
@@ -151,6 +153,20 @@ def _dropout(r: Recipe, rng: np.random.Generator) -> Recipe:
 def _other_room(r: Recipe, rng: np.random.Generator) -> Recipe:
     """The recordings change in mid-run: the loss leaps, and comes down again."""
     return replace(_late(r, rng), fault="channels_swapped", steps=800)
+
+
+def _cyclic(r: Recipe, rng: np.random.Generator) -> Recipe:
+    """A learning rate that goes up and down, threefold, all the time."""
+    return replace(r, fault="rate_cycles", steps=500)
+
+
+def _rmsprop(r: Recipe, rng: np.random.Generator) -> Recipe:
+    return replace(r, optimizer="rmsprop", lr=1e-3, steps=500)
+
+
+def _label_noise(r: Recipe, rng: np.random.Generator) -> Recipe:
+    """One label in twenty is wrong."""
+    return replace(r, fault="label_noise", steps=500)
 
 
 # Faulty families.
@@ -279,41 +295,77 @@ def _inf_input(r: Recipe, rng: np.random.Generator) -> Recipe:
     return replace(r, fault="inf_input", onset=int(rng.integers(0, 200)), cause="non_finite_input")
 
 
+def _not_zeroed(r: Recipe, rng: np.random.Generator) -> Recipe:
+    """Gradients that are added up from some step on, since nobody sets them to zero."""
+    made = replace(_late(r, rng), epsilon=0.1, lr=0.02, clip=None)
+    return replace(made, fault="not_zeroed", cause="drift")
+
+
+def _rate_climbs(r: Recipe, rng: np.random.Generator) -> Recipe:
+    """A search for the learning rate that was never switched off."""
+    made = replace(r, fault="rate_climbs", strength=float(rng.choice([0.02, 0.04])), cause="rate_too_high", clip=None)
+    return replace(made, steps=500)
+
+
+def _gradient_lost(r: Recipe, rng: np.random.Generator) -> Recipe:
+    """The loss's weight goes to zero when the decoder has just come to say blank."""
+    step = float(10 ** rng.uniform(-1.7, -1.3))
+    made = replace(_momentum(r, rng, step), warmup=10, fault="gradient_lost", onset=int(rng.integers(30, 60)))
+    return replace(made, cause="step_too_small", steps=800)
+
+
+def _gain_lost(r: Recipe, rng: np.random.Generator) -> Recipe:
+    return replace(_late(r, rng), fault="gain_lost", cause="relapse", steps=600)
+
+
+def _bit_flip(r: Recipe, rng: np.random.Generator) -> Recipe:
+    """One weight becomes infinite."""
+    return replace(r, fault="bit_flip", onset=int(rng.integers(1, 200)), cause="loss")
+
+
 _Kind = Callable[[Recipe, np.random.Generator], Recipe]
 _FAMILIES: dict[str, tuple[_Kind, dict[Half, int]]] = {
-    "adam": (_adam, {"design": 9, "test": 9}),
-    "official": (_official, {"design": 6, "test": 6}),
-    "long_plateau": (_long_plateau, {"design": 11, "test": 11}),
-    "per_label": (_per_label, {"design": 6, "test": 6}),
-    "noisy": (_noisy, {"design": 5, "test": 5}),
-    "spike": (_spike, {"design": 8, "test": 8}),
-    "rate_blip": (_rate_blip, {"design": 5, "test": 5}),
-    "unclipped": (_unclipped, {"design": 5, "test": 5}),
-    "fast": (_fast, {"design": 5, "test": 5}),
-    "half": (_half, {"design": 3, "test": 3}),
-    "sgd": (_sgd, {"test": 6}),
-    "lstm": (_lstm, {"test": 5}),
-    "dropout": (_dropout, {"test": 5}),
-    "other_room": (_other_room, {"test": 6}),
-    "rate_too_high": (_rate_too_high, {"design": 10, "test": 10}),
-    "rate_raised": (_rate_raised, {"design": 10, "test": 10}),
-    "bad_batch": (_bad_batch, {"design": 8, "test": 8}),
-    "weight_drift": (_weight_drift, {"design": 6, "test": 6}),
-    "nan_gradient": (_nan_gradient, {"design": 5, "test": 5}),
-    "nan_input": (_nan_input, {"design": 5, "test": 5}),
-    "infeasible": (_infeasible, {"design": 5, "test": 5}),
-    "overflow": (_overflow, {"design": 4, "test": 4}),
-    "clip_before_unscale": (_clip_before_unscale, {"design": 4, "test": 4}),
-    "step_too_small": (_step_too_small, {"design": 8, "test": 8}),
-    "early_end": (_early_end, {"design": 7, "test": 7}),
-    "slow": (_slow, {"design": 6, "test": 6}),
-    "decay": (_decay, {"design": 6, "test": 6}),
-    "shuffled_labels": (_shuffled_labels, {"design": 5, "test": 5}),
-    "few_labels": (_few_labels, {"design": 6, "test": 6}),
-    "sign_flip": (_sign_flip, {"test": 5}),
-    "dead_input": (_dead_input, {"test": 5}),
-    "epsilon_switch": (_epsilon_switch, {"test": 4}),
-    "pure_half": (_pure_half, {"test": 3}),
-    "sgd_rate": (_sgd_rate, {"test": 4}),
-    "inf_input": (_inf_input, {"test": 4}),
+    "adam": (_adam, {"design": 9, "first_test": 9, "test": 9}),
+    "official": (_official, {"design": 6, "first_test": 6, "test": 6}),
+    "long_plateau": (_long_plateau, {"design": 11, "first_test": 11, "test": 11}),
+    "per_label": (_per_label, {"design": 6, "first_test": 6, "test": 6}),
+    "noisy": (_noisy, {"design": 5, "first_test": 5, "test": 5}),
+    "spike": (_spike, {"design": 8, "first_test": 8, "test": 8}),
+    "rate_blip": (_rate_blip, {"design": 5, "first_test": 5, "test": 5}),
+    "unclipped": (_unclipped, {"design": 5, "first_test": 5, "test": 5}),
+    "fast": (_fast, {"design": 5, "first_test": 5, "test": 5}),
+    "half": (_half, {"design": 3, "first_test": 3, "test": 3}),
+    "sgd": (_sgd, {"first_test": 6, "test": 6}),
+    "lstm": (_lstm, {"first_test": 5, "test": 5}),
+    "dropout": (_dropout, {"first_test": 5, "test": 5}),
+    "other_room": (_other_room, {"first_test": 6, "test": 6}),
+    "rate_too_high": (_rate_too_high, {"design": 10, "first_test": 10, "test": 10}),
+    "rate_raised": (_rate_raised, {"design": 10, "first_test": 10, "test": 10}),
+    "bad_batch": (_bad_batch, {"design": 8, "first_test": 8, "test": 8}),
+    "weight_drift": (_weight_drift, {"design": 6, "first_test": 6, "test": 6}),
+    "nan_gradient": (_nan_gradient, {"design": 5, "first_test": 5, "test": 5}),
+    "nan_input": (_nan_input, {"design": 5, "first_test": 5, "test": 5}),
+    "infeasible": (_infeasible, {"design": 5, "first_test": 5, "test": 5}),
+    "overflow": (_overflow, {"design": 4, "first_test": 4, "test": 4}),
+    "clip_before_unscale": (_clip_before_unscale, {"design": 4, "first_test": 4, "test": 4}),
+    "step_too_small": (_step_too_small, {"design": 8, "first_test": 8, "test": 8}),
+    "early_end": (_early_end, {"design": 7, "first_test": 7, "test": 7}),
+    "slow": (_slow, {"design": 6, "first_test": 6, "test": 6}),
+    "decay": (_decay, {"design": 6, "first_test": 6, "test": 6}),
+    "shuffled_labels": (_shuffled_labels, {"design": 5, "first_test": 5, "test": 5}),
+    "few_labels": (_few_labels, {"design": 6, "first_test": 6, "test": 6}),
+    "sign_flip": (_sign_flip, {"first_test": 5, "test": 5}),
+    "dead_input": (_dead_input, {"first_test": 5, "test": 5}),
+    "epsilon_switch": (_epsilon_switch, {"first_test": 4, "test": 4}),
+    "pure_half": (_pure_half, {"first_test": 3, "test": 3}),
+    "sgd_rate": (_sgd_rate, {"first_test": 4, "test": 4}),
+    "cyclic": (_cyclic, {"test": 6}),
+    "rmsprop": (_rmsprop, {"test": 5}),
+    "label_noise": (_label_noise, {"test": 5}),
+    "not_zeroed": (_not_zeroed, {"test": 5}),
+    "rate_climbs": (_rate_climbs, {"test": 5}),
+    "gradient_lost": (_gradient_lost, {"test": 5}),
+    "gain_lost": (_gain_lost, {"test": 5}),
+    "bit_flip": (_bit_flip, {"test": 4}),
+    "inf_input": (_inf_input, {"first_test": 4, "test": 4}),
 }

@@ -60,7 +60,7 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
     gradient that is; and where neither was so, something else drove the weights or the data away.
     """
     lr, update = finite(signals, "lr"), finite(signals, "update_ratio")
-    before, now = until(lr, onset - 3)[-1:], until(lr, detected)[-1:]
+    before, now = until(lr, onset - 8)[-1:], until(lr, detected)[-1:]
     largest = between(update, onset - 15, detected).max(initial=0)
     usual = (
         float(np.median(np.minimum(until(update, onset - 15)[-_BACK:], 0.02)))
@@ -162,11 +162,15 @@ def _grown_weights(signals: Table) -> _Sign | None:
     if len(norms) < 2:
         return None
     loss = finite(signals, "loss")
+    update = finite(signals, "update_ratio")
     padded = np.concatenate([np.full(_BACK, norms[0]), norms[:-1]])
     least = sliding_window_view(padded, _BACK).min(axis=1)
     for row in np.flatnonzero(norms > _T["weights"] * least):
         past = norms[max(0, row - _BACK) : row]
-        if not _falls(loss, int(steps[row])):
+        explained = between(update, int(steps[max(0, row - _BACK)]), int(steps[row])).mean() if len(update[0]) else 0.0
+        explained *= steps[row] - steps[max(0, row - _BACK)]
+        # What the updates account for, the detectors of updates and of the loss judge.
+        if explained < np.log(norms[row] / past.min()) and not _falls(loss, int(steps[row])):
             onset = row - int(np.argmin(past[::-1] > 1.15 * past.min())) if (past > 1.15 * past.min()).any() else row
             first = int(steps[onset - 1]) + 1
             return _Sign("weight_norm", first, int(steps[row]), float(norms[row]), float(past.min()))
@@ -218,14 +222,22 @@ def _heavy_batch(signals: Table) -> _Sign | None:
     steps, values = effective
     if len(steps) < 3 or not len(lr[0]):
         return None
+    loss = finite(signals, "loss")
     ratio = values / np.maximum(np.interp(steps, *lr), 1e-30)
     usual = np.concatenate([[0.0], running_median(ratio, 3)[:-1]])
     for row in np.flatnonzero(ratio < _T["poisoned"] * usual):
         if row >= 2:
             spike = _spike(signals, int(steps[row - 1]), int(steps[row]))
-            if spike is not None:
-                step, norm, common = spike
-                return _Sign("grad_norm", step, int(steps[row]), norm, common)
+            if spike is None:
+                continue
+            step, norm, common = spike
+            # It is the harm that counts: as long as the loss comes down all the same, there is none.
+            for late in steps[steps >= step + _T["calm"]].tolist():
+                if np.median(between(loss, step + 1, late)[-2 * _SMOOTH :]) > 0.97 * np.median(
+                    until(loss, step - 1)[-2 * _SMOOTH :]
+                ):
+                    return _Sign("grad_norm", step, late, norm, common)
+                break
     return None
 
 

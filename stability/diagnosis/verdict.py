@@ -13,6 +13,7 @@ from stability.diagnosis.signals import Table
 
 SOME, WELL = THRESHOLDS["learned"]["some"], THRESHOLDS["learned"]["well"]
 _FATAL = ("non_finite", "bad_data")
+_MULTIPLE = 3.0  # times the best validation loss: no good end, whatever the error rate
 _FLAT = 0.01  # of the loss, from one quarter of the plateau to the next
 
 
@@ -50,7 +51,7 @@ def judge(signals: Table, validation: Table) -> Verdict:
     # Of a decoder that says little, other labels than it is validated on are the better explanation.
     found = sorted(findings(signals, validation), key=lambda f: (f.kind not in _FATAL, f.cause != "labels"))
     for finding in found:
-        if finding.kind in _FATAL or _still_holds(finding, signals, last, end):
+        if finding.kind in _FATAL or _still_holds(finding, signals, validation):
             return _of(finding, signals, evidence)
     narrow = narrow_since(signals, end)
     if last <= WELL:
@@ -84,12 +85,23 @@ def _is_flat(signals: Table, since: int) -> bool:
     return quarter > 0 and bool(np.median(loss[-quarter:]) > (1 - _FLAT) * np.median(loss[-2 * quarter : -quarter]))
 
 
-def _still_holds(finding: Finding, signals: Table, last_rate: float, end: int) -> bool:
+def _still_holds(finding: Finding, signals: Table, validation: Table) -> bool:
+    """Whether at the end a training has not got over what was found."""
+    _, rates = finite(validation, "per")
+    last = float(rates[-1]) if len(rates) else float("nan")
     if finding.kind == "exploded":
-        return not recovered(signals, finding) or last_rate > WELL
+        return not (recovered(signals, finding) or _sound(signals, validation)) or last > WELL
     if finding.cause == "labels":
-        return not last_rate < SOME
-    return narrow_since(signals, end) is not None and not last_rate <= WELL
+        return not last < SOME
+    return narrow_since(signals, int(signals.steps[-1])) is not None and not last <= WELL
+
+
+def _sound(signals: Table, validation: Table) -> bool:
+    """Whether losses have ended well: in training below the start, in validation no multiple of the best."""
+    _, loss = finite(signals, "loss")
+    _, losses = finite(validation, "loss")
+    ended = len(loss) > 10 and bool(np.median(loss[-10:]) < np.median(loss[:5]))
+    return ended and len(losses) > 0 and bool(losses[-1] <= _MULTIPLE * losses.min())
 
 
 def _of(finding: Finding, signals: Table, evidence: dict[str, float | str]) -> Verdict:
