@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow benchmark lint clean
+.PHONY: demo test test-slow benchmark benchmark-detection lint clean
 
 demo: .venv/installed
 	$(BIN)/python -m stability.train optimizer=official aug=strong
@@ -15,6 +15,14 @@ test-slow: .venv/installed
 
 benchmark: .venv/installed
 	$(BIN)/python experiments/step_speed.py
+
+benchmark-detection: .venv/installed experiments/detection/corpus.npz
+	$(BIN)/python -m experiments.detection.score
+
+experiments/detection/corpus.npz:
+	$(BIN)/python -m pip install --quiet -e '.[dev,benchmark]' -c constraints.txt
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.detection.corpus build
+	$(BIN)/python -m experiments.detection.corpus pack
 
 lint: .venv/installed
 	$(BIN)/ruff check .

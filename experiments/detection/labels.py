@@ -7,7 +7,7 @@ test and before the second.
 from dataclasses import dataclass
 from typing import Any
 
-_LEARNED = 0.6  # validation error rate: what counts as a good end
+LEARNED = 0.6  # validation error rate: what counts as a good end
 _WORSE = 3.0  # times the best validation loss: what a training must not end at, whatever its error rate
 _MUCH = 0.9  # share of the utterances that decode to nothing, or of what is said that two phonemes make up
 _BENIGN = (None, "bad_batch", "rate_blip", "channels_swapped", "rate_cycles", "label_noise")
@@ -47,14 +47,14 @@ def label(facts: dict[str, Any]) -> Label | None:
     end = ends[-1]
     before = [e["per"] for e in ends if e["step"] < r["onset"]]
     unhurt = end["loss"] <= _WORSE * min(e["loss"] for e in ends) and facts["ended_below_start"]
-    if end["per"] <= _LEARNED and (fault in _BENIGN or unhurt):
+    if end["per"] <= LEARNED and (fault in _BENIGN or unhurt):
         worsened = fault not in _BENIGN and before and end["per"] > before[-1] + 0.2
         return None if worsened else Label(frozenset({"stable"}))
     silent, narrow = end["silent"] >= _MUCH, end["two_commonest"] >= _MUCH
     state = {"blank_collapse"} if silent else {"mode_collapse"} if narrow else set[str]()
     if narrow and end["silent"] > 1 - _MUCH:
         state |= {"blank_collapse"}  # some utterances are nothing but blank, too
-    recovers = bool(later) and later[-1]["per"] <= _LEARNED
+    recovers = bool(later) and later[-1]["per"] <= LEARNED
     if fault in _BENIGN:
         return Label(frozenset({"stable", "slow", "undecided"})) if recovers else None
     if fault in _EXPLOSIVE:
@@ -74,6 +74,6 @@ def label(facts: dict[str, Any]) -> Label | None:
         return None
     if fault == "decay":
         causes |= {"decay"}
-    elif not before or before[-1] > _LEARNED:  # it had hardly learned anything that it could lose
+    elif not before or before[-1] > LEARNED:  # it had hardly learned anything that it could lose
         causes |= {"no_information"} if fault != "few_labels" else set()
     return Label(frozenset(state), causes, r["onset"])

@@ -19,7 +19,7 @@ from rich.table import Table as TextTable
 from scipy.stats import binomtest
 
 from experiments.detection.corpus import PACKED, Trace, unpack
-from experiments.detection.labels import Label, label
+from experiments.detection.labels import LEARNED, Label, label
 from experiments.detection.peers import PEERS
 from stability.diagnosis.detectors import findings
 from stability.diagnosis.verdict import judge
@@ -67,11 +67,8 @@ def ours(case: Case) -> Said:
     """What our detectors find, and the verdict."""
     signals, validation = case.trace.signals, case.trace.validation
     verdict = judge(signals, validation)
-    alarms = [(finding.detected_step, finding.kind) for finding in findings(signals, validation)]
-    end = int(signals.steps[-1])
-    if verdict.outcome != "stable":
-        alarms.append((end, verdict.outcome))
-    return Said([(s, str(k)) for s, k in alarms], {verdict.outcome}, verdict.cause)
+    last_word = [(int(signals.steps[-1]), str(verdict.outcome))] if verdict.outcome != "stable" else []
+    return Said(_found(case) + last_word, {verdict.outcome}, verdict.cause)
 
 
 def peer(name: str) -> Callable[[Case], Said]:
@@ -137,6 +134,30 @@ def _share(count: int, of: int) -> str:
     return f"{count}/{of} ({interval.low:.1%}–{interval.high:.1%})" if of else "–"
 
 
+def _print_stopping(console: Console, half: list[Case]) -> None:
+    """What stopping at the first finding of a kind would have saved, and cost."""
+    table = TextTable("stopped at", "trials", "steps saved", "would have recovered", "of them healthy", box=None)
+    everything = sum(case.trace.facts["recipe"]["steps"] for case in half)
+    for kind in ("non_finite", "bad_data", "exploded", "blank_collapse", "mode_collapse"):
+        stopped = saved = recovering = healthy = 0
+        for case in half:
+            steps = [step for step, found in _found(case) if found == kind]
+            if not steps:
+                continue
+            facts = case.trace.facts
+            stopped, saved = stopped + 1, saved + facts["recipe"]["steps"] - 1 - min(steps)
+            healthy += case.label.healthy
+            later = facts["later"]
+            recovering += case.label.healthy or bool(later and later[-1]["per"] <= LEARNED)
+        share = f"{saved:,} ({saved / everything:.0%} of all)"
+        table.add_row(kind, f"{stopped}", share, f"{recovering}", f"{healthy}")
+    console.print(table)
+
+
+def _found(case: Case) -> list[tuple[int, str]]:
+    return [(f.detected_step, str(f.kind)) for f in findings(case.trace.signals, case.trace.validation)]
+
+
 def _print_wrong(half: list[Case]) -> None:
     for case in half:
         said = ours(case)
@@ -168,7 +189,11 @@ def main() -> None:
     if options.half != "design":
         for kind in PEERS:
             table.add_row(kind.name, *_row(half, peer(kind.name), names_causes=False))
-    Console(width=260).print(table)
+    console = Console(width=260)
+    console.print(table)
+    wrong = sum(ours(case).outcomes.isdisjoint(case.label.outcomes) for case in half if case.label.healthy)
+    print(f"\nfalse verdicts of ours on healthy trainings, at their end: {_share(wrong, healthy)}\n")
+    _print_stopping(console, half)
     if options.wrong:
         _print_wrong(half)
 
