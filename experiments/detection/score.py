@@ -11,9 +11,11 @@ alarms are counted once more alone. A peer has named the outcome if any of its a
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as TextTable
 from scipy.stats import binomtest
@@ -134,6 +136,32 @@ def _share(count: int, of: int) -> str:
     return f"{count}/{of} ({interval.low:.1%}–{interval.high:.1%})" if of else "–"
 
 
+def _draw(path: Path, half: list[Case]) -> None:
+    """False alarms against what was caught, a point a detector."""
+    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    healthy = [case for case in half if case.label.healthy]
+    faulty = [case for case in half if not case.label.healthy]
+    detectors = {_OURS: ours} | {kind.name: peer(kind.name) for kind in PEERS}
+    points = []
+    for name, detector in detectors.items():
+        false = np.mean([any(k not in case.label.outcomes for _, k in detector(case).alarms) for case in healthy])
+        named = np.mean([bool(detector(case).outcomes & case.label.outcomes) for case in faulty])
+        points.append((100 * float(named), 100 * float(false), name))
+    for above, (y, x, name) in enumerate(sorted(points)):
+        own = name == _OURS
+        axes.plot(x, y, "o", color="#D55E00" if own else "#0072B2", markersize=10 if own else 6)
+        offset, align = (-7 if x > 50 else 7, 4 if above % 2 else -11), "right" if x > 50 else "left"
+        axes.annotate(name, (x, y), offset, textcoords="offset points", fontsize=9, ha=align)
+    axes.set_xlabel("false alarms, % of healthy trainings")
+    axes.set_ylabel("outcome named, % of faulty trainings")
+    axes.set_xlim(-3, 103)
+    axes.set_ylim(-3, 105)
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
 def _print_stopping(console: Console, half: list[Case]) -> None:
     """What stopping at the first finding of a kind would have saved, and cost."""
     table = TextTable("stopped at", "trials", "steps saved", "would have recovered", "of them healthy", box=None)
@@ -177,6 +205,7 @@ def main() -> None:
         "--half", choices=["design", "first_test", "test"], default="test", help="peers did not watch `design`"
     )
     parser.add_argument("--wrong", action="store_true", help="list what ours got wrong")
+    parser.add_argument("--figure", type=Path, help="draw false alarms against outcomes named")
     options = parser.parse_args()
     half = [*cases(options.half)]
     healthy = sum(case.label.healthy for case in half)
@@ -196,6 +225,8 @@ def main() -> None:
     _print_stopping(console, half)
     if options.wrong:
         _print_wrong(half)
+    if options.figure is not None:
+        _draw(options.figure, half)
 
 
 if __name__ == "__main__":
