@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from stability import Monitor
 from stability.errors import StabilityError
 from tests.test_monitor import assert_same_signals
-from tests.test_readme import README, code_with
+from tests.test_readme import code_with
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -213,7 +213,6 @@ def test_the_metric_may_be_named(tmp_path: Path) -> None:
         StabilityCallback().verdict()
 
 
-@pytest.mark.skipif("stability.huggingface" not in README, reason="the README does not show it yet")
 def test_as_the_readme_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     usual = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no", "use_cpu": True}
     names: dict[str, Any] = {

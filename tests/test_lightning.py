@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from stability import Monitor
 from stability.errors import StabilityError
 from tests.test_monitor import Toy, assert_same_signals, batch, ctc
-from tests.test_readme import README, code_with
+from tests.test_readme import code_with
 
 pl = pytest.importorskip("lightning.pytorch")
 
@@ -199,7 +199,6 @@ def test_sharded_gradients_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Starting from v1.9.0, .tensorboardX. has been removed:UserWarning")
-@pytest.mark.skipif("stability.lightning" not in README, reason="the README does not show it yet")
 def test_as_the_readme_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
