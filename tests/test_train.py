@@ -22,7 +22,7 @@ import torch
 from omegaconf import OmegaConf
 
 from stability import config
-from stability.diagnosis.verdict import Outcome
+from stability.diagnosis.finding import Outcome
 from tests.commandline import CommandLine, ended, rows, the_message, wait_for
 
 ROOT = config.CHECKOUT
