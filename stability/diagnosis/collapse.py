@@ -241,7 +241,7 @@ def _clipped_before_unscaling(signals: Table, step: int) -> str | None:
         return None
     return (
         f"The gradient that is applied always has the norm {middle:.2g}, which is {limit:.3g} over the loss scale of "
-        f"{scale[-1]:.3g}: it is clipped before it is unscaled. Call scaler.unscale_(optimizer) before the clip."
+        f"{scale[-1]:g}: it is clipped before it is unscaled. Call scaler.unscale_(optimizer) before the clip."
     )
 
 

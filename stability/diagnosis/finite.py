@@ -69,7 +69,7 @@ def _endless_overflow(signals: Table) -> Finding | None:
         if stuck >= _T["stuck"] or run >= _T["endless"]:
             first, now = int(signals.steps[start]), int(signals.steps[row])
             advice = (
-                f"Gradients overflow in fp16 at every step since {first}, at a loss scale of {scale[row]:.3g}, and no "
+                f"Gradients overflow in fp16 at every step since {first}, at a loss scale of {scale[row]:g}, and no "
                 "update is made: let the scale be halved at an overflow (GradScaler.update), or train in bf16 or fp32."
             )
             return Finding(
