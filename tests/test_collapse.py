@@ -39,9 +39,9 @@ def plateau(steps: int = 300, **changes: Any) -> Table:
     return table(**(signals | changes))
 
 
-def growing(steps: int, rate: float, noise: float = 0.0, first: float = 1e-4) -> np.ndarray:
+def growing(steps: int, rate: float, noise: float = 0.0, first: float = 1e-4, seed: int = 0) -> np.ndarray:
     """Frame information at every 10th step that grows by that rate a step."""
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seed)
     at = np.arange(0, steps, 10)
     return np.asarray(first * np.exp(rate * at + noise * rng.normal(size=len(at))))
 
@@ -54,18 +54,20 @@ def test_the_forecast_knows_the_end_of_growth_without_noise() -> None:
     assert (ahead.step, ahead.earliest, ahead.latest) == pytest.approx((end, end, end), rel=1e-3)
 
 
-@pytest.mark.parametrize("rate", [0.004, 0.01, 0.015])
+@pytest.mark.parametrize("rate", [0.004, 0.008])
 def test_the_forecast_agrees_with_least_squares_and_covers_the_known_end(rate: float) -> None:
-    information = growing(400, rate, noise=0.1)
-    ahead = forecast(plateau(400, frame_information=information), 0, 399)
-    assert ahead is not None
-    half = np.arange(200, 400, 10)  # the latest half of the plateau is what a forecast looks at
-    slope, level = np.polyfit(half, np.log(information[20:]), 1)
-    squares = (math.log(LEAVES) - level) / slope
     end = math.log(LEAVES / 1e-4) / rate
-    assert ahead.earliest <= end <= ahead.latest
-    assert ahead.earliest < ahead.step < ahead.latest
-    assert abs(ahead.step - squares) < 0.1 * (squares - 300)
+    at, covered = np.arange(0, 200, 10), 0
+    for seed in range(40):
+        information = growing(200, rate, noise=0.1, seed=seed)
+        ahead = forecast(plateau(200, frame_information=information), 0, 199)
+        assert ahead is not None
+        slope, level = np.polyfit(at[10:], np.log(information[10:]), 1)  # the latest half is what a forecast looks at
+        assert ahead.earliest < ahead.step < ahead.latest
+        # In steps per nat, since a slope near 0 is a step far away.
+        assert 1 / (ahead.step - 199) == pytest.approx(slope / (math.log(LEAVES) - level - slope * 199), abs=1e-3)
+        covered += ahead.earliest <= end <= ahead.latest
+    assert covered >= 34  # of 40; 38 are expected, and fewer of a plateau near its end
 
 
 def test_a_forecast_of_what_does_not_grow_is_never() -> None:

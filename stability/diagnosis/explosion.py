@@ -183,7 +183,7 @@ def _grown_weights(signals: Table) -> _Sign | None:
     loss = finite(signals, "loss")
     padded = np.concatenate([np.full(_BACK, norms[0]), norms[:-1]])
     least = sliding_window_view(padded, _BACK).min(axis=1)
-    for row in np.flatnonzero(norms > _T["weights"] * least):
+    for row in np.flatnonzero((norms > _T["weights"] * least) & (least > 0)):
         past = norms[max(0, row - _BACK) : row]
         if not _falls(loss, int(steps[row])):
             onset = row - int(np.argmin(past[::-1] > 1.15 * past.min())) if (past > 1.15 * past.min()).any() else row
@@ -218,7 +218,7 @@ def _grown_gradients(signals: Table) -> _Sign | None:
     smooth, past = running_median(norms, _SMOOTH), running_median(norms, _PAST)
     loss, drive = finite(signals, "loss"), _drive(signals)
     before = np.concatenate([np.full(_SMOOTH, np.inf), past[:-_SMOOTH]])
-    for row in np.flatnonzero(smooth > _T["norm"] * before):
+    for row in np.flatnonzero((smooth > _T["norm"] * before) & (before > 0)):
         if row < 2 * _SMOOTH - 1 or _improved(loss, int(steps[row - _SMOOTH]), int(steps[row])):
             continue
         if not _is_driven(drive, int(steps[row])):
