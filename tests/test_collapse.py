@@ -1,11 +1,13 @@
 """The blank plateau and collapses, by made-up signals whose end or cause is known."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from stability.diagnosis.collapse import (
     Forecast,
@@ -144,9 +146,9 @@ def test_three_phonemes_are_no_collapse() -> None:
     assert stuck(signals, NOTHING) is None
 
 
-def falling_silent(at: int = 200, **changes: Any) -> Table:
-    """A decoder that had learned, and says only blank from that step on."""
-    steps, spoke = np.arange(400), np.arange(400) < at
+def falling_silent(**changes: Callable[[NDArray[np.int64]], NDArray[Any]]) -> Table:
+    """A decoder that had learned, and says only blank from step 200 on; changes are functions of the steps."""
+    steps, spoke = np.arange(400), np.arange(400) < 200
     signals = {
         "blank_fraction": np.where(spoke, 0.5, 1.0),
         "distinct_phonemes": np.where(spoke, 30, 0),
@@ -164,7 +166,7 @@ def falling_silent(at: int = 200, **changes: Any) -> Table:
     ],
 )
 def test_a_relapse_names_what_changed(signal: str, before: float, after: float, word: str) -> None:
-    finding = relapsed(falling_silent(**{signal: lambda steps: np.where(steps < 200, before, after)}), NOTHING)
+    finding = relapsed(falling_silent(**{signal: lambda at: np.where(at < 200, before, after)}), NOTHING)
     assert finding is not None
     assert (finding.kind, finding.cause, finding.signal) == ("blank_collapse", "relapse", "frame_information")
     assert (finding.onset_step, finding.detected_step) == (200, 240)
@@ -205,7 +207,8 @@ def test_other_labels_than_it_is_validated_on() -> None:
     finding = other_labels(learned_loss(), table(steps=[20, 150], per=[1.0, 0.97]))
     assert finding is not None
     assert (finding.kind, finding.cause) == ("mode_collapse", "labels")
-    assert (finding.detected_step, finding.value) == (150, pytest.approx(0.97))
+    assert finding.detected_step == 150
+    assert finding.value == pytest.approx(0.97)
     share, rate = numbers(finding.advice)
     assert (share, rate) == (0.05, 0.97)
 

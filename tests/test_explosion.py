@@ -79,8 +79,8 @@ def test_updates_too_large_for_the_weights_name_the_rate_that_would_do() -> None
     finding = sure(update_ratio=late("update_ratio", 16))
     assert (finding.cause, finding.signal) == ("rate_too_high", "update_ratio")
     assert finding.value == pytest.approx(0.08)
-    large, rate, usual, proposed = numbers(finding.advice)
-    assert (large, rate, usual) == pytest.approx((0.08, 0.002, 0.005))
+    large, rate, before, proposed, usual = numbers(finding.advice)
+    assert (large, rate, before, usual) == pytest.approx((0.08, 0.002, 0.005, 0.005))
     assert proposed == pytest.approx(rate * usual / large, rel=0.3)  # told in one digit
 
 

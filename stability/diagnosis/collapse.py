@@ -130,7 +130,8 @@ def relapsed(signals: Table, validation: Table) -> Finding | None:
                 says = "nothing but blank" if time.blank else f"no more than {_T['few']:.0f} phonemes"
                 advice = f"It had come to {usual}, and says {says} since step {time.first}. "
                 advice += _what_changed(signals, time.first, step)
-                return Finding(time.outcome, "relapse", time.first, step, name, now, f"about {usual}", advice)
+                expected = f"about {most:.2g} nats" if name != "per" else f"about {best:.2g}"
+                return Finding(time.outcome, "relapse", time.first, step, name, now, expected, advice)
     return None
 
 
@@ -173,8 +174,8 @@ def other_labels(signals: Table, validation: Table) -> Finding | None:
             onset = narrow[0] if narrow is not None else int(step)
             advice = (
                 f"The training loss is down to {np.median(recent) / start:.0%} of its start and the validation error "
-                f"rate is {rate:.2f}: what is trained on is not what is validated on. Compare both splits' labels and "
-                "class tables."
+                f"rate is {rate:.2f}: either it is trained on other labels than it is validated on, or it knows its "
+                "training data by heart. Compare both splits' labels and class tables."
             )
             return Finding("mode_collapse", "labels", onset, int(step), "per", float(rate), "well below 1", advice)
     return None
@@ -194,8 +195,8 @@ def why_no_progress(signals: Table, step: int) -> tuple[str, str]:
     size = float(np.median(update[-3:])) if len(update) else math.nan
     if size > 3 * _T["small_update"]:
         return "no_information", (
-            f"Updates are {of_weights(size)} a step, which is enough to learn by, and the loss does not fall: "
-            "look at the data, whether inputs and labels still belong together."
+            f"Updates are {of_weights(size)} a step, which is enough to learn by: look at the data, "
+            "whether inputs and labels still belong together."
         )
     return "step_too_small", _small_step_advice(signals, step, size)
 
@@ -241,7 +242,7 @@ def _clipped_before_unscaling(signals: Table, step: int) -> str | None:
         return None
     return (
         f"The gradient that is applied always has the norm {middle:.2g}, which is {limit:.3g} over the loss scale of "
-        f"{scale[-1]:g}: it is clipped before it is unscaled. Call scaler.unscale_(optimizer) before the clip."
+        f"{scale[-1]:.10g}: it is clipped before it is unscaled. Call scaler.unscale_(optimizer) before the clip."
     )
 
 

@@ -22,6 +22,7 @@ _T = THRESHOLDS["exploded"]
 _SMOOTH = int(_T["smooth"])
 _PAST = 60  # points that make a signal's own past
 _BACK = 10  # measurements of the weights' norm to look back
+_COMMON = 0.01  # size of an update over size of the weights, where nothing was measured before
 _POINTS = 1000  # of a longer run, gradient norms are looked at in groups
 
 
@@ -41,12 +42,13 @@ def exploded(signals: Table, validation: Table) -> Finding | None:
     if not found:
         return None
     first = min(found, key=lambda sign: sign.detected)
+    from_start = first.onset <= signals.steps[0]
+    grew = f"is {first.value:.3g} from the start" if from_start else f"grew from {first.usual:.3g} to {first.value:.3g}"
     cause, advice = why_exploded(signals, first.onset, first.detected) or (
         "unknown",
-        f"{first.signal} grew from {first.usual:.3g} to {first.value:.3g} and stays there: lower the lr, or warm up "
-        "longer.",
+        f"{first.signal} {grew} and stays there: lower the lr, or warm up longer.",
     )
-    expected = f"about {first.usual:.3g}, as before"
+    expected = f"about {first.usual:.3g}" + ("" if from_start else ", as before")
     return Finding("exploded", cause, first.onset, first.detected, first.signal, first.value, expected, advice)
 
 
@@ -72,11 +74,8 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
     lr, update = finite(signals, "lr"), finite(signals, "update_ratio")
     before, now = until(lr, onset - 3)[-1:], until(lr, detected)[-1:]
     largest = between(update, onset - 15, detected).max(initial=0)
-    usual = (
-        float(np.median(np.minimum(until(update, onset - 15)[-_BACK:], 0.02)))
-        if len(until(update, onset - 15))
-        else 0.01
-    )
+    past = until(update, onset - 15)[-_BACK:]
+    usual = float(np.median(np.minimum(past, 0.02))) if len(past) else _COMMON
     raised = bool(len(before) and len(now) and now[0] > 3 * before[0] > 0)
     spike = None if raised else _spike(finite(signals, "grad_norm"), onset - 10, detected)
     if spike is not None:
@@ -94,9 +93,10 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
     if len(now) and (largest >= _T["update"] or raised):
         rate = now[0] * usual / largest
         rise = f", raised from {before[0]:.3g}," if raised else ""
-        mend = f"An lr of {rate:.1g} would make steps of the usual size" if rate > 0 else "Lower it"
+        compared = f"against {of_weights(float(np.median(past)))} before" if len(past) else "from the start"
+        mend = f"An lr of {rate:.1g} would make steps of {100 * usual:.2g}%" if rate > 0 else "Lower it"
         return "rate_too_high", (
-            f"Updates are {of_weights(largest)} a step at lr {now[0]:.3g}{rise} against {100 * usual:.2g}% before: "
+            f"Updates are {of_weights(largest)} a step at lr {now[0]:.3g}{rise} {compared}: "
             f"too large a rate for this loss surface. {mend}{_clip_advice(signals, detected)}."
         )
     weights = finite(signals, "weight_norm")
@@ -198,7 +198,7 @@ def _large_updates(signals: Table) -> _Sign | None:
     loss = finite(signals, "loss")
     for row in np.flatnonzero(large[1:] & large[:-1]) + 1:
         if not _falls(loss, int(steps[row])):
-            usual = float(np.median(sizes[: row - 1])) if row > 1 else 0.01
+            usual = float(np.median(sizes[: row - 1])) if row > 1 else _COMMON
             onset = int(steps[row - 2]) + 1 if row > 1 else int(steps[0])
             return _Sign("update_ratio", onset, int(steps[row]), float(sizes[row]), usual)
     return None

@@ -33,7 +33,8 @@ def _first(signals: Table) -> Finding | None:
     largest = float(_column(signals, "input_max", 0)[row])
     if not np.isfinite(largest):
         advice = (
-            "The batch holds a number that is not finite, before any weight has met it: mend or leave out that trial."
+            f"The batch of step {step} holds a number that is not finite, before any weight has met it: find the "
+            "example that it comes from, and mend it or leave it out."
         )
         return Finding("bad_data", "non_finite_input", step, step, "input_max", largest, "finite inputs", advice)
     count = _column(signals, "infeasible_targets", 0)[row]
@@ -69,7 +70,7 @@ def _endless_overflow(signals: Table) -> Finding | None:
         if stuck >= _T["stuck"] or run >= _T["endless"]:
             first, now = int(signals.steps[start]), int(signals.steps[row])
             advice = (
-                f"Gradients overflow in fp16 at every step since {first}, at a loss scale of {scale[row]:g}, and no "
+                f"Gradients overflow in fp16 at every step since {first}, at a loss scale of {scale[row]:.10g}, and no "
                 "update is made: let the scale be halved at an overflow (GradScaler.update), or train in bf16 or fp32."
             )
             return Finding(
