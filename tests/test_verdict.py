@@ -54,6 +54,11 @@ def test_without_a_finding_the_last_error_rate_decides(last: float, outcome: str
     assert (verdict.advice == "") == (outcome == "stable")
 
 
+def test_a_training_that_lost_what_it_had_learned_is_not_told_that_it_learned_nothing() -> None:
+    assert 0.77 in numbers(judge(learning(), rates(0.77, 0.99)).advice)
+    assert 0.95 not in numbers(judge(learning(), rates(0.95, 0.99)).advice)
+
+
 def test_a_slow_training_is_told_why_with_what_was_measured() -> None:
     verdict = judge(learning(), rates(1.0, 0.7))
     assert verdict.cause == "step_too_small"

@@ -155,7 +155,7 @@ def stuck(signals: Table, validation: Table) -> Finding | None:
                 continue
             now = float(until((steps, information), step)[-1])
             cause, advice = why_no_progress(signals, step)
-            expected = f"{_T['leaves']} nats, at which blank gives way" + (f" ({ahead})" if ahead else "")
+            expected = f"{_T['leaves']} nats, at which blank gives way" + (f": {ahead}" if ahead else "")
             return Finding(time.outcome, cause, time.first, step, "frame_information", now, expected, advice)
     return None
 

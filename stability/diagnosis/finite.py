@@ -74,7 +74,14 @@ def _endless_overflow(signals: Table) -> Finding | None:
                 "update is made: let the scale be halved at an overflow (GradScaler.update), or train in bf16 or fp32."
             )
             return Finding(
-                "non_finite", "precision", first, now, "loss_scale", float(scale[row]), "a finite gradient", advice
+                "non_finite",
+                "precision",
+                first,
+                now,
+                "loss_scale",
+                float(scale[row]),
+                "one that keeps gradients finite",
+                advice,
             )
     return None
 

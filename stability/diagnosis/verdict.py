@@ -82,7 +82,9 @@ def judge(signals: Table, validation: Table) -> Verdict:
     if narrow is None or last < SOME:
         if last < SOME:
             return Verdict("slow", cause, None, end, evidence, f"It learns, and is far behind. {advice}")
-        return Verdict("undecided", cause, None, end, evidence, f"It has not learned anything yet. {advice}")
+        best = min(rates, default=last)
+        state = f"It is back from an error rate of {best:.2g}." if best < SOME else "It has not learned anything yet."
+        return Verdict("undecided", cause, None, end, evidence, f"{state} {advice}")
     since, blank = narrow
     ahead = forecast(signals, since, end)
     if ahead is None and blank and _is_flat(signals, since):
