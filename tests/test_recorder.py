@@ -104,6 +104,13 @@ def test_a_failed_trial_is_recorded_and_made_again(cli: CommandLine) -> None:
     assert len(re.findall(r"synthetic.day\d\d trial_\d{4}, block 0, number \d, '\w+'", out)) == 8
 
 
+def test_the_verdict_of_a_failed_trial_is_strict_json_and_is_read_again(trial: Path, finished: Path) -> None:
+    text = (trial / "verdict.json").read_text()
+    evidence = json.loads(text, parse_constant=pytest.fail)["evidence"]
+    assert {"nan", "inf"} & {value for value in evidence.values() if isinstance(value, str)}
+    assert run_trial(settings(finished.parent, *OUTGROWN), trial) == Verdict.from_json(text)
+
+
 def test_the_recording_says_what_the_step_read(finished: Path) -> None:
     flight = read_flight(finished)
     signals = read_table(finished / "signals.csv")
@@ -261,7 +268,7 @@ def test_a_trial_that_went_bad_on_the_disk(tmp_path: Path, capsys: pytest.Captur
     write_feature(file, record.name, np.nan)
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert file.stat().st_size == stat.st_size
-    assert run_trial(config, tmp_path / "trial").outcome == "non_finite"
+    assert run_trial(config, tmp_path / "trial").outcome == "bad_data"
     flight = read_flight(tmp_path / "trial")
     assert flight.step == 0
     suspect = flight.batch[0]

@@ -10,13 +10,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stability.diagnosis.finding import THRESHOLDS, Finding, Outcome, between, finite, running_median, until
+from stability.diagnosis.finding import (
+    THRESHOLDS,
+    Finding,
+    Floats,
+    Outcome,
+    Steps,
+    between,
+    finite,
+    of_weights,
+    running_median,
+    until,
+)
 from stability.diagnosis.signals import Table
 
 _T = THRESHOLDS["collapsed"]
 _SOME, _WELL = THRESHOLDS["learned"]["some"], THRESHOLDS["learned"]["well"]
 _SMOOTH = 5
-_POINTS = 6  # measurements of the frame information that a forecast needs
+_POINTS = 6  # measurements of the frame information that a forecast needs,
+_ENOUGH = 500  # and that it looks at: it takes the square of their number in memory
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,10 @@ def forecast(signals: Table, since: int, now: int) -> Forecast | None:
     x, y = steps[window].astype(float), np.log(information[window])
     half = max(_POINTS, len(x) // 2)
     x, y = x[-half:], y[-half:]
+    latest_first = slice(None, None, -(-half // _ENOUGH))
+    x, y = x[::-1][latest_first], y[::-1][latest_first]
+    if x[0] == x[-1]:
+        return None
     slope, intercept, low, high = theilslopes(y, x)
     missing = math.log(_T["leaves"]) - (intercept + slope * now)
     if missing <= 0:
@@ -103,44 +119,43 @@ def relapsed(signals: Table, validation: Table) -> Finding | None:
     for time in _narrow_times(signals):
         most = until(information, time.first).max(initial=0)
         best = until(rates, time.first).min(initial=np.inf)
-        for name, series, spoke, silent in (
-            ("frame_information", information, most >= _T["spoke"], lambda now, most=most: now < _T["relapsed"] * most),
-            ("per", rates, best <= _WELL and not len(information[0]), lambda now: now >= _SOME),
+        for name, (steps, values), spoke, usual in (
+            ("frame_information", information, most >= _T["spoke"], f"{most:.2g} nats of frame information"),
+            ("per", rates, best <= _WELL and not len(information[0]), f"an error rate of {best:.2g}"),
         ):
-            steps, values = series
-            late = (steps >= time.first + _T["lasting"]) & (steps <= time.last)
-            for step, now in zip(steps[late], values[late], strict=True):
-                if spoke and silent(now):
-                    usual = f"{most:.2g} nats of frame information" if name != "per" else f"an error rate of {best:.2g}"
-                    says = "nothing but blank" if time.blank else f"no more than {_T['few']:.0f} phonemes"
-                    advice = f"It had come to {usual}, and says {says} since step {time.first}. "
-                    advice += _what_changed(signals, time.first)
-                    return Finding(
-                        time.outcome, "relapse", time.first, int(step), name, float(now), f"about {usual}", advice
-                    )
+            silent = values >= _SOME if name == "per" else values < _T["relapsed"] * most
+            late = silent & (steps >= time.first + _T["lasting"]) & (steps <= time.last)
+            if spoke and late.any():
+                step, now = int(steps[late][0]), float(values[late][0])
+                says = "nothing but blank" if time.blank else f"no more than {_T['few']:.0f} phonemes"
+                advice = f"It had come to {usual}, and says {says} since step {time.first}. "
+                advice += _what_changed(signals, time.first, step)
+                expected = f"about {most:.2g} nats" if name != "per" else f"about {best:.2g}"
+                return Finding(time.outcome, "relapse", time.first, step, name, now, expected, advice)
     return None
 
 
 def stuck(signals: Table, validation: Table) -> Finding | None:
     """It has come to the plateau, and would stay there for several times as long again."""
     steps, information = finite(signals, "frame_information")
+    lr, update = finite(signals, "lr"), finite(signals, "update_ratio")
     for time in _narrow_times(signals):
         if until((steps, information), time.first).max(initial=0) >= _T["spoke"]:
             continue
         next_look = _T["stuck"]
         for step in steps[(steps >= time.first + _T["lasting"]) & (steps <= time.last)].tolist():
-            if _rate_rises(signals, time.first, step):
+            if _rate_rises(lr, time.first, step):
                 continue
             age = step - time.first
             ahead = forecast(signals, time.first, step) if age >= next_look else None
             if age >= next_look:
                 next_look = 1.1 * age  # for speed: a plateau ten times as old is looked at ten times more seldom
             lasts = ahead is not None and ahead.earliest - step >= _T["horizon"] * age
-            if not lasts and not _stands_still(signals, step):
+            if not lasts and not _stands_still(update, step):
                 continue
             now = float(until((steps, information), step)[-1])
             cause, advice = why_no_progress(signals, step)
-            expected = f"{_T['leaves']} nats, at which blank gives way" + (f" ({ahead})" if ahead else "")
+            expected = f"{_T['leaves']} nats, at which blank gives way" + (f": {ahead}" if ahead else "")
             return Finding(time.outcome, cause, time.first, step, "frame_information", now, expected, advice)
     return None
 
@@ -151,15 +166,16 @@ def other_labels(signals: Table, validation: Table) -> Finding | None:
     start = float(np.median(loss[1][:_SMOOTH])) if len(loss[1]) else math.nan
     for step, rate in zip(*finite(validation, "per"), strict=True):
         recent = until(loss, int(step))[-_SMOOTH:]
-        if rate < _SOME or not len(recent) or np.median(recent) >= _T["labels_loss"] * start:
+        # A loss that may be negative, as a log-likelihood, has no share that is left of it.
+        if rate < _SOME or not len(recent) or not 0 <= np.median(recent) < _T["labels_loss"] * start:
             continue
         narrow = narrow_since(signals, int(step))
         if narrow is None or not narrow[1]:  # a decoder that says only blank has another reason for so low a loss
             onset = narrow[0] if narrow is not None else int(step)
             advice = (
                 f"The training loss is down to {np.median(recent) / start:.0%} of its start and the validation error "
-                f"rate is {rate:.2f}: what is trained on is not what is validated on. Compare both splits' labels and "
-                "class tables."
+                f"rate is {rate:.2f}: either it is trained on other labels than it is validated on, or it knows its "
+                "training data by heart. Compare both splits' labels and class tables."
             )
             return Finding("mode_collapse", "labels", onset, int(step), "per", float(rate), "well below 1", advice)
     return None
@@ -179,8 +195,8 @@ def why_no_progress(signals: Table, step: int) -> tuple[str, str]:
     size = float(np.median(update[-3:])) if len(update) else math.nan
     if size > 3 * _T["small_update"]:
         return "no_information", (
-            f"Updates are {size:.1%} of the weights a step, which is enough to learn by, and the loss does not fall: look "
-            "at the data, whether inputs and labels still belong together."
+            f"Updates are {of_weights(size)} a step, which is enough to learn by: look at the data, "
+            "whether inputs and labels still belong together."
         )
     return "step_too_small", _small_step_advice(signals, step, size)
 
@@ -188,12 +204,12 @@ def why_no_progress(signals: Table, step: int) -> tuple[str, str]:
 def _small_step_advice(signals: Table, step: int, size: float) -> str:
     share = until(finite(signals, "epsilon_dominance"), step)[-1:]
     rate, effective = until(finite(signals, "lr"), step), until(finite(signals, "effective_lr"), step)
-    if not len(share):
+    if not len(share) or not len(rate) or not len(effective):
         return (
-            "The optimiser's state was not recorded: see whether its second-moment roots lie below epsilon, and whether "
-            "the lr is still high enough."
+            "The optimiser's state was not recorded: see whether its second-moment roots lie below epsilon, and "
+            "whether the lr is still high enough."
         )
-    moves = f"Updates are {size:.2%} of the weights a step. " if not math.isnan(size) else ""
+    moves = f"Updates are {of_weights(size)} a step. " if not math.isnan(size) else ""
     if share[0] < 0.5:
         fallen = f", down from {rate.max():.2g}" if rate[-1] < 0.5 * rate.max() else ""
         return f"{moves}Epsilon has no part in that, the lr of {rate[-1]:.2g}{fallen} is too small: raise it."
@@ -203,10 +219,8 @@ def _small_step_advice(signals: Table, step: int, size: float) -> str:
     )
     if rate[-1] < 0.5 * rate.max():
         return f"{advice}, and the lr has come down from {rate.max():.2g} to {rate[-1]:.2g}: let it last longer."
-    _, loss = finite(signals, "loss")
-    _, per_label = finite(signals, "loss_per_label")
-    labels = np.median(loss / per_label) if len(loss) == len(per_label) and len(loss) else math.nan
-    if labels < 1.01:
+    loss, per_label = until(finite(signals, "loss"), step), until(finite(signals, "loss_per_label"), step)
+    if len(loss) == len(per_label) and len(loss) and np.median(loss - 1.01 * per_label) < 0:
         advice += (
             "; the loss is a per-label mean, so gradients are smaller than with a per-trial sum by the number of "
             "labels: try loss=per_trial_sum,"
@@ -228,15 +242,15 @@ def _clipped_before_unscaling(signals: Table, step: int) -> str | None:
         return None
     return (
         f"The gradient that is applied always has the norm {middle:.2g}, which is {limit:.3g} over the loss scale of "
-        f"{scale[-1]:.3g}: it is clipped before it is unscaled. Call scaler.unscale_(optimizer) before the clip."
+        f"{scale[-1]:.10g}: it is clipped before it is unscaled. Call scaler.unscale_(optimizer) before the clip."
     )
 
 
-def _what_changed(signals: Table, step: int) -> str:
-    """What else was different before a relapse and after it."""
+def _what_changed(signals: Table, step: int, now: int) -> str:
+    """What else was different before a relapse and since."""
     for name, what in (("weight_norm", "the weights' norm"), ("lr", "the lr"), ("input_max", "the largest input")):
         series = finite(signals, name)
-        before, after = between(series, step - 100, step - 11), between(series, step, step + 60)
+        before, after = between(series, step - 100, step - 11), between(series, step, min(step + 60, now))
         if not len(before) or not len(after):
             continue
         old, new = float(np.median(before)), float(np.median(after))
@@ -245,14 +259,13 @@ def _what_changed(signals: Table, step: int) -> str:
     return "Neither the lr, nor the size of weights or inputs changed much: look at the labels and inputs since then."
 
 
-def _stands_still(signals: Table, step: int) -> bool:
+def _stands_still(update: tuple[Steps, Floats], step: int) -> bool:
     """Whether the last updates were so small that thousands of them would lead nowhere."""
-    update = until(finite(signals, "update_ratio"), step)[-3:]
-    return len(update) == 3 and bool(update.max() < _T["no_update"])
+    recent = until(update, step)[-3:]
+    return len(recent) == 3 and bool(recent.max() < _T["no_update"])
 
 
-def _rate_rises(signals: Table, since: int, step: int) -> bool:
+def _rate_rises(lr: tuple[Steps, Floats], since: int, step: int) -> bool:
     """Whether the learning rate is still being warmed up."""
-    series = finite(signals, "lr")
-    before, now = until(series, (since + step) // 2)[-1:], until(series, step)[-1:]
+    before, now = until(lr, (since + step) // 2)[-1:], until(lr, step)[-1:]
     return bool(len(before) and len(now) and now[0] > 1.05 * before[0])

@@ -1,5 +1,9 @@
 """All detectors: signals in, findings out. They know no trainer, and none uses a step after the one at which it says
 that it was sure. A signal that was not recorded is no evidence: nothing is found in it.
+
+What is found in the rows so far is thus what will be found in all of them, with three exceptions: the first ten losses
+are looked at together, more than 1,000 gradient norms in groups that are counted from the end, and whether a collapse
+is called one of blank or of a few phonemes goes by the whole of its time.
 """
 
 from stability.diagnosis.collapse import other_labels, relapsed, stuck

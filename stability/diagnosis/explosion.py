@@ -5,13 +5,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from stability.diagnosis.finding import THRESHOLDS, Finding, Floats, Steps, between, finite, running_median, until
+from stability.diagnosis.finding import (
+    THRESHOLDS,
+    Finding,
+    Floats,
+    Steps,
+    between,
+    finite,
+    of_weights,
+    running_median,
+    until,
+)
 from stability.diagnosis.signals import Table
 
 _T = THRESHOLDS["exploded"]
 _SMOOTH = int(_T["smooth"])
 _PAST = 60  # points that make a signal's own past
 _BACK = 10  # measurements of the weights' norm to look back
+_COMMON = 0.01  # size of an update over size of the weights, where nothing was measured before
 _POINTS = 1000  # of a longer run, gradient norms are looked at in groups
 
 
@@ -31,12 +42,13 @@ def exploded(signals: Table, validation: Table) -> Finding | None:
     if not found:
         return None
     first = min(found, key=lambda sign: sign.detected)
+    from_start = first.onset <= signals.steps[0]
+    grew = f"is {first.value:.3g} from the start" if from_start else f"grew from {first.usual:.3g} to {first.value:.3g}"
     cause, advice = why_exploded(signals, first.onset, first.detected) or (
         "unknown",
-        f"{first.signal} grew from {first.usual:.3g} to {first.value:.3g} and stays there: lower the lr, or warm up "
-        "longer.",
+        f"{first.signal} {grew} and stays there: lower the lr, or warm up longer.",
     )
-    expected = f"about {first.usual:.3g}, as before"
+    expected = f"about {first.usual:.3g}" + ("" if from_start else ", as before")
     return Finding("exploded", cause, first.onset, first.detected, first.signal, first.value, expected, advice)
 
 
@@ -62,18 +74,16 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
     lr, update = finite(signals, "lr"), finite(signals, "update_ratio")
     before, now = until(lr, onset - 8)[-1:], until(lr, detected)[-1:]
     largest = between(update, onset - 15, detected).max(initial=0)
-    usual = (
-        float(np.median(np.minimum(until(update, onset - 15)[-_BACK:], 0.02)))
-        if len(until(update, onset - 15))
-        else 0.01
-    )
+    past = until(update, onset - 15)[-_BACK:]
+    usual = float(np.median(np.minimum(past, 0.02))) if len(past) else _COMMON
     raised = bool(len(before) and len(now) and now[0] > 3 * before[0] > 0)
-    spike = None if raised else _spike(signals, onset - 10, detected)
+    spike = None if raised else _spike(finite(signals, "grad_norm"), onset - 10, detected)
     if spike is not None:
         step, norm, common = spike
         return "bad_batch", (
-            f"The batch of step {step} had a gradient norm of {norm:.3g}, {norm / common:.0f} times the usual "
-            f"{common:.3g}{_moments_after(signals, step)}: look at that batch, and clip at some {3 * common:.1g}."
+            f"The batch of step {step} had a gradient norm of {norm:.3g}, {_plain(norm / common, 3)} times the usual "
+            f"{common:.3g}{_moments_after(signals, step, detected)}: look at that batch, and clip at some "
+            f"{_plain(3 * common, 1)}."
         )
     if raised and largest <= 3 * usual:  # not measured yet since then
         return (
@@ -83,24 +93,25 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
     if len(now) and (largest >= _T["update"] or raised):
         rate = now[0] * usual / largest
         rise = f", raised from {before[0]:.3g}," if raised else ""
+        compared = f"against {of_weights(float(np.median(past)))} before" if len(past) else "from the start"
+        mend = f"An lr of {rate:.1g} would make steps of {100 * usual:.2g}%" if rate > 0 else "Lower it"
         return "rate_too_high", (
-            f"Updates are {largest:.0%} of the weights a step at lr {now[0]:.3g}{rise} against {usual:.1%} before: too "
-            f"large a rate for this loss surface. An lr of {rate:.1g} would make steps of the usual size"
-            f"{_clip_advice(signals, detected)}."
+            f"Updates are {of_weights(largest)} a step at lr {now[0]:.3g}{rise} {compared}: "
+            f"too large a rate for this loss surface. {mend}{_clip_advice(signals, detected)}."
         )
     weights = finite(signals, "weight_norm")
     former, present = until(weights, onset - 10)[-1:], until(weights, detected)[-1:]
-    if not len(update[0]):
+    if not len(until(update, detected)):
         return None
     if len(former) and len(present) and present[0] > 1.5 * former[0]:
         return "drift", (
-            f"The weights grew from {former[0]:.3g} to {present[0]:.3g}, which updates of {largest:.1%} a step do not "
-            "account for: something beside the optimiser changes them."
+            f"The weights grew from {former[0]:.3g} to {present[0]:.3g}, which updates of {of_weights(largest)} a step "
+            "do not account for: something beside the optimiser changes them."
         )
     if len(until(finite(signals, "loss"), onset)) > _SMOOTH and onset < detected:
         return "drift", (
-            f"The loss rises step by step, though updates are no larger than before ({largest:.1%} of the weights): "
-            "the gradient leads uphill or the data have changed; look at the sign of the loss and at the newest batches."
+            f"The loss rises step by step, though updates are no larger than before ({of_weights(largest)}): the "
+            "gradient leads uphill or the data have changed; look at the sign of the loss and at the newest batches."
         )
     return None
 
@@ -120,10 +131,14 @@ def _lost_loss(signals: Table) -> _Sign | None:
     best = np.minimum.accumulate(smooth)
     start = float(np.median(loss[:_SMOOTH]))
     won = start - best
+    # A loss that may be negative, as a log-likelihood, has no size to compare with.
+    sized = (start > 0) & (best >= 0)
     lost = (won > 0.2 * start) & (smooth - best > _T["lost"] * won) & (smooth > _T["worse"] * best)
     lost |= smooth > _T["above_start"] * np.maximum(start, best)
+    lost &= sized
+    drive = _drive(signals)
     for row in np.flatnonzero(lost):
-        if _is_driven(signals, int(steps[row])) or _does_not_fall(steps, smooth, lost, int(row)):
+        if _is_driven(drive, int(steps[row])) or _does_not_fall(steps, smooth, lost, int(row)):
             near = np.flatnonzero(smooth[:row] <= best[row] + 0.25 * (smooth[row] - best[row]))
             onset = int(near[-1]) + 1 if len(near) else 0
             # The median is late by half its width.
@@ -132,20 +147,24 @@ def _lost_loss(signals: Table) -> _Sign | None:
     return None
 
 
-def _is_driven(signals: Table, step: int) -> bool:
+def _drive(signals: Table) -> tuple[tuple[Steps, Floats], ...]:
+    """What tells whether the optimiser makes large steps: sizes of updates, lr, gradient norms."""
+    return finite(signals, "update_ratio"), finite(signals, "lr"), finite(signals, "grad_norm")
+
+
+def _is_driven(drive: tuple[tuple[Steps, Floats], ...], step: int) -> bool:
     """Whether the optimiser has just made large steps, or, where its updates were not measured, may have."""
-    steps, update = finite(signals, "update_ratio")
-    if not len(steps):
+    update, lr, norm = drive
+    if not len(until(update, step)):
         return True
-    recent, past = between((steps, update), step - 12, step), until((steps, update), step - 13)[-_BACK:]
+    recent, past = between(update, step - 12, step), until(update, step - 13)[-_BACK:]
     usual = float(np.median(past)) if len(past) else 0.0
     if len(recent) and recent.max() > max(_T["driven"], _T["driven_more"] * usual):
         return True
-    lr = finite(signals, "lr")
     before, now = until(lr, step - 12)[-1:], until(lr, step)[-1:]
     if len(before) and len(now) and now[0] > 3 * before[0]:
         return True
-    return _spike(signals, step - 10, step) is not None
+    return _spike(norm, step - 10, step) is not None
 
 
 def _does_not_fall(steps: Steps, smooth: Floats, lost: np.ndarray, row: int) -> bool:
@@ -165,10 +184,11 @@ def _grown_weights(signals: Table) -> _Sign | None:
     update = finite(signals, "update_ratio")
     padded = np.concatenate([np.full(_BACK, norms[0]), norms[:-1]])
     least = sliding_window_view(padded, _BACK).min(axis=1)
-    for row in np.flatnonzero(norms > _T["weights"] * least):
+    for row in np.flatnonzero((norms > _T["weights"] * least) & (least > 0)):
         past = norms[max(0, row - _BACK) : row]
-        explained = between(update, int(steps[max(0, row - _BACK)]), int(steps[row])).mean() if len(update[0]) else 0.0
-        explained *= steps[row] - steps[max(0, row - _BACK)]
+        first = int(steps[max(0, row - _BACK)])
+        sizes = between(update, first, int(steps[row]))
+        explained = float(sizes.mean()) * (int(steps[row]) - first) if len(sizes) else 0.0
         # What the updates account for, the detectors of updates and of the loss judge.
         if explained < np.log(norms[row] / past.min()) and not _falls(loss, int(steps[row])):
             onset = row - int(np.argmin(past[::-1] > 1.15 * past.min())) if (past > 1.15 * past.min()).any() else row
@@ -181,13 +201,12 @@ def _large_updates(signals: Table) -> _Sign | None:
     steps, sizes = finite(signals, "update_ratio")
     large = sizes > _T["update"]
     loss = finite(signals, "loss")
-    both = [row for row in np.flatnonzero(large[1:] & large[:-1]) + 1 if not _falls(loss, int(steps[row]))]
-    if not both:
-        return None
-    row = int(both[0])
-    usual = float(np.median(sizes[: row - 1])) if row > 1 else 0.01
-    onset = int(steps[row - 2]) + 1 if row > 1 else int(steps[0])
-    return _Sign("update_ratio", onset, int(steps[row]), float(sizes[row]), usual)
+    for row in np.flatnonzero(large[1:] & large[:-1]) + 1:
+        if not _falls(loss, int(steps[row])):
+            usual = float(np.median(sizes[: row - 1])) if row > 1 else _COMMON
+            onset = int(steps[row - 2]) + 1 if row > 1 else int(steps[0])
+            return _Sign("update_ratio", onset, int(steps[row]), float(sizes[row]), usual)
+    return None
 
 
 def _grown_gradients(signals: Table) -> _Sign | None:
@@ -202,12 +221,12 @@ def _grown_gradients(signals: Table) -> _Sign | None:
     whole = slice(len(steps) % stride, None)
     steps, norms = steps[whole][stride - 1 :: stride], np.median(norms[whole].reshape(-1, stride), axis=1)
     smooth, past = running_median(norms, _SMOOTH), running_median(norms, _PAST)
-    loss = finite(signals, "loss")
+    loss, drive = finite(signals, "loss"), _drive(signals)
     before = np.concatenate([np.full(_SMOOTH, np.inf), past[:-_SMOOTH]])
-    for row in np.flatnonzero(smooth > _T["norm"] * before):
+    for row in np.flatnonzero((smooth > _T["norm"] * before) & (before > 0)):
         if row < 2 * _SMOOTH - 1 or _improved(loss, int(steps[row - _SMOOTH]), int(steps[row])):
             continue
-        if not _is_driven(signals, int(steps[row])):
+        if not _is_driven(drive, int(steps[row])):
             continue
         usual = float(before[row])
         high = np.flatnonzero(norms[: row + 1] > _T["norm"] * usual)
@@ -227,23 +246,22 @@ def _heavy_batch(signals: Table) -> _Sign | None:
     usual = np.concatenate([[0.0], running_median(ratio, 3)[:-1]])
     for row in np.flatnonzero(ratio < _T["poisoned"] * usual):
         if row >= 2:
-            spike = _spike(signals, int(steps[row - 1]), int(steps[row]))
+            spike = _spike(finite(signals, "grad_norm"), int(steps[row - 1]), int(steps[row]))
             if spike is None:
                 continue
             step, norm, common = spike
             # It is the harm that counts: as long as the loss comes down all the same, there is none.
-            for late in steps[steps >= step + _T["calm"]].tolist():
-                if np.median(between(loss, step + 1, late)[-2 * _SMOOTH :]) > 0.97 * np.median(
-                    until(loss, step - 1)[-2 * _SMOOTH :]
-                ):
-                    return _Sign("grad_norm", step, late, norm, common)
-                break
+            late = int(steps[min(np.searchsorted(steps, step + _T["calm"]), len(steps) - 1)])
+            before, after = until(loss, step - 1)[-2 * _SMOOTH :], between(loss, step + 1, late)[-2 * _SMOOTH :]
+            waited = late >= step + _T["calm"] and len(before) and len(after)
+            if waited and np.median(after) > 0.97 * np.median(before):
+                return _Sign("grad_norm", step, late, norm, common)
     return None
 
 
-def _spike(signals: Table, first: int, last: int) -> tuple[int, float, float] | None:
-    """Step, norm and usual norm of one gradient between two steps that stands out by far, and after which norms fell."""
-    steps, norms = finite(signals, "grad_norm")
+def _spike(norm: tuple[Steps, Floats], first: int, last: int) -> tuple[int, float, float] | None:
+    """Step, norm and usual norm of one gradient between two steps that stands far out, and after which norms fell."""
+    steps, norms = norm
     low, high = int(np.searchsorted(steps, first)), int(np.searchsorted(steps, last, "right"))
     if high - low < 1 or low < 3:
         return None
@@ -251,14 +269,19 @@ def _spike(signals: Table, first: int, last: int) -> tuple[int, float, float] | 
     usual = float(np.median(norms[max(0, row - _PAST) : row])) if row else np.inf
     after = norms[row + 1 : high]
     alone = not len(after) or float(np.median(after)) < 0.25 * norms[row]
-    if norms[row] < _T["spike"] * usual or not alone:
+    if not usual or norms[row] < _T["spike"] * usual or not alone:
         return None
     return int(steps[row]), float(norms[row]), usual
 
 
-def _moments_after(signals: Table, step: int) -> str:
+def _plain(value: float, digits: int) -> str:
+    """Rounded to some digits, and written without an exponent where that is readable."""
+    return f"{float(f'{value:.{digits}g}'):g}"
+
+
+def _moments_after(signals: Table, step: int, now: int) -> str:
     effective = finite(signals, "effective_lr")
-    before, after = until(effective, step)[-1:], between(effective, step + 1, step + 12)[:1]
+    before, after = until(effective, step)[-1:], between(effective, step + 1, min(step + 12, now))[:1]
     if not len(before) or not len(after) or after[0] > 0.7 * before[0]:
         return ""
     return (

@@ -63,6 +63,11 @@ def between(series: tuple[Steps, Floats], first: int, last: int) -> Floats:
     return values[np.searchsorted(steps, first) : np.searchsorted(steps, last, "right")]
 
 
+def of_weights(ratio: float) -> str:
+    """The size of an update beside that of the weights, in words."""
+    return f"{100 * ratio:.2g}% of the weights" if ratio < 1 else f"{ratio:.3g} times the weights"
+
+
 def running_median(values: Floats, width: int) -> Floats:
     """At each point the median of the last `width`, or of as many as there are."""
     first = [np.median(values[: n + 1]) for n in range(min(width - 1, len(values)))]

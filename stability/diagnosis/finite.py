@@ -33,7 +33,8 @@ def _first(signals: Table) -> Finding | None:
     largest = float(_column(signals, "input_max", 0)[row])
     if not np.isfinite(largest):
         advice = (
-            "The batch holds a number that is not finite, before any weight has met it: mend or leave out that trial."
+            f"The batch of step {step} holds a number that is not finite, before any weight has met it: find the "
+            "example that it comes from, and mend it or leave it out."
         )
         return Finding("bad_data", "non_finite_input", step, step, "input_max", largest, "finite inputs", advice)
     count = _column(signals, "infeasible_targets", 0)[row]
@@ -41,7 +42,7 @@ def _first(signals: Table) -> Finding | None:
     calm = past[-5:].max(initial=0) <= _VIOLENT * np.median(past) if len(past) else True
     # Of finite logits CTC's loss is infinite for nothing else.
     if name == "loss" and (count > 0 or (value == np.inf and calm and "blank_fraction" in signals.names)):
-        return _infeasible(step, float(count), value)
+        return _infeasible(step, float(count))
     if (why := why_exploded(signals, step, step)) is not None:
         cause, advice = why
     elif _column(signals, "loss_scale", 1)[row] > 1:
@@ -69,33 +70,52 @@ def _endless_overflow(signals: Table) -> Finding | None:
         if stuck >= _T["stuck"] or run >= _T["endless"]:
             first, now = int(signals.steps[start]), int(signals.steps[row])
             advice = (
-                f"Gradients overflow in fp16 at every step since {first}, at a loss scale of {scale[row]:.3g}, and no "
+                f"Gradients overflow in fp16 at every step since {first}, at a loss scale of {scale[row]:.10g}, and no "
                 "update is made: let the scale be halved at an overflow (GradScaler.update), or train in bf16 or fp32."
             )
             return Finding(
-                "non_finite", "precision", first, now, "loss_scale", float(scale[row]), "a finite gradient", advice
+                "non_finite",
+                "precision",
+                first,
+                now,
+                "loss_scale",
+                float(scale[row]),
+                "one that keeps gradients finite",
+                advice,
             )
     return None
 
 
-def _infeasible(step: int, count: float, loss: float) -> Finding:
+def _infeasible(step: int, count: float) -> Finding:
     who = f"{count:.0f} utterances" if count > 1 else "an utterance"
     advice = (
-        f"The loss is {loss} since CTC cannot align {who} of this batch, with fewer frames than labels (and one more "
-        "between equal labels): leave such trials out, or shorten the patches' stride."
+        f"The loss is not finite since CTC cannot align {who} of this batch, with fewer frames than labels (and one "
+        "more between equal labels): leave such trials out, or shorten the patches' stride."
     )
+    if not count > 0:  # not recorded: the loss says it
+        return Finding("bad_data", "infeasible_target", step, step, "loss", np.inf, "a finite number", advice)
     return Finding("bad_data", "infeasible_target", step, step, "infeasible_targets", count, "none", advice)
 
 
 def _backward_advice(signals: Table, row: int) -> str:
-    parts = {n.removeprefix("grad_norm."): signals[n][row] for n in signals.names if n.startswith("grad_norm.")}
-    bad = [part for part, norm in parts.items() if not np.isfinite(norm)]
+    parts = [n for n in signals.names if n.startswith("grad_norm.")]
+    bad = not_finite_parts(signals, row)
     where = f" in {', '.join(bad)}" if 0 < len(bad) < len(parts) else ""
     loss = _column(signals, "loss", np.nan)[row]
+    known = f"The loss is {loss:.3g} and its" if np.isfinite(loss) else "The"
     return (
-        f"The loss is {loss:.3g} and its gradient is not finite{where}, though nothing had grown before: some backward "
-        "pass there divides by 0. Make the step again: python -m stability.diagnose --replay FOLDER."
+        f"{known} gradient is not finite{where}, though nothing had grown before: some backward pass there divides by "
+        "0. A trial with a flight recording can make that step again: python -m stability.diagnose --replay FOLDER."
     )
+
+
+def not_finite_parts(signals: Table, row: int) -> list[str]:
+    """The parts of the model whose gradient was measured in that row, and was not finite."""
+    return [
+        n.removeprefix("grad_norm.")
+        for n in signals.names
+        if n.startswith("grad_norm.") and _not_finite(signals, n)[row]
+    ]
 
 
 def _not_finite(signals: Table, name: str) -> np.ndarray:

@@ -1,14 +1,16 @@
 """The verdict: what became of a trial, since which step, on what evidence, and what to try."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
+from math import isfinite
 
 import numpy as np
 
 from stability.diagnosis.collapse import forecast, narrow_since, why_no_progress
 from stability.diagnosis.detectors import findings
 from stability.diagnosis.explosion import recovered
-from stability.diagnosis.finding import THRESHOLDS, Finding, Outcome, finite, measured
-from stability.diagnosis.finite import non_finite
+from stability.diagnosis.finding import THRESHOLDS, Finding, Outcome, finite
+from stability.diagnosis.finite import non_finite, not_finite_parts
 from stability.diagnosis.signals import Table
 
 SOME, WELL = THRESHOLDS["learned"]["some"], THRESHOLDS["learned"]["well"]
@@ -19,7 +21,11 @@ _FLAT = 0.01  # of the loss, from one quarter of the plateau to the next
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a trial. Evidence is {what was looked at: its value}."""
+    """What became of a trial. Evidence is {what was looked at: its value}.
+
+    `to_json` is strict JSON, which has no number that is not finite: such evidence is written as "nan", "inf" or
+    "-inf", and stays a text when `from_json` reads it.
+    """
 
     outcome: Outcome
     cause: str | None
@@ -27,6 +33,16 @@ class Verdict:
     detected_step: int | None
     evidence: dict[str, float | str] = field(default_factory=dict)
     advice: str = ""
+
+    def to_json(self) -> str:
+        """The content of `verdict.json`."""
+        evidence = {n: str(v) if isinstance(v, float) and not isfinite(v) else v for n, v in self.evidence.items()}
+        return json.dumps(asdict(self) | {"evidence": evidence}, indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Verdict":
+        """The verdict that `to_json` wrote."""
+        return cls(**json.loads(text))
 
 
 def failed(signals: Table) -> Verdict | None:
@@ -44,6 +60,8 @@ def judge(signals: Table, validation: Table) -> Verdict:
     has recovered. Else it is stable if its last error rate is good, slow if it is on its way, and undecided if it is
     still on the blank plateau or learned nothing. What was not recorded is not judged.
     """
+    if not len(signals.steps):
+        return Verdict("undecided", "no signals", None, None, {}, "No training step was recorded.")
     evidence = _evidence(signals, validation)
     end = int(signals.steps[-1])
     _, rates = finite(validation, "per")
@@ -65,7 +83,9 @@ def judge(signals: Table, validation: Table) -> Verdict:
     if narrow is None or last < SOME:
         if last < SOME:
             return Verdict("slow", cause, None, end, evidence, f"It learns, and is far behind. {advice}")
-        return Verdict("undecided", cause, None, end, evidence, f"It has not learned anything yet. {advice}")
+        best = min(rates, default=last)
+        state = f"It is back from an error rate of {best:.2g}." if best < SOME else "It has not learned anything yet."
+        return Verdict("undecided", cause, None, end, evidence, f"{state} {advice}")
     since, blank = narrow
     ahead = forecast(signals, since, end)
     if ahead is None and blank and _is_flat(signals, since):
@@ -106,13 +126,12 @@ def _sound(signals: Table, validation: Table) -> bool:
 
 def _of(finding: Finding, signals: Table, evidence: dict[str, float | str]) -> Verdict:
     seen: dict[str, float | str] = {finding.signal: finding.value, f"{finding.signal} expected": finding.expected}
-    steps, norms = measured(signals, "grad_norm")
+    steps, norms = finite(signals, "grad_norm")
     if finding.kind in _FATAL and (steps < finding.onset_step).any():
         seen["gradient norm before"] = float(norms[steps < finding.onset_step][-1])
     at = int(np.searchsorted(signals.steps, finding.onset_step))
-    parts = [n for n in signals.names if n.startswith("grad_norm.") and not np.isfinite(signals[n][at])]
-    if finding.kind == "non_finite" and parts:
-        seen["gradient not finite in"] = ", ".join(part.removeprefix("grad_norm.") for part in parts)
+    if finding.kind == "non_finite" and (parts := not_finite_parts(signals, at)):
+        seen["gradient not finite in"] = ", ".join(parts)
     return Verdict(
         finding.kind, finding.cause, finding.onset_step, finding.detected_step, seen | evidence, finding.advice
     )

@@ -86,7 +86,9 @@ class Recorder:
         """
         shutil.rmtree(folder / FLIGHT, ignore_errors=True)
         assert verdict.onset_step is not None
-        before = self._before(verdict.onset_step, stack, split, applied=verdict.outcome != "non_finite")
+        before = self._before(
+            verdict.onset_step, stack, split, applied=verdict.outcome not in ("non_finite", "bad_data")
+        )
         config = before.configs[0]
         batch = training_batch(split, config.batch.size, config.batch.days, config.seed, before.step)
         flight = Flight(

@@ -1,11 +1,9 @@
 """One trial from its start, or from its last checkpoint, to its verdict. All that it leaves is in its folder."""
 
-import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
@@ -65,7 +63,7 @@ def _run(config: Config, folder: Path) -> Verdict:
         _clear(folder)
     finished_before = (folder / VERDICT).exists()
     if finished_before:
-        verdict = Verdict(**json.loads((folder / VERDICT).read_text()))
+        verdict = Verdict.from_json((folder / VERDICT).read_text())
         tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
     else:
         verdict, tracker = _reach_verdict(config, folder)
@@ -98,7 +96,7 @@ def _reach_verdict(config: Config, folder: Path) -> tuple[Verdict, Tracker]:
         signals = read_table(folder / SIGNALS)
         _record_fault(recorder, folder, stack, dataset, failed(signals))
         verdict = judge(signals, read_table(folder / VALIDATION))
-        write_atomically(folder / VERDICT, json.dumps(asdict(verdict), indent=2).encode())
+        write_atomically(folder / VERDICT, verdict.to_json().encode())
     except BaseException as error:
         tracker.abort("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
