@@ -1,6 +1,8 @@
 """The verdict: what became of a trial, since which step, on what evidence, and what to try."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -8,11 +10,11 @@ from stability.diagnosis.collapse import forecast, narrow_since, why_no_progress
 from stability.diagnosis.detectors import findings
 from stability.diagnosis.explosion import recovered
 from stability.diagnosis.finding import THRESHOLDS, Finding, Outcome, finite, measured
-from stability.diagnosis.finite import non_finite
 from stability.diagnosis.signals import Table
 
+Fault = Literal["non_finite", "bad_data", "exploded", "blank_collapse", "mode_collapse"]
 SOME, WELL = THRESHOLDS["learned"]["some"], THRESHOLDS["learned"]["well"]
-_FATAL = ("non_finite", "bad_data")
+FATAL: tuple[Fault, ...] = ("non_finite", "bad_data")  # no training goes on from there
 _FLAT = 0.01  # of the loss, from one quarter of the plateau to the next
 
 
@@ -28,12 +30,17 @@ class Verdict:
     advice: str = ""
 
 
-def failed(signals: Table) -> Verdict | None:
-    """The verdict on a trial that cannot go on, since a loss or gradient is not finite; None on one that can."""
-    finding = non_finite(
-        signals, Table((), np.zeros(0, np.int64), np.zeros((0, 0), np.float32), np.zeros((0, 0), bool))
-    )
-    return None if finding is None else _of(finding, signals, {})
+def stopped(signals: Table, validation: Table, stop_on: Collection[str]) -> Verdict | None:
+    """The verdict that ends a training before its budget: by the first finding of those kinds; None without one."""
+    for finding in findings(signals, validation):
+        if finding.kind in stop_on:
+            return _of(finding, signals, _evidence(signals, validation))
+    return None
+
+
+def is_due(step: int) -> bool:
+    """Whether to ask for findings before that step: every 10th, later more seldom, since a longer past takes longer."""
+    return step % (10 * min(max(step // 200, 1), 8)) == 0
 
 
 def judge(signals: Table, validation: Table) -> Verdict:
@@ -48,9 +55,9 @@ def judge(signals: Table, validation: Table) -> Verdict:
     _, rates = finite(validation, "per")
     last = float(rates[-1]) if len(rates) else float("nan")
     # Of a decoder that says little, other labels than it is validated on are the better explanation.
-    found = sorted(findings(signals, validation), key=lambda f: (f.kind not in _FATAL, f.cause != "labels"))
+    found = sorted(findings(signals, validation), key=lambda f: (f.kind not in FATAL, f.cause != "labels"))
     for finding in found:
-        if finding.kind in _FATAL or _still_holds(finding, signals, last, end):
+        if finding.kind in FATAL or _still_holds(finding, signals, last, end):
             return _of(finding, signals, evidence)
     narrow = narrow_since(signals, end)
     if last <= WELL:
@@ -95,7 +102,7 @@ def _still_holds(finding: Finding, signals: Table, last_rate: float, end: int) -
 def _of(finding: Finding, signals: Table, evidence: dict[str, float | str]) -> Verdict:
     seen: dict[str, float | str] = {finding.signal: finding.value, f"{finding.signal} expected": finding.expected}
     steps, norms = measured(signals, "grad_norm")
-    if finding.kind in _FATAL and (steps < finding.onset_step).any():
+    if finding.kind in FATAL and (steps < finding.onset_step).any():
         seen["gradient norm before"] = float(norms[steps < finding.onset_step][-1])
     at = int(np.searchsorted(signals.steps, finding.onset_step))
     parts = [n for n in signals.names if n.startswith("grad_norm.") and not np.isfinite(signals[n][at])]
