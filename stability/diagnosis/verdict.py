@@ -40,7 +40,7 @@ def stopped(signals: Table, validation: Table, stop_on: Collection[str]) -> Verd
 
 def is_due(step: int) -> bool:
     """Whether to ask for findings before that step: every 10th, later more seldom, since a longer past takes longer."""
-    return step % (10 * min(max(step // 200, 1), 8)) == 0
+    return step % (10 * min(max(step // 100, 1), 8)) == 0
 
 
 def judge(signals: Table, validation: Table) -> Verdict:
