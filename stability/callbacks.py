@@ -57,9 +57,8 @@ class LoopMonitor(Monitor):
             norms = [norm for _, norm in self._norms()]
             if not torch.stack(norms).isfinite().all():
                 return False
-        stop = torch.tensor(self.step(loss, logits, lengths) is not None, device=loss.device)
         # Logits are each process's own, and so may be what is found in them.
-        if not mean_over_ranks(stop.float()) > 0:
+        if not _on_any_rank(self.step(loss, logits, lengths) is not None, loss.device):
             return False
         for p in self._model.parameters():
             p.grad = None  # what has no gradient is not stepped: no decay, no momentum
@@ -120,6 +119,13 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values / dist.get_world_size()
+
+
+def _on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether any of the processes that train together says so."""
+    if not dist.is_available() or not dist.is_initialized():
+        return flag
+    return bool(mean_over_ranks(torch.tensor(float(flag), device=device)) > 0)
 
 
 def loggable(verdict: Verdict) -> dict[str, float | str]:

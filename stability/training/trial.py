@@ -129,14 +129,12 @@ def _train(
         display.trained(block)
         recorder.passed(stack)
         remember(history, table_of(block))
+        # Before the look, as a resumed trial finds the validation in its folder.
+        if count == to_validation:
+            _validate(stack, dataset, folder, best, display)
         ended = _ends(stack, folder, history)
-        if ended or count == to_validation:
-            (per,), (loss,) = evaluate(stack, dataset.val)
-            row = np.array([[per, loss]], np.float32)
-            append_rows(folder / VALIDATION, _VALIDATED, [stack.step - 1], row)
-            display.validated(stack.step - 1, per, loss)
-            if best.improve(float(per), float(loss)):
-                checkpoint.save(folder / BEST, stack, 0, best)
+        if ended and count != to_validation:
+            _validate(stack, dataset, folder, best, display)
         stopping = stop_requested()
         if ended or stopping or count == to_checkpoint:
             checkpoint.save(folder / LAST, stack, 0, best)
@@ -150,6 +148,15 @@ def _train(
     if stack.step < config.steps:
         display.stopped(stack.step, verdict)
     return verdict
+
+
+def _validate(stack: Stack, dataset: Dataset, folder: Path, best: checkpoint.Best, display: Display) -> None:
+    (per,), (loss,) = evaluate(stack, dataset.val)
+    row = np.array([[per, loss]], np.float32)
+    append_rows(folder / VALIDATION, _VALIDATED, [stack.step - 1], row)
+    display.validated(stack.step - 1, per, loss)
+    if best.improve(float(per), float(loss)):
+        checkpoint.save(folder / BEST, stack, 0, best)
 
 
 def _ends(stack: Stack, folder: Path, history: History) -> bool:
