@@ -2,14 +2,14 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stability.diagnosis.verdict import Verdict
+from stability.diagnosis.verdict import FATAL, Fault, Verdict
 from stability.errors import StabilityError
 from stability.monitor import Monitor
 from stability.terminal import show_outcome
@@ -29,8 +29,9 @@ class LoopMonitor(Monitor):
         blank: int,
         error_rate: str | None,
         scaler: torch.amp.GradScaler | None,
+        stop_on: Collection[Fault] = FATAL,
     ) -> None:
-        super().__init__(_innermost(model), optimizer, blank=blank)
+        super().__init__(_innermost(model), optimizer, blank=blank, stop_on=stop_on)
         self._error_rate, self._scaler = error_rate, scaler
         self._losses: list[Tensor] = []
         self._output: tuple[Tensor | None, Tensor | None] = None, None
@@ -41,7 +42,7 @@ class LoopMonitor(Monitor):
         self._output = None if logits is None else logits.detach(), lengths
 
     def cannot_step(self, *, summed: bool = False) -> bool:
-        """Take a step whose batches went backward; whether it must not be made, because the training cannot go on.
+        """Take a step whose batches went backward; whether it must not be made, because the training is to be stopped.
 
         The step's loss is the mean over its batches, or their sum. Gradients that are not to be stepped are dropped.
         A step that fp16's scaler skips, since a smaller scale may mend it, is none.
@@ -56,7 +57,8 @@ class LoopMonitor(Monitor):
             norms = [norm for _, norm in self._norms()]
             if not torch.stack(norms).isfinite().all():
                 return False
-        if self.step(loss, logits, lengths) is None:
+        # Logits are each process's own, and so may be what is found in them.
+        if not _on_any_rank(self.step(loss, logits, lengths) is not None, loss.device):
             return False
         for p in self._model.parameters():
             p.grad = None  # what has no gradient is not stepped: no decay, no momentum
@@ -117,6 +119,13 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values / dist.get_world_size()
+
+
+def _on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether any of the processes that train together says so."""
+    if not dist.is_available() or not dist.is_initialized():
+        return flag
+    return bool(mean_over_ranks(torch.tensor(float(flag), device=device)) > 0)
 
 
 def loggable(verdict: Verdict) -> dict[str, float | str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from stability.diagnosis.verdict import FATAL, Fault
 from stability.errors import StabilityError
 
 CHECKOUT = Path(__file__).parent.parent
@@ -111,6 +112,13 @@ class Data:
 
 
 @dataclass
+class Diagnosis:
+    """What ends a trial before its budget does."""
+
+    stop_on: list[Fault]
+
+
+@dataclass
 class Tracking:
     """Where runs are compared."""
 
@@ -131,6 +139,7 @@ class Config:
     precision: Precision
     model: Model
     data: Data
+    diagnosis: Diagnosis
     tracking: Tracking
     seed: int
     steps: int
@@ -169,6 +178,7 @@ def resolve(cfg: DictConfig) -> Config:
     values = OmegaConf.to_container(own, resolve=True)
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
+    config.diagnosis.stop_on = sorted({*config.diagnosis.stop_on})  # one list, however it was written: one trial
     _check(config)
     return config
 
@@ -235,6 +245,12 @@ def _check(config: Config) -> None:
     for name in ("model.time_scale", "optimizer.clip_norm"):
         if values[name] is not None and not values[name] > 0:
             raise StabilityError(f"{name}={values[name]}: it has to be above 0.")
+    if missing := {*FATAL} - {*config.diagnosis.stop_on}:
+        raise StabilityError(
+            f"diagnosis.stop_on={config.diagnosis.stop_on}: {', '.join(sorted(missing))} cannot be left out, since a "
+            "trial that is not finite is never stepped again. Give diagnosis.stop_on=[non_finite,bad_data], and with "
+            "them what else should end it."
+        )
     if config.batch.size < config.batch.days:
         raise StabilityError(
             f"batch.size={config.batch.size} cannot be shared out over batch.days={config.batch.days}."

@@ -1,6 +1,6 @@
 """A `Monitor` for Hugging Face's Trainer: `Trainer(..., callbacks=[StabilityCallback()])`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from stability.callbacks import LoopMonitor, Watching, loggable, mean_over_ranks
 from stability.data.phonemes import BLANK
+from stability.diagnosis.verdict import FATAL, Fault
 from stability.errors import StabilityError
 
 try:
@@ -24,6 +25,8 @@ _FRAMES = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
 class StabilityCallback(Watching, TrainerCallback):
     """Watches a Trainer's training, stops it before the update that it would not survive, and rules on it at the end.
 
+    `stop_on` names what else should stop it, as for `Monitor`.
+
     Loss and logits are those of the model's output. The logits of a …ForCTC model are watched for blank, whose class
     is its `pad_token_id`; for any other CTC model with logits (B, T, C), say it with `blank`. The error rate (1 for
     all wrong, no percent) is the evaluation's metric `error_rate`, or the first whose name ends in per, wer, cer or
@@ -36,8 +39,10 @@ class StabilityCallback(Watching, TrainerCallback):
     `StabilityError` at the first step.
     """
 
-    def __init__(self, error_rate: str | None = None, *, blank: int | None = None) -> None:
-        self._error_rate, self._blank = error_rate, blank
+    def __init__(
+        self, error_rate: str | None = None, *, blank: int | None = None, stop_on: Collection[Fault] = FATAL
+    ) -> None:
+        self._error_rate, self._blank, self._stop_on = error_rate, blank, stop_on
         self._summed = False
         self._hooks: list[RemovableHandle] = []
 
@@ -55,7 +60,7 @@ class StabilityCallback(Watching, TrainerCallback):
         self._stop_listening()  # to a training that did not come to its end
         blank = _ctc_blank(model) if self._blank is None else self._blank
         self._monitor = monitor = _UnclippedMonitor(
-            model, optimizer, BLANK if blank is None else blank, self._error_rate
+            model, optimizer, BLANK if blank is None else blank, self._error_rate, self._stop_on
         )
         # With num_items_in_batch each batch's loss is a share of the step's, and adds up over processes, too.
         shares = args.world_size if args.average_tokens_across_devices else 1
@@ -101,8 +106,17 @@ class StabilityCallback(Watching, TrainerCallback):
 class _UnclippedMonitor(LoopMonitor):
     """Measures gradients as the backward pass leaves them: the Trainer clips before it calls its callbacks."""
 
-    def __init__(self, model: nn.Module, optimizer: Any, blank: int, error_rate: str | None) -> None:
-        super().__init__(model, optimizer.optimizer, blank=blank, error_rate=error_rate, scaler=optimizer.scaler)
+    def __init__(
+        self, model: nn.Module, optimizer: Any, blank: int, error_rate: str | None, stop_on: Collection[Fault] = FATAL
+    ) -> None:
+        super().__init__(
+            model,
+            optimizer.optimizer,
+            blank=blank,
+            error_rate=error_rate,
+            scaler=optimizer.scaler,
+            stop_on=stop_on,
+        )
         self._gradient_state = optimizer.gradient_state
         trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self._zero = torch.zeros((), device=next(self._model.parameters()).device)

@@ -1,13 +1,14 @@
 """A `Monitor` for Lightning: `Trainer(callbacks=[StabilityCallback()])`."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stability.callbacks import LoopMonitor, Watching, loggable
 from stability.data.phonemes import BLANK
+from stability.diagnosis.verdict import FATAL, Fault
 from stability.errors import StabilityError
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _SHARDED = {"DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"}  # in 
 class StabilityCallback(Watching, Callback):
     """Watches a Lightning training, stops it before the update that it would not survive, and rules on it at the end.
 
+    `stop_on` names what else should stop it, as for `Monitor`.
+
     If `training_step` returns a dictionary with "logits" (B, T, C), and perhaps "lengths" (B,), blank is watched too;
     `blank` is its class. A validation's metrics are taken as they are logged: the error rate (1 for all wrong, no
     percent) is `error_rate`, or the first whose name ends in per, wer, cer or error_rate.
@@ -37,9 +40,11 @@ class StabilityCallback(Watching, Callback):
     DeepSpeed, model parallel) raise `StabilityError` before the first step.
     """
 
-    def __init__(self, error_rate: str | None = None, *, blank: int = BLANK) -> None:
+    def __init__(
+        self, error_rate: str | None = None, *, blank: int = BLANK, stop_on: Collection[Fault] = FATAL
+    ) -> None:
         super().__init__()
-        self._error_rate, self._blank = error_rate, blank
+        self._error_rate, self._blank, self._stop_on = error_rate, blank, stop_on
         self._stop_listening: Callable[[], object] = lambda: None
 
     def on_fit_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
@@ -99,7 +104,14 @@ class StabilityCallback(Watching, Callback):
     def _watch(self, trainer: "Trainer", pl_module: "LightningModule") -> LoopMonitor:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         optimizer = trainer.optimizers[0]
-        return LoopMonitor(pl_module, optimizer, blank=self._blank, error_rate=self._error_rate, scaler=scaler)
+        return LoopMonitor(
+            pl_module,
+            optimizer,
+            blank=self._blank,
+            error_rate=self._error_rate,
+            scaler=scaler,
+            stop_on=self._stop_on,
+        )
 
     def _listen(self, pl_module: "LightningModule") -> None:
         """Overhear what `training_step` returns: Lightning shows it to its callbacks only after the update."""

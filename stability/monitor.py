@@ -1,22 +1,32 @@
 """Watch a training loop of one's own, and rule on it as on a trial."""
 
+import io
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stability.data.phonemes import BLANK
+from stability.diagnosis.detectors import findings
+from stability.diagnosis.finding import Finding
 from stability.diagnosis.history import History
-from stability.diagnosis.signals import Table
-from stability.diagnosis.verdict import Verdict, failed, judge
+from stability.diagnosis.signals import Table, append_rows
+from stability.diagnosis.verdict import FATAL, Fault, Verdict, is_due, judge, stopped
 from stability.errors import StabilityError
+from stability.files import write_atomically
 from stability.training.measure import DEAR_EVERY, frame_information, infeasible_targets, output_signals, sample_stride
 
 _BLOCK = 10  # steps after which signals are fetched from a GPU
+_RECENT = 200  # steps whose signals and batches a recording holds
+_RECORD, _ROWS, _STATE = "flight.json", "flight.csv", "flight.pt"
 
 
 class Monitor:
@@ -35,6 +45,13 @@ class Monitor:
     whose gradients `step` should see unscaled; `blank` the logits' class of CTC's blank. Of several optimizers give
     the one that steps last: the update is what the weights have changed by then. Nothing is changed: not a gradient,
     not a random number.
+
+    What is wrong is looked for every 10 steps (every 80 in a long training), and is told in `findings`. A finding of
+    the kinds `stop_on` (of non_finite, bad_data, exploded, blank_collapse and mode_collapse) makes `step` return the
+    verdict, from then on. With a `folder` each finding leaves a flight recording there, in the place of the last one:
+    `flight.json`, all findings so far and the names of the batches; `flight.csv`, the signals; both of the last 200
+    steps; and `flight.pt`, the state_dicts of model and optimizer when it was found, before the update. Why there is
+    none, say for a full disk, is told in the verdict's evidence. Other words in `stop_on` raise `StabilityError`.
     """
 
     def __init__(
@@ -44,13 +61,24 @@ class Monitor:
         scaler: torch.amp.GradScaler | None = None,
         *,
         blank: int = BLANK,
+        stop_on: Collection[Fault] = FATAL,
+        folder: Path | str | None = None,
     ) -> None:
+        if unknown := {*stop_on} - {*get_args(Fault)}:
+            raise StabilityError(
+                f"stop_on={stop_on}: there is no {', '.join(sorted(unknown))}; there are {', '.join(get_args(Fault))}."
+            )
         self._model, self._optimizer, self._scaler, self._blank = model, optimizer, scaler, blank
         self._pending: list[dict[str, Tensor]] = []
         self._rows = History()
         self._fetched = 0  # steps, all but the pending
         self._validations: list[tuple[int, float, float]] = []
+        self._stop_on = stop_on
+        self._findings: list[Finding] = []
         self._failure: Verdict | None = None
+        self._folder = None if folder is None else Path(folder)
+        self._unrecorded: dict[str, float | str] = {}
+        self._batches: deque[tuple[int, list[str | int]]] = deque(maxlen=_RECENT)
         self._outputs: dict[str, Any] = {}  # of this step's modules, in the order in which they ran
         self._before: list[Tensor] = []  # the weights, while an update is made whose size is measured
         for name, module in model.named_modules():
@@ -68,17 +96,22 @@ class Monitor:
         inputs: Tensor | None = None,
         labels: Tensor | None = None,
         label_counts: Tensor | None = None,
+        batch: Sequence[str | int] = (),
     ) -> Verdict | None:
-        """Take one training step's signals; the verdict if the training cannot go on, else None.
+        """Take one training step's signals; the verdict if the training is to be stopped, else None.
 
         logits: (B, T, C) of a CTC decoder; lengths: (B,) frames of each, all T if not given.
         inputs: what the model was given, of any shape; labels: (B, L), padded; label_counts: (B,) labels of each.
+        batch: the names or numbers of its utterances, for a flight recording.
         A loss or gradient that is not finite is told before the update that it would spoil.
         Logits without the class of blank raise `StabilityError`.
         """
         self._before = []  # of an update that was never made
-        if len(self._pending) >= (_BLOCK if next(self._model.parameters()).is_cuda else 1):
+        step = self._fetched + len(self._pending)
+        look = is_due(step)
+        if look or len(self._pending) >= (_BLOCK if next(self._model.parameters()).is_cuda else 1):
             self._fetch()
+        self._batches.append((step, [name if isinstance(name, int) else str(name) for name in batch]))
         with torch.no_grad():
             row = self._measure(torch.as_tensor(loss).detach(), logits, lengths)
             if inputs is not None:
@@ -90,6 +123,9 @@ class Monitor:
             # The one number that is waited for on a GPU too: a failure has to be known before the update.
             if not torch.stack([row[n].cpu() for n in ("loss", "grad_norm") if n in row]).isfinite().all():
                 self._fetch()
+                look |= not any(finding.kind in FATAL for finding in self._findings)
+        if look:
+            self._look()
         self._outputs.clear()
         return self._failure
 
@@ -102,7 +138,15 @@ class Monitor:
         self._fetch()
         if not self._fetched:
             raise ValueError("There is no verdict before the first step: call step(loss) after backward().")
-        return self._failure or judge(self._rows.table(), self.validation())
+        if self._failure is not None:
+            return self._failure
+        verdict = judge(self._rows.table(), self.validation())
+        return replace(verdict, evidence=verdict.evidence | self._unrecorded)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What has been found wrong so far: the first finding of each kind, as it was when it was made."""
+        return [*self._findings]
 
     def signals(self) -> Table:
         """Every signal of every step so far."""
@@ -214,9 +258,44 @@ class Monitor:
         table = _table(fetched, self._fetched)
         self._fetched += len(fetched)
         self._rows.append(table.names, table.steps, table.values, table.measured)
-        if self._failure is None:
-            failure = failed(table)
-            self._failure = failure and replace(failure, evidence=failure.evidence | self._where())
+
+    def _look(self) -> None:
+        """Ask the detectors, and keep and record what is new."""
+        signals, validation = self._rows.table(), self.validation()
+        before = len(self._findings)
+        for finding in findings(signals, validation):
+            if finding.kind not in {known.kind for known in self._findings}:
+                self._findings.append(finding)
+        new = self._findings[before:]
+        if new and self._folder is not None:
+            self._record(self._folder, signals)
+        if self._failure is None and any(finding.kind in self._stop_on for finding in new):
+            failure = stopped(signals, validation, self._stop_on)
+            self._failure = failure and replace(failure, evidence=failure.evidence | self._where() | self._unrecorded)
+
+    def _record(self, folder: Path, signals: Table) -> None:
+        """Write the flight recording, its `flight.json` last. What cannot be written ends no training."""
+        record = {"findings": [asdict(finding) for finding in self._findings], "batches": dict(self._batches)}
+        state = {"model_state_dict": self._model.state_dict()}
+        if self._optimizer is not None:
+            state["optimizer_state_dict"] = self._optimizer.state_dict()
+        recent = slice(-_RECENT, None)
+        values = np.ma.MaskedArray(signals.values[recent], ~signals.measured[recent])
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (_RECORD, _ROWS, _STATE):
+                (folder / name).unlink(missing_ok=True)
+            append_rows(folder / _ROWS, signals.names, signals.steps[recent], values)
+            write_atomically(folder / _STATE, buffer.getbuffer())
+            write_atomically(folder / _RECORD, json.dumps(record, indent=2).encode())
+            self._unrecorded = {}
+        except OSError as error:
+            self._unrecorded = {"flight recording": f"{folder} cannot be written ({error.strerror or error})"}
+            for name in (_ROWS, _STATE):
+                with suppress(OSError):
+                    (folder / name).unlink(missing_ok=True)
 
     def _where(self) -> dict[str, float | str]:
         """Where the model at hand is not finite: first module in the order of the forward pass, and parameters."""

@@ -36,7 +36,7 @@ _KINDS = {
     "transient": "It does not fail again: look at the machine, its memory and its drivers, before the settings.",
     "precision": "A wider precision gets through it: numbers so large are beyond the trial's own. "
     "Try a lower lr or a clip.",
-    "true fault": "It fails in every precision: look at the data, and at the weights before this step.",
+    "true fault": "It fails in every precision: look at the settings, the data, and the weights before this step.",
 }
 _SUSPECTS = 8  # utterances listed
 _WIDE = 500  # columns, so that no cell of a table is cut
@@ -55,6 +55,7 @@ class Display:
             console=self._console,
             disable=not self._console.is_terminal,
         )
+        self._steps = total_steps
         self._task = self._bar.add_task("", total=total_steps, completed=done_steps)
         self._rates = "PER –"
         self._latest = ""
@@ -80,6 +81,11 @@ class Display:
         self._bar.update(self._task, description=f"{self._latest}  {self._rates}")
         if self._bar.disable:
             self._console.print(f"step {step:<6d} {self._latest}  PER {per:.4f}  validation loss {loss:.4g}")
+
+    def stopped(self, step: int, verdict: Verdict) -> None:
+        """Say why the trial ends before its budget does."""
+        why = f"{verdict.outcome}, found at step {verdict.detected_step}"
+        self._console.print(f"stopped at step {step} of {self._steps}: {why}")
 
 
 @contextmanager

@@ -338,7 +338,7 @@ class _MlflowTracker(Tracker):
 
     def _send_all(self) -> None:
         self._send_rows(all_of_them=True)
-        from mlflow.entities import RunTag
+        from mlflow.entities import Metric, RunTag
 
         run = self._connect()
         path = self._folder / VERDICT
@@ -347,8 +347,13 @@ class _MlflowTracker(Tracker):
             verdict = json.loads(path.read_text())
             tags = {name: verdict.get(name) for name in _VERDICT_TAGS}
             tags["mlflow.note.content"] = verdict.get("advice")  # the description on the run's page
-            run.client.log_batch(run.id, tags=[RunTag(n, str(v)) for n, v in tags.items() if v is not None])
             ended = _milliseconds(path)
+            saved = verdict.get("evidence", {}).get("steps saved")
+            run.client.log_batch(
+                run.id,
+                metrics=[] if saved is None else [Metric("steps_saved", saved, ended, 0)],
+                tags=[RunTag(n, str(v)) for n, v in tags.items() if v is not None],
+            )
         run.client.set_terminated(run.id, self._state.status, ended)
         for name in _ARTIFACTS:
             if (self._folder / name).exists():

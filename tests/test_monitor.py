@@ -1,10 +1,12 @@
 """The monitor in plain PyTorch loops."""
 
 import itertools
+import json
 import math
 import subprocess
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stability import Monitor
+from stability.diagnosis.signals import read_table
 from stability.diagnosis.verdict import Verdict
 from stability.errors import StabilityError
 
@@ -119,6 +122,95 @@ def test_a_rate_that_is_too_high_is_an_explosion() -> None:
     assert verdict.outcome == "exploded"
     assert verdict.onset_step is not None
     assert 40 <= verdict.onset_step <= 45
+
+
+def explode(monitor: Monitor, model: Toy, optimizer: torch.optim.Optimizer) -> int:
+    """Train 40 steps well and 40 with far too high a rate; the number of updates that the monitor let be made."""
+    made = train(model, optimizer, monitor, 40)
+    optimizer.param_groups[0]["lr"] = 30.0
+    return made + train(model, optimizer, monitor, 40)
+
+
+def toy() -> tuple[Toy, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = Toy()
+    return model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.1)
+
+
+def test_findings_are_told_while_it_trains() -> None:
+    model, optimizer = toy()
+    monitor = Monitor(model, optimizer)
+    assert monitor.findings == []
+    assert explode(monitor, model, optimizer) == 80
+    finding = next(f for f in monitor.findings if f.kind == "exploded")
+    assert 40 <= finding.onset_step <= finding.detected_step < 80
+    before = monitor.findings
+    train(model, optimizer, monitor, 40)
+    assert monitor.findings[: len(before)] == before, "the first of each kind stays as it was"
+
+
+def test_a_finding_stops_it_where_it_is_asked_to() -> None:
+    model, optimizer = toy()
+    monitor = Monitor(model, optimizer, stop_on=["exploded"])
+    made = explode(monitor, model, optimizer)
+    assert made < 80
+    told = monitor.step(1.0)
+    assert told is not None
+    assert told == monitor.step(1.0) == monitor.verdict()
+    assert (told.outcome, told.detected_step) == ("exploded", monitor.findings[-1].detected_step)
+    with pytest.raises(StabilityError, match="there is no explodes; there are non_finite, bad_data, exploded"):
+        Monitor(Toy(), stop_on=["exploded", "explodes"])  # type: ignore[list-item]
+
+
+def test_endless_overflow_in_half_precision_is_told() -> None:
+    """Each overflow could be mended by a smaller scale; one after another cannot."""
+    model = Toy()
+    monitor = Monitor(model, scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+    for p in model.parameters():
+        p.grad = torch.full_like(p, torch.inf)
+    told = [monitor.step(1.0) for _ in range(6)]
+    assert told[0] is None
+    assert told[-1] is not None
+    assert (told[-1].outcome, told[-1].cause) == ("non_finite", "precision")
+
+
+def test_a_finding_leaves_a_flight_recording(tmp_path: Path) -> None:
+    model, optimizer = toy()
+    monitor = Monitor(model, optimizer, folder=tmp_path / "flight")
+    backward = iter(range(300))
+    model.head.weight.register_hook(lambda g: g * (torch.inf if next(backward) == 230 else 1))  # type: ignore[no-untyped-call]
+    for step in range(300):
+        x, labels = batch(step)
+        optimizer.zero_grad()
+        loss = ctc(model(x), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        before = {name: p.clone() for name, p in model.state_dict().items()}
+        names: list[str | int] = [step, f"utterance {step}"]
+        if monitor.step(loss, batch=names):
+            break
+        assert not (tmp_path / "flight").exists() or monitor.findings
+        optimizer.step()
+    record = json.loads((tmp_path / "flight/flight.json").read_text())
+    assert [(f["kind"], f["onset_step"]) for f in record["findings"]][-1] == ("non_finite", 230)
+    assert record["batches"] == {str(step): [step, f"utterance {step}"] for step in range(31, 231)}
+    rows = read_table(tmp_path / "flight/flight.csv")
+    assert rows.steps.tolist() == [*range(31, 231)]
+    assert rows["loss"].tolist() == monitor.signals()["loss"][31:].tolist()
+    state = torch.load(tmp_path / "flight/flight.pt", weights_only=True)
+    assert all(torch.equal(p, before[name]) for name, p in state["model_state_dict"].items())
+    fresh = toy()[1]
+    fresh.load_state_dict(state["optimizer_state_dict"])
+    assert len(fresh.state_dict()["state"]) == 4
+
+
+def test_a_recording_that_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
+    (tmp_path / "flight").touch()
+    monitor = Monitor(Toy(), folder=tmp_path / "flight")
+    told = monitor.step(math.nan)
+    assert told is not None
+    assert told.outcome == "non_finite"
+    assert told.evidence["flight recording"] == f"{tmp_path / 'flight'} cannot be written (File exists)"
+    assert monitor.verdict() == told
 
 
 def test_without_optimizer_logits_or_gradients() -> None:

@@ -40,7 +40,7 @@ def test_a_loop_of_your_own(capsys: pytest.CaptureFixture[str]) -> None:
         "ctc": ctc,
     }
     exec(code_with("Monitor"), names)
-    assert "Verdict(outcome='stable'" in capsys.readouterr().out
+    assert "Verdict(outcome='slow'" in capsys.readouterr().out
 
 
 def test_bringing_your_own_data(tmp_path: Path) -> None:

@@ -23,13 +23,17 @@ from omegaconf import OmegaConf
 
 from stability import config
 from stability.diagnosis.finding import Outcome
+from stability.training.replay import replay
 from tests.commandline import CommandLine, ended, rows, the_message, wait_for
+from tests.configs import composed
 
 ROOT = config.CHECKOUT
 DIGITS = ROOT.parent / "shared/data/spoken-digits"
 STEPS = 120
 OFTEN = (f"steps={STEPS}", "validate_every=7", "checkpoint_every=5")
 ENDLESS = "steps=1000000"
+EXPLODING = ("steps=150", "schedule.lr_max=3", "optimizer.clip_norm=null")
+STOPPED = (*EXPLODING, "diagnosis.stop_on=[non_finite,bad_data,exploded]")
 
 
 def options(group: str) -> list[str]:
@@ -83,7 +87,7 @@ def test_help_imports_neither_torch_nor_mlflow(cli: CommandLine) -> None:
     assert [*cli.folder.iterdir()] == []
 
 
-@pytest.mark.parametrize("groups", [("optimizer", "loss"), ("schedule", "batch"), ("aug",), ("precision",)])
+@pytest.mark.parametrize("groups", [("optimizer", "loss"), ("schedule", "batch"), ("aug", "diagnosis"), ("precision",)])
 def test_every_option_ends_in_a_verdict(cli: CommandLine, groups: tuple[str, ...]) -> None:
     chosen = [f"{group}={','.join(options(group))}" for group in groups]
     tiny = [] if "batch" in groups else ["batch.size=8"]  # which would override the option's own
@@ -150,6 +154,8 @@ def test_tracking(cli: CommandLine) -> None:
         ("optimizer.clip_norm=0", ["optimizer.clip_norm=0.0: it has to be above 0"]),
         ("model.time_scale=0", ["model.time_scale=0.0: it has to be above 0"]),
         ("model.rnn_dropout=1", ["model.rnn_dropout=1.0: it has to be at least 0 and below 1"]),
+        ("diagnosis.stop_on=[slow]", ["'slow'", "non_finite", "bad_data", "exploded", "mode_collapse"]),
+        ("diagnosis.stop_on=[exploded]", ["bad_data, non_finite cannot be left out"]),
         ("batch.size=3", ["batch.size=3 cannot be shared out over batch.days=4"]),
         ("data=t15", ["data.path must be given, as in data.path=VALUE"]),
         ("steps", ["steps", "missing EQUAL"]),
@@ -269,6 +275,53 @@ def test_a_diverged_trial_is_a_result(cli: CommandLine) -> None:
     assert content["advice"] in out
     weights = checkpoint(cli.trial())["model_state_dict"]
     assert all(bool(p.isfinite().all()) for p in weights.values())
+
+
+def test_an_explosion_ends_a_trial_where_it_is_asked_to(cli: CommandLine) -> None:
+    out = cli.run(*STOPPED, "tracking=mlflow").out
+    trial = cli.trial()
+    content, made = verdict(trial), len(rows(trial / "signals.csv"))
+    assert (content["outcome"], content["cause"]) == ("exploded", "rate_too_high")
+    assert content["detected_step"] < made < 100
+    assert content["evidence"]["steps saved"] == 150 - made
+    assert content["advice"]
+    assert f"stopped at step {made} of 150: exploded, found at step {content['detected_step']}" in out
+    assert len(rows(trial / "validation.csv")) == 2, "it is validated where it ends"
+    with closing(sqlite3.connect(cli.folder / "outputs/mlflow.db")) as store:
+        assert store.execute("SELECT value FROM tags WHERE key = 'outcome'").fetchall() == [("exploded",)]
+        assert store.execute("SELECT value FROM metrics WHERE key = 'steps_saved'").fetchall() == [(150 - made,)]
+    again = replay(trial, "cpu")
+    assert (again.flight.outcome, again.flight.step) == ("exploded", content["onset_step"])
+    assert [attempt.fails for attempt in again.attempts.values()] == [True, True]
+
+
+def test_an_explosion_may_recover_by_default(cli: CommandLine) -> None:
+    out = cli.run(*EXPLODING).out
+    assert len(rows(cli.trial() / "signals.csv")) == 150
+    assert "steps saved" not in verdict(cli.trial())["evidence"]
+    assert "stopped at step" not in out
+    assert not (cli.trial() / "flight").exists()
+
+
+def test_a_killed_trial_is_stopped_where_it_would_have_been(cli: CommandLine) -> None:
+    cli.run(*STOPPED, "study=undisturbed")
+    process = cli.start(*STOPPED, "checkpoint_every=3")
+    wait_for(lambda: any(cli.folder.glob("outputs/single/*/checkpoints/last.pt")), process)
+    process.kill()
+    process.communicate()
+    assert not (cli.trial() / "verdict.json").exists()
+    assert "(resumed)" in cli.run(*STOPPED, "checkpoint_every=7").out
+    assert_equal_trials(cli.trial(), cli.trial("undisturbed"))
+    (cli.trial() / "verdict.json").unlink()  # as if it had been killed between its last step and its verdict
+    assert "stopped at step" in cli.run(*STOPPED).out
+    assert_equal_trials(cli.trial(), cli.trial("undisturbed"))
+
+
+def test_what_stops_a_trial_is_part_of_its_name() -> None:
+    plain, eager = (config.trial_name(composed(f"diagnosis={name}")) for name in ("default", "eager"))
+    assert plain != eager
+    for written in ("[bad_data,non_finite]", "[non_finite,bad_data,bad_data]"):
+        assert config.trial_name(composed(f"diagnosis.stop_on={written}")) == plain
 
 
 def test_weights_of_another_trial_are_taken(cli: CommandLine) -> None:

@@ -1,8 +1,10 @@
 """The verdict: what became of a trial, since which step, on what evidence, and what to try."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from math import isfinite
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -10,11 +12,13 @@ from stability.diagnosis.collapse import forecast, narrow_since, why_no_progress
 from stability.diagnosis.detectors import findings
 from stability.diagnosis.explosion import recovered
 from stability.diagnosis.finding import THRESHOLDS, Finding, Outcome, finite
-from stability.diagnosis.finite import non_finite, not_finite_parts
+from stability.diagnosis.finite import not_finite_parts
 from stability.diagnosis.signals import Table
 
+Fault = Literal["non_finite", "bad_data", "exploded", "blank_collapse", "mode_collapse"]
 SOME, WELL = THRESHOLDS["learned"]["some"], THRESHOLDS["learned"]["well"]
-_FATAL = ("non_finite", "bad_data")
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+FATAL: tuple[Fault, ...] = ("non_finite", "bad_data")  # no training goes on from there
 _MULTIPLE = 3.0  # times the best validation loss: no good end, whatever the error rate
 _FLAT = 0.01  # of the loss, from one quarter of the plateau to the next
 
@@ -45,12 +49,17 @@ class Verdict:
         return cls(**json.loads(text))
 
 
-def failed(signals: Table) -> Verdict | None:
-    """The verdict on a trial that cannot go on, since a loss or gradient is not finite; None on one that can."""
-    finding = non_finite(
-        signals, Table((), np.zeros(0, np.int64), np.zeros((0, 0), np.float32), np.zeros((0, 0), bool))
-    )
-    return None if finding is None else _of(finding, signals, {})
+def stopped(signals: Table, validation: Table, stop_on: Collection[str]) -> Verdict | None:
+    """The verdict that ends a training before its budget: by the first finding of those kinds; None without one."""
+    for finding in findings(signals, validation):
+        if finding.kind in stop_on:
+            return _of(finding, signals, _evidence(signals, validation))
+    return None
+
+
+def is_due(step: int) -> bool:
+    """Whether to ask for findings before that step: every 10th, later more seldom, since a longer past takes longer."""
+    return step % (10 * min(max(step // 100, 1), 8)) == 0
 
 
 def judge(signals: Table, validation: Table) -> Verdict:
@@ -67,9 +76,9 @@ def judge(signals: Table, validation: Table) -> Verdict:
     _, rates = finite(validation, "per")
     last = float(rates[-1]) if len(rates) else float("nan")
     # Of a decoder that says little, other labels than it is validated on are the better explanation.
-    found = sorted(findings(signals, validation), key=lambda f: (f.kind not in _FATAL, f.cause != "labels"))
+    found = sorted(findings(signals, validation), key=lambda f: (f.kind not in FATAL, f.cause != "labels"))
     for finding in found:
-        if finding.kind in _FATAL or _still_holds(finding, signals, validation):
+        if finding.kind in FATAL or _still_holds(finding, signals, validation):
             return _of(finding, signals, evidence)
     narrow = narrow_since(signals, end)
     if last <= WELL:
@@ -127,7 +136,7 @@ def _sound(signals: Table, validation: Table) -> bool:
 def _of(finding: Finding, signals: Table, evidence: dict[str, float | str]) -> Verdict:
     seen: dict[str, float | str] = {finding.signal: finding.value, f"{finding.signal} expected": finding.expected}
     steps, norms = finite(signals, "grad_norm")
-    if finding.kind in _FATAL and (steps < finding.onset_step).any():
+    if finding.kind in FATAL and (steps < finding.onset_step).any():
         seen["gradient norm before"] = float(norms[steps < finding.onset_step][-1])
     at = int(np.searchsorted(signals.steps, finding.onset_step))
     if finding.kind == "non_finite" and (parts := not_finite_parts(signals, at)):

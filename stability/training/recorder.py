@@ -19,14 +19,14 @@ import torch
 
 from stability.data.batches import Batch, labels_of, training_batch
 from stability.data.t15 import Split, frames_needed
-from stability.diagnosis.verdict import Verdict
+from stability.diagnosis.verdict import FATAL, Verdict
 from stability.errors import StabilityError
 from stability.files import FLIGHT, FLIGHT_RECORD, FLIGHT_STATE, write_atomically
 from stability.training import checkpoint
 from stability.training.loop import Examination, Stack, examine, precision_on, train_steps
 
-_EVERY = 100  # steps from one kept state to the next
-_KEPT = 2  # states: however late they are looked for, one of them is 100 steps old or more
+_EVERY = 150  # steps from one kept state to the next
+_KEPT = 2  # states: however late they are looked for, one of them is 150 steps old or more
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Flight:
 
 
 class Recorder:
-    """Knows where a trial has been, the last 100 steps at the least. For a stack of one."""
+    """Knows where a trial has been, the last 150 steps at the least. For a stack of one."""
 
     def __init__(self, stack: Stack) -> None:
         self._kept = deque([copy.deepcopy(stack)], maxlen=_KEPT)
@@ -85,10 +85,7 @@ class Recorder:
         then there is no recording.
         """
         shutil.rmtree(folder / FLIGHT, ignore_errors=True)
-        assert verdict.onset_step is not None
-        before = self._before(
-            verdict.onset_step, stack, split, applied=verdict.outcome not in ("non_finite", "bad_data")
-        )
+        before = self._before(verdict, stack, split)
         config = before.configs[0]
         batch = training_batch(split, config.batch.size, config.batch.days, config.seed, before.step)
         flight = Flight(
@@ -110,9 +107,11 @@ class Recorder:
             shutil.rmtree(folder / FLIGHT, ignore_errors=True)  # the room is needed for the verdict
             raise
 
-    def _before(self, step: int, stack: Stack, split: Split, applied: bool) -> Stack:
-        """The trial's state before that step. A step that was not applied left it in the stack itself."""
-        if not applied:
+    def _before(self, verdict: Verdict, stack: Stack, split: Split) -> Stack:
+        """The trial's state before the onset. A step that was not applied left it in the stack itself."""
+        step = verdict.onset_step
+        assert step is not None
+        if verdict.outcome in FATAL and stack.failed.any():
             return replace(stack, step=step, failed=torch.zeros_like(stack.failed))
         for kept in reversed(self._kept):
             if kept.step <= step:

@@ -14,17 +14,20 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from stability.config import Config, resolve
 from stability.data.batches import training_batch
 from stability.data.t15 import Split
-from stability.diagnosis.signals import SIGNALS, Table, read_table
-from stability.diagnosis.verdict import failed
+from stability.diagnosis.history import History
+from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, read_table
+from stability.diagnosis.verdict import FATAL, stopped
 from stability.errors import StabilityError
 from stability.files import CONFIG, FLIGHT_STATE
 from stability.training import checkpoint
 from stability.training.decoder import init_parameters
 from stability.training.loop import Stack, examine, new_stack, train_steps
 from stability.training.recorder import Flight, hash_of, read_flight
-from stability.training.trial import choose_device, open_data, table_of
+from stability.training.trial import choose_device, open_data, remember, table_of
 
 Kind = Literal["transient", "precision", "true fault"]
+
+_LATER = 50  # steps
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def replay(folder: Path, device_name: str) -> Replay:
         checkpoint.restore(folder / FLIGHT_STATE, stack, 0)
         if precision != "fp16":
             stack.loss_scale.fill_(1)
-        attempts[precision] = _attempt(stack, dataset.train, flight, signals)
+        attempts[precision] = _attempt(stack, dataset.train, flight, signals, read_table(folder / VALIDATION))
     at = int(np.searchsorted(signals.steps, flight.step))
     return Replay(flight, device.type, float(signals["loss"][at]), float(signals["grad_norm"][at]), attempts)
 
@@ -105,18 +108,19 @@ def _configuration(folder: Path, flight: Flight) -> Config:
     return replace(config, data=replace(config.data, path=flight.data, synthetic=None))
 
 
-def _attempt(stack: Stack, split: Split, flight: Flight, signals: Table) -> Attempt:
+def _attempt(stack: Stack, split: Split, flight: Flight, signals: Table, validation: Table) -> Attempt:
     seen = examine(stack, split)
-    block = train_steps(stack, split, flight.detected_step - flight.step + 1)
+    fatal = flight.outcome in FATAL
+    # What grows may be seen some steps sooner or later in another precision.
+    last = flight.detected_step if fatal else min(flight.detected_step + _LATER, int(signals.steps[-1]))
+    block = train_steps(stack, split, last - flight.step + 1)
     again = table_of(block)
     past = signals.steps < flight.step
-    whole = Table(
-        again.names,
-        np.concatenate([signals.steps[past], again.steps]),
-        np.concatenate([signals.values[past], again.values]),
-        np.concatenate([signals.measured[past], again.measured]),
-    )
+    history = History()
+    remember(history, Table(signals.names, signals.steps[past], signals.values[past], signals.measured[past]))
+    remember(history, again)
+    fault = stopped(history.table(), validation, FATAL if fatal else [flight.outcome])
     loss, norm = float(again["loss"][0]), float(again["grad_norm"][0])
     place = next(iter(seen.not_finite), None if math.isfinite(norm) else "gradient norm, of finite gradients")
     bad_rows = frozenset(torch.nonzero(~seen.nll.isfinite()).flatten().tolist())
-    return Attempt(failed(whole) is not None, loss, norm, place, bad_rows)
+    return Attempt(fault is not None, loss, norm, place, bad_rows)

@@ -4,6 +4,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -15,8 +16,9 @@ from omegaconf import OmegaConf
 from stability.config import Config
 from stability.data import synthetic
 from stability.data.t15 import Dataset, open_dataset
+from stability.diagnosis.history import History
 from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, append_rows, read_table, truncate
-from stability.diagnosis.verdict import Verdict, failed, judge
+from stability.diagnosis.verdict import FAULTS, Verdict, is_due, judge, stopped
 from stability.errors import Interrupted, StabilityError, cannot_write
 from stability.files import (
     BEST,
@@ -39,7 +41,7 @@ from stability.training.measure import signal_names
 from stability.training.recorder import Recorder
 
 _VALIDATED = ("per", "loss")  # the columns of `validation.csv`
-_BLOCK = 10  # steps after which the signals are fetched from the device, written and shown
+_BLOCK = 10  # steps after which the signals are fetched from the device, written, shown and looked at
 
 
 def run_trial(config: Config, folder: Path) -> Verdict:
@@ -92,10 +94,7 @@ def _reach_verdict(config: Config, folder: Path) -> tuple[Verdict, Tracker]:
     recorder = Recorder(stack)
     try:
         with Display(config.steps, stack.step) as display, _stop_requests() as stop_requested:
-            _train(stack, dataset, folder, best, recorder, tracker, display, stop_requested)
-        signals = read_table(folder / SIGNALS)
-        _record_fault(recorder, folder, stack, dataset, failed(signals))
-        verdict = judge(signals, read_table(folder / VALIDATION))
+            verdict = _train(stack, dataset, folder, best, recorder, tracker, display, stop_requested)
         write_atomically(folder / VERDICT, verdict.to_json().encode())
     except BaseException as error:
         tracker.abort("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -112,39 +111,77 @@ def _train(
     tracker: Tracker,
     display: Display,
     stop_requested: Callable[[], bool],
-) -> None:
-    """Train block by block until the budget is spent or the trial cannot go on."""
+) -> Verdict:
+    """Train block by block until the budget is spent or the trial is to be stopped, and rule on it."""
     config = stack.configs[0]
-    ended = stack.step >= config.steps or bool(stack.failed.any())
+    history = History()
+    remember(history, read_table(folder / SIGNALS))
+    ended, recorded = _ends(stack, folder, history), False
     while not ended:
         # Validation comes after the steps 0, every, 2 every …, as in the official trainer.
         to_validation = (-stack.step) % config.validate_every + 1
         to_checkpoint = config.checkpoint_every - stack.step % config.checkpoint_every
-        count = min(_BLOCK, to_validation, to_checkpoint, config.steps - stack.step)
+        to_block = _BLOCK - stack.step % _BLOCK
+        count = min(to_block, to_validation, to_checkpoint, config.steps - stack.step)
         block = train_steps(stack, dataset.train, count)
         append_rows(folder / SIGNALS, block.names, block.steps, block.values[0])
         display.trained(block)
         recorder.passed(stack)
-        ended = failed(table_of(block)) is not None or stack.step == config.steps
-        if ended or count == to_validation:
-            (per,), (loss,) = evaluate(stack, dataset.val)
-            row = np.array([[per, loss]], np.float32)
-            append_rows(folder / VALIDATION, _VALIDATED, [stack.step - 1], row)
-            display.validated(stack.step - 1, per, loss)
-            if best.improve(float(per), float(loss)):
-                checkpoint.save(folder / BEST, stack, 0, best)
+        remember(history, table_of(block))
+        # Before the look, as a resumed trial finds the validation in its folder.
+        if count == to_validation:
+            _validate(stack, dataset, folder, best, display)
+        ended = _ends(stack, folder, history)
+        if not ended and is_due(stack.step) and not (recorded or (folder / FLIGHT).exists()):
+            finding = stopped(history.table(), read_table(folder / VALIDATION), FAULTS)
+            if finding is not None:  # as long as the state before it is in memory, whatever becomes of the trial
+                recorded = True
+                _record_fault(recorder, folder, stack, dataset, finding)
+        if ended and count != to_validation:
+            _validate(stack, dataset, folder, best, display)
         stopping = stop_requested()
         if ended or stopping or count == to_checkpoint:
             checkpoint.save(folder / LAST, stack, 0, best)
         tracker.update()
         if stopping and not ended:
             raise Interrupted(f"Stopped before step {stack.step}. The same command goes on from there.")
+    verdict = _stopped(stack, folder, history)
+    if verdict is None:
+        return judge(read_table(folder / SIGNALS), read_table(folder / VALIDATION))
+    _record_fault(recorder, folder, stack, dataset, verdict)
+    if stack.step < config.steps:
+        display.stopped(stack.step, verdict)
+    return verdict
 
 
-def _record_fault(recorder: Recorder, folder: Path, stack: Stack, dataset: Dataset, fault: Verdict | None) -> None:
-    """Leave a flight recording of the fault that ended the trial, if one did. The verdict does not depend on it."""
-    if fault is None or fault.onset_step is None:
-        return
+def _validate(stack: Stack, dataset: Dataset, folder: Path, best: checkpoint.Best, display: Display) -> None:
+    (per,), (loss,) = evaluate(stack, dataset.val)
+    row = np.array([[per, loss]], np.float32)
+    append_rows(folder / VALIDATION, _VALIDATED, [stack.step - 1], row)
+    display.validated(stack.step - 1, per, loss)
+    if best.improve(float(per), float(loss)):
+        checkpoint.save(folder / BEST, stack, 0, best)
+
+
+def _ends(stack: Stack, folder: Path, history: History) -> bool:
+    """Whether no step follows. A pure function of the trial and its step, so that a resumed trial ends there too."""
+    if stack.step >= stack.configs[0].steps or bool(stack.failed.any()):
+        return True
+    return is_due(stack.step) and _stopped(stack, folder, history) is not None
+
+
+def _stopped(stack: Stack, folder: Path, history: History) -> Verdict | None:
+    """The verdict that ends the trial before its budget, with the steps that it saves."""
+    config = stack.configs[0]
+    verdict = stopped(history.table(), read_table(folder / VALIDATION), config.diagnosis.stop_on)
+    if verdict is None or stack.step == config.steps:
+        return verdict
+    saved: dict[str, float | str] = {"steps saved": config.steps - stack.step}
+    return replace(verdict, evidence=verdict.evidence | saved)
+
+
+def _record_fault(recorder: Recorder, folder: Path, stack: Stack, dataset: Dataset, fault: Verdict) -> None:
+    """Leave a flight recording of the fault that ended the trial. The verdict does not depend on it."""
     try:
         recorder.write(folder, stack, dataset.train, fault)
     except OSError as error:
@@ -158,6 +195,11 @@ def table_of(block: Block) -> Table:
     """The signals of a stack of one, as its folder keeps them."""
     values = block.values[0]
     return Table(block.names, np.array(block.steps), values.data, ~np.ma.getmaskarray(values))
+
+
+def remember(history: History, rows: Table) -> None:
+    """Append rows of signals to a history."""
+    history.append(rows.names, rows.steps, rows.values, rows.measured)
 
 
 def _open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.device) -> tuple[Stack, checkpoint.Best]:
