@@ -24,7 +24,7 @@ from experiments.detection.corpus import PACKED, Trace, unpack
 from experiments.detection.labels import LEARNED, Label, label
 from experiments.detection.peers import PEERS
 from stability.diagnosis.detectors import findings
-from stability.diagnosis.verdict import judge
+from stability.diagnosis.verdict import FATAL, is_due, judge
 
 _OURS = "stability"
 _GROUPS = {
@@ -183,7 +183,14 @@ def _print_stopping(console: Console, half: list[Case]) -> None:
 
 
 def _found(case: Case) -> list[tuple[int, str]]:
-    return [(f.detected_step, str(f.kind)) for f in findings(case.trace.signals, case.trace.validation)]
+    """Each finding, at the step at which a live training tells it: what is not finite at once, all else when it looks."""
+    found, end = [], int(case.trace.signals.steps[-1])
+    for finding in findings(case.trace.signals, case.trace.validation):
+        told = finding.detected_step
+        while finding.kind not in FATAL and told < end and not is_due(told):
+            told += 1
+        found.append((told, str(finding.kind)))
+    return found
 
 
 def _print_wrong(half: list[Case]) -> None:
