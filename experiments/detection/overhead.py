@@ -20,7 +20,7 @@ from experiments.step_speed import Watch, plain_loop
 from stability import Monitor, config
 from stability.training.trial import open_data
 
-_ROUNDS, _STEPS = 15, 10
+_ROUNDS, _STEPS = 8, 10
 
 
 def _ours(model: nn.Module, optimizer: torch.optim.Optimizer) -> Watch:

@@ -183,7 +183,7 @@ def _print_stopping(console: Console, half: list[Case]) -> None:
 
 
 def _found(case: Case) -> list[tuple[int, str]]:
-    """Each finding, at the step at which a live training tells it: what is not finite at once, all else when it looks."""
+    """Each finding, at the step at which a live training tells it: what is not finite at once, else when it looks."""
     found, end = [], int(case.trace.signals.steps[-1])
     for finding in findings(case.trace.signals, case.trace.validation):
         told = finding.detected_step
