@@ -22,9 +22,16 @@ from stability.diagnosis.signals import Table, append_rows
 from stability.diagnosis.verdict import FATAL, Fault, Verdict, is_due, judge, stopped
 from stability.errors import StabilityError
 from stability.files import write_atomically
-from stability.training.measure import DEAR_EVERY, frame_information, infeasible_targets, output_signals, sample_stride
+from stability.training.measure import (
+    DEAR_EVERY,
+    frame_information,
+    infeasible_targets,
+    input_max,
+    output_signals,
+    sample_stride,
+)
 
-_BLOCK = 10  # steps after which signals are fetched from a GPU
+_BLOCK = 10  # steps after which signals are fetched, for speed
 _RECENT = 200  # steps whose signals and batches a recording holds
 _RECORD, _ROWS, _STATE = "flight.json", "flight.csv", "flight.pt"
 
@@ -109,19 +116,21 @@ class Monitor:
         self._before = []  # of an update that was never made
         step = self._fetched + len(self._pending)
         look = is_due(step)
-        if look or len(self._pending) >= (_BLOCK if next(self._model.parameters()).is_cuda else 1):
+        if look or len(self._pending) >= _BLOCK:
             self._fetch()
         self._batches.append((step, [name if isinstance(name, int) else str(name) for name in batch]))
         with torch.no_grad():
             row = self._measure(torch.as_tensor(loss).detach(), logits, lengths)
-            if inputs is not None:
-                row["input_max"] = torch.linalg.vector_norm(inputs.detach().float(), math.inf)
-            if logits is not None and labels is not None and label_counts is not None:
-                frames = _frames(logits, lengths)
-                row["infeasible_targets"] = infeasible_targets(labels.cpu(), label_counts.cpu(), frames.cpu()).sum()
             self._pending.append(row)
             # The one number that is waited for on a GPU too: a failure has to be known before the update.
-            if not torch.stack([row[n].cpu() for n in ("loss", "grad_norm") if n in row]).isfinite().all():
+            finite = math.isfinite(sum(row[name] for name in ("loss", "grad_norm") if name in row))
+            closely = step % DEAR_EVERY == 0 or not finite
+            if inputs is not None and closely:
+                row["input_max"] = input_max(inputs.detach().float().unsqueeze(0))[0]
+            if labels is not None and label_counts is not None and logits is not None and closely:
+                frames = _frames(logits, lengths)
+                row["infeasible_targets"] = infeasible_targets(labels.cpu(), label_counts.cpu(), frames.cpu()).sum()
+            if not finite:
                 self._fetch()
                 look |= not any(finding.kind in FATAL for finding in self._findings)
         if look:
@@ -194,8 +203,8 @@ class Monitor:
 
     def _norms(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter that has a gradient, and its norm."""
-        for name, gradient in self._gradients():
-            yield name, _norm([gradient])
+        named = dict(self._gradients())
+        return zip(named, _norms_of([*named.values()]), strict=True)
 
     def _gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter that has a gradient, and the gradient; of a sparse one the numbers that it holds."""
@@ -250,9 +259,12 @@ class Monitor:
         if not self._pending:
             return
         device = next(self._model.parameters()).device
-        flat = torch.stack([value.float().to(device) for row in self._pending for value in row.values()]).tolist()
-        values = iter(flat)
-        fetched = [{name: next(values) for name in row} for row in self._pending]
+        if device.type == "cpu":
+            fetched = [{name: float(value) for name, value in row.items()} for row in self._pending]
+        else:
+            flat = torch.stack([value.float().to(device) for row in self._pending for value in row.values()])
+            values = iter(flat.tolist())
+            fetched = [{name: next(values) for name in row} for row in self._pending]
         self._pending.clear()
         self._before = []  # an update that is still to come has no row any more
         table = _table(fetched, self._fetched)
@@ -312,13 +324,15 @@ class Monitor:
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     """The Euclidean norm over all tensors."""
-    norms = [torch.linalg.vector_norm(t, dtype=_wide(t)) for t in tensors]
-    whole: Tensor = torch.linalg.vector_norm(torch.stack([n.float().to(norms[0].device) for n in norms]))
-    return whole
+    return torch.linalg.vector_norm(torch.stack(_norms_of(tensors)))
 
 
-def _wide(t: Tensor) -> torch.dtype:
-    return torch.promote_types(t.dtype, torch.float32)
+def _norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The Euclidean norm of each, in one pass, as PyTorch's own clip takes it. Half precision would overflow."""
+    if not tensors:
+        return []
+    wide = [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]
+    return [norm.float().to(tensors[0].device) for norm in torch._foreach_norm(wide)]
 
 
 def _frames(logits: Tensor, lengths: Tensor | None) -> Tensor:

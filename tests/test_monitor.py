@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -424,17 +425,31 @@ def test_a_second_optimizer() -> None:
     assert signals["update_ratio"][0] == pytest.approx(float(ratio), rel=1e-5)
 
 
+def looked_at(*args: Any, **kwargs: Any) -> dict[str, float]:
+    """The signals of a first step with these arguments, a loss apart."""
+    monitor = Monitor(Toy())
+    monitor.step(1.0, *args, **kwargs)
+    signals = monitor.signals()
+    return dict(zip(signals.names, signals.values[0].tolist(), strict=True))
+
+
 def test_the_largest_input() -> None:
     x = torch.tensor([[1.0, -7.5], [3.0, 0.0]])
-    monitor = Monitor(Toy())
-    for inputs in (x, x.double(), x.bfloat16(), x.to(torch.int64), x > 0):
-        monitor.step(1.0, inputs=inputs)
-    assert monitor.signals()["input_max"].tolist() == [7.5, 7.5, 7.5, 7, 1]
+    for inputs, largest in zip(
+        (x, x.double(), x.bfloat16(), x.to(torch.int64), x > 0), (7.5, 7.5, 7.5, 7, 1), strict=True
+    ):
+        assert looked_at(inputs=inputs)["input_max"] == largest
     for place, value in itertools.product(range(4), (math.nan, math.inf, -math.inf)):
         spoilt = x.clone()
         spoilt.view(-1)[place] = value
-        monitor.step(1.0, inputs=spoilt)
-    assert not np.isfinite(monitor.signals()["input_max"][5:]).any()
+        assert not np.isfinite(looked_at(inputs=spoilt)["input_max"])
+
+
+def test_inputs_are_looked_at_every_tenth_step_and_where_something_is_not_finite() -> None:
+    monitor = Monitor(Toy())
+    for step in range(15):
+        monitor.step(math.nan if step == 13 else 1.0, inputs=torch.ones(3))
+    assert np.flatnonzero(np.isfinite(monitor.signals()["input_max"])).tolist() == [0, 10, 13]
 
 
 def test_targets_that_ctc_cannot_align_are_counted() -> None:
@@ -444,15 +459,14 @@ def test_targets_that_ctc_cannot_align_are_counted() -> None:
     counts, lengths = (torch.randint(low, 9 - low, (200,), generator=generator) for low in (2, 1))
     logits = torch.randn(200, 8, 5, generator=generator)
     log_probs = logits.log_softmax(-1).transpose(0, 1)
-    monitor = Monitor(Toy())
-    wanted = []
+    wanted, found = [], []
     for kind in (torch.int64, torch.int32):
-        monitor.step(1.0, logits, lengths.to(kind), labels=labels.to(kind), label_counts=counts.to(kind))
+        step = looked_at(logits, lengths.to(kind), labels=labels.to(kind), label_counts=counts.to(kind))
+        found.append(step["infeasible_targets"])
         wanted.append(int(F.ctc_loss(log_probs, labels, lengths, counts, reduction="none").isinf().sum()))
     short = torch.full((200,), 4)
-    monitor.step(1.0, logits[:, :4], labels=labels, label_counts=counts)
+    found.append(looked_at(logits[:, :4], labels=labels, label_counts=counts)["infeasible_targets"])
     wanted.append(int(F.ctc_loss(log_probs[:4], labels, short, counts, reduction="none").isinf().sum()))
-    assert monitor.signals()["infeasible_targets"].tolist() == wanted
+    assert found == wanted
     assert all(0 < count < 200 for count in wanted)
-    monitor.step(1.0, logits, labels=labels)  # how many labels each has is not known
-    assert math.isnan(monitor.signals()["infeasible_targets"][3])
+    assert "infeasible_targets" not in looked_at(logits, labels=labels)  # how many labels each has is not known
