@@ -1,4 +1,4 @@
-"""How often do the intervals of effects hold the truth, in simulated studies of which it is known?
+"""How often do intervals hold the truth, and rulings contradict it, in simulated studies of which it is known?
 
     python -m experiments.effects_coverage [STUDIES]
 
@@ -15,8 +15,9 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from stability.studies.claims import Claim, rule
 from stability.studies.effects import RESPONSES, Cell, Response, differences, interaction, interval, match, sign_flip
-from stability.studies.trials import Trial
+from stability.studies.trials import Trial, Trials
 
 SEEDS = (3, 5, 10)
 BUDGET = 500
@@ -105,14 +106,28 @@ def coverage(scenario: Scenario, studies: int, seeds: Sequence[int] = SEEDS) -> 
                     sample = differences(matched, weights, r)
                     low, high = interval(sample)
                     held[r][i] = low <= truth[r] <= high
-                    small[r][i] = sign_flip(sample.means)[1] < 0.05
+                    small[r][i] = sign_flip(sample.means) < 0.05
             for r in RESPONSES:
                 values = (float(x) for x in (truth[r], held[r].mean(), small[r].mean()))
                 yield Row(scenario.name, n, r, contrast, *values)
 
 
+def false_rulings(scenario: Scenario, studies: int, seeds: int) -> tuple[float, float]:
+    """The shares of studies that confirm, and that rule on, any of several claims where `a` has no effect at all."""
+    rng = np.random.default_rng(1)
+    claims = [
+        Claim(f"{contrast} {response}", "", "", {}, tuple(cells), tuple(weights), response, "higher")
+        for contrast, (cells, weights) in (("a", (CONTRASTS["a"][0], ())), ("a x b", CONTRASTS["a x b"]))
+        for response in RESPONSES
+    ]
+    found = [rule(claims, Trials(tuple(simulate(scenario, seeds, rng)))) for _ in range(studies)]
+    rulings = [{ruling.ruling for ruling in study} for study in found]
+    confirmed = float(np.mean(["confirmed" in study for study in rulings]))
+    return confirmed, float(np.mean([study != {"inconclusive"} for study in rulings]))
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     studies = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     print("| scenario | effect | response | truth | coverage, 3 seeds | 5 | 10 | p < 0.05, 3 seeds | 5 | 10 |")
     print("|---|---|---|---|---|---|---|---|---|---|")
@@ -122,6 +137,10 @@ def main() -> None:
             of = [row for row in rows if (row.contrast, row.response) == (contrast, response)]
             shares = " | ".join([f"{x.coverage:.1%}" for x in of] + [f"{x.significant:.1%}" for x in of])
             print(f"| {scenario.name} | {contrast} | `{response}` | {of[0].truth:+.3f} | {shares} |", flush=True)
+    print("\n| scenario | seeds | any confirmed falsely | any ruled on falsely |\n|---|---|---|---|")
+    for scenario, n in product((s for s in SCENARIOS if s.name.startswith("no effect")), (*SEEDS, 12)):
+        confirmed, ruled = false_rulings(scenario, studies, n)
+        print(f"| {scenario.name} | {n} | {confirmed:.1%} | {ruled:.1%} |", flush=True)
 
 
 if __name__ == "__main__":

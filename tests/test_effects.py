@@ -142,7 +142,7 @@ def test_sign_flips_are_enumerated(alternative: str) -> None:
     flips = np.array([np.mean(means * signs) for signs in itertools.product((1, -1), repeat=7)])
     less, greater = np.mean(flips <= means.mean() + 1e-12), np.mean(flips >= means.mean() - 1e-12)
     expected = {"less": less, "greater": greater, "two-sided": min(1, 2 * min(less, greater))}[alternative]
-    assert sign_flip(means, alternative)[1] == pytest.approx(expected)  # type: ignore[arg-type]
+    assert sign_flip(means, alternative) == pytest.approx(expected)  # type: ignore[arg-type]
 
 
 def test_intervals_hold_the_truth_of_simulated_studies() -> None:
@@ -155,13 +155,14 @@ def test_intervals_hold_the_truth_of_simulated_studies() -> None:
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
 def test_intervals_hold_the_truth_as_often_as_they_say(scenario: Scenario) -> None:
     rows = list(coverage(scenario, 400))
-    assert min(row.coverage for row in rows if not _is_rare(row)) >= 0.9  # 0.92, but for the chance of 400 studies
-    assert 0.92 <= np.mean([row.coverage for row in rows if row.response != "healthy"]) <= 0.98
+    rare = (
+        scenario.name == "2 % and 7 % diverge"
+    )  # most samples of a few seeds have no such trial: nothing is to be seen
     for row in rows:
+        limit = 0.9 if row.seeds == 10 else 0.8 if row.seeds == 3 or rare else 0.88  # 400 studies: ± 0.03
+        assert row.coverage >= limit, row
         assert row.seeds > 5 or row.significant == 0
-        assert abs(row.truth) > 0.03 or row.significant < 0.08
-
-
-def _is_rare(row: Row) -> bool:
-    """Few seeds tell nothing of what befalls one trial in twenty, and most of these samples have none."""
-    return row.scenario == "2 % and 7 % diverge"
+        assert not scenario.name.startswith("no effect") or row.significant < 0.08
+    for seeds in (3, 5, 10):
+        held = [row.coverage for row in rows if row.seeds == seeds and row.response != "healthy"]
+        assert 0.92 <= np.mean(held) <= 0.98

@@ -193,15 +193,11 @@ def interval(sample: Sample, level: float = _LEVEL) -> tuple[float, float]:
     return max(-limit, float(center - half)), min(limit, float(center + half))
 
 
-def sign_flip(
-    means: NDArray[np.float64], alternative: Literal["two-sided", "less", "greater"] = "two-sided"
-) -> tuple[str, float]:
-    """The name and the p of the test that the mean of numbers, each of which might have either sign, is 0."""
-    if len(means) < 1:
-        return "none", 1.0
-    if len(means) == 1:  # which SciPy refuses: of two signs, both are as likely
-        beyond = {"two-sided": True, "less": means[0] >= 0, "greater": means[0] <= 0}[alternative]
-        return "sign-flip, exact", 1.0 if beyond else 0.5
+def sign_flip(means: NDArray[np.float64], alternative: Literal["two-sided", "less", "greater"] = "two-sided") -> float:
+    """The p of the test that the mean of numbers, each of which might have either sign, is 0; 1 if there are none."""
+    if len(means) < 2:  # which SciPy refuses
+        one_sided = {"two-sided": False, "less": (means < 0).any(), "greater": (means > 0).any()}[alternative]
+        return 0.5 if one_sided else 1.0
     test = stats.permutation_test(
         (means,),
         lambda x, axis: x.mean(axis=axis),
@@ -211,8 +207,12 @@ def sign_flip(
         alternative=alternative,
         rng=np.random.default_rng(0),
     )
-    exact = 2 ** len(means) <= _EXACT
-    return "sign-flip, exact" if exact else f"sign-flip, {_EXACT} drawn", min(1.0, float(test.pvalue))
+    return min(1.0, float(test.pvalue))
+
+
+def named_test(seeds: int) -> str:
+    """What `sign_flip` does with so many numbers."""
+    return "none" if not seeds else "sign-flip, exact" if 2**seeds <= _EXACT else f"sign-flip, {_EXACT} drawn"
 
 
 def _values(trials: Sequence[Trial], response: Response) -> list[float]:
@@ -256,12 +256,11 @@ def _effects(
         seeds = len(sample.means)
         effect = float(sample.means.mean()) if seeds else math.nan
         low, high = interval(sample) if seeds else (math.nan, math.nan)
-        test, p = sign_flip(sample.means)
         effect, low, high = (in_unit(x, response) for x in (effect, low, high))
         found.append(
             Effect(
                 kind, factors, levels, matched.tied, response, effect, low, high, seeds, sample.matches,
-                sample.bounded, test, p,
+                sample.bounded, named_test(seeds), sign_flip(sample.means),
             )
         )  # fmt: skip
     return found
