@@ -72,6 +72,12 @@ def test_ratios(tmp_path: Path) -> None:
     assert found[0].effect == pytest.approx(10)
 
 
+def test_what_changes_along_is_said(tmp_path: Path) -> None:
+    trials = [trial(s, aug__noise=x, aug__offset=x / 5, per=x + 0.1 * s) for s in range(6) for x in (0.25, 1.0)]
+    (found,) = ruled(tmp_path, trials, "compare: {aug.noise: [0.25, 1.0]}, response: per, expect: higher")
+    assert found.tied == ("aug.offset",)
+
+
 def test_cells_and_where(tmp_path: Path) -> None:
     found = ruled(
         tmp_path,
@@ -137,7 +143,10 @@ def test_too_few_seeds_say_how_many_would_do(tmp_path: Path) -> None:
     by_normal = (1.96 + 0.842) ** 2 * shifts.var(ddof=1) / shifts.mean() ** 2  # the textbook's, for many seeds
     assert vague.seeds_needed == pytest.approx(by_normal + 2, abs=1)
     assert never.seeds_needed is None
-    assert "hardly lean to either side" in never.because
+    assert never.because == "In none of 4 seeds does it make any difference."
+    torn = [trial(s, a=a, per=0.2 + a * (0.1, -0.1, 0.1, -0.1)[s]) for s in range(4) for a in range(2)]
+    (found,) = ruled(tmp_path, torn, f"{A}, expect: higher")
+    assert found.because.endswith("More than 1000 would be needed: they hardly lean to either side.")
     assert single.because == "One seed tells nothing of chance. It would take at least 6, if they were as these."
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.effects_coverage import SCENARIOS, Row, Scenario, coverage
+from experiments.effects_coverage import SCENARIOS, Scenario, coverage
 from stability.studies.effects import Effect, effects, sign_flip
 from stability.studies.trials import Trial, Trials
 

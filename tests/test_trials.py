@@ -143,6 +143,10 @@ def test_every_folder_without_a_trial_has_its_reason(tmp_path: Path) -> None:
     write(study / "garbage", "seed=6")
     (study / "garbage" / "signals.csv").write_text("step,loss\n0,what\n")
     (study / "notes").mkdir()
+    write(study / "ruled", "seed=7", outcome="superb")
+    write(study / "locked", "seed=8")
+    (study / "locked" / "signals.csv").unlink()
+    (study / "locked" / "signals.csv").mkdir()
     for again in range(2):
         found = read_trials([study, good])
         assert [trial.name for trial in found.trials] == ["good"]
@@ -155,6 +159,8 @@ def test_every_folder_without_a_trial_has_its_reason(tmp_path: Path) -> None:
             "unconfigured": "no config.yaml",
             "empty": "no step in signals.csv",
             "garbage": "is not a table of signals",
+            "ruled": "another version of the program ruled on it (superb)",
+            "locked": "cannot be read: Is a directory",
             "notes": "no trial was begun in it",
         }
         assert reasons.keys() == expected.keys(), again

@@ -97,7 +97,7 @@ class Ruling:
     `effect` and its 95 % interval are as in `Effect`, of an order that of the last cell against the first; of `all`
     and `most`, the share of trials that fit, and Clopper and Pearson's interval of the share of seeds. `p` is
     two-sided, and `corrected` for the other claims. `seeds_needed` is about how many would decide an inconclusive claim
-    if they were as those that there are; None where that cannot be said.
+    if they were as those that there are; None where that cannot be said. `tied` changes along with what is compared.
     """
 
     claim: Claim
@@ -112,6 +112,7 @@ class Ruling:
     p: float = 1.0
     corrected: float = 1.0
     seeds_needed: int | None = None
+    tied: tuple[str, ...] = ()
 
 
 def read_claims(path: Path) -> list[Claim]:
@@ -166,6 +167,7 @@ class _Evidence:
     contradicts: float = 1.0
     decisive: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     trouble: str = ""
+    tied: tuple[str, ...] = ()
 
     @property
     def p(self) -> float:
@@ -310,7 +312,7 @@ def _comparison(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
     low, high = interval(sample)
     effect, low, high = (in_unit(x, response) for x in (float(sample.means.mean()), low, high))
     seeds = len(sample.means)
-    known = _Evidence(effect, low, high, seeds, sample.matches, named_test(seeds))
+    known = _Evidence(effect, low, high, seeds, sample.matches, named_test(seeds), tied=matched.tied)
     m = claim.margin
     if claim.verb == "same":
         below, above = sample.means - m, sample.means + m
@@ -373,7 +375,7 @@ def _holm(p: Sequence[float]) -> list[float]:
 def _ruling(claim: Claim, seen: _Evidence, corrected: float, claims: int) -> Ruling:
     known = Ruling(
         claim, "inconclusive", seen.trouble, seen.effect, seen.low, seen.high, seen.seeds, seen.matches, seen.test,
-        seen.p, corrected,
+        seen.p, corrected, tied=seen.tied,
     )  # fmt: skip
     if not seen.seeds:
         return known
@@ -383,6 +385,8 @@ def _ruling(claim: Claim, seen: _Evidence, corrected: float, claims: int) -> Rul
         otherwise = "The trials say otherwise."
         because = f"{1 - seen.effect:.0%} of the trials are otherwise." if claim.verb == "all" else otherwise
         return replace(known, ruling="refuted", because=because)
+    if not seen.decisive.any():
+        return replace(known, because=f"In none of {seen.seeds} seeds does it make any difference.")
     needed = _seeds_needed(seen, _ALPHA / claims)
     because = "One seed tells nothing of chance." if seen.seeds == 1 else f"{seen.seeds} seeds do not decide it."
     if needed is None:

@@ -8,12 +8,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
 from stability.config import Config
+from stability.diagnosis.finding import Outcome
 from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, read_table
 from stability.errors import StabilityError
 from stability.files import CONFIG, VERDICT
@@ -84,6 +85,9 @@ def read_trials(folders: Iterable[Path]) -> Trials:
         except (StabilityError, _NoTrial) as reason:
             left_out.append((folder, str(reason)))
             continue
+        except OSError as error:
+            left_out.append((folder, f"cannot be read: {error.strerror or error}"))
+            continue
         same = found.setdefault((trial.seed, *sorted((k, repr(v)) for k, v in trial.factors.items())), trial)
         if same is not trial:
             left_out.append((folder, f"the same trial as {same.name}, which counts once"))
@@ -149,10 +153,10 @@ def _computed(folder: Path) -> Trial:
         outcome, cause = verdict["outcome"], verdict["cause"]
     except FileNotFoundError:
         raise _NoTrial(f"no {CONFIG}") from None
-    except OSError as error:
-        raise _NoTrial(f"cannot be read: {error.strerror or error}") from None
     except (yaml.YAMLError, ValueError, KeyError, TypeError):
         raise _NoTrial(f"{CONFIG} or {VERDICT} is only half written, or another program's") from None
+    if outcome not in get_args(Outcome):
+        raise _NoTrial(f"another version of the program ruled on it ({outcome})")
     values = _flat("", config)
     factors = _current({k: v for k, v in values.items() if k.split(".")[0] not in _NO_FACTORS})
     seed, budget = values.get("seed"), values.get("steps")
