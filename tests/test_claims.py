@@ -184,6 +184,9 @@ def test_what_cannot_be_told_is_said_and_the_rest_ruled_on(tmp_path: Path) -> No
     ]
     assert [math.isnan(r.effect) for r in found] == [True, True, True, True, False]
     assert ruled(tmp_path, [], "expect: {all: stable}")[0].because == "There is no trial."
+    unrecorded = [trial(s, phonemes=math.nan) for s in range(8)]
+    (found,) = ruled(tmp_path, unrecorded, "response: phonemes, expect: {all: [11, null]}")
+    assert (found.ruling, found.because[:37]) == ("inconclusive", "8 trials have no record of phonemes, ")
 
 
 @pytest.mark.parametrize(
@@ -207,6 +210,7 @@ def test_what_cannot_be_told_is_said_and_the_rest_ruled_on(tmp_path: Path) -> No
         ("compare: {a: [0, 1]}, response: per, expect: {all: stable}", "compare nothing"),
         ("response: per, expect: {all: [1]}", "is no range of per: give"),
         ("where: [a], expect: {all: stable}", "where has to be"),
+        ("compare: {a: [1, 1]}, response: per, expect: lower", "it compares a cell with itself"),
     ],
 )
 def test_a_claim_that_is_not_understood(tmp_path: Path, claim: str, message: str) -> None:

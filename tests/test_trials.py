@@ -118,6 +118,12 @@ def test_gradient_norm_excursions(tmp_path: Path) -> None:
     assert read(write(tmp_path / "e", norms=[0.0] * 20)).excursion == 0
 
 
+def test_late_medians(tmp_path: Path) -> None:
+    trial = read(write(tmp_path / "a", loss=[9.0] * 18 + [1.0, 3.0]))
+    assert (trial.loss, trial.phonemes) == (2.0, 9.0)
+    assert read(write(tmp_path / "b", loss=[9.0] * 18 + [math.nan] * 2)).loss == math.inf
+
+
 def test_an_overflow_that_fp16_skips_by_design_is_no_excursion(tmp_path: Path) -> None:
     norms = [math.inf] + [2.0] * 19
     skipped = write(tmp_path / "a", norms=norms, applied_norm=[0.0] + [2.0] * 19, loss_scale=[1024.0] * 20)

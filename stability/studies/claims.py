@@ -34,6 +34,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -189,6 +190,8 @@ def _claim(item: Any) -> Claim:
         raise _Unclear(f"there is no response {response}; there are {', '.join(_LOOKED_AT)}.")
     verb, value = _expected(item["expect"])
     cells, weights = _cells(item.get("compare"))
+    if any(a == b for a, b in combinations(cells, 2)):
+        raise _Unclear("it compares a cell with itself.")
     stated: dict[str, Any] = {k: str(item[k]) for k in ("id", "claim", "source")}
     stated |= {"where": {str(name): _level(level) for name, level in where.items()}, "cells": cells, "weights": weights}
     if verb in ("all", "most"):
@@ -343,6 +346,8 @@ def _less(means: NDArray[np.float64]) -> float:
 
 def _shares(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
     """Of a claim about all or most trials: a seed is for it if more than half of its trials are."""
+    if lacking := [t.name for t in trials if getattr(t, claim.response) != getattr(t, claim.response)]:
+        return _Evidence(trouble=f"{len(lacking)} trials have no record of {claim.response}, such as {lacking[0]}.")
     by_seed: dict[int, list[bool]] = defaultdict(list)
     for trial in trials:
         value = getattr(trial, claim.response)

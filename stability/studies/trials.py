@@ -38,7 +38,8 @@ class Trial:
     good; if `censored`, the plateau was not left in so many: the trial ended on it, diverged or was stopped. `per`, the
     last validation's error rate, 1 where there is none. `excursion`, the natural logarithm of the largest gradient norm
     after the first 10 steps over the median before it; inf if one was not finite. Beside them, `largest_norm` is that
-    norm, and `phonemes` and `loss` are medians of distinct phonemes and training loss over the last tenth.
+    norm, and `phonemes` and `loss` are medians of distinct phonemes and training loss over the last tenth, NaN where not
+    recorded.
     """
 
     name: str
@@ -215,11 +216,12 @@ def _excursion(signals: Table) -> tuple[float, float]:
 
 
 def _late_median(signals: Table, name: str) -> float:
+    """The median of the last tenth; inf if it was measured and is no number, NaN if it was not recorded."""
     if name not in signals.names:
         return float("nan")
     late = signals[name][-max(1, len(signals.steps) // 10) :]
     late = late[~np.isnan(late)]
-    return float(np.median(late)) if len(late) else float("nan")
+    return float(np.median(late)) if len(late) else float("inf")
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Any]:
