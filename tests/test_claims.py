@@ -185,8 +185,8 @@ def test_what_cannot_be_told_is_said_and_the_rest_ruled_on(tmp_path: Path) -> No
     assert [math.isnan(r.effect) for r in found] == [True, True, True, True, False]
     assert ruled(tmp_path, [], "expect: {all: stable}")[0].because == "There is no trial."
     unrecorded = [trial(s, phonemes=math.nan) for s in range(8)]
-    (found,) = ruled(tmp_path, unrecorded, "response: phonemes, expect: {all: [11, null]}")
-    assert (found.ruling, found.because[:37]) == ("inconclusive", "8 trials have no record of phonemes, ")
+    (silent,) = ruled(tmp_path, unrecorded, "response: phonemes, expect: {all: [11, null]}")
+    assert (silent.ruling, silent.because[:37]) == ("inconclusive", "8 trials have no record of phonemes, ")
 
 
 @pytest.mark.parametrize(

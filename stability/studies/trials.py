@@ -38,8 +38,8 @@ class Trial:
     good; if `censored`, the plateau was not left in so many: the trial ended on it, diverged or was stopped. `per`, the
     last validation's error rate, 1 where there is none. `excursion`, the natural logarithm of the largest gradient norm
     after the first 10 steps over the median before it; inf if one was not finite. Beside them, `largest_norm` is that
-    norm, and `phonemes` and `loss` are medians of distinct phonemes and training loss over the last tenth, NaN where not
-    recorded.
+    norm, and `phonemes` and `loss` are medians of distinct phonemes and training loss over the last tenth, NaN
+    where not recorded.
     """
 
     name: str
