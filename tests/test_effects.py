@@ -71,12 +71,23 @@ def test_binary_differences_are_mcnemars(worse: int, better: int) -> None:
     assert found.high == pytest.approx(min(1, p12 - p21 + half))
 
 
-def test_censored_steps_count_as_far_as_both_were_seen() -> None:
+def test_of_censored_steps_counts_what_is_certain() -> None:
     times = [((50, False), (500, True)), ((500, True), (500, True)), ((60, False), (28, True))]
     trials = [trial(s, steps=t, censored=c, a=a) for s, pair in enumerate(times) for a, (t, c) in enumerate(pair)]
     found = one(effects(Trials(tuple(trials))), "steps", "a")
     assert found.effect == pytest.approx(10 ** (1 / 3))  # ratios 10, 1 and, of what had not left by step 28, 1
     assert (found.matches, found.bounded) == (3, 3)
+
+
+def test_a_ceiling_makes_no_interaction() -> None:
+    """Where both had not left, one may be as much slower as elsewhere: the difference of differences is not known."""
+    times = {(0, 0): (50, False), (1, 0): (100, False), (0, 1): (500, True), (1, 1): (500, True)}
+    trials = [trial(s, steps=t, censored=c, a=a, b=b) for s in range(6) for (a, b), (t, c) in times.items()]
+    found = one(effects(Trials(tuple(trials))), "steps", "a", "b")
+    assert (found.effect, found.p, found.bounded) == (1, 1, 6)
+    times[0, 1] = (100, False)  # five times, at the least, against twice
+    trials = [trial(s, steps=t, censored=c, a=a, b=b) for s in range(6) for (a, b), (t, c) in times.items()]
+    assert one(effects(Trials(tuple(trials))), "steps", "a", "b").effect == pytest.approx(2.5)
 
 
 def test_an_excursion_that_is_not_finite_is_capped() -> None:

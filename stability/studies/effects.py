@@ -11,8 +11,10 @@ the unit: differences are averaged within each seed first, and what follows sees
 | `steps` | of logarithms, given as a ratio | Student's t over seeds |
 | `excursion` | of logarithms, given as a ratio; what is over a millionfold or not finite counts as that | the same |
 
-`steps`: a match counts its trials' steps only up to where the first of its censored trials ended, since later nothing
-can be compared. None is dropped; the ratio is one of times so restricted, and errs towards 1 where many are censored.
+`steps`: of a match with censored trials, the difference is what is certain. Where a trial that had not left by step 500
+is compared with one that left at 50, that is tenfold; where the order cannot be told, since the censored one was seen
+for less time than the other took, or both are, no difference. So no match is dropped, none has the wrong sign, and the
+ratio errs towards 1 where many are censored.
 
 Bonett and Price (2012) add one pair in favour and one against, which keeps an interval from shrinking to a point when
 all of a few pairs agree. Here those are two seeds, of the size that the mean of a seed's matches would have by chance.
@@ -164,7 +166,7 @@ def differences(matched: Matched, weights: Sequence[float], response: Response) 
     """The weighted sum of every match's responses, averaged within each seed."""
     by_seed: dict[int, list[float]] = defaultdict(list)
     for seed, trials in matched.matches:
-        by_seed[seed].append(float(np.dot(weights, _values(trials, response))))
+        by_seed[seed].append(_difference(trials, weights, response))
     means = np.array([np.mean(values) for values in by_seed.values()])
     total, squares = sum(w for w in weights if w > 0), sum(w * w for w in weights)
     a_seed = len(matched.matches) / max(1, len(by_seed))
@@ -215,14 +217,15 @@ def named_test(seeds: int) -> str:
     return "none" if not seeds else "sign-flip, exact" if 2**seeds <= _EXACT else f"sign-flip, {_EXACT} drawn"
 
 
-def _values(trials: Sequence[Trial], response: Response) -> list[float]:
-    """The responses of the trials of a match, each comparable with the others."""
-    if response == "steps":
-        horizon = min((t.steps for t in trials if t.censored), default=math.inf)
-        return [math.log(min(t.steps, horizon)) for t in trials]
-    if response == "excursion":
-        return [min(t.excursion, _CAP) for t in trials]
-    return [float(getattr(t, response)) for t in trials]
+def _difference(trials: Sequence[Trial], weights: Sequence[float], response: Response) -> float:
+    """The weighted sum of a match's responses, or as much of it as is certain."""
+    if response != "steps":
+        values = [min(t.excursion, _CAP) if response == "excursion" else float(getattr(t, response)) for t in trials]
+        return float(np.dot(weights, values))
+    least = float(np.dot(weights, [math.log(t.steps) for t in trials]))
+    above = any(t.censored and w > 0 for t, w in zip(trials, weights, strict=True))  # the truth may be above, or below
+    below = any(t.censored and w < 0 for t, w in zip(trials, weights, strict=True))
+    return 0.0 if (above and (below or least < 0)) or (below and least > 0) else least
 
 
 def _factors(trials: Trials) -> dict[str, tuple[Level, ...]]:
