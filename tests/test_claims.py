@@ -259,4 +259,7 @@ def test_false_rulings_are_rare() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_false_rulings_are_as_rare_as_promised(seeds: int) -> None:
-    assert max(false_rulings(SCENARIOS[0], 400, seeds) + false_rulings(SCENARIOS[1], 400, seeds)) <= 0.05
+    for scenario in SCENARIOS[:2]:
+        confirmed, ruled_on = false_rulings(scenario, 400, seeds)
+        assert confirmed <= 0.05
+        assert ruled_on <= 0.08  # 0.05, but for the chance of 400 studies

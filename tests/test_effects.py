@@ -170,7 +170,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(scenario: Scenario) -> No
         scenario.name == "2 % and 7 % diverge"
     )  # most samples of a few seeds have no such trial: nothing is to be seen
     for row in rows:
-        limit = 0.9 if row.seeds == 10 else 0.8 if row.seeds == 3 or rare else 0.88  # 400 studies: ± 0.03
+        limit = 0.9 if row.seeds == 10 else 0.75 if row.seeds == 3 or rare else 0.88  # 400 studies: ± 0.03
         assert row.coverage >= limit, row
         assert row.seeds > 5 or row.significant == 0
         assert not scenario.name.startswith("no effect") or row.significant < 0.08
