@@ -1,0 +1,1 @@
+"""Studies: many trials read together, their effects, and rulings on claims that were stated beforehand."""
