@@ -324,7 +324,8 @@ class Monitor:
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     """The Euclidean norm over all tensors."""
-    return torch.linalg.vector_norm(torch.stack(_norms_of(tensors)))
+    whole: Tensor = torch.linalg.vector_norm(torch.stack(_norms_of(tensors)))
+    return whole
 
 
 def _norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -283,3 +283,17 @@ def test_what_was_not_recorded_is_not_told(missing: str) -> None:
 
 def test_losses_of_zero_are_no_quotient() -> None:
     assert why(loss=np.zeros(300), loss_per_label=np.zeros(300))[0] == "step_too_small"
+
+
+def test_other_labels_are_not_seen_in_a_training_that_blew_up_at_once() -> None:
+    """Its first validation comes when the loss is still that of the start, small beside what follows."""
+    loss = np.r_[90.0, 90.0, 1e3, 1e4, np.full(96, 1e5)]
+    validation = Table(("per",), np.array([0, 50]), np.full((2, 1), 0.97, np.float32), np.ones((2, 1), bool))
+    assert other_labels(table(loss=loss), validation) is None
+
+
+def test_how_much_smaller_the_gradients_of_a_per_label_mean_are_is_measured() -> None:
+    signals = plateau(
+        loss=np.full(300, 3.0), epsilon_dominance=np.ones(30), effective_lr=np.full(30, 0.02), labels=np.full(300, 21.0)
+    )
+    assert "21 times smaller" in why_no_progress(signals, 299)[1]

@@ -163,9 +163,10 @@ def stuck(signals: Table, validation: Table) -> Finding | None:
 def other_labels(signals: Table, validation: Table) -> Finding | None:
     """The loss is learned and the error rate is not: it is trained on other labels than it is validated on."""
     loss = finite(signals, "loss")
-    start = float(np.median(loss[1][:_SMOOTH])) if len(loss[1]) else math.nan
+    # Of a training that blew up at once, only the first loss is that of its start.
+    start = float(min(loss[1][0], np.median(loss[1][:_SMOOTH]))) if len(loss[1]) else math.nan
     for step, rate in zip(*finite(validation, "per"), strict=True):
-        recent = until(loss, int(step))[-_SMOOTH:]
+        recent = until(loss, int(step))[_SMOOTH:][-_SMOOTH:]
         # A loss that may be negative, as a log-likelihood, has no share that is left of it.
         if rate < _SOME or not len(recent) or not 0 <= np.median(recent) < _T["labels_loss"] * start:
             continue
@@ -221,9 +222,11 @@ def _small_step_advice(signals: Table, step: int, size: float) -> str:
         return f"{advice}, and the lr has come down from {rate.max():.2g} to {rate[-1]:.2g}: let it last longer."
     loss, per_label = until(finite(signals, "loss"), step), until(finite(signals, "loss_per_label"), step)
     if len(loss) == len(per_label) and len(loss) and np.median(loss - 1.01 * per_label) < 0:
+        labels = until(finite(signals, "labels"), step)
+        times = f"{np.median(labels):.2g} times smaller" if len(labels) else "as many times smaller as there are labels"
         advice += (
-            "; the loss is a per-label mean, so gradients are smaller than with a per-trial sum by the number of "
-            "labels: try loss=per_trial_sum,"
+            f"; the loss is a per-label mean, so gradients are {times} than with a per-trial sum: try "
+            "loss=per_trial_sum,"
         )
     else:
         advice += ": try"

@@ -93,7 +93,8 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
     if len(now) and (largest >= _T["update"] or raised):
         rate = now[0] * usual / largest
         rise = f", raised from {before[0]:.3g}," if raised else ""
-        compared = f"against {of_weights(float(np.median(past)))} before" if len(past) else "from the start"
+        before_that = float(np.median(past)) if len(past) else 0.0
+        compared = f"against {of_weights(before_that)} before" if before_that > 1e-4 else "from the start"
         mend = f"An lr of {rate:.1g} would make steps of {100 * usual:.2g}%" if rate > 0 else "Lower it"
         return "rate_too_high", (
             f"Updates are {of_weights(largest)} a step at lr {now[0]:.3g}{rise} {compared}: "
@@ -186,7 +187,7 @@ def _grown_weights(signals: Table) -> _Sign | None:
     least = sliding_window_view(padded, _BACK).min(axis=1)
     for row in np.flatnonzero((norms > _T["weights"] * least) & (least > 0)):
         past = norms[max(0, row - _BACK) : row]
-        first = int(steps[max(0, row - _BACK)])
+        first = int(steps[max(0, int(row) - _BACK)])
         sizes = between(update, first, int(steps[row]))
         explained = float(sizes.mean()) * (int(steps[row]) - first) if len(sizes) else 0.0
         # What the updates account for, the detectors of updates and of the loss judge.
@@ -251,7 +252,7 @@ def _heavy_batch(signals: Table) -> _Sign | None:
                 continue
             step, norm, common = spike
             # It is the harm that counts: as long as the loss comes down all the same, there is none.
-            late = int(steps[min(np.searchsorted(steps, step + _T["calm"]), len(steps) - 1)])
+            late = int(steps[min(int(np.searchsorted(steps, step + _T["calm"])), len(steps) - 1)])
             before, after = until(loss, step - 1)[-2 * _SMOOTH :], between(loss, step + 1, late)[-2 * _SMOOTH :]
             waited = late >= step + _T["calm"] and len(before) and len(after)
             if waited and np.median(after) > 0.97 * np.median(before):
@@ -292,7 +293,7 @@ def _moments_after(signals: Table, step: int, now: int) -> str:
 def _clip_advice(signals: Table, step: int) -> str:
     """A word on the clip, if what was applied is what was measured."""
     norm, applied = until(finite(signals, "grad_norm"), step), until(finite(signals, "applied_norm"), step)
-    return ", and nothing is clipped" if len(norm) and len(applied) and applied.max() > 0.9 * norm.max() else ""
+    return "; nothing is clipped" if len(norm) and len(applied) and applied.max() > 0.9 * norm.max() else ""
 
 
 def _falls(loss: tuple[Steps, Floats], step: int) -> bool:

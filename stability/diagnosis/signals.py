@@ -15,11 +15,13 @@ field is a signal that was not measured at that step; `nan` was measured, and wa
 | `blank_fraction` | share of frames whose best class is blank |
 | `distinct_phonemes` | other classes that are the best of some frame |
 | `frame_information` | mutual information between frame and non-blank class, in nats (every 10th step) |
-| `input_max` | largest absolute input of the batch, as the model reads it; not finite if any is not (in a Monitor every 10th step, and at a failure) |
-| `infeasible_targets` | how many utterances of the batch CTC cannot align: too few frames for their labels (likewise) |
+| `input_max` | largest absolute input of the batch, as the model reads it; not finite if any is not |
+| `infeasible_targets` | how many utterances of the batch CTC cannot align: too few frames for their labels |
+| `labels` | labels of an utterance, mean over the batch |
 | `lr`, `effective_lr` | learning rate, and lr / (median second-moment root + epsilon) (every 10th step) |
 | `epsilon_dominance` | share of second-moment roots below epsilon, of a sample of 16,000 (every 10th step) |
 | `loss_scale` | the factor on the loss in fp16; 1 otherwise |
+A Monitor looks at inputs and targets every 10th step, and where something is not finite.
 """
 
 import os

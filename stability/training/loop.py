@@ -179,6 +179,7 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     signals |= measure.output_signals(logits, frames)
     signals["input_max"] = measure.input_max(inputs.x)
     signals["infeasible_targets"] = measure.infeasible_targets(inputs.labels, label_counts, frames).sum(1).float()
+    signals["labels"] = label_counts.float().mean(1)
 
     skip = _judge_finiteness(stack, loss.detach(), norm)
     signals["applied_norm"] = torch.where(skip > 0, 0, norm * coefficients)

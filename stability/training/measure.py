@@ -23,7 +23,7 @@ def signal_names(layers: int) -> tuple[str, ...]:
     norms = [f"grad_norm.{part}" for part in ("day", "h0", *(f"gru.{layer}" for layer in range(layers)), "head")]
     update = ("clipped", "applied_norm", "update_ratio", "weight_norm")
     output = ("blank_fraction", "distinct_phonemes", "frame_information")
-    batch = ("input_max", "infeasible_targets")
+    batch = ("input_max", "infeasible_targets", "labels")
     rates = ("lr", "effective_lr", "epsilon_dominance")
     return ("loss", "loss_per_label", "grad_norm", *norms, *update, *output, *batch, *rates, "loss_scale")
 
