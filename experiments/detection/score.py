@@ -138,7 +138,7 @@ def _share(count: int, of: int) -> str:
 
 def _draw(path: Path, half: list[Case]) -> None:
     """False alarms against what was caught, a point a detector."""
-    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")
     axes = figure.subplots()
     healthy = [case for case in half if case.label.healthy]
     faulty = [case for case in half if not case.label.healthy]

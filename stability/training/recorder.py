@@ -56,7 +56,7 @@ class Flight:
     """
 
     outcome: str
-    step: int  # the first bad one
+    step: int  # the first bad one, or the first after it that was still in memory
     detected_step: int
     seed: int
     precision: Literal["fp32", "bf16", "fp16"]
@@ -81,8 +81,8 @@ class Recorder:
     def write(self, folder: Path, stack: Stack, split: Split, verdict: Verdict) -> None:
         """Write the recording of a trial that has this verdict, with an onset, into the trial's folder.
 
-        Takes the place of an earlier one. Raises OSError, or StabilityError where the state before the onset is gone;
-        then there is no recording.
+        Takes the place of an earlier one. Where the state before the onset is gone, the oldest in memory is recorded.
+        Raises OSError; then there is no recording.
         """
         shutil.rmtree(folder / FLIGHT, ignore_errors=True)
         before = self._before(verdict, stack, split)
@@ -113,12 +113,12 @@ class Recorder:
         assert step is not None
         if verdict.outcome in FATAL and stack.failed.any():
             return replace(stack, step=step, failed=torch.zeros_like(stack.failed))
-        for kept in reversed(self._kept):
-            if kept.step <= step:
-                if kept.step < step:
-                    train_steps(kept, split, step - kept.step)
-                return kept
-        raise StabilityError(f"The state before step {step} is no longer in memory.")
+        before = [kept for kept in self._kept if kept.step <= step]
+        if not before:  # of a plateau that was long before it was called a collapse
+            return self._kept[0]
+        if before[-1].step < step:
+            train_steps(before[-1], split, step - before[-1].step)
+        return before[-1]
 
 
 def read_flight(folder: Path) -> Flight:

@@ -187,8 +187,6 @@ def _record_fault(recorder: Recorder, folder: Path, stack: Stack, dataset: Datas
     except OSError as error:
         reason = f"{folder / FLIGHT} cannot be written ({error.strerror or error})"
         print(f"There is no flight recording: {reason}. Make room, and train the trial anew for one: fresh=true")
-    except StabilityError as error:
-        print(f"There is no flight recording: {error}")
 
 
 def table_of(block: Block) -> Table:
