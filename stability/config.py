@@ -185,18 +185,19 @@ def resolve(cfg: DictConfig) -> Config:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Every value under its dotted name, as it is overridden on the command line."""
+    return dotted(asdict(config))
 
-    def walk(prefix: str, value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        return {k: v for name in value for k, v in walk(f"{prefix}.{name}" if prefix else name, value[name]).items()}
 
-    return walk("", asdict(config))
+def dotted(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries under dotted names."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for name in value for k, v in dotted(value[name], f"{prefix}.{name}" if prefix else str(name)).items()}
 
 
 def trial_name(config: Config) -> str:
     """What the trial is: the usual factors in clear, and a hash over all that can change its result."""
-    matters = {k: v for k, v in flatten(config).items() if k.split(".")[0] not in _CHANGES_NO_RESULT}
+    matters = {k: v for k, v in flatten(config).items() if k.split(".")[0] not in CHANGES_NO_RESULT}
     digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
     clear = {
         "eps": config.optimizer.epsilon,
@@ -257,7 +258,7 @@ def _check(config: Config) -> None:
         )
 
 
-_CHANGES_NO_RESULT = {"tracking", "study", "outputs", "fresh", "validate_every", "checkpoint_every"}
+CHANGES_NO_RESULT = {"tracking", "study", "outputs", "fresh", "validate_every", "checkpoint_every"}
 
 
 def _scaled(steps: int, *, _root_: DictConfig) -> int:

@@ -255,7 +255,7 @@ class Monitor:
         return keep
 
     def _fetch(self) -> None:
-        """Bring what is pending to the host, in one transfer, and look whether the training can go on."""
+        """Bring what is pending to the host, from a GPU in one transfer."""
         if not self._pending:
             return
         device = next(self._model.parameters()).device

@@ -11,6 +11,7 @@ alarms are counted once more alone. A peer has named the outcome if any of its a
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from experiments.detection.corpus import PACKED, Trace, unpack
 from experiments.detection.labels import LEARNED, Label, label
 from experiments.detection.peers import PEERS
 from stability.diagnosis.detectors import findings
-from stability.diagnosis.verdict import FATAL, is_due, judge
+from stability.diagnosis.verdict import FATAL, Verdict, is_due, judge
 
 _OURS = "stability"
 _GROUPS = {
@@ -51,6 +52,22 @@ class Case:
     trace: Trace
     label: Label
 
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Ours."""
+        return judge(self.trace.signals, self.trace.validation)
+
+    @cached_property
+    def found(self) -> list[tuple[int, str]]:
+        """Each finding, at the step at which a live training tells it: at once if not finite, else at a look."""
+        found, end = [], int(self.trace.signals.steps[-1])
+        for finding in findings(self.trace.signals, self.trace.validation):
+            told = finding.detected_step
+            while finding.kind not in FATAL and told < end and not is_due(told):
+                told += 1
+            found.append((told, str(finding.kind)))
+        return found
+
     @property
     def group(self) -> str:
         """What its label's outcome is counted as; of several, the first of the table."""
@@ -67,10 +84,9 @@ def cases(half: str) -> Iterator[Case]:
 
 def ours(case: Case) -> Said:
     """What our detectors find, and the verdict."""
-    signals, validation = case.trace.signals, case.trace.validation
-    verdict = judge(signals, validation)
-    last_word = [(int(signals.steps[-1]), str(verdict.outcome))] if verdict.outcome != "stable" else []
-    return Said(_found(case) + last_word, {verdict.outcome}, verdict.cause)
+    outcome = str(case.verdict.outcome)
+    last_word = [(int(case.trace.signals.steps[-1]), outcome)] if outcome != "stable" else []
+    return Said(case.found + last_word, {outcome}, case.verdict.cause)
 
 
 def peer(name: str) -> Callable[[Case], Said]:
@@ -169,7 +185,7 @@ def _print_stopping(console: Console, half: list[Case]) -> None:
     for kind in ("non_finite", "bad_data", "exploded", "blank_collapse", "mode_collapse"):
         stopped = saved = recovering = healthy = 0
         for case in half:
-            steps = [step for step, found in _found(case) if found == kind]
+            steps = [step for step, found in case.found if found == kind]
             if not steps:
                 continue
             facts = case.trace.facts
@@ -180,17 +196,6 @@ def _print_stopping(console: Console, half: list[Case]) -> None:
         share = f"{saved:,} ({saved / everything:.0%} of all)"
         table.add_row(kind, f"{stopped}", share, f"{recovering}", f"{healthy}")
     console.print(table)
-
-
-def _found(case: Case) -> list[tuple[int, str]]:
-    """Each finding, at the step at which a live training tells it: what is not finite at once, else when it looks."""
-    found, end = [], int(case.trace.signals.steps[-1])
-    for finding in findings(case.trace.signals, case.trace.validation):
-        told = finding.detected_step
-        while finding.kind not in FATAL and told < end and not is_due(told):
-            told += 1
-        found.append((told, str(finding.kind)))
-    return found
 
 
 def _print_wrong(half: list[Case]) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -13,7 +13,7 @@ from typing import Any, get_args
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from stability.config import Config
+from stability.config import CHANGES_NO_RESULT, Config, dotted
 from stability.diagnosis.finding import Outcome
 from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, read_table
 from stability.errors import StabilityError
@@ -26,7 +26,7 @@ _FORMAT = 1  # of the summary; another number makes it anew
 _BLANK = 0.95  # share of blank frames on the plateau
 _FIRST = 10  # steps whose gradient norms are the start's, and no excursion
 # What is neither the subject of a study nor able to change a result.
-_NO_FACTORS = ("seed", "tracking", "study", "outputs", "fresh", "validate_every", "checkpoint_every", "device")
+_NO_FACTORS = CHANGES_NO_RESULT | {"seed", "device"}
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _computed(folder: Path) -> Trial:
         raise _NoTrial(f"{CONFIG} or {VERDICT} is only half written, or another program's") from None
     if outcome not in get_args(Outcome):
         raise _NoTrial(f"another version of the program ruled on it ({outcome})")
-    values = _flat("", config)
+    values = dotted(config)
     factors = _current({k: v for k, v in values.items() if k.split(".")[0] not in _NO_FACTORS})
     seed, budget = values.get("seed"), values.get("steps")
     if not isinstance(seed, int) or not isinstance(budget, int):
@@ -222,13 +222,6 @@ def _late_median(signals: Table, name: str) -> float:
     late = signals[name][-max(1, len(signals.steps) // 10) :]
     late = late[~np.isnan(late)]
     return float(np.median(late)) if len(late) else float("inf")
-
-
-def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    """Every value under its dotted name, as `config.flatten` has it."""
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    return {k: v for name in value for k, v in _flat(f"{prefix}.{name}" if prefix else str(name), value[name]).items()}
 
 
 def _with_tuples(factors: dict[str, Any]) -> dict[str, Level]:

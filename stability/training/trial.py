@@ -2,7 +2,7 @@
 
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -116,7 +116,8 @@ def _train(
     config = stack.configs[0]
     history = History()
     remember(history, read_table(folder / SIGNALS))
-    ended, recorded = _ends(stack, folder, history), False
+    fault = _found(folder, history, FAULTS) if is_due(stack.step) else None
+    ended, recorded = _ends(stack, folder, history, fault), False
     while not ended:
         # Validation comes after the steps 0, every, 2 every …, as in the official trainer.
         to_validation = (-stack.step) % config.validate_every + 1
@@ -131,12 +132,11 @@ def _train(
         # Before the look, as a resumed trial finds the validation in its folder.
         if count == to_validation:
             _validate(stack, dataset, folder, best, display)
-        ended = _ends(stack, folder, history)
-        if not ended and is_due(stack.step) and not (recorded or (folder / FLIGHT).exists()):
-            finding = stopped(history.table(), read_table(folder / VALIDATION), FAULTS)
-            if finding is not None:  # as long as the state before it is in memory, whatever becomes of the trial
-                recorded = True
-                _record_fault(recorder, folder, stack, dataset, finding)
+        fault = _found(folder, history, FAULTS) if is_due(stack.step) else None
+        ended = _ends(stack, folder, history, fault)
+        if fault is not None and not ended and not (recorded or (folder / FLIGHT).exists()):
+            recorded = True  # as long as the state before it is in memory, whatever becomes of the trial
+            _record_fault(recorder, folder, stack, dataset, fault)
         if ended and count != to_validation:
             _validate(stack, dataset, folder, best, display)
         stopping = stop_requested()
@@ -163,17 +163,21 @@ def _validate(stack: Stack, dataset: Dataset, folder: Path, best: checkpoint.Bes
         checkpoint.save(folder / BEST, stack, 0, best)
 
 
-def _ends(stack: Stack, folder: Path, history: History) -> bool:
+def _ends(stack: Stack, folder: Path, history: History, fault: Verdict | None) -> bool:
     """Whether no step follows. A pure function of the trial and its step, so that a resumed trial ends there too."""
     if stack.step >= stack.configs[0].steps or bool(stack.failed.any()):
         return True
-    return is_due(stack.step) and _stopped(stack, folder, history) is not None
+    return fault is not None and _stopped(stack, folder, history) is not None
+
+
+def _found(folder: Path, history: History, kinds: Collection[str]) -> Verdict | None:
+    return stopped(history.table(), read_table(folder / VALIDATION), kinds)
 
 
 def _stopped(stack: Stack, folder: Path, history: History) -> Verdict | None:
     """The verdict that ends the trial before its budget, with the steps that it saves."""
     config = stack.configs[0]
-    verdict = stopped(history.table(), read_table(folder / VALIDATION), config.diagnosis.stop_on)
+    verdict = _found(folder, history, config.diagnosis.stop_on)
     if verdict is None or stack.step == config.steps:
         return verdict
     saved: dict[str, float | str] = {"steps saved": config.steps - stack.step}
