@@ -2,9 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -195,6 +198,12 @@ def dotted(value: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for name in value for k, v in dotted(value[name], f"{prefix}.{name}" if prefix else str(name)).items()}
 
 
+def short_name(name: str) -> str:
+    """What tables, figures and MLflow call a value of that dotted name: a usual name, or the end that is its own."""
+    end = name.rpartition(".")[2]
+    return _SHORT.get(name) or (end if _ends()[end] == 1 and end not in _SHORT.values() else name)
+
+
 def trial_name(config: Config) -> str:
     """What the trial is: the usual factors in clear, and a hash over all that can change its result."""
     matters = {k: v for k, v in flatten(config).items() if k.split(".")[0] not in CHANGES_NO_RESULT}
@@ -257,6 +266,29 @@ def _check(config: Config) -> None:
             f"batch.size={config.batch.size} cannot be shared out over batch.days={config.batch.days}."
         )
 
+
+@cache
+def _ends() -> Counter[str]:
+    """How many values of the schema have each end of a dotted name."""
+
+    def walk(kind: Any) -> Iterator[str]:
+        for name, hint in get_type_hints(kind).items():
+            inner = next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
+            yield from walk(inner) if inner else (name,)
+
+    return Counter(walk(Config))
+
+
+_SHORT = {
+    "optimizer.epsilon": "epsilon",
+    "schedule.lr_max": "lr",
+    "aug.white_noise_std": "noise",
+    "aug.constant_offset_std": "offset",
+    "batch.size": "batch",
+    "loss.reduction": "loss",
+    "precision.dtype": "precision",
+    "seed": "seed",
+}
 
 CHANGES_NO_RESULT = {"tracking", "study", "outputs", "fresh", "validate_every", "checkpoint_every"}
 
