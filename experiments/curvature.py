@@ -155,7 +155,7 @@ def _gradients(configs: Sequence[Config], stack: Stack, split: Split, step: int)
             for _ in configs
         ]
         probe = new_stack([*configs] * len(weights), parameters, stack.device)
-        probe.step = step
+        probe.steps = [step] * len(probe.configs)
         gradients = torch.cat([g.flatten(1) for g in gradients_of(probe, split).values()], 1)
         return gradients.view(len(weights), len(configs), -1).mean(1)
 

@@ -73,7 +73,7 @@ class Display:
         """Show the last of some steps."""
         last = dict(zip(block.names, block.values[0, -1].tolist(), strict=True))
         self._latest = f"loss {last['loss']:.4g}  blank {last['blank_fraction']:.0%}  gradient {last['grad_norm']:.3g}"
-        self._bar.update(self._task, completed=block.steps[-1] + 1, description=f"{self._latest}  {self._rates}")
+        self._bar.update(self._task, completed=block.steps[0][-1] + 1, description=f"{self._latest}  {self._rates}")
 
     def validated(self, step: int, per: float, loss: float) -> None:
         """Show a validation; a line of its own where there is no bar."""

@@ -139,7 +139,7 @@ def test_round_trip_is_exact(dataset: Dataset, tmp_path: Path, precision: str) -
     fresh = stack_of(configs[::-1], dataset)
     bests = [restore(tmp_path / f"{1 - k}.pt", fresh, k) for k in range(2)]
     assert bests == [Best(0.25, 3.0), Best(0.0, 3.0)]
-    assert fresh.step == 6
+    assert fresh.steps == [6, 6]
     for k in range(2):
         wanted = tensors(stack, k)
         for name, t in tensors(fresh, 1 - k).items():

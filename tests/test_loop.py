@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from stability.data.batches import training_batch, validation_batches
 from stability.data.t15 import Dataset
 from stability.training import loop
 from stability.training.decoder import Dropout, Parameters, Watch, forward, init_parameters
-from stability.training.loop import Block, Stack, evaluate, new_stack, train_steps
+from stability.training.loop import Block, Stack, evaluate, join, new_stack, select, train_steps
 from stability.training.packing import Packing
 from tests.configs import tiny
 from tests.reference import ReferenceDecoder, ReferenceTrainer, by_official_name, reference, smoothed
@@ -82,7 +83,7 @@ def test_blocks_of_steps_make_no_difference(dataset: Dataset) -> None:
     stack = stack_of([tiny()], dataset)
     parts = [train_steps(stack, dataset.train, n) for n in (1, 4, 2)]
     np.testing.assert_array_equal(np.concatenate([p.values.data for p in parts], 1), whole.values.data)
-    assert [*parts[1].steps] == [1, 2, 3, 4]
+    assert parts[1].steps == [range(1, 5)]
 
 
 def different() -> list[Config]:
@@ -104,6 +105,23 @@ def test_a_trial_in_a_stack_is_as_alone(dataset: Dataset, order: tuple[int, ...]
         for name in ("loss", "grad_norm", "blank_fraction"):
             own, wanted = column(together, name)[place], column(alone, name)[0]
             np.testing.assert_allclose(own, wanted, rtol=1e-4, err_msg=f"{name} of trial {i}")
+
+
+def test_trials_come_and_go_at_steps_of_their_own(dataset: Dataset) -> None:
+    """The second joins at the first's step 13, the third when the first leaves; none notices."""
+    a, b, c = different()[:3]
+    stack = stack_of([a], dataset)
+    blocks = [train_steps(stack, dataset.train, 13)]
+    stack = join([stack, stack_of([b], dataset)])
+    blocks.append(train_steps(stack, dataset.train, 4))
+    assert blocks[1].steps == [range(13, 17), range(0, 4)]
+    stack = join([stack_of([c], dataset), select(stack, [1])])
+    blocks.append(train_steps(stack, dataset.train, 9))
+    of_b = np.ma.concatenate([blocks[1].values[1], blocks[2].values[1]])
+    for config, own in ((a, np.ma.concatenate([blocks[0].values[0], blocks[1].values[0]])), (b, of_b)):
+        _, alone = trained([config], dataset, len(own))
+        np.testing.assert_array_equal(np.ma.getmaskarray(own), np.ma.getmaskarray(alone.values[0]))
+        np.testing.assert_allclose(own, alone.values[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("how", ["absurd rate", "poisoned weight"])
@@ -152,7 +170,7 @@ def test_dropout_masks(dataset: Dataset) -> None:
     assert set(first.flatten().tolist()) == {0.0, 1.25}
     assert (first == 0).float().mean().item() == pytest.approx(0.2, abs=5 * math.sqrt(0.16 / first.numel()))
     assert not torch.equal(first, loop._dropout(stack, inputs)(ones, "layer 1", 0.2, None))
-    stack.step = 1
+    stack.steps = [1] * len(stack.configs)
     assert not torch.equal(first, loop._dropout(stack, inputs)(ones, "input", 0.2, None))
 
 
@@ -229,7 +247,7 @@ def test_gradients_are_those_of_the_next_step(dataset: Dataset) -> None:
     config = tiny("optimizer.clip_norm=null")
     stack = stack_of([config], dataset)
     stack.parameters = {n: p.double() for n, p in stack.parameters.items()}
-    stack.step = 3
+    stack.steps = [3] * len(stack.configs)
     gradients = by_official_name({n: g[0] for n, g in loop.gradients_of(stack, dataset.train).items()})
     trainer = ReferenceTrainer(config, reference(copied(stack.parameters, 0), 2, torch.float64))
     trainer.step(dataset.train, 3)
@@ -240,7 +258,7 @@ def test_gradients_are_those_of_the_next_step(dataset: Dataset) -> None:
         torch.testing.assert_close(
             gradient, torch.zeros_like(gradient) if wanted is None else wanted, rtol=1e-4, atol=1e-6
         )
-    assert stack.step == 3
+    assert stack.steps == [3] * len(stack.configs)
 
 
 def test_evaluation_changes_nothing(dataset: Dataset) -> None:
@@ -249,7 +267,7 @@ def test_evaluation_changes_nothing(dataset: Dataset) -> None:
     first, second = evaluate(stack, dataset.val), evaluate(stack, dataset.val)
     np.testing.assert_array_equal(first, second)
     assert all(torch.equal(p[0], before[n]) for n, p in stack.parameters.items())
-    assert stack.step == 3
+    assert stack.steps == [3] * len(stack.configs)
 
 
 def test_signals_of_the_output(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +296,7 @@ def test_signals_of_the_output(dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 
 
 def stack_at(stack: Stack, step: int) -> Stack:
-    return Stack(**(vars(stack) | {"step": step}))
+    return replace(stack, steps=[step] * len(stack.configs))
 
 
 def test_loss_per_label(dataset: Dataset) -> None:

@@ -69,7 +69,7 @@ def write_trial(folder: Path, config: Config, stack: Stack, dataset: Dataset, co
     """Train so many steps from a stack as it is now, and leave what a trial's folder holds when they have failed."""
     folder.mkdir()
     block = train_steps(stack, dataset.train, count)
-    append_rows(folder / "signals.csv", block.names, block.steps, block.values[0])
+    append_rows(folder / "signals.csv", block.names, block.steps[0], block.values[0])
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 

@@ -46,14 +46,14 @@ def save(path: Path, stack: Stack, k: int, best: Best) -> None:
     """Write trial `k` of a stack, atomically: a reader finds the old file or the new one, never a part."""
     own = {name: p[k] for name, p in stack.parameters.items()}
     moments = Moments(*({name: t[k] for name, t in kind.items()} for kind in stack.moments))
-    optimizer, scheduler = _torch_states(stack.configs[k], own, moments, stack.step)
+    optimizer, scheduler = _torch_states(stack.configs[k], own, moments, stack.steps[k])
     content = {
         "model_state_dict": {_PREFIX + name: p.cpu().clone() for name, p in split_days(own).items()},
         "optimizer_state_dict": optimizer,
         "scheduler_state_dict": scheduler,
         "val_PER": best.per,
         "val_loss": best.loss,
-        "stability": {"step": stack.step, **{name: getattr(stack, name)[k].item() for name in _STACK_STATE}},
+        "stability": {"step": stack.steps[k], **{name: getattr(stack, name)[k].item() for name in _STACK_STATE}},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()  # on a full disk torch.save would hide the OSError behind a RuntimeError
@@ -62,7 +62,7 @@ def save(path: Path, stack: Stack, k: int, best: Best) -> None:
 
 
 def restore(path: Path, stack: Stack, k: int) -> Best:
-    """Put a checkpoint that `save` wrote back into place `k` of a stack, which takes over its step."""
+    """Put a checkpoint that `save` wrote back into place `k` of a stack, and its step with it."""
     content = _read(path)
     if "stability" not in content:
         raise StabilityError(f"{path} was not written here and cannot be resumed. Start from it: init_from={path}")
@@ -74,7 +74,7 @@ def restore(path: Path, stack: Stack, k: int) -> Best:
         places = split_days({name: t[k] for name, t in kind.items()})  # views
         for index, name in enumerate(chain(*_by_group(own).values())):
             places[name].copy_(saved[index][key]) if index in saved else places[name].zero_()
-    stack.step = content["stability"]["step"]
+    stack.steps[k] = content["stability"]["step"]
     for name in _STACK_STATE:
         getattr(stack, name)[k] = content["stability"][name]
     return Best(content["val_PER"], content["val_loss"])

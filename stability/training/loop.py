@@ -36,16 +36,22 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Stack:
     """Trials that are trained together, and all that changes while they are. Tensors lead with the trial axis K.
 
-    They may differ in optimizer, schedule, augmentation, loss and seed; not in model, batch or precision.
+    They may differ in optimizer, schedule, augmentation, loss, seed and step; not in model, batch or precision.
     """
 
     configs: list[Config]
     parameters: Parameters
     moments: Moments
-    step: int  # the next one
+    steps: list[int]  # (K,) each trial's next one
     failed: Tensor  # (K,) 1.0 once a loss or gradient was not finite: that trial is never stepped again
     loss_scale: Tensor  # (K,) 1 but in fp16
     steps_since_overflow: Tensor  # (K,)
+
+    @property
+    def step(self) -> int:
+        """The next step of a stack of one."""
+        (step,) = self.steps
+        return step
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +67,7 @@ class Stack:
 class Block(NamedTuple):
     """The signals of some steps in a row, of every trial of a stack."""
 
-    steps: range
+    steps: list[range]  # (K,) of one length
     names: tuple[str, ...]
     values: np.ma.MaskedArray[Any, np.dtype[np.float32]]  # (K, steps, names), masked where not measured
 
@@ -81,7 +87,39 @@ def new_stack(configs: Sequence[Config], parameters: Sequence[Parameters], devic
     half = compute_dtype(configs[0], device) == torch.float16
     scale = torch.tensor([c.precision.initial_loss_scale if half else 1.0 for c in configs], device=device)
     failed, steps_since_overflow = torch.zeros_like(scale), torch.zeros_like(scale)
-    return Stack(list(configs), stacked, zero_moments(stacked), 0, failed, scale, steps_since_overflow)
+    steps = [0] * len(configs)
+    return Stack(list(configs), stacked, zero_moments(stacked), steps, failed, scale, steps_since_overflow)
+
+
+def select(stack: Stack, places: Sequence[int]) -> Stack:
+    """A copy of some trials of a stack, in this order."""
+    index = torch.tensor(places, device=stack.device)
+
+    def chosen(tensors: Parameters) -> Parameters:
+        return {name: t.index_select(0, index) for name, t in tensors.items()}
+
+    return Stack(
+        [stack.configs[k] for k in places],
+        chosen(stack.parameters),
+        Moments(*map(chosen, stack.moments)),
+        [stack.steps[k] for k in places],
+        *(t.index_select(0, index) for t in (stack.failed, stack.loss_scale, stack.steps_since_overflow)),
+    )
+
+
+def join(stacks: Sequence[Stack]) -> Stack:
+    """One stack of the trials of several, in their order."""
+
+    def joined(tensors: Sequence[Parameters]) -> Parameters:
+        return {name: torch.cat([t[name] for t in tensors]) for name in tensors[0]}
+
+    return Stack(
+        [c for s in stacks for c in s.configs],
+        joined([s.parameters for s in stacks]),
+        Moments(*(joined(kind) for kind in zip(*(s.moments for s in stacks), strict=True))),
+        [step for s in stacks for step in s.steps],
+        *(torch.cat([getattr(s, n) for s in stacks]) for n in ("failed", "loss_scale", "steps_since_overflow")),
+    )
 
 
 def precision_on(config: Config, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
@@ -98,14 +136,14 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
 
 def train_steps(stack: Stack, split: Split, count: int) -> Block:
     """Train every trial of the stack `count` steps further. The host waits for the device once, at the end."""
-    steps = range(stack.step, stack.step + count)
+    steps = [range(step, step + count) for step in stack.steps]
     names = measure.signal_names(stack.configs[0].model.layers)
-    rows = [_train_step(stack, split) for _ in steps]
+    rows = [_train_step(stack, split) for _ in range(count)]
     nothing = torch.zeros_like(stack.failed)
     table = torch.stack([torch.stack([row.get(name, nothing) for row in rows]) for name in names], 2)
-    missing = np.array([[name not in row for name in names] for row in rows])
-    values = table.transpose(0, 1).cpu().numpy()
-    return Block(steps, names, np.ma.MaskedArray(values, np.broadcast_to(missing, values.shape)))
+    seldom = np.array([name in measure.DEAR for name in names])
+    missing = seldom & (np.array(steps) % measure.DEAR_EVERY != 0)[..., None]
+    return Block(steps, names, np.ma.MaskedArray(table.transpose(0, 1).cpu().numpy(), missing))
 
 
 def examine(stack: Stack, split: Split) -> Examination:
@@ -164,7 +202,7 @@ def evaluate(stack: Stack, split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
-    configs, device, step = stack.configs, stack.device, stack.step
+    configs, device = stack.configs, stack.device
     inputs, logits, _, loss, loss_per_label, gradients = _pass(stack, split)
     norms = {name: norm / stack.loss_scale for name, norm in gradient_norms(gradients).items()}
     signals = {"loss": loss.detach(), "loss_per_label": loss_per_label.detach()} | measure.norms_by_part(norms)
@@ -184,9 +222,9 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     skip = _judge_finiteness(stack, loss.detach(), norm)
     signals["applied_norm"] = torch.where(skip > 0, 0, norm * coefficients)
     divisors = signals["loss_scale"] / coefficients
-    rates = [learning_rates(c, step) for c in configs]
+    rates = [learning_rates(c, step) for c, step in zip(configs, stack.steps, strict=True)]
     signals["lr"] = torch.tensor([rate for rate, _ in rates], device=device)
-    dear = step % measure.DEAR_EVERY == 0
+    dear = any(step % measure.DEAR_EVERY == 0 for step in stack.steps)
     before = {n: p.clone() for n, p in stack.parameters.items()} if dear else {}
     optimizers = [c.optimizer for c in configs]
     adamw_step(stack.parameters, stack.moments, gradients, inputs.days, optimizers, rates, divisors, skip)
@@ -194,7 +232,7 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
         signals |= measure.update_signals(before, stack.parameters)
         signals["frame_information"] = measure.frame_information(logits, frames)
         signals |= measure.epsilon_signals(stack.moments, optimizers, [rate for rate, _ in rates])
-    stack.step += 1
+    stack.steps = [step + 1 for step in stack.steps]
     return signals
 
 
@@ -246,15 +284,15 @@ def _inputs(stack: Stack, x: Tensor, batches: Sequence[Batch], cuts: Sequence[in
 
 
 def _augmented(stack: Stack, split: Split) -> _Inputs:
-    """This step's batches with noise, cut and smoothing. Trials that share a seed share all but the noise's scale."""
-    configs, step = stack.configs, stack.step
-    groups: dict[tuple[int, int, float], list[int]] = {}
-    for k, c in enumerate(configs):
-        groups.setdefault((c.seed, c.aug.max_cut, c.aug.smooth_std), []).append(k)
+    """Batches with noise, cut and smoothing. Trials of one seed at one step share all but the noise's scale."""
+    configs = stack.configs
+    groups: dict[tuple[int, int, int, float], list[int]] = {}
+    for k, (c, step) in enumerate(zip(configs, stack.steps, strict=True)):
+        groups.setdefault((c.seed, step, c.aug.max_cut, c.aug.smooth_std), []).append(k)
     batches: dict[int, Batch] = {}
     cuts: dict[int, int] = {}
     x: dict[int, Tensor] = {}
-    for (seed, max_cut, smooth_std), members in groups.items():
+    for (seed, step, max_cut, smooth_std), members in groups.items():
         batch = training_batch(split, configs[0].batch.size, configs[0].batch.days, seed, step)
         cut = draw_cut(max_cut, seed, step)
         aug = [configs[k].aug for k in members]
@@ -274,12 +312,12 @@ def _dropout(stack: Stack, inputs: _Inputs) -> Dropout:
     """Dropout whose masks depend on (seed, purpose, step) and the trial's own batch, not on its neighbours."""
 
     def draw(k: int, shape: Sequence[int], purpose: str, p: float) -> Tensor:
-        stream = torch_stream(stack.configs[k].seed, f"dropout {purpose}", stack.step, stack.device)
+        stream = torch_stream(stack.configs[k].seed, f"dropout {purpose}", stack.steps[k], stack.device)
         return torch.rand(shape, generator=stream, device=stack.device).ge_(p).div_(1 - p)
 
     def dropout(x: Tensor, purpose: str, p: float, packing: Packing | None) -> Tensor:
-        masks: dict[tuple[int, int], Tensor] = {}
-        keys = [(c.seed, bins) for c, bins in zip(stack.configs, inputs.bins, strict=True)]
+        masks: dict[tuple[int, int, int], Tensor] = {}
+        keys = [(c.seed, s, bins) for c, s, bins in zip(stack.configs, stack.steps, inputs.bins, strict=True)]
         for k, key in enumerate(keys):
             if key in masks:
                 continue

@@ -15,6 +15,7 @@ from stability.training.decoder import Parameters
 from stability.training.optimizer import Moments
 
 DEAR_EVERY = 10  # steps from one measurement of the dear signals to the next; they cost a pass over all parameters
+DEAR = ("update_ratio", "weight_norm", "frame_information", "effective_lr", "epsilon_dominance")
 _SAMPLE = 16_384  # second moments looked at, evenly over all of them
 
 

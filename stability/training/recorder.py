@@ -112,7 +112,7 @@ class Recorder:
         step = verdict.onset_step
         assert step is not None
         if verdict.outcome in FATAL and stack.failed.any():
-            return replace(stack, step=step, failed=torch.zeros_like(stack.failed))
+            return replace(stack, steps=[step], failed=torch.zeros_like(stack.failed))
         before = [kept for kept in self._kept if kept.step <= step]
         if not before:  # of a plateau that was long before it was called a collapse
             return self._kept[0]

@@ -125,7 +125,7 @@ def _train(
         to_block = _BLOCK - stack.step % _BLOCK
         count = min(to_block, to_validation, to_checkpoint, config.steps - stack.step)
         block = train_steps(stack, dataset.train, count)
-        append_rows(folder / SIGNALS, block.names, block.steps, block.values[0])
+        append_rows(folder / SIGNALS, block.names, block.steps[0], block.values[0])
         display.trained(block)
         recorder.passed(stack)
         remember(history, table_of(block))
@@ -196,7 +196,7 @@ def _record_fault(recorder: Recorder, folder: Path, stack: Stack, dataset: Datas
 def table_of(block: Block) -> Table:
     """The signals of a stack of one, as its folder keeps them."""
     values = block.values[0]
-    return Table(block.names, np.array(block.steps), values.data, ~np.ma.getmaskarray(values))
+    return Table(block.names, np.array(block.steps[0]), values.data, ~np.ma.getmaskarray(values))
 
 
 def remember(history: History, rows: Table) -> None:
