@@ -155,9 +155,24 @@ class Config:
     fresh: bool
 
 
+@dataclass
+class Sweep:
+    """What is said of a whole sweep; no part of any of its trials."""
+
+    claims: str | None
+    dry_run: bool
+
+
+@dataclass
+class Command(Config):
+    """All that a command line can say."""
+
+    sweep: Sweep
+
+
 def register() -> None:
     """Make Hydra know the schema and the resolvers; call it before Hydra composes."""
-    ConfigStore.instance().store(name="schema", node=Config, replace=True)
+    ConfigStore.instance().store(name="schema", node=Command, replace=True)
     OmegaConf.register_resolver("scaled", _scaled, replace=True)
     OmegaConf.register_resolver("trial_name", _trial_name, replace=True)
 
@@ -171,7 +186,7 @@ def folder() -> Path:
 def resolve(cfg: DictConfig) -> Config:
     """The typed configuration of a trial, every interpolation resolved."""
     names = [field.name for field in fields(Config)]
-    if unknown := cfg.keys() - {*names, "hydra"}:
+    if unknown := cfg.keys() - {*names, "hydra", "sweep"}:
         raise StabilityError(
             f"There is no {', '.join(map(str, unknown))} in the configuration; there are {', '.join(names)}."
         )
@@ -201,7 +216,7 @@ def dotted(value: Any, prefix: str = "") -> dict[str, Any]:
 def short_name(name: str) -> str:
     """What tables, figures and MLflow call a value of that dotted name: a usual name, or the end that is its own."""
     end = name.rpartition(".")[2]
-    return _SHORT.get(name) or (end if _ends()[end] == 1 and end not in _SHORT.values() else name)
+    return USUAL.get(name) or (end if _ends()[end] == 1 and end not in USUAL.values() else name)
 
 
 def trial_name(config: Config) -> str:
@@ -279,7 +294,7 @@ def _ends() -> Counter[str]:
     return Counter(walk(Config))
 
 
-_SHORT = {
+USUAL = {
     "optimizer.epsilon": "epsilon",
     "schedule.lr_max": "lr",
     "aug.white_noise_std": "noise",

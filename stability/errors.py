@@ -5,11 +5,23 @@ class StabilityError(Exception):
     """Something outside the program is wrong. The message says what, where, and the mend; no traceback is shown."""
 
 
+class Busy(StabilityError):
+    """Another process is training the trial."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The trial was asked to stop and has written its checkpoint. The message says how to go on.
 
     No `Exception`: a sweep must end with it, and not go on to its next trial.
     """
+
+
+class Stop(BaseException):
+    """An error in a wrapping that gets it through Hydra, which makes a warning of an `Exception` in a callback."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 def cannot_write(place: object, error: OSError) -> StabilityError:

@@ -6,6 +6,8 @@ from pathlib import Path
 # In a trial's folder, beside the tables of signals.
 CONFIG, VERDICT, FIGURE = "config.yaml", "verdict.json", "run.png"
 EXCLUDED, TRACKING = "excluded.txt", "tracking.json"
+ERROR = "error.txt"  # why a trial of a sweep crashed: the traceback, and in its last line the reason
+LOCK = "lock"  # held by the process that trains the trial
 CHECKPOINTS = Path("checkpoints")
 LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
 FLIGHT = Path("flight")  # what is left of a failed step, to make it again; flight.json is written last

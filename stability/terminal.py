@@ -45,15 +45,15 @@ _WIDE = 500  # columns, so that no cell of a table is cut
 class Display:
     """The terminal while one trial trains; use it in a `with` statement."""
 
-    def __init__(self, total_steps: int, done_steps: int) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+    def __init__(self, total_steps: int, done_steps: int, quiet: bool) -> None:
+        self._console = Console(highlight=False, soft_wrap=True, quiet=quiet)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=quiet or not self._console.is_terminal,
         )
         self._steps = total_steps
         self._task = self._bar.add_task("", total=total_steps, completed=done_steps)
@@ -126,12 +126,17 @@ def show_configuration(config: "Config", folder: Path, dataset: "Dataset", devic
         console.print(f"[yellow]{len(dataset.excluded)} bad trials are left out, listed in {EXCLUDED}[/]")
 
 
+def colour(outcome: str) -> str:
+    """The style in which an outcome is written."""
+    return _COLOURS.get(outcome, "bold red")
+
+
 def show_outcome(verdict: Verdict) -> None:
     """What became of the trial, and why."""
     console = Console(highlight=False, soft_wrap=True)
     cause = f": {verdict.cause}" if verdict.cause else ""
     since = f", since step {verdict.onset_step}" if verdict.onset_step is not None else ""
-    console.print(f"[{_COLOURS.get(verdict.outcome, 'bold red')}]{verdict.outcome}[/]{cause}{since}")
+    console.print(f"[{colour(verdict.outcome)}]{verdict.outcome}[/]{cause}{since}")
     for name, value in verdict.evidence.items():
         console.print(f"  [dim]{name:<44}[/] {value if isinstance(value, str) else f'{value:.4g}'}")
     if verdict.advice:

@@ -109,6 +109,15 @@ def open_tracker(
     raise StabilityError(f"tracking.backend={settings.backend}: there are mlflow and none.")
 
 
+def is_sent(settings: config.Tracking, folder: Path, *, outputs: Path) -> bool:
+    """Whether nothing of the trial in `folder` is left to send. It asks no store, and imports no MLflow."""
+    if settings.backend == "none":
+        return True
+    state = _read_state(folder)
+    to = (_resolve(settings.uri, outputs), settings.experiment)
+    return state is not None and state.finished and (state.uri, state.experiment) == to
+
+
 def read_run(run_id: str, uri: str) -> tuple[str, list[tuple[str, int, float]]]:
     """The name of anybody's run, and all that it logged in its order: (metric, step, value).
 

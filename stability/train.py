@@ -1,4 +1,4 @@
-"""The front door: train one trial and rule on it.
+"""The front door: train one trial, or with --multirun a sweep of them, and rule on each.
 
 python -m stability.train optimizer=official aug=strong
 """
@@ -17,20 +17,21 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from stability import config
-from stability.errors import StabilityError, cannot_write
+from stability.errors import StabilityError, Stop, cannot_write
 
 
-@hydra.main(config_path=str(config.folder()), config_name="config")
-def _job(cfg: DictConfig) -> None:
+@hydra.main(config_path=str(config.folder()), config_name="config", execution_whitelist="stability.*")
+def _job(cfg: DictConfig) -> float | None:
+    running = HydraConfig.get()
+    folder = Path(running.runtime.output_dir)
+    if running.mode == RunMode.MULTIRUN:
+        from stability.studies.sweep import run_in_sweep
+
+        return run_in_sweep(cfg, folder)
     from stability.training.trial import run_trial  # late: PyTorch takes seconds, and --help needs none of it
 
-    running = HydraConfig.get()
-    try:
-        run_trial(config.resolve(cfg), Path(running.runtime.output_dir))
-    except StabilityError as error:
-        if running.mode == RunMode.MULTIRUN:
-            raise  # the other trials are run, and Hydra tells which one failed
-        sys.exit(f"error: {error}")
+    run_trial(config.resolve(cfg), folder)
+    return None
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exceptions as they are, instead of printing them
     config.register()
     try:
-        _job()
+        _run()
     except StabilityError as error:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
@@ -52,8 +53,15 @@ def main() -> None:
             sys.exit(f"error: {error}")
         raise
     except KeyboardInterrupt as error:
-        print(str(error) or "Stopped.", file=sys.stderr)
+        print(str(error) or "Stopped. The same command goes on from there.", file=sys.stderr)
         sys.exit(130)
+
+
+def _run() -> None:
+    try:
+        _job()
+    except Stop as stop:
+        raise stop.error from None
 
 
 def _explain(error: BaseException) -> str:

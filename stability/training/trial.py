@@ -19,15 +19,17 @@ from stability.data.t15 import Dataset, open_dataset
 from stability.diagnosis.history import History
 from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, append_rows, read_table, truncate
 from stability.diagnosis.verdict import FAULTS, Verdict, is_due, judge, stopped
-from stability.errors import Interrupted, StabilityError, cannot_write
+from stability.errors import Busy, Interrupted, StabilityError, cannot_write
 from stability.files import (
     BEST,
     CHECKPOINTS,
     CONFIG,
+    ERROR,
     EXCLUDED,
     FIGURE,
     FLIGHT,
     LAST,
+    LOCK,
     TRACKING,
     VERDICT,
     write_atomically,
@@ -44,23 +46,24 @@ _VALIDATED = ("per", "loss")  # the columns of `validation.csv`
 _BLOCK = 10  # steps after which the signals are fetched from the device, written, shown and looked at
 
 
-def run_trial(config: Config, folder: Path) -> Verdict:
+def run_trial(config: Config, folder: Path, *, quiet: bool = False) -> Verdict:
     """Train the trial in `folder` to its end, going on from what is there, and return its verdict.
 
-    A trial that has its verdict is only shown. Raises StabilityError where something outside is wrong, and
-    Interrupted if asked to stop, after a checkpoint.
+    A trial that has its verdict is only shown; `quiet` shows nothing of any. Raises StabilityError where something
+    outside is wrong, Busy if another process trains it, and Interrupted if asked to stop, after a checkpoint.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock").acquire(timeout=0):
-            return _run(config, folder)
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            return _run(config, folder, quiet)
     except Timeout:
-        raise StabilityError(f"{folder} is being trained by another process: wait for it.") from None
+        raise Busy(f"{folder} is being trained by another process: wait for it.") from None
     except OSError as error:
         raise cannot_write(folder, error) from error
 
 
-def _run(config: Config, folder: Path) -> Verdict:
+def _run(config: Config, folder: Path, quiet: bool) -> Verdict:
+    (folder / ERROR).unlink(missing_ok=True)
     if config.fresh:
         _clear(folder)
     finished_before = (folder / VERDICT).exists()
@@ -68,19 +71,20 @@ def _run(config: Config, folder: Path) -> Verdict:
         verdict = Verdict.from_json((folder / VERDICT).read_text())
         tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
     else:
-        verdict, tracker = _reach_verdict(config, folder)
+        verdict, tracker = _reach_verdict(config, folder, quiet)
     if not (folder / FIGURE).exists():
         from stability.figures import draw_run  # late: matplotlib takes a while, and many commands end before this
 
         draw_run(folder)
     tracker.finish()
-    show_verdict(verdict, folder, tracker.where)
-    if finished_before:
+    if not quiet:
+        show_verdict(verdict, folder, tracker.where)
+    if finished_before and not quiet:
         print("This trial was finished before: fresh=true trains it anew.")
     return verdict
 
 
-def _reach_verdict(config: Config, folder: Path) -> tuple[Verdict, Tracker]:
+def _reach_verdict(config: Config, folder: Path, quiet: bool) -> tuple[Verdict, Tracker]:
     # The gradients of a trial that says only blank sink into denormals, which a CPU multiplies far more slowly.
     torch.set_flush_denormal(True)
     device = choose_device(config.device)
@@ -89,11 +93,12 @@ def _reach_verdict(config: Config, folder: Path) -> tuple[Verdict, Tracker]:
     write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     if dataset.excluded:
         write_atomically(folder / EXCLUDED, "".join(f"{line}\n" for line in dataset.excluded).encode())
-    show_configuration(config, folder, dataset, device, stack.step)
+    if not quiet:
+        show_configuration(config, folder, dataset, device, stack.step)
     tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
     recorder = Recorder(stack)
     try:
-        with Display(config.steps, stack.step) as display, _stop_requests() as stop_requested:
+        with Display(config.steps, stack.step, quiet) as display, _stop_requests() as stop_requested:
             verdict = _train(stack, dataset, folder, best, recorder, tracker, display, stop_requested)
         write_atomically(folder / VERDICT, verdict.to_json().encode())
     except BaseException as error:

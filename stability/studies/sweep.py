@@ -1,0 +1,166 @@
+"""A sweep that can be depended on, with whatever launcher and sweeper Hydra has: `--multirun`.
+
+A crashed trial does not stop the others; what is finished is passed over, what is not goes on; and at the end there is
+a list of what is missing. Launchers may train in other processes: what became of a trial is told by its folder.
+"""
+
+import math
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from stability import config
+from stability.errors import Busy, StabilityError, Stop
+from stability.files import ERROR, FIGURE, LOCK, VERDICT, short_path, write_atomically
+from stability.studies import search
+from stability.studies.claims import find_claims, read_claims
+from stability.studies.dry_run import show_plan, show_search
+from stability.studies.plan import Plan, plan
+from stability.studies.progress import CRASHED, SweepProgress, why
+from stability.studies.trials import read_trials
+from stability.tracking import is_sent
+
+
+class Sweep(Callback):
+    """What Hydra calls at the start and at the end of a sweep."""
+
+    def __init__(self) -> None:
+        config.register()  # where a launcher's other process reads this, it has not composed yet
+        self._running: _Running | None = None
+
+    def __reduce__(self) -> tuple[type["Sweep"], tuple[()]]:
+        return Sweep, ()  # only the process that began the sweep watches it
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse what is for sweeps alone."""
+        if config.sweep.dry_run:
+            raise Stop(StabilityError("sweep.dry_run=true is for sweeps: give --multirun with it."))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Look at the whole sweep before any of it is trained."""
+        try:
+            self._running = _begin(config)
+        except Exception as error:
+            raise Stop(error) from error
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Say what became of the sweep, however it ended."""
+        interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+        if self._running is None:
+            return
+        try:
+            missing = self._running.end()
+            if missing and not interrupted:
+                raise StabilityError(missing)
+        except Exception as error:
+            raise Stop(error) from error
+
+
+def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
+    """Train a sweep's trial in `folder`, and return what a search makes small: its PER, and 1 if it is not stable.
+
+    A trial that crashes, whatever the reason, leaves the file `error.txt` and returns NaN, as does one that another
+    process is training.
+    """
+    try:
+        settings = config.resolve(cfg)
+        if not _is_finished(settings, folder):
+            from stability.training.trial import run_trial  # late: PyTorch takes seconds
+
+            run_trial(settings, folder, quiet=True)
+        (trial,) = read_trials([folder]).trials
+    except Busy:
+        return math.nan
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if not isinstance(error, StabilityError):
+            reason = f"{type(error).__name__}: {reason}"
+        write_atomically(folder / ERROR, f"{traceback.format_exc()}\n{reason}\n".encode())
+        return math.nan
+    return trial.per if trial.outcome == "stable" else 1.0
+
+
+class _Running:
+    """A sweep, from its start to its end."""
+
+    def __init__(self, study: Path, planned: Plan | None, searched: search.Search | None) -> None:
+        self._study, self._plan, self._search = study, planned, searched
+        total = len(planned.trials) if planned else searched.total if searched else None
+        self._progress = SweepProgress(study, planned, total, searched.done if searched else 0)
+        self._progress.__enter__()
+
+    def end(self) -> str:
+        """Show how the sweep ended, and return what is missing in it, in words, or nothing."""
+        self._progress.__exit__(None, None, None)
+        if self._search and self._search.lock:
+            self._search.lock.release()
+        return _missing(self._progress, self._plan, self._study)
+
+
+def _begin(cfg: DictConfig) -> _Running:
+    """Check the sweep, and show it from now on. A dry run ends here."""
+    study = Path(cfg.hydra.sweep.dir)
+    if cfg.sweep.claims is not None:
+        read_claims(find_claims(Path(cfg.sweep.claims)))  # what is wrong in it is said now, and not after hours
+    planned = plan(cfg)
+    if cfg.sweep.dry_run:
+        show_plan(planned) if planned else show_search(search.look_up(cfg), study)
+        sys.exit()
+    searched = search.go_on(cfg)
+    for note in _notes(planned, searched):
+        print(note)
+    return _Running(study, planned, searched)
+
+
+def _notes(planned: Plan | None, searched: search.Search | None) -> list[str]:
+    notes = []
+    if planned:
+        if planned.repeated:
+            notes.append(f"{planned.repeated} trials are the same as others, and are trained once.")
+        if planned.factors and len({trial.config.seed for trial in planned.trials}) == 1:
+            notes.append("With one seed nothing can be ruled on: give several, as in 'seed=range(3)'.")
+    if searched and searched.done >= searched.total:
+        notes.append(f"The search has all of its {searched.total} trials: hydra.sweeper.n_trials=MORE goes on with it.")
+    return notes
+
+
+def _is_finished(settings: config.Config, folder: Path) -> bool:
+    """Whether nothing is left to do for the trial, as far as its folder tells."""
+    there = all((folder / name).exists() for name in (VERDICT, FIGURE)) and not (folder / ERROR).exists()
+    return there and not settings.fresh and is_sent(settings.tracking, folder, outputs=Path(settings.outputs))
+
+
+def _missing(progress: SweepProgress, planned: Plan | None, study: Path) -> str:
+    """The trials that have no verdict, each with the reason."""
+    crashed = [folder for folder, outcome in progress.outcomes.items() if outcome == CRASHED]
+    expected = [trial.folder for trial in planned.trials] if planned else [path.parent for path in study.glob("*/lock")]
+    reasons = {folder: f"{why(folder)} ({short_path(folder / ERROR)})" for folder in crashed}
+    for folder in expected:
+        if folder in progress.outcomes:
+            continue
+        if _is_busy(folder):
+            reasons[folder] = "another process is training it"
+        elif planned:
+            reasons[folder] = "it was not trained, or its process was killed"
+    if not reasons:
+        return ""
+    lines = [f"  {progress.describe(folder)}: {reason}" for folder, reason in reasons.items()]
+    return "\n".join(
+        [f"{len(reasons)} trials of the sweep have no verdict. The same command goes on with them alone.", *lines]
+    )
+
+
+def _is_busy(folder: Path) -> bool:
+    """Whether a process is training the trial."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
