@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from stability.diagnosis.signals import Table as Signals
 from stability.diagnosis.verdict import Verdict
 from stability.files import BEST, EXCLUDED, FIGURE, FLIGHT, FLIGHT_RECORD, VERDICT, short_path
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:  # a log is diagnosed without PyTorch
 
     from stability.config import Config
     from stability.data.t15 import Dataset
-    from stability.training.loop import Block
     from stability.training.recorder import Utterance
     from stability.training.replay import Replay
 
@@ -69,11 +69,11 @@ class Display:
     ) -> None:
         self._bar.stop()
 
-    def trained(self, block: "Block") -> None:
+    def trained(self, rows: Signals) -> None:
         """Show the last of some steps."""
-        last = dict(zip(block.names, block.values[0, -1].tolist(), strict=True))
+        last = dict(zip(rows.names, rows.values[-1].tolist(), strict=True))
         self._latest = f"loss {last['loss']:.4g}  blank {last['blank_fraction']:.0%}  gradient {last['grad_norm']:.3g}"
-        self._bar.update(self._task, completed=block.steps[0][-1] + 1, description=f"{self._latest}  {self._rates}")
+        self._bar.update(self._task, completed=int(rows.steps[-1]) + 1, description=f"{self._latest}  {self._rates}")
 
     def validated(self, step: int, per: float, loss: float) -> None:
         """Show a validation; a line of its own where there is no bar."""

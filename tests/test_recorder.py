@@ -26,6 +26,7 @@ from stability.training.checkpoint import restore
 from stability.training.loop import Stack, examine, train_steps
 from stability.training.recorder import Recorder, read_flight
 from stability.training.replay import replay
+from stability.training.together import Seat
 from stability.training.trial import open_data, run_trial
 from tests.commandline import CommandLine, ended, rows
 from tests.configs import tiny
@@ -160,7 +161,7 @@ def test_the_state_before_a_step_that_was_applied(dataset: Dataset, tmp_path: Pa
     recorder = Recorder(stack)
     for _ in range(4):
         train_steps(stack, dataset.train, 52)
-        recorder.passed(stack)
+        recorder.passed(Seat(stack))
     exploded = Verdict("exploded", "relapse", 107, 120)
     recorder.write(tmp_path, stack, dataset.train, exploded)
     flight = read_flight(tmp_path)

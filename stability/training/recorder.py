@@ -24,6 +24,7 @@ from stability.errors import StabilityError
 from stability.files import FLIGHT, FLIGHT_RECORD, FLIGHT_STATE, write_atomically
 from stability.training import checkpoint
 from stability.training.loop import Examination, Stack, examine, precision_on, train_steps
+from stability.training.together import Seat
 
 _EVERY = 150  # steps from one kept state to the next
 _KEPT = 2  # states: however late they are looked for, one of them is 150 steps old or more
@@ -68,15 +69,15 @@ class Flight:
 
 
 class Recorder:
-    """Knows where a trial has been, the last 150 steps at the least. For a stack of one."""
+    """Knows where a trial has been, the last 150 steps at the least."""
 
     def __init__(self, stack: Stack) -> None:
         self._kept = deque([copy.deepcopy(stack)], maxlen=_KEPT)
 
-    def passed(self, stack: Stack) -> None:
+    def passed(self, seat: Seat) -> None:
         """Take note of where the trial is now; cheap, for every block of steps."""
-        if stack.step >= self._kept[-1].step + _EVERY:
-            self._kept.append(copy.deepcopy(stack))
+        if seat.step >= self._kept[-1].step + _EVERY:
+            self._kept.append(seat.alone())
 
     def write(self, folder: Path, stack: Stack, split: Split, verdict: Verdict) -> None:
         """Write the recording of a trial that has this verdict, with an onset, into the trial's folder.

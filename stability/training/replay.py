@@ -23,7 +23,8 @@ from stability.training import checkpoint
 from stability.training.decoder import init_parameters
 from stability.training.loop import Stack, examine, new_stack, train_steps
 from stability.training.recorder import Flight, hash_of, read_flight
-from stability.training.trial import choose_device, open_data, remember, table_of
+from stability.training.together import rows_of
+from stability.training.trial import choose_device, open_data, remember
 
 Kind = Literal["transient", "precision", "true fault"]
 
@@ -114,7 +115,7 @@ def _attempt(stack: Stack, split: Split, flight: Flight, signals: Table, validat
     # What grows may be seen some steps sooner or later in another precision.
     last = flight.detected_step if fatal else min(flight.detected_step + _LATER, int(signals.steps[-1]))
     block = train_steps(stack, split, last - flight.step + 1)
-    again = table_of(block)
+    again = rows_of(block, 0)
     past = signals.steps < flight.step
     history = History()
     remember(history, Table(signals.names, signals.steps[past], signals.values[past], signals.measured[past]))

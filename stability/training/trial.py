@@ -1,12 +1,10 @@
 """One trial from its start, or from its last checkpoint, to its verdict. All that it leaves is in its folder."""
 
 import shutil
-import signal
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,9 +36,10 @@ from stability.terminal import Display, show_configuration, show_verdict
 from stability.tracking import Tracker, open_tracker
 from stability.training import checkpoint
 from stability.training.decoder import init_parameters
-from stability.training.loop import Block, Stack, evaluate, new_stack, train_steps
+from stability.training.loop import Stack, new_stack
 from stability.training.measure import signal_names
 from stability.training.recorder import Recorder
+from stability.training.together import Join, Life, Seat, Train, Validate, Wish, train_together
 
 _VALIDATED = ("per", "loss")  # the columns of `validation.csv`
 _BLOCK = 10  # steps after which the signals are fetched from the device, written, shown and looked at
@@ -52,17 +51,25 @@ def run_trial(config: Config, folder: Path, *, quiet: bool = False) -> Verdict:
     A trial that has its verdict is only shown; `quiet` shows nothing of any. Raises StabilityError where something
     outside is wrong, Busy if another process trains it, and Interrupted if asked to stop, after a checkpoint.
     """
+    (end,) = train_together([live(config, folder, quiet=quiet)], 1)
+    if isinstance(end, BaseException):
+        raise end
+    return end
+
+
+def live(config: Config, folder: Path, *, quiet: bool = False, data: Callable[[Config], Dataset] | None = None) -> Life:
+    """The life of the trial in `folder`, in any stack; it ends as `run_trial` does. `data` opens what it trains on."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK).acquire(timeout=0):
-            return _run(config, folder, quiet)
+            return (yield from _live(config, folder, quiet, data or open_data))
     except Timeout:
         raise Busy(f"{folder} is being trained by another process: wait for it.") from None
     except OSError as error:
         raise cannot_write(folder, error) from error
 
 
-def _run(config: Config, folder: Path, quiet: bool) -> Verdict:
+def _live(config: Config, folder: Path, quiet: bool, data: Callable[[Config], Dataset]) -> Life:
     (folder / ERROR).unlink(missing_ok=True)
     if config.fresh:
         _clear(folder)
@@ -71,7 +78,7 @@ def _run(config: Config, folder: Path, quiet: bool) -> Verdict:
         verdict = Verdict.from_json((folder / VERDICT).read_text())
         tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
     else:
-        verdict, tracker = _reach_verdict(config, folder, quiet)
+        verdict, tracker = yield from _reach_verdict(config, folder, quiet, data)
     if not (folder / FIGURE).exists():
         from stability.figures import draw_run  # late: matplotlib takes a while, and many commands end before this
 
@@ -84,11 +91,13 @@ def _run(config: Config, folder: Path, quiet: bool) -> Verdict:
     return verdict
 
 
-def _reach_verdict(config: Config, folder: Path, quiet: bool) -> tuple[Verdict, Tracker]:
+def _reach_verdict(
+    config: Config, folder: Path, quiet: bool, data: Callable[[Config], Dataset]
+) -> Generator[Wish, Any, tuple[Verdict, Tracker]]:
     # The gradients of a trial that says only blank sink into denormals, which a CPU multiplies far more slowly.
     torch.set_flush_denormal(True)
     device = choose_device(config.device)
-    dataset = open_data(config)
+    dataset = data(config)
     stack, best = _open_stack(config, folder, dataset, device)
     write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     if dataset.excluded:
@@ -96,112 +105,107 @@ def _reach_verdict(config: Config, folder: Path, quiet: bool) -> tuple[Verdict, 
     if not quiet:
         show_configuration(config, folder, dataset, device, stack.step)
     tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
-    recorder = Recorder(stack)
+    seat, recorder = Seat(stack), Recorder(stack)
     try:
-        with Display(config.steps, stack.step, quiet) as display, _stop_requests() as stop_requested:
-            verdict = _train(stack, dataset, folder, best, recorder, tracker, display, stop_requested)
+        yield Join(seat, dataset)
+        with Display(config.steps, seat.step, quiet) as display:
+            verdict = yield from _train(config, seat, dataset, folder, best, recorder, tracker, display)
         write_atomically(folder / VERDICT, verdict.to_json().encode())
     except BaseException as error:
-        tracker.abort("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        tracker.abort("KILLED" if isinstance(error, KeyboardInterrupt | GeneratorExit) else "FAILED")
         raise
     return verdict, tracker
 
 
 def _train(
-    stack: Stack,
+    config: Config,
+    seat: Seat,
     dataset: Dataset,
     folder: Path,
     best: checkpoint.Best,
     recorder: Recorder,
     tracker: Tracker,
     display: Display,
-    stop_requested: Callable[[], bool],
-) -> Verdict:
+) -> Life:
     """Train block by block until the budget is spent or the trial is to be stopped, and rule on it."""
-    config = stack.configs[0]
     history = History()
     remember(history, read_table(folder / SIGNALS))
-    fault = _found(folder, history, FAULTS) if is_due(stack.step) else None
-    ended, recorded = _ends(stack, folder, history, fault), False
+    fault = _found(folder, history, FAULTS) if is_due(seat.step) else None
+    ended, recorded = _ends(config, seat, folder, history, fault), False
     while not ended:
         # Validation comes after the steps 0, every, 2 every …, as in the official trainer.
-        to_validation = (-stack.step) % config.validate_every + 1
-        to_checkpoint = config.checkpoint_every - stack.step % config.checkpoint_every
-        to_block = _BLOCK - stack.step % _BLOCK
-        count = min(to_block, to_validation, to_checkpoint, config.steps - stack.step)
-        block = train_steps(stack, dataset.train, count)
-        append_rows(folder / SIGNALS, block.names, block.steps[0], block.values[0])
-        display.trained(block)
-        recorder.passed(stack)
-        remember(history, table_of(block))
+        to_validation = (-seat.step) % config.validate_every + 1
+        to_checkpoint = config.checkpoint_every - seat.step % config.checkpoint_every
+        to_block = _BLOCK - seat.step % _BLOCK
+        count = min(to_block, to_validation, to_checkpoint, config.steps - seat.step)
+        to_go = count
+        while to_go:
+            rows: Table = yield Train(to_go)
+            append_rows(folder / SIGNALS, rows.names, rows.steps, np.ma.MaskedArray(rows.values, ~rows.measured))
+            remember(history, rows)
+            display.trained(rows)
+            to_go -= len(rows.steps)
+        recorder.passed(seat)
         # Before the look, as a resumed trial finds the validation in its folder.
         if count == to_validation:
-            _validate(stack, dataset, folder, best, display)
-        fault = _found(folder, history, FAULTS) if is_due(stack.step) else None
-        ended = _ends(stack, folder, history, fault)
+            yield from _validate(seat, folder, best, display)
+        fault = _found(folder, history, FAULTS) if is_due(seat.step) else None
+        ended = _ends(config, seat, folder, history, fault)
         if fault is not None and not ended and not (recorded or (folder / FLIGHT).exists()):
             recorded = True  # as long as the state before it is in memory, whatever becomes of the trial
-            _record_fault(recorder, folder, stack, dataset, fault)
+            _record_fault(recorder, folder, seat, dataset, fault)
         if ended and count != to_validation:
-            _validate(stack, dataset, folder, best, display)
-        stopping = stop_requested()
+            yield from _validate(seat, folder, best, display)
+        stopping = seat.stopping
         if ended or stopping or count == to_checkpoint:
-            checkpoint.save(folder / LAST, stack, 0, best)
+            checkpoint.save(folder / LAST, seat.stack, seat.place, best)
         tracker.update()
         if stopping and not ended:
-            raise Interrupted(f"Stopped before step {stack.step}. The same command goes on from there.")
-    verdict = _stopped(stack, folder, history)
+            raise Interrupted(f"Stopped before step {seat.step}. The same command goes on from there.")
+    verdict = _stopped(config, seat, folder, history)
     if verdict is None:
         return judge(read_table(folder / SIGNALS), read_table(folder / VALIDATION))
-    _record_fault(recorder, folder, stack, dataset, verdict)
-    if stack.step < config.steps:
-        display.stopped(stack.step, verdict)
+    _record_fault(recorder, folder, seat, dataset, verdict)
+    if seat.step < config.steps:
+        display.stopped(seat.step, verdict)
     return verdict
 
 
-def _validate(stack: Stack, dataset: Dataset, folder: Path, best: checkpoint.Best, display: Display) -> None:
-    (per,), (loss,) = evaluate(stack, dataset.val)
-    row = np.array([[per, loss]], np.float32)
-    append_rows(folder / VALIDATION, _VALIDATED, [stack.step - 1], row)
-    display.validated(stack.step - 1, per, loss)
-    if best.improve(float(per), float(loss)):
-        checkpoint.save(folder / BEST, stack, 0, best)
+def _validate(seat: Seat, folder: Path, best: checkpoint.Best, display: Display) -> Generator[Wish, Any, None]:
+    per, loss = yield Validate()
+    append_rows(folder / VALIDATION, _VALIDATED, [seat.step - 1], np.array([[per, loss]], np.float32))
+    display.validated(seat.step - 1, per, loss)
+    if best.improve(per, loss):
+        checkpoint.save(folder / BEST, seat.stack, seat.place, best)
 
 
-def _ends(stack: Stack, folder: Path, history: History, fault: Verdict | None) -> bool:
+def _ends(config: Config, seat: Seat, folder: Path, history: History, fault: Verdict | None) -> bool:
     """Whether no step follows. A pure function of the trial and its step, so that a resumed trial ends there too."""
-    if stack.step >= stack.configs[0].steps or bool(stack.failed.any()):
+    if seat.step >= config.steps or seat.failed:
         return True
-    return fault is not None and _stopped(stack, folder, history) is not None
+    return fault is not None and _stopped(config, seat, folder, history) is not None
 
 
 def _found(folder: Path, history: History, kinds: Collection[str]) -> Verdict | None:
     return stopped(history.table(), read_table(folder / VALIDATION), kinds)
 
 
-def _stopped(stack: Stack, folder: Path, history: History) -> Verdict | None:
+def _stopped(config: Config, seat: Seat, folder: Path, history: History) -> Verdict | None:
     """The verdict that ends the trial before its budget, with the steps that it saves."""
-    config = stack.configs[0]
     verdict = _found(folder, history, config.diagnosis.stop_on)
-    if verdict is None or stack.step == config.steps:
+    if verdict is None or seat.step == config.steps:
         return verdict
-    saved: dict[str, float | str] = {"steps saved": config.steps - stack.step}
+    saved: dict[str, float | str] = {"steps saved": config.steps - seat.step}
     return replace(verdict, evidence=verdict.evidence | saved)
 
 
-def _record_fault(recorder: Recorder, folder: Path, stack: Stack, dataset: Dataset, fault: Verdict) -> None:
+def _record_fault(recorder: Recorder, folder: Path, seat: Seat, dataset: Dataset, fault: Verdict) -> None:
     """Leave a flight recording of the fault that ended the trial. The verdict does not depend on it."""
     try:
-        recorder.write(folder, stack, dataset.train, fault)
+        recorder.write(folder, seat.alone(), dataset.train, fault)
     except OSError as error:
         reason = f"{folder / FLIGHT} cannot be written ({error.strerror or error})"
         print(f"There is no flight recording: {reason}. Make room, and train the trial anew for one: fresh=true")
-
-
-def table_of(block: Block) -> Table:
-    """The signals of a stack of one, as its folder keeps them."""
-    values = block.values[0]
-    return Table(block.names, np.array(block.steps[0]), values.data, ~np.ma.getmaskarray(values))
 
 
 def remember(history: History, rows: Table) -> None:
@@ -271,21 +275,3 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / inner, ignore_errors=True)
     for name in (SIGNALS, VALIDATION, VERDICT, FIGURE, EXCLUDED, TRACKING):
         (folder / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM came. The first is noted, so that a step is never left half done; a second acts."""
-    requested = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal requested
-        requested = True
-        signal.signal(number, previous[number])
-
-    previous = {int(number): signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: requested
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

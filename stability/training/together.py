@@ -1,0 +1,223 @@
+"""Trials that are trained together: each lives its own life, and they share a stack, each at a step of its own.
+
+A life is a generator. It yields what it wishes (a place in a stack, some steps, a validation), is sent the answer, and
+returns its verdict. What is written, looked at and decided is its own affair, so that a trial is the same alone and
+among neighbours. Where one ends, the next that waits takes its place.
+"""
+
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from stability.data.t15 import Dataset
+from stability.diagnosis.signals import Table
+from stability.diagnosis.verdict import Verdict
+from stability.errors import Interrupted
+from stability.training.loop import Block, Stack, evaluate, join, select, train_steps
+
+
+@dataclass
+class Seat:
+    """Where a trial is: a place in a stack, which changes as neighbours come and go."""
+
+    stack: Stack
+    place: int = 0
+    stopping: bool = False  # it is asked to write its checkpoint and to end
+
+    @property
+    def step(self) -> int:
+        """Its next step."""
+        return self.stack.steps[self.place]
+
+    @property
+    def failed(self) -> bool:
+        """Whether a loss or gradient of its own was not finite."""
+        return bool(self.stack.failed[self.place])
+
+    def alone(self) -> Stack:
+        """A copy of the trial, as a stack of one."""
+        return select(self.stack, [self.place])
+
+
+class Join(NamedTuple):
+    """A wish for a place beside others on these data. From the answer on, the seat may be in another stack."""
+
+    seat: Seat
+    dataset: Dataset
+
+
+class Train(NamedTuple):
+    """A wish for so many steps. The answer is a `Table` of the signals of one step, or of more, up to all of them."""
+
+    steps: int
+
+
+class Validate(NamedTuple):
+    """A wish for the phoneme error rate and the loss on the validation split. The answer is the two numbers."""
+
+
+Wish = Join | Train | Validate
+Life = Generator[Wish, Any, Verdict]
+
+
+def train_together(lives: Sequence[Life], size: int) -> list[Verdict | BaseException]:
+    """Live all lives, at most `size` of them at a time, and return for each its verdict or what it raised.
+
+    Their trials have to fit into one stack. After Ctrl-C or SIGTERM those that are being trained write their
+    checkpoints and end as Interrupted, and so do those that wait. Where memory does not suffice for a stack, half of it
+    waits for the other half, and no later stack is larger.
+    """
+    members = [_Member(life) for life in lives]
+    waiting, seated = deque(members), list[_Member]()
+    try:
+        with _stop_requests() as stop_requested:
+            while waiting or seated:
+                if stop_requested():
+                    _stop(waiting, seated)
+                while waiting and len(seated) < size:
+                    if (member := waiting.popleft()).begin():
+                        seated.append(member)
+                try:
+                    _fulfil(seated)
+                except _TooLarge:
+                    size = len(seated) // 2
+                    for member in reversed(seated[size:]):
+                        member.stand_up()
+                        waiting.appendleft(member)
+                    seated = seated[:size]
+                seated = [member for member in seated if member.end is None]
+    finally:
+        for life in lives:
+            life.close()
+    return [member.end for member in members if member.end is not None]
+
+
+class _TooLarge(Exception):
+    """The stack is too large for the memory. Nothing was changed."""
+
+
+class _Member:
+    """A life, what it wishes next, and how it ended."""
+
+    seat: Seat
+    dataset: Dataset
+    wish: Wish | None = None
+    end: Verdict | BaseException | None = None
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+
+    def begin(self) -> bool:
+        """Have it ready to be seated; whether it lives on."""
+        if self.wish is None:
+            self._go_on(lambda: next(self._life))
+        if isinstance(self.wish, Join):
+            self.seat, self.dataset = self.wish
+            self.answer(None)
+        return self.end is None
+
+    def answer(self, answer: Any) -> None:
+        """Fulfil its wish."""
+        self._go_on(lambda: self._life.send(answer))
+
+    def fail(self, error: Exception) -> None:
+        """Its wish cannot be fulfilled."""
+        self._go_on(lambda: self._life.throw(error))
+
+    def stand_up(self) -> None:
+        """Leave the stack with all that is its own."""
+        self.seat.stack, self.seat.place = self.seat.alone(), 0
+
+    def _go_on(self, live: Callable[[], Wish]) -> None:
+        try:
+            self.wish = live()
+        except StopIteration as ended:
+            self.end = ended.value
+        except (Exception, Interrupted) as error:
+            self.end = error
+
+
+def _stop(waiting: deque[_Member], seated: Sequence[_Member]) -> None:
+    for member in seated:
+        member.seat.stopping = True
+    for member in waiting:
+        member.end = Interrupted("Stopped. The same command goes on from there.")
+    waiting.clear()
+
+
+def _fulfil(seated: Sequence[_Member]) -> None:
+    """Fulfil the wishes for validation; if there are none, make some steps of all."""
+    validating = [m for m in seated if isinstance(m.wish, Validate)]
+    if validating:
+        part = select(_one_stack(seated), [m.seat.place for m in validating]) if validating != seated else None
+        rates, losses = evaluate(part or _one_stack(seated), seated[0].dataset.val)
+        for member, per, loss in zip(validating, rates.tolist(), losses.tolist(), strict=True):
+            member.answer((per, loss))
+    elif seated:
+        _train(seated)
+
+
+def _train(seated: Sequence[_Member]) -> None:
+    count = min(m.wish.steps for m in seated if isinstance(m.wish, Train))
+    split = seated[0].dataset.train
+    try:
+        block = train_steps(_one_stack(seated), split, count)
+    except Exception as error:
+        if len(seated) > 1 and _out_of_memory(error):
+            raise _TooLarge from error
+        for member in seated:  # one may be at fault: a batch that cannot be read
+            member.stand_up()
+            try:
+                block = train_steps(member.seat.stack, split, count)
+            except Exception as own:
+                member.fail(own)
+            else:
+                member.answer(rows_of(block, 0))
+        return
+    for place, member in enumerate(seated):
+        member.answer(rows_of(block, place))
+
+
+def _one_stack(seated: Sequence[_Member]) -> Stack:
+    """The stack in which all are seated in their order, made if they are not."""
+    stack = seated[0].seat.stack
+    if len(stack.configs) != len(seated) or any(m.seat.stack is not stack for m in seated):
+        stack = join([m.seat.alone() for m in seated])
+        for place, member in enumerate(seated):
+            member.seat.stack, member.seat.place = stack, place
+    return stack
+
+
+def rows_of(block: Block, place: int) -> Table:
+    """The signals of one trial, as its folder keeps them."""
+    values = block.values[place]
+    return Table(block.names, np.array(block.steps[place]), values.data, ~np.ma.getmaskarray(values))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came. The first is noted, so that a step is never left half done; a second acts."""
+    requested = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        requested = True
+        signal.signal(number, previous[number])
+
+    previous = {int(number): signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
