@@ -1,0 +1,172 @@
+"""Trials in one stack, with real folders: each ends as it does alone, whoever sits beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stability.config import Config
+from stability.data.t15 import Dataset, Split
+from stability.diagnosis.signals import read_table
+from stability.diagnosis.verdict import Verdict
+from stability.errors import Interrupted, StabilityError
+from stability.training import together
+from stability.training.loop import Block, Stack, train_steps
+from stability.training.together import Train, train_together
+from stability.training.trial import live, open_data, run_trial
+from tests.configs import tiny
+
+_SET = ("features=6", "days=4", "words=1", "train_trials=6", "val_trials=4")
+_TRIALS = (  # of different length, fate and rhythm
+    ("seed=0", "steps=24"),
+    ("seed=0", "steps=33", "optimizer=adam_default", "aug=weak", "validate_every=7", "checkpoint_every=9"),
+    ("seed=1", "steps=40", "schedule.lr_max=1e38", "optimizer.clip_norm=null"),  # is not finite early
+    ("seed=2", "steps=17", "loss=per_label_mean", "aug=none"),
+    ("seed=1", "steps=29", "optimizer.epsilon=1e-3", "checkpoint_every=4"),
+)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All trials, each trained alone."""
+    root = tmp_path_factory.mktemp("alone")
+    for i, config in enumerate(configs(root)):
+        run_trial(config, root / str(i), quiet=True)
+    return root
+
+
+def configs(root: Path) -> list[Config]:
+    data = (*(f"data.synthetic.{s}" for s in _SET), f"outputs={root}", f"data.path={root.parent / 'set'}")
+    return [tiny("validate_every=10", "checkpoint_every=10", *data, *own) for own in _TRIALS]
+
+
+def trained(root: Path, order: Sequence[int], size: int) -> list[Verdict | BaseException]:
+    every = configs(root)
+    return train_together([live(every[i], root / str(i), quiet=True, data=cache_of_one()) for i in order], size)
+
+
+def cache_of_one():  # type: ignore[no-untyped-def]
+    opened: list[Dataset] = []
+
+    def data(config: Config) -> Dataset:
+        if not opened:
+            opened.append(open_data(config))
+        return opened[0]
+
+    return data
+
+
+def assert_as_alone(alone: Path, root: Path, trials: Sequence[int]) -> None:
+    for i in map(str, trials):
+        for name in ("signals.csv", "validation.csv"):
+            own, wanted = read_table(root / i / name), read_table(alone / i / name)
+            assert own.names == wanted.names
+            np.testing.assert_array_equal(own.steps, wanted.steps)
+            np.testing.assert_array_equal(own.measured, wanted.measured)
+            np.testing.assert_allclose(own.values, wanted.values, rtol=2e-3, atol=1e-5, err_msg=f"{name} of {i}")
+            losses = own["loss"][:50], wanted["loss"][:50]
+            np.testing.assert_allclose(*losses, rtol=1e-4, err_msg=f"losses of {i}")
+        verdict, wanted_verdict = (Verdict.from_json((r / i / "verdict.json").read_text()) for r in (root, alone))
+        assert (verdict.outcome, verdict.cause) == (wanted_verdict.outcome, wanted_verdict.cause)
+        assert verdict.onset_step == wanted_verdict.onset_step
+
+
+@pytest.mark.parametrize("draw", range(3))
+def test_in_any_stack_and_any_order_a_trial_ends_as_alone(alone: Path, tmp_path: Path, draw: int) -> None:
+    rng = np.random.default_rng(draw)
+    order, size = rng.permutation(len(_TRIALS)).tolist(), int(rng.integers(2, 5))
+    ends = trained(tmp_path, order, size)
+    assert [end.outcome for end in ends if isinstance(end, Verdict)] == [outcome(alone, i) for i in order]
+    assert_as_alone(alone, tmp_path, order)
+
+
+def outcome(root: Path, i: int) -> str:
+    return Verdict.from_json((root / str(i) / "verdict.json").read_text()).outcome
+
+
+def test_no_place_is_idle(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a trial ends, the next takes its place at once, at its own step 0."""
+    sizes, steps = [], []
+
+    def counted(stack: Stack, split: Split, count: int) -> Block:
+        sizes.extend([len(stack.configs)] * count)
+        steps.append([*stack.steps])
+        return train_steps(stack, split, count)
+
+    monkeypatch.setattr(together, "train_steps", counted)
+    trained(tmp_path, range(len(_TRIALS)), 2)
+    trial_steps = sum(len(read_table(alone / str(i) / "signals.csv").steps) for i in range(len(_TRIALS)))
+    assert sum(sizes) == trial_steps
+    assert sizes.count(1) <= 24  # only when no trial waits any more
+    assert any(0 in now and max(now) > 0 for now in steps)
+
+
+def test_a_stack_that_is_stopped_goes_on_trial_by_trial(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in a stack and resumed alone, and the reverse."""
+    import signal
+
+    calls = 0
+
+    def interrupting(stack: Stack, split: Split, count: int) -> Block:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            signal.raise_signal(signal.SIGINT)
+        return train_steps(stack, split, count)
+
+    monkeypatch.setattr(together, "train_steps", interrupting)
+    ends = trained(tmp_path, [0, 1, 3], 2)
+    assert [type(end) for end in ends] == [Interrupted] * 3
+    assert not (tmp_path / "3").exists(), "what waited was not begun"
+    run_trial(configs(tmp_path)[1], tmp_path / "1", quiet=True)
+    trained(tmp_path, [0, 3], 2)
+    assert_as_alone(alone, tmp_path, [0, 1, 3])
+
+
+def test_a_trial_whose_batch_cannot_be_read_leaves_and_the_others_go_on(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(stack: Stack, split: Split, count: int) -> Block:
+        if any(c.seed == 2 and step >= 10 for c, step in zip(stack.configs, stack.steps, strict=True)):
+            raise StabilityError("trial_0003 cannot be read")
+        return train_steps(stack, split, count)
+
+    monkeypatch.setattr(together, "train_steps", unreadable)
+    ends = trained(tmp_path, [0, 3, 4], 3)
+    assert isinstance(ends[1], StabilityError)
+    assert_as_alone(alone, tmp_path, [0, 4])
+
+
+def test_out_of_memory_halves_the_stack_and_loses_nothing(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def small(stack: Stack, split: Split, count: int) -> Block:
+        sizes.append(len(stack.configs))
+        if len(stack.configs) > 2:
+            raise torch.OutOfMemoryError
+        return train_steps(stack, split, count)
+
+    monkeypatch.setattr(together, "train_steps", small)
+    trained(tmp_path, range(len(_TRIALS)), 4)
+    assert (sizes.count(4), sizes.count(3), max(sizes[1:])) == (1, 0, 2)
+    assert_as_alone(alone, tmp_path, range(len(_TRIALS)))
+
+
+def test_one_that_cannot_begin_does_not_keep_the_others(alone: Path, tmp_path: Path) -> None:
+    (tmp_path / "0").write_text("a file where its folder should be")
+    ends = trained(tmp_path, [0, 3], 2)
+    assert isinstance(ends[0], StabilityError)
+    assert_as_alone(alone, tmp_path, [3])
+
+
+def test_a_life_asks_for_what_it_needs(alone: Path, tmp_path: Path) -> None:
+    life = live(configs(tmp_path)[0], tmp_path / "0", quiet=True)
+    next(life)
+    assert life.send(None) == Train(1), "validation comes after step 0"
+    life.close()
