@@ -114,7 +114,7 @@ class SweepProgress:
             now, before = _stamps(folder), self._before.get(folder, _Stamps(0, 0))
             if now.error and now.error != before.error:
                 self.outcomes[folder] = CRASHED
-                self._tell(folder, why(folder))
+                self._tell(folder, why(folder).rstrip("."))
             elif now.verdict and now.verdict != before.verdict:
                 self.outcomes[folder], per = _read(folder)
                 took = (now.verdict - (folder / CONFIG).stat().st_mtime_ns) / 1e9

@@ -17,11 +17,10 @@ from omegaconf import DictConfig
 from stability import config
 from stability.errors import Busy, StabilityError, Stop
 from stability.files import ERROR, FIGURE, LOCK, VERDICT, short_path, write_atomically
-from stability.studies import search
-from stability.studies.claims import find_claims, read_claims
 from stability.studies.dry_run import show_plan, show_search
 from stability.studies.plan import Plan, plan
 from stability.studies.progress import CRASHED, SweepProgress, why
+from stability.studies.search import Search, look_up, register
 from stability.studies.trials import read_trials
 from stability.tracking import is_sent
 
@@ -88,8 +87,8 @@ def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
 class _Running:
     """A sweep, from its start to its end."""
 
-    def __init__(self, study: Path, planned: Plan | None, searched: search.Search | None) -> None:
-        self._study, self._plan, self._search = study, planned, searched
+    def __init__(self, study: Path, planned: Plan | None, searched: Search | None) -> None:
+        self._study, self._plan = study, planned
         total = len(planned.trials) if planned else searched.total if searched else None
         self._progress = SweepProgress(study, planned, total, searched.done if searched else 0)
         self._progress.__enter__()
@@ -97,8 +96,6 @@ class _Running:
     def end(self) -> str:
         """Show how the sweep ended, and return what is missing in it, in words, or nothing."""
         self._progress.__exit__(None, None, None)
-        if self._search and self._search.lock:
-            self._search.lock.release()
         return _missing(self._progress, self._plan, self._study)
 
 
@@ -106,18 +103,20 @@ def _begin(cfg: DictConfig) -> _Running:
     """Check the sweep, and show it from now on. A dry run ends here."""
     study = Path(cfg.hydra.sweep.dir)
     if cfg.sweep.claims is not None:
+        from stability.studies.claims import find_claims, read_claims  # late: SciPy takes a while
+
         read_claims(find_claims(Path(cfg.sweep.claims)))  # what is wrong in it is said now, and not after hours
-    planned = plan(cfg)
+    register()
+    planned, searched = plan(cfg), look_up(cfg)
     if cfg.sweep.dry_run:
-        show_plan(planned) if planned else show_search(search.look_up(cfg), study)
+        show_plan(planned) if planned else show_search(searched, study)
         sys.exit()
-    searched = search.go_on(cfg)
     for note in _notes(planned, searched):
         print(note)
     return _Running(study, planned, searched)
 
 
-def _notes(planned: Plan | None, searched: search.Search | None) -> list[str]:
+def _notes(planned: Plan | None, searched: Search | None) -> list[str]:
     notes = []
     if planned:
         if planned.repeated:
@@ -151,7 +150,7 @@ def _missing(progress: SweepProgress, planned: Plan | None, study: Path) -> str:
         return ""
     lines = [f"  {progress.describe(folder)}: {reason}" for folder, reason in reasons.items()]
     return "\n".join(
-        [f"{len(reasons)} trials of the sweep have no verdict. The same command goes on with them alone.", *lines]
+        [f"{len(reasons)} trials of the sweep have no verdict. The same command goes on with what is missing.", *lines]
     )
 
 
