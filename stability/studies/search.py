@@ -53,7 +53,12 @@ class ResumingSweeper(OptunaSweeper):
                 another = {"seed": self._settings.sampler.seed + len(study.trials)}  # or the same would be drawn again
                 sampler = OmegaConf.merge(self._settings.sampler, another)
                 self.sweeper.sampler = instantiate(sampler, _execution_whitelist_="optuna.samplers.*")
-            super().sweep(arguments)
+            try:
+                super().sweep(arguments)
+            except ValueError:
+                if _finished(study):
+                    raise
+                return  # of no finished trial there is no best, over which Optuna stumbles
             best = " ".join(f"{name}={value:.4g}" for name, value in study.best_params.items())
             print(f"The best of {_finished(study)} trials: {study.best_value:.4g} with {best}")
 
@@ -106,7 +111,7 @@ def _study(settings: DictConfig) -> Any:
     return optuna.create_study(
         study_name=settings.study_name,
         storage=settings.storage,
-        direction=settings.direction.name,
+        direction=getattr(settings.direction, "name", settings.direction),
         load_if_exists=True,
     )
 
