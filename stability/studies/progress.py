@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -23,6 +21,7 @@ from stability.config import short_name
 from stability.diagnosis.signals import SIGNALS
 from stability.files import CONFIG, ERROR, VERDICT
 from stability.studies.plan import Cell, Plan, show_level
+from stability.studies.search import Search
 from stability.studies.trials import ordered, read_trials
 from stability.terminal import colour
 
@@ -52,19 +51,21 @@ class _Stamps:
 
 
 class SweepProgress:
-    """The terminal during a sweep; use it in a `with` statement.
+    """The terminal during a sweep.
 
-    `plan` is None for a sweep whose trials are chosen as it goes; they are those that end in the folder `study`. Of
-    `total` trials, if that is known, `done` were done before.
+    `plan` is None for a sweep whose trials are chosen as it goes. They are then those that end in the folder `study`,
+    and `search` says how many there are to be, if that is known.
     """
 
-    def __init__(self, study: Path, plan: Plan | None, total: int | None, done: int) -> None:
+    def __init__(self, study: Path, plan: Plan | None, search: Search | None) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
-        self._study, self._plan, self._total, self._done = study, plan, total, done
-        self._planned = {trial.folder: trial for trial in plan.trials} if plan else {}
-        self._before = {folder: _stamps(folder) for folder in self._folders()}
+        self._study, self.plan = study, plan
+        self._total = len(plan.trials) if plan else search.total if search else None
+        self._done = search.done if search else 0
+        self.planned = {trial.folder: trial for trial in plan.trials} if plan else {}
+        self._before = {folder: _stamps(folder) for folder in self.folders()}
         self.outcomes: dict[Path, str] = {}  # of the trials that have ended, by folder
-        for folder, trial in self._planned.items():
+        for folder, trial in self.planned.items():
             if self._before[folder].verdict and not self._before[folder].error and not trial.config.fresh:
                 self.outcomes[folder] = _read(folder)[0]
         self._known = len(self.outcomes)
@@ -74,15 +75,14 @@ class SweepProgress:
         live = Live(console=self._console, auto_refresh=False, transient=True)
         self._live = live if self._console.is_terminal else None
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Watch the folders, and show what is found."""
         if self._live:
             self._live.start()
         self._thread.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def stop(self) -> None:
+        """Look for the last time, and leave the verdicts on the screen."""
         self._stopping.set()
         self._thread.join()
         self._look()
@@ -93,7 +93,7 @@ class SweepProgress:
 
     def describe(self, folder: Path) -> str:
         """What the trial is, in words."""
-        return self._plan.describe(self._planned[folder]) if self._plan else folder.name
+        return self.plan.describe(self.planned[folder]) if self.plan else folder.name
 
     def _watch(self) -> None:
         while not self._stopping.wait(_PAUSE):
@@ -101,20 +101,21 @@ class SweepProgress:
             if self._live:
                 self._live.update(self._screen(), refresh=True)
 
-    def _folders(self) -> Iterable[Path]:
-        if self._plan:
-            return self._planned
+    def folders(self) -> Iterable[Path]:
+        """The folders of the trials; where no plan is, all there are."""
+        if self.plan:
+            return self.planned
         return [path for path in self._study.glob("*") if path.is_dir()]
 
     def _look(self) -> None:
         """Find the trials that have ended since the last look."""
-        for folder in self._folders():
+        for folder in self.folders():
             if folder in self.outcomes:
                 continue
             now, before = _stamps(folder), self._before.get(folder, _Stamps(0, 0))
             if now.error and now.error != before.error:
                 self.outcomes[folder] = CRASHED
-                self._tell(folder, why(folder))
+                self._tell(folder, why(folder).rstrip("."))
             elif now.verdict and now.verdict != before.verdict:
                 self.outcomes[folder], per = _read(folder)
                 took = (now.verdict - (folder / CONFIG).stat().st_mtime_ns) / 1e9
@@ -138,20 +139,20 @@ class SweepProgress:
     def _screen(self) -> RenderableType:
         bars = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
         bars.add_task(self._left() or "trials", total=self._total, completed=self._done + len(self.outcomes))
-        for folder in self._folders():
+        for folder in self.folders():
             begun = folder not in self.outcomes and (folder / SIGNALS).exists()
             if begun and time.time() - (folder / SIGNALS).stat().st_mtime < 60 and (at := _last_step(folder / SIGNALS)):
-                total = self._planned[folder].config.steps if folder in self._planned else None
+                total = self.planned[folder].config.steps if folder in self.planned else None
                 bars.add_task(escape(self.describe(folder)), total=total, completed=at)
         return Group(bars.get_renderable(), self._verdicts())
 
     def _verdicts(self) -> RenderableType:
         counts = Counter(self.outcomes.values())
-        if self._plan and len(self._plan.trials) > len(self.outcomes):
-            counts["to do"] = len(self._plan.trials) - len(self.outcomes)
+        if self.plan and len(self.plan.trials) > len(self.outcomes):
+            counts["to do"] = len(self.plan.trials) - len(self.outcomes)
         legend = Text("  ").join(_sign(o, f"{_LETTERS.get(o, _TO_DO)} {o} {count}") for o, count in counts.items())
-        if self._plan and self._plan.factors:
-            return Group(_grid(self._plan, self.outcomes), legend)
+        if self.plan and self.plan.factors:
+            return Group(_grid(self.plan, self.outcomes), legend)
         return legend
 
 

@@ -1,14 +1,22 @@
-"""A search by Optuna, made dependable: `n_trials` is its total, and one that was killed goes on.
+"""A search by Optuna that can be depended on: `n_trials` is its total, and after a kill it goes on.
 
-Hydra's own resume makes `n_trials` more, and forgets the trial that was being trained.
+Hydra's own sweeper makes `n_trials` more when it goes on, forgets the trial that was being trained, and draws the first
+ones again.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, read_write
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
+from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
+from omegaconf import DictConfig, OmegaConf
 
 from stability.errors import StabilityError
 from stability.studies.plan import grid
@@ -20,87 +28,93 @@ class Search:
 
     total: int
     done: int
-    lock: FileLock | None = None  # held while it is searched
+
+
+class ResumingSweeper(OptunaSweeper):
+    """Optuna's sweeper, whose study is in a storage and is searched by one process at a time."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take over what Hydra composed."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self._settings = config.hydra.sweeper
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Search until there are `n_trials` finished trials, those of former sweeps included."""
+        from optuna.trial import TrialState
+
+        logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)  # crashes are told by us
+        with _alone(_database(self._settings)):
+            study = _study(self._settings)
+            for trial in study.get_trials(states=[TrialState.RUNNING]):  # a killed process left them half-way
+                study.enqueue_trial(trial.params)
+                study.tell(trial.number, state=TrialState.FAIL)
+            self.sweeper.n_trials = max(0, self._settings.n_trials - _finished(study))
+            if self._settings.sampler.get("seed") is not None:
+                another = {"seed": self._settings.sampler.seed + len(study.trials)}  # or the same would be drawn again
+                sampler = OmegaConf.merge(self._settings.sampler, another)
+                self.sweeper.sampler = instantiate(sampler, _execution_whitelist_="optuna.samplers.*")
+            try:
+                super().sweep(arguments)
+            except ValueError:
+                if _finished(study):
+                    raise
+                return  # of no finished trial there is no best, over which Optuna stumbles
+            best = " ".join(f"{name}={value:.4g}" for name, value in study.best_params.items())
+            print(f"The best of {_finished(study)} trials: {study.best_value:.4g} with {best}")
+
+
+def register() -> None:
+    """Make Hydra know the sweeper."""
+    Plugins.instance().register(ResumingSweeper)
 
 
 def look_up(cfg: DictConfig) -> Search | None:
     """The search that Hydra composed `cfg` for, as it stands; None if Optuna is not its sweeper.
 
-    StabilityError where a grid has more combinations than there are to be trials: Optuna would silently leave some out.
+    StabilityError where a grid has more combinations than there are to be trials: Optuna would leave some out silently.
     """
-    sweeper = cfg.hydra.sweeper
-    if not sweeper._target_.endswith(".OptunaSweeper"):
+    settings = cfg.hydra.sweeper
+    if "n_trials" not in settings:
         return None
-    if sweeper.n_trials < 1:
-        raise StabilityError(f"hydra.sweeper.n_trials={sweeper.n_trials}: it has to be 1 or more.")
-    if sweeper.sampler._target_.endswith(".GridSampler") and (size := len(grid(cfg))) > sweeper.n_trials:
+    if settings.n_trials < 1:
+        raise StabilityError(f"hydra.sweeper.n_trials={settings.n_trials}: it has to be 1 or more.")
+    if settings.sampler._target_.endswith(".GridSampler") and (size := len(grid(cfg))) > settings.n_trials:
         raise StabilityError(
-            f"hydra.sweeper.n_trials={sweeper.n_trials}, but the grid has {size} combinations, of which GridSampler "
-            f"would leave out {size - sweeper.n_trials}: give hydra.sweeper.n_trials={size}."
+            f"hydra.sweeper.n_trials={settings.n_trials}, but the grid has {size} combinations, of which GridSampler "
+            f"would leave out {size - settings.n_trials}: give hydra.sweeper.n_trials={size}."
         )
-    database = _database(cfg)
-    if sweeper.storage is None or (database and not database.exists()):
-        return Search(sweeper.n_trials, 0)
-    return Search(sweeper.n_trials, _count(_study(cfg), "COMPLETE"))
+    goes_on = settings._target_.endswith(f".{ResumingSweeper.__name__}") and _database(settings).exists()
+    return Search(settings.n_trials, _finished(_study(settings)) if goes_on else 0)
 
 
-def go_on(cfg: DictConfig) -> Search | None:
-    """Prepare the search to go on to its total and no further. Gives it as it stands; None if there is none.
-
-    The trials that a killed process left half-way are put in the queue again, with what was chosen for them.
-    """
-    search = look_up(cfg)
-    if search is None or cfg.hydra.sweeper.storage is None:
-        return search
-    lock = None
-    if database := _database(cfg):
-        database.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{database}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise StabilityError(f"Another process goes on with the search in {database}: wait for it.") from None
-    study = _study(cfg)
-    if lock:  # nobody else can be at work on them
-        for trial in [t for t in study.trials if t.state.name == "RUNNING"]:
-            study.enqueue_trial(trial.params)
-            study.tell(trial.number, state=_state("FAIL"))
-    done = _count(study, "COMPLETE")
-    with read_write(cfg.hydra):
-        cfg.hydra.sweeper.n_trials = max(0, search.total - done)
-        if cfg.hydra.sweeper.sampler.get("seed") is not None:
-            cfg.hydra.sweeper.sampler.seed += len(study.trials)  # or it would draw the same ones again
-    return Search(search.total, done, lock)
+@contextmanager
+def _alone(database: Path) -> Iterator[None]:
+    database.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{database}.lock").acquire(timeout=0):
+            yield
+    except Timeout:
+        raise StabilityError(f"{database} is being searched by another process: wait for it.") from None
 
 
-def _study(cfg: DictConfig) -> Any:
+def _database(settings: DictConfig) -> Path:
+    storage = str(settings.storage)
+    if not storage.startswith("sqlite:///"):
+        raise StabilityError(f"hydra.sweeper.storage={storage}: give sqlite:///PATH.")
+    return Path(storage.removeprefix("sqlite:///"))
+
+
+def _study(settings: DictConfig) -> Any:
     import optuna  # late: it takes a while
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directions = [str(getattr(d, "name", d)) for d in _as_list(cfg.hydra.sweeper.direction)]
     return optuna.create_study(
-        study_name=cfg.hydra.sweeper.study_name,
-        storage=cfg.hydra.sweeper.storage,
-        directions=directions,
+        study_name=settings.study_name,
+        storage=settings.storage,
+        direction=getattr(settings.direction, "name", settings.direction),
         load_if_exists=True,
     )
 
 
-def _as_list(value: Any) -> list[Any]:
-    return [value] if isinstance(value, str) or not hasattr(value, "__iter__") else [*value]
-
-
-def _state(name: str) -> Any:
-    from optuna.trial import TrialState
-
-    return TrialState[name]
-
-
-def _count(study: Any, state: str) -> int:
-    return sum(trial.state.name == state for trial in study.trials)
-
-
-def _database(cfg: DictConfig) -> Path | None:
-    """The file of an sqlite storage, which is searched by one process at a time."""
-    storage = str(cfg.hydra.sweeper.storage)
-    return Path(storage.removeprefix("sqlite:///")) if storage.startswith("sqlite:///") else None
+def _finished(study: Any) -> int:
+    return sum(trial.state.name == "COMPLETE" for trial in study.trials)

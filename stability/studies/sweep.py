@@ -17,11 +17,10 @@ from omegaconf import DictConfig
 from stability import config
 from stability.errors import Busy, StabilityError, Stop
 from stability.files import ERROR, FIGURE, LOCK, VERDICT, short_path, write_atomically
-from stability.studies import search
-from stability.studies.claims import find_claims, read_claims
 from stability.studies.dry_run import show_plan, show_search
 from stability.studies.plan import Plan, plan
 from stability.studies.progress import CRASHED, SweepProgress, why
+from stability.studies.search import Search, look_up, register
 from stability.studies.trials import read_trials
 from stability.tracking import is_sent
 
@@ -31,7 +30,7 @@ class Sweep(Callback):
 
     def __init__(self) -> None:
         config.register()  # where a launcher's other process reads this, it has not composed yet
-        self._running: _Running | None = None
+        self._progress: SweepProgress | None = None
 
     def __reduce__(self) -> tuple[type["Sweep"], tuple[()]]:
         return Sweep, ()  # only the process that began the sweep watches it
@@ -44,18 +43,18 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Look at the whole sweep before any of it is trained."""
         try:
-            self._running = _begin(config)
+            self._progress = _begin(config)
         except Exception as error:
             raise Stop(error) from error
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Say what became of the sweep, however it ended."""
-        interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
-        if self._running is None:
+        if self._progress is None:
             return
         try:
-            missing = self._running.end()
-            if missing and not interrupted:
+            self._progress.stop()
+            missing = _missing(self._progress)
+            if missing and sys.exc_info()[0] is None:  # what else ended the sweep is told instead
                 raise StabilityError(missing)
         except Exception as error:
             raise Stop(error) from error
@@ -85,39 +84,26 @@ def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
     return trial.per if trial.outcome == "stable" else 1.0
 
 
-class _Running:
-    """A sweep, from its start to its end."""
-
-    def __init__(self, study: Path, planned: Plan | None, searched: search.Search | None) -> None:
-        self._study, self._plan, self._search = study, planned, searched
-        total = len(planned.trials) if planned else searched.total if searched else None
-        self._progress = SweepProgress(study, planned, total, searched.done if searched else 0)
-        self._progress.__enter__()
-
-    def end(self) -> str:
-        """Show how the sweep ended, and return what is missing in it, in words, or nothing."""
-        self._progress.__exit__(None, None, None)
-        if self._search and self._search.lock:
-            self._search.lock.release()
-        return _missing(self._progress, self._plan, self._study)
-
-
-def _begin(cfg: DictConfig) -> _Running:
+def _begin(cfg: DictConfig) -> SweepProgress:
     """Check the sweep, and show it from now on. A dry run ends here."""
     study = Path(cfg.hydra.sweep.dir)
     if cfg.sweep.claims is not None:
+        from stability.studies.claims import find_claims, read_claims  # late: SciPy takes a while
+
         read_claims(find_claims(Path(cfg.sweep.claims)))  # what is wrong in it is said now, and not after hours
-    planned = plan(cfg)
+    register()
+    planned, searched = plan(cfg), look_up(cfg)
     if cfg.sweep.dry_run:
-        show_plan(planned) if planned else show_search(search.look_up(cfg), study)
+        show_plan(planned) if planned else show_search(searched, study)
         sys.exit()
-    searched = search.go_on(cfg)
     for note in _notes(planned, searched):
         print(note)
-    return _Running(study, planned, searched)
+    progress = SweepProgress(study, planned, searched)
+    progress.start()
+    return progress
 
 
-def _notes(planned: Plan | None, searched: search.Search | None) -> list[str]:
+def _notes(planned: Plan | None, searched: Search | None) -> list[str]:
     notes = []
     if planned:
         if planned.repeated:
@@ -135,23 +121,22 @@ def _is_finished(settings: config.Config, folder: Path) -> bool:
     return there and not settings.fresh and is_sent(settings.tracking, folder, outputs=Path(settings.outputs))
 
 
-def _missing(progress: SweepProgress, planned: Plan | None, study: Path) -> str:
+def _missing(progress: SweepProgress) -> str:
     """The trials that have no verdict, each with the reason."""
     crashed = [folder for folder, outcome in progress.outcomes.items() if outcome == CRASHED]
-    expected = [trial.folder for trial in planned.trials] if planned else [path.parent for path in study.glob("*/lock")]
     reasons = {folder: f"{why(folder)} ({short_path(folder / ERROR)})" for folder in crashed}
-    for folder in expected:
+    for folder in progress.folders():
         if folder in progress.outcomes:
             continue
         if _is_busy(folder):
             reasons[folder] = "another process is training it"
-        elif planned:
+        elif progress.plan:
             reasons[folder] = "it was not trained, or its process was killed"
     if not reasons:
         return ""
     lines = [f"  {progress.describe(folder)}: {reason}" for folder, reason in reasons.items()]
     return "\n".join(
-        [f"{len(reasons)} trials of the sweep have no verdict. The same command goes on with them alone.", *lines]
+        [f"no verdict on {len(reasons)} of the trials. The same command goes on with what is missing.", *lines]
     )
 
 
