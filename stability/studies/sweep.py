@@ -7,8 +7,9 @@ a list of what is missing. Launchers may train in other processes: what became o
 import math
 import sys
 import traceback
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
@@ -23,6 +24,10 @@ from stability.studies.progress import CRASHED, SweepProgress, why
 from stability.studies.search import Search, look_up, register
 from stability.studies.trials import read_trials
 from stability.tracking import is_sent
+
+if TYPE_CHECKING:  # PyTorch takes seconds
+    from stability.data.t15 import Dataset
+    from stability.training.together import Wish
 
 
 class Sweep(Callback):
@@ -61,18 +66,31 @@ class Sweep(Callback):
 
 
 def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
-    """Train a sweep's trial in `folder`, and return what a search makes small: its PER, and 1 if it is not stable.
+    """Train a sweep's trial in `folder`, and return what `live_in_sweep` does."""
+    if _is_finished(cfg, folder):
+        return _objective(folder)
+    from stability.training.together import train_together  # late: PyTorch takes seconds
 
-    A trial that crashes, whatever the reason, leaves the file `error.txt` and returns NaN, as does one that another
-    process is training.
+    (end,) = train_together([live_in_sweep(cfg, folder)], 1)
+    if isinstance(end, BaseException):
+        raise end
+    return end
+
+
+def live_in_sweep(
+    cfg: DictConfig, folder: Path, data: "Callable[[config.Config], Dataset] | None" = None
+) -> "Generator[Wish, Any, float]":
+    """The life of a sweep's trial in `folder`, in any stack.
+
+    It ends with what a search makes small: the trial's PER, and 1 if it is not stable. A trial that crashes, whatever
+    the reason, leaves the file `error.txt` and ends with NaN, as does one that another process is training.
     """
     try:
-        settings = config.resolve(cfg)
-        if not _is_finished(settings, folder):
-            from stability.training.trial import run_trial  # late: PyTorch takes seconds
+        if not _is_finished(cfg, folder):
+            from stability.training.trial import live  # late: PyTorch takes seconds
 
-            run_trial(settings, folder, quiet=True)
-        (trial,) = read_trials([folder]).trials
+            yield from live(config.resolve(cfg), folder, quiet=True, data=data)
+        return _objective(folder)
     except Busy:
         return math.nan
     except Exception as error:
@@ -81,6 +99,11 @@ def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
             reason = f"{type(error).__name__}: {reason}"
         write_atomically(folder / ERROR, f"{traceback.format_exc()}\n{reason}\n".encode())
         return math.nan
+
+
+def _objective(folder: Path) -> float:
+    """What a search makes small."""
+    (trial,) = read_trials([folder]).trials
     return trial.per if trial.outcome == "stable" else 1.0
 
 
@@ -115,10 +138,12 @@ def _notes(planned: Plan | None, searched: Search | None) -> list[str]:
     return notes
 
 
-def _is_finished(settings: config.Config, folder: Path) -> bool:
+def _is_finished(cfg: DictConfig, folder: Path) -> bool:
     """Whether nothing is left to do for the trial, as far as its folder tells."""
-    there = all((folder / name).exists() for name in (VERDICT, FIGURE)) and not (folder / ERROR).exists()
-    return there and not settings.fresh and is_sent(settings.tracking, folder, outputs=Path(settings.outputs))
+    if not all((folder / name).exists() for name in (VERDICT, FIGURE)) or (folder / ERROR).exists():
+        return False
+    settings = config.resolve(cfg)
+    return not settings.fresh and is_sent(settings.tracking, folder, outputs=Path(settings.outputs))
 
 
 def _missing(progress: SweepProgress) -> str:

@@ -5,21 +5,23 @@ returns its verdict. What is written, looked at and decided is its own affair, s
 among neighbours. Where one ends, the next that waits takes its place.
 """
 
+import resource
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import psutil
 import torch
 
 from stability.data.t15 import Dataset
 from stability.diagnosis.signals import Table
 from stability.diagnosis.verdict import Verdict
-from stability.errors import Interrupted
+from stability.errors import Interrupted, StabilityError
 from stability.training.loop import Block, Stack, evaluate, join, select, train_steps
 
 
@@ -65,17 +67,22 @@ class Validate(NamedTuple):
 
 Wish = Join | Train | Validate
 Life = Generator[Wish, Any, Verdict]
+_End = TypeVar("_End")
+
+_MOST = {"cpu": 8, "cuda": 64}  # trials in a stack, by device; more of them are no faster
+_FILLED = 0.8  # of the free memory
 
 
-def train_together(lives: Sequence[Life], size: int) -> list[Verdict | BaseException]:
-    """Live all lives, at most `size` of them at a time, and return for each its verdict or what it raised.
+def train_together(lives: Sequence[Generator[Wish, Any, _End]], size: int | None = None) -> list[_End | BaseException]:
+    """Live all lives, at most `size` of them at a time, and return for each what it returned or raised.
 
-    Their trials have to fit into one stack. After Ctrl-C or SIGTERM those that are being trained write their
-    checkpoints and end as Interrupted, and so do those that wait. Where memory does not suffice for a stack, half of it
-    waits for the other half, and no later stack is larger.
+    Their trials have to fit into one stack. Without a size it is what the first one leaves memory for. Where that does
+    not suffice, half of the stack waits for the other half, and no later stack is larger. After Ctrl-C or SIGTERM those
+    that are being trained write their checkpoints and end as Interrupted, and so do those that wait.
     """
     members = [_Member(life) for life in lives]
-    waiting, seated = deque(members), list[_Member]()
+    waiting, seated = deque(members), list[_Member[_End]]()
+    measured, size = size is not None, size or 1
     try:
         with _stop_requests() as stop_requested:
             while waiting or seated:
@@ -84,8 +91,11 @@ def train_together(lives: Sequence[Life], size: int) -> list[Verdict | BaseExcep
                 while waiting and len(seated) < size:
                     if (member := waiting.popleft()).begin():
                         seated.append(member)
+                before = None if measured or not seated else _Memory(seated[0].seat.stack.device)
                 try:
-                    _fulfil(seated)
+                    trained = _fulfil(seated)
+                    if before and trained:
+                        measured, size = True, before.holds()
                 except _TooLarge:
                     size = len(seated) // 2
                     for member in reversed(seated[size:]):
@@ -103,15 +113,15 @@ class _TooLarge(Exception):
     """The stack is too large for the memory. Nothing was changed."""
 
 
-class _Member:
+class _Member(Generic[_End]):
     """A life, what it wishes next, and how it ended."""
 
     seat: Seat
     dataset: Dataset
     wish: Wish | None = None
-    end: Verdict | BaseException | None = None
+    end: _End | BaseException | None = None
 
-    def __init__(self, life: Life) -> None:
+    def __init__(self, life: Generator[Wish, Any, _End]) -> None:
         self._life = life
 
     def begin(self) -> bool:
@@ -144,7 +154,29 @@ class _Member:
             self.end = error
 
 
-def _stop(waiting: deque[_Member], seated: Sequence[_Member]) -> None:
+class _Memory:
+    """What memory is like before the first trial's first steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            self._used = psutil.Process().memory_info().rss
+
+    def holds(self) -> int:
+        """How many trials there is room for, after one's first steps."""
+        if self._device.type == "cuda":
+            a_trial = torch.cuda.max_memory_allocated(self._device)
+            kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+            free = torch.cuda.mem_get_info(self._device)[0] + kept
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            a_trial, free = max(1, peak - self._used), psutil.virtual_memory().available
+        return min(_MOST[self._device.type], 1 + int(_FILLED * free / a_trial))
+
+
+def _stop(waiting: deque["_Member[_End]"], seated: Sequence["_Member[_End]"]) -> None:
     for member in seated:
         member.seat.stopping = True
     for member in waiting:
@@ -152,8 +184,8 @@ def _stop(waiting: deque[_Member], seated: Sequence[_Member]) -> None:
     waiting.clear()
 
 
-def _fulfil(seated: Sequence[_Member]) -> None:
-    """Fulfil the wishes for validation; if there are none, make some steps of all."""
+def _fulfil(seated: Sequence[_Member[_End]]) -> bool:
+    """Fulfil the wishes for validation; if there are none, make some steps of all, and say so."""
     validating = [m for m in seated if isinstance(m.wish, Validate)]
     if validating:
         part = select(_one_stack(seated), [m.seat.place for m in validating]) if validating != seated else None
@@ -162,9 +194,10 @@ def _fulfil(seated: Sequence[_Member]) -> None:
             member.answer((per, loss))
     elif seated:
         _train(seated)
+    return not validating and bool(seated)
 
 
-def _train(seated: Sequence[_Member]) -> None:
+def _train(seated: Sequence[_Member[_End]]) -> None:
     count = min(m.wish.steps for m in seated if isinstance(m.wish, Train))
     split = seated[0].dataset.train
     try:
@@ -177,7 +210,7 @@ def _train(seated: Sequence[_Member]) -> None:
             try:
                 block = train_steps(member.seat.stack, split, count)
             except Exception as own:
-                member.fail(own)
+                member.fail(_no_room(member) if _out_of_memory(own) else own)
             else:
                 member.answer(rows_of(block, 0))
         return
@@ -185,7 +218,12 @@ def _train(seated: Sequence[_Member]) -> None:
         member.answer(rows_of(block, place))
 
 
-def _one_stack(seated: Sequence[_Member]) -> Stack:
+def _no_room(member: _Member[_End]) -> StabilityError:
+    device = member.seat.stack.device
+    return StabilityError(f"The memory of {device} does not hold one trial: give a smaller batch.size, or free some.")
+
+
+def _one_stack(seated: Sequence[_Member[_End]]) -> Stack:
     """The stack in which all are seated in their order, made if they are not."""
     stack = seated[0].seat.stack
     if len(stack.configs) != len(seated) or any(m.seat.stack is not stack for m in seated):
