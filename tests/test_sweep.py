@@ -14,10 +14,14 @@ from pathlib import Path
 
 import optuna
 import pytest
+from omegaconf import OmegaConf
 
 from stability import config
 from stability.files import ERROR
+from stability.studies.sweep import run_in_sweep
 from tests.commandline import CommandLine, ended, rows, the_message, wait_for
+from tests.configs import composed
+from tests.test_trials import write
 
 FACTORS = ("optimizer=official,adam_default", "seed=0,1")
 LONG = ("steps=60", "checkpoint_every=5", "validate_every=20")
@@ -192,6 +196,14 @@ SEARCH = ("--multirun", "experiment=search", "steps=30", "checkpoint_every=5", "
 def search_states(cli: CommandLine) -> list[tuple[str, dict[str, float], float | None]]:
     study = optuna.load_study(study_name="search", storage=f"sqlite:///{cli.folder}/outputs/search/optuna.db")
     return [(trial.state.name, trial.params, trial.value) for trial in study.trials]
+
+
+def test_a_search_makes_the_per_of_stable_trials_small(tmp_path: Path) -> None:
+    cfg = OmegaConf.structured(composed("tracking=none"))
+    for outcome, objective in {"stable": 0.25, "slow": 1.0, "exploded": 1.0}.items():
+        folder = write(tmp_path / outcome, outcome=outcome, per=[0.9, 0.25])
+        (folder / "run.png").touch()
+        assert run_in_sweep(cfg, folder) == objective
 
 
 @pytest.mark.slow
