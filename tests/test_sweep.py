@@ -209,11 +209,10 @@ def test_a_search_makes_the_per_of_stable_trials_small(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_search_goes_on_to_its_total_and_no_further(cli: CommandLine) -> None:
     process = cli.start(*SEARCH, "hydra.sweeper.n_trials=3")
-    half = ("*/checkpoints/last.pt", 2)
-    wait_for(lambda: len([*(cli.folder / "outputs/search").glob(half[0])]) == half[1], process)
+    wait_for(lambda: len([*cli.folder.glob("outputs/search/*/checkpoints/last.pt")]) == 2, process)
     process.kill()
     process.communicate()
-    assert "another" not in cli.run(*SEARCH, "hydra.sweeper.n_trials=3").out
+    cli.run(*SEARCH, "hydra.sweeper.n_trials=3")
     states = search_states(cli)
     assert [state for state, _, _ in states].count("COMPLETE") == 3
     assert [state for state, _, _ in states if state != "COMPLETE"] in ([], ["FAIL"])
