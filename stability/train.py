@@ -31,7 +31,10 @@ def _job(cfg: DictConfig) -> float | None:
         return run_in_sweep(cfg, folder)
     from stability.training.trial import run_trial  # late: PyTorch takes seconds, and --help needs none of it
 
-    run_trial(config.resolve(cfg), folder)
+    try:
+        run_trial(config.resolve(cfg), folder)
+    except StabilityError as error:
+        sys.exit(f"error: {error}")  # Hydra prints an exception that passes through it
     return None
 
 

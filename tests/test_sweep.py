@@ -1,7 +1,6 @@
 """Sweeps, `python -m stability.train --multirun`, in processes of their own."""
 
 import fcntl
-import math
 import os
 import pty
 import re
@@ -14,10 +13,14 @@ from pathlib import Path
 
 import optuna
 import pytest
+from omegaconf import OmegaConf
 
 from stability import config
 from stability.files import ERROR
+from stability.studies.sweep import run_in_sweep
 from tests.commandline import CommandLine, ended, rows, the_message, wait_for
+from tests.configs import composed
+from tests.test_trials import write
 
 FACTORS = ("optimizer=official,adam_default", "seed=0,1")
 LONG = ("steps=60", "checkpoint_every=5", "validate_every=20")
@@ -194,14 +197,21 @@ def search_states(cli: CommandLine) -> list[tuple[str, dict[str, float], float |
     return [(trial.state.name, trial.params, trial.value) for trial in study.trials]
 
 
+def test_a_search_makes_the_per_of_stable_trials_small(tmp_path: Path) -> None:
+    cfg = OmegaConf.structured(composed("tracking=none"))
+    for outcome, objective in {"stable": 0.25, "slow": 1.0, "exploded": 1.0}.items():
+        folder = write(tmp_path / outcome, outcome=outcome, per=[0.9, 0.25])
+        (folder / "run.png").touch()
+        assert run_in_sweep(cfg, folder) == objective
+
+
 @pytest.mark.slow
 def test_a_killed_search_goes_on_to_its_total_and_no_further(cli: CommandLine) -> None:
     process = cli.start(*SEARCH, "hydra.sweeper.n_trials=3")
-    half = ("*/checkpoints/last.pt", 2)
-    wait_for(lambda: len([*(cli.folder / "outputs/search").glob(half[0])]) == half[1], process)
+    wait_for(lambda: len([*cli.folder.glob("outputs/search/*/checkpoints/last.pt")]) == 2, process)
     process.kill()
     process.communicate()
-    assert "another" not in cli.run(*SEARCH, "hydra.sweeper.n_trials=3").out
+    cli.run(*SEARCH, "hydra.sweeper.n_trials=3")
     states = search_states(cli)
     assert [state for state, _, _ in states].count("COMPLETE") == 3
     assert [state for state, _, _ in states if state != "COMPLETE"] in ([], ["FAIL"])
@@ -242,9 +252,9 @@ def test_a_terminal_shows_the_verdicts_so_far(cli: CommandLine) -> None:
     os.close(ours)
     assert process.wait(timeout=60) == 0
     lines = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", seen.decode()).replace("\r", "\n").split("\n")
-    lines = [line.strip() for line in lines]
-    assert any(re.fullmatch(r"about \d+ (s|min) left ━+ \d/8", line) for line in lines)
-    assert any(re.fullmatch(r"epsilon [\de.-]+ +lr [\d.]+ +seed \d ━+ \d+/100", line) for line in lines)
+    lines = [line.strip() for line in lines if line.strip()]
+    assert any(re.fullmatch(r"about \d+ (s|min) left [━╸╺]+ +\d/8", line) for line in lines)
+    assert any(re.fullmatch(r"epsilon [\de.-]+ +lr [\d.]+ +seed \d [━╸╺]+ +\d+/100", line) for line in lines)
     assert any(re.search(r"^0\.005 .*\d·", line) for line in lines), "a cell with trials to do"
     assert any(re.fullmatch(r"\[8/8\] \w+  epsilon .* PER .* s", line) for line in lines)
-    assert math.isclose(sum(int(n) for n in re.findall(r" (\d+)(?:  |$)", lines[-2])), 8), lines[-2]
+    assert sum(int(count) for count in re.findall(r"\w \w+ (\d+)", lines[-1])) == 8, lines[-1]

@@ -52,9 +52,7 @@ def show_search(search: Search | None, study: Path) -> None:
     """Print what can be said of a sweep whose sweeper chooses its trials as it goes."""
     done = sum((folder / VERDICT).exists() for folder in study.glob("*"))
     if search:
-        print(
-            f"{search.total} trials, chosen one after another: {search.done} done, {search.total - search.done} to do"
-        )
+        print(f"{search.total} trials, chosen as it goes: {search.done} done, {search.total - search.done} to do")
     else:
         print("The sweeper chooses its trials as it goes.")
     print(f"{done} trials in {study} have their verdict.")

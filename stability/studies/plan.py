@@ -9,8 +9,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from stability import config
 from stability.config import CHANGES_NO_RESULT, USUAL, Config, short_name
@@ -83,16 +82,13 @@ def plan(cfg: DictConfig) -> Plan | None:
     return Plan(tuple(trials.values()), len(jobs) - len(trials))
 
 
-def swept(cfg: DictConfig) -> list[Override]:
-    """The sweep's overrides, those of its configuration before those of the command line."""
-    arguments = [f"{name}={value}" for name, value in (cfg.hydra.sweeper.get("params") or {}).items()]
-    arguments += OmegaConf.to_container(cfg.hydra.overrides.task)
-    return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_overrides(arguments)
-
-
 def grid(cfg: DictConfig) -> Sequence[list[str]]:
     """All combinations of what is swept, each as the overrides of its job."""
-    (jobs,) = BasicSweeper.split_arguments(swept(cfg), None)
+    arguments = [f"{name}={value}" for name, value in (cfg.hydra.sweeper.get("params") or {}).items()]
+    arguments.extend(map(str, cfg.hydra.overrides.task))  # those of the command line win
+    loader = GlobalHydra.instance().config_loader()
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+    (jobs,) = BasicSweeper.split_arguments(overrides, None)
     if not jobs:
         raise StabilityError("There is nothing to sweep: a range or a list of choices is empty.")
     return jobs

@@ -62,10 +62,10 @@ class SweepProgress:
         self._study, self.plan = study, plan
         self._total = len(plan.trials) if plan else search.total if search else None
         self._done = search.done if search else 0
-        self.planned = {trial.folder: trial for trial in plan.trials} if plan else {}
+        self._trials = {trial.folder: trial for trial in plan.trials} if plan else {}
         self._before = {folder: _stamps(folder) for folder in self.folders()}
         self.outcomes: dict[Path, str] = {}  # of the trials that have ended, by folder
-        for folder, trial in self.planned.items():
+        for folder, trial in self._trials.items():
             if self._before[folder].verdict and not self._before[folder].error and not trial.config.fresh:
                 self.outcomes[folder] = _read(folder)[0]
         self._known = len(self.outcomes)
@@ -93,7 +93,7 @@ class SweepProgress:
 
     def describe(self, folder: Path) -> str:
         """What the trial is, in words."""
-        return self.plan.describe(self.planned[folder]) if self.plan else folder.name
+        return self.plan.describe(self._trials[folder]) if self.plan else folder.name
 
     def _watch(self) -> None:
         while not self._stopping.wait(_PAUSE):
@@ -104,7 +104,7 @@ class SweepProgress:
     def folders(self) -> Iterable[Path]:
         """The folders of the trials; where no plan is, all there are."""
         if self.plan:
-            return self.planned
+            return self._trials
         return [path for path in self._study.glob("*") if path.is_dir()]
 
     def _look(self) -> None:
@@ -116,7 +116,7 @@ class SweepProgress:
             if now.error and now.error != before.error:
                 self.outcomes[folder] = CRASHED
                 self._tell(folder, why(folder).rstrip("."))
-            elif now.verdict and now.verdict != before.verdict:
+            elif now.verdict and not now.error and (now.verdict != before.verdict or before.error):
                 self.outcomes[folder], per = _read(folder)
                 took = (now.verdict - (folder / CONFIG).stat().st_mtime_ns) / 1e9
                 self._tell(folder, f"PER {per:.2f}  {duration(took)}")
@@ -142,7 +142,7 @@ class SweepProgress:
         for folder in self.folders():
             begun = folder not in self.outcomes and (folder / SIGNALS).exists()
             if begun and time.time() - (folder / SIGNALS).stat().st_mtime < 60 and (at := _last_step(folder / SIGNALS)):
-                total = self.planned[folder].config.steps if folder in self.planned else None
+                total = self._trials[folder].config.steps if folder in self._trials else None
                 bars.add_task(escape(self.describe(folder)), total=total, completed=at)
         return Group(bars.get_renderable(), self._verdicts())
 
