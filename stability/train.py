@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stability import config
 from stability.errors import StabilityError, cannot_write
+from stability.studies import bisection
 
 
 @hydra.main(config_path=str(config.folder()), config_name="config")
@@ -37,6 +38,7 @@ def main() -> None:
     """Run Hydra on the command line. What a user can mend ends in one message and exit status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exceptions as they are, instead of printing them
     config.register()
+    bisection.register()
     try:
         _job()
     except StabilityError as error:
