@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stability.diagnosis.verdict import Verdict
 from stability.studies.bisection import next_rate
 from tests.commandline import CommandLine, ended, wait_for
 
@@ -136,6 +137,14 @@ def test_a_crash_ends_one_search_and_nothing_healthy_is_told(cli: CommandLine) -
     assert (row["lr"], row["low"], row["high"]) == ("nan", "0", "inf")
     assert "no healthy rate in 1 of 1 seeds" in row["notes"]
 
+    (crashed,) = {path.parent for path in study.glob("*/train.log")} - {
+        path.parent for path in study.glob("*/verdict.json")
+    }
+    (crashed / "verdict.json").write_text(Verdict("bad_data", "input", 0, 0).to_json())
+    end = ended(cli.start(*COMMAND, *limits, "steps=2", "device=nonsense,cpu"), 1)
+    assert "Launching" not in end.out
+    assert f"  device=nonsense: bad_data at lr 0.01, the fault of no rate: see outputs/single/{crashed.name}" in end.err
+
 
 @pytest.mark.parametrize(
     ("override", "told"),
@@ -154,6 +163,6 @@ def test_a_crash_ends_one_search_and_nothing_healthy_is_told(cli: CommandLine) -
     ],
 )
 def test_what_cannot_be_searched(cli: CommandLine, override: str, told: list[str]) -> None:
-    message = cli.fail(*COMMAND, override)
+    message = cli.fail("--multirun", "experiment=boundary", override)
     assert all(text in message for text in told), message
     assert [*cli.folder.iterdir()] == []

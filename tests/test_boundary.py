@@ -116,7 +116,7 @@ def test_as_people_read_it() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+@pytest.mark.parametrize("seeds", [2, 3, 10])
 @pytest.mark.parametrize("spread", [0.0, 0.1, 0.3, 1.0])
 def test_intervals_hold_the_truth_of_simulated_searches(spread: float, seeds: int) -> None:
     """The spread of the seeds' boundaries is in units of the natural logarithm; a bracket is 0.29 wide."""

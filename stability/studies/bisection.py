@@ -165,18 +165,20 @@ class BisectionSweeper(BasicSweeper):
 
     def _due(self, searches: Sequence[_Search]) -> list[_Job]:
         """The next trial of every search that goes on. What is finished already is read."""
+        assert self.config is not None
         due: dict[Path, _Job] = {}
         for search in searches:
             while not search.trouble and (rate := next_rate(search.outcomes, **self._settings)) is not None:
-                job, fresh = self._job(search, rate)
-                if fresh or not job.read():
+                job = self._job(search, rate)
+                if self.config.fresh or not job.read():
                     if due.setdefault(job.folder, job) is not job:
-                        raise StabilityError(f"Two searches are one, that of {job.folder.name}: a level is given twice.")
+                        raise StabilityError(
+                            f"Two searches are one, that of {job.folder.name}: a level is given twice."
+                        )
                     break
         return list(due.values())
 
-    def _job(self, search: _Search, rate: float) -> tuple[_Job, bool]:
-        """The trial at that rate, and whether it is to be trained anew."""
+    def _job(self, search: _Search, rate: float) -> _Job:
         assert self.config is not None
         assert self.hydra_context is not None
         overrides = [*search.overrides, f"{LR}={rate!r}"]
@@ -186,7 +188,7 @@ class BisectionSweeper(BasicSweeper):
                 f"hydra.sweeper.lowest={self._settings['lowest']} is below schedule.lr_min={cfg.schedule.lr_min}, and "
                 "from there the learning rate would rise. Give a lower schedule.lr_min or a higher lowest."
             )
-        return _Job(search, rate, overrides, Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir), bool(cfg.fresh)
+        return _Job(search, rate, overrides, Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir)
 
 
 def _report(folder: Path) -> None:
