@@ -98,7 +98,7 @@ def test_a_search_that_was_killed_goes_on(cli: CommandLine) -> None:
     wait_for(lambda: any(study.glob("eps1e-08-lr1-*/signals.csv")), killed)
     killed.kill()
     killed.communicate()
-    (first,) = study.glob("*/verdict.json")
+    (first,) = study.glob("eps1e-08-lr0.1-*/verdict.json")
     written = first.stat().st_mtime_ns
 
     out = cli.run(*command).out
@@ -111,15 +111,15 @@ def test_a_search_that_was_killed_goes_on(cli: CommandLine) -> None:
     assert {0.1, 1.0} < tried.keys()
     table = study / "boundary.csv"
     (row,) = csv.DictReader(table.read_text().splitlines())
-    assert row["brackets"] == f"{low:g}-{high:g}"
+    assert row["brackets"] == f"{low:g} to {high:g}"
     assert float(row["lr"]) == pytest.approx(math.sqrt(low * high), rel=0.01)
     assert "one seed, no interval" in row["notes"]
-    assert f"{low:g}-{high:g}" in out
+    assert f"{low:g} to {high:g}" in out
 
     content = table.read_bytes()
     again = cli.run(*command).out
     assert "Launching" not in again  # nothing was left to train
-    assert f"{low:g}-{high:g}" in again
+    assert f"{low:g} to {high:g}" in again
     assert table.read_bytes() == content
     assert verdicts(study) == tried
 
@@ -129,7 +129,9 @@ def test_a_crash_ends_one_search_and_nothing_healthy_is_told(cli: CommandLine) -
     end = ended(cli.start(*COMMAND, *limits, "steps=2", "device=nonsense,cpu"), 1)
     (_, _, message) = end.err.rpartition("error: ")
     assert "1 of 2 searches ended early, the others are done" in message
-    assert "  device=nonsense: no verdict at lr 0.01, it crashed: see outputs/single/eps0.1-lr0.01-" in message
+    assert (
+        "  device=nonsense: no verdict at lr 0.01, for its trial crashed: see outputs/single/eps0.1-lr0.01-" in message
+    )
     assert "the same command goes on" in message
     study = cli.folder / "outputs/single"
     assert verdicts(study) == {0.01: "undecided", 0.1: "undecided"}
@@ -137,9 +139,7 @@ def test_a_crash_ends_one_search_and_nothing_healthy_is_told(cli: CommandLine) -
     assert (row["lr"], row["low"], row["high"]) == ("nan", "0", "inf")
     assert "no healthy rate in 1 of 1 seeds" in row["notes"]
 
-    (crashed,) = {path.parent for path in study.glob("*/train.log")} - {
-        path.parent for path in study.glob("*/verdict.json")
-    }
+    (crashed,) = (path.parent for path in study.glob("*/train.log") if not (path.parent / "verdict.json").exists())
     (crashed / "verdict.json").write_text(Verdict("bad_data", "input", 0, 0).to_json())
     end = ended(cli.start(*COMMAND, *limits, "steps=2", "device=nonsense,cpu"), 1)
     assert "Launching" not in end.out

@@ -109,7 +109,7 @@ def test_as_people_read_it() -> None:
     trials = [trial(lr, "stable" if lr < 1 else "exploded", optimizer__epsilon=e) for lr in (0.1, 1) for e in (1e-8, 1)]
     assert as_rows(found(*trials)) == [
         {
-            "epsilon": epsilon, "lr": "0.316", "low": "0.1", "high": "1", "brackets": "0.1-1",
+            "epsilon": epsilon, "lr": "0.316", "low": "0.1", "high": "1", "brackets": "0.1 to 1",
             "notes": "the bracket of one seed, no interval",
         }
         for epsilon in ("1e-08", "1")

@@ -123,7 +123,9 @@ class BisectionSweeper(BasicSweeper):
             returns.append(self.launcher.launch([job.overrides for job in jobs], initial_job_idx=launched))
             for job in jobs:
                 if not job.read():
-                    job.search.trouble = f"no verdict at lr {job.rate:g}, it crashed: see {short_path(job.folder)}"
+                    job.search.trouble = (
+                        f"no verdict at lr {job.rate:g}, for its trial crashed: see {short_path(job.folder)}"
+                    )
             jobs = self._due(searches)
         _report(folder)
         if troubled := [f"  {search.name}: {search.trouble}" for search in searches if search.trouble]:

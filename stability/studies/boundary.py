@@ -107,7 +107,7 @@ def as_rows(found: Sequence[Boundary]) -> list[dict[str, str]]:
         {
             **{short_name(name): str(level) for name, level in boundary.cell.items()},
             **{name: f"{getattr(boundary, name):.3g}" for name in ("lr", "low", "high")},
-            "brackets": ", ".join(f"{b.low:g}-{b.high:g}" for b in boundary.brackets),
+            "brackets": ", ".join(f"{b.low:g} to {b.high:g}" for b in boundary.brackets),
             "notes": "; ".join(boundary.notes),
         }
         for boundary in found
