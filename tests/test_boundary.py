@@ -110,7 +110,7 @@ def test_as_people_read_it() -> None:
     assert as_rows(found(*trials)) == [
         {
             "epsilon": epsilon, "lr": "0.316", "low": "0.1", "high": "1", "brackets": "0.1 to 1",
-            "notes": "the bracket of one seed, no interval",
+            "notes": "one seed, no interval",
         }
         for epsilon in ("1e-08", "1")
     ]  # fmt: skip

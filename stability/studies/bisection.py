@@ -36,6 +36,7 @@ TABLE = "boundary.csv"  # in the study's folder
 
 _DECADE = 10.0
 _DIGITS = 3  # significant, of a rate: a folder's name has all of them
+_WIDE = 500  # columns, so that no cell of the table is cut
 
 
 def register() -> None:
@@ -207,7 +208,7 @@ def _report(folder: Path) -> None:
     table = Table(*rows[0], box=None, header_style="dim")
     for row in rows:
         table.add_row(*row.values())
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=_WIDE)
     console.print("The largest learning rate at which training is healthy, and its interval at 95 %:")
     console.print(table)
     console.print(f"[dim]{'table':<10}[/] {short_path(folder / TABLE)}")

@@ -69,7 +69,7 @@ class Boundary:
             "no healthy rate": sum(b.low == 0 for b in self.brackets),
             "healthy again above": sum(bool(b.again) for b in self.brackets),
         }
-        one = ("the bracket of one seed, no interval",) if self.seeds == 1 else ()
+        one = ("one seed, no interval",) if self.seeds == 1 else ()
         return (*(f"{what} in {n} of {self.seeds} seeds" for what, n in counts.items() if n), *one)
 
 
