@@ -18,7 +18,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stability import config
 from stability.errors import StabilityError, Stop, cannot_write
-from stability.studies import launcher
 
 
 @hydra.main(config_path=str(config.folder()), config_name="config", execution_whitelist="stability.*")
@@ -42,7 +41,6 @@ def main() -> None:
     """Run Hydra on the command line. What a user can mend ends in one message and exit status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exceptions as they are, instead of printing them
     config.register()
-    launcher.register()
     try:
         _run()
     except StabilityError as error:

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
@@ -107,11 +106,6 @@ class StackedLauncher(Launcher):
         finally:
             log.close()
             self._context.callbacks.on_job_end(config=job.config, job_return=job.result)
-
-
-def register() -> None:
-    """Make Hydra know the launcher."""
-    Plugins.instance().register(StackedLauncher)
 
 
 def _kind(cfg: DictConfig) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
@@ -61,11 +60,6 @@ class ResumingSweeper(OptunaSweeper):
                 return  # of no finished trial there is no best, over which Optuna stumbles
             best = " ".join(f"{name}={value:.4g}" for name, value in study.best_params.items())
             print(f"The best of {_finished(study)} trials: {study.best_value:.4g} with {best}")
-
-
-def register() -> None:
-    """Make Hydra know the sweeper."""
-    Plugins.instance().register(ResumingSweeper)
 
 
 def look_up(cfg: DictConfig) -> Search | None:

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from stability import config
 from stability.errors import Busy, StabilityError, Stop
 from stability.files import ERROR, FIGURE, LOCK, VERDICT, short_path, write_atomically
+from stability.studies.bisection import BisectionSweeper
 from stability.studies.dry_run import show_plan, show_search
 from stability.studies.plan import Plan, plan
 from stability.studies.progress import CRASHED, SweepProgress, why
-from stability.studies.search import Search, look_up, register
+from stability.studies.search import ResumingSweeper, Search, look_up
 from stability.studies.trials import read_trials
 from stability.tracking import is_sent
 
@@ -114,7 +116,10 @@ def _begin(cfg: DictConfig) -> SweepProgress:
         from stability.studies.claims import find_claims, read_claims  # late: SciPy takes a while
 
         read_claims(find_claims(Path(cfg.sweep.claims)))  # what is wrong in it is said now, and not after hours
-    register()
+    from stability.studies.launcher import StackedLauncher  # late: it trains as a sweep does
+
+    for plugin in (ResumingSweeper, BisectionSweeper, StackedLauncher):
+        Plugins.instance().register(plugin)
     planned, searched = plan(cfg), look_up(cfg)
     if cfg.sweep.dry_run:
         show_plan(planned) if planned else show_search(searched, study)
