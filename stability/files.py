@@ -5,7 +5,7 @@ from pathlib import Path
 
 # In a trial's folder, beside the tables of signals.
 CONFIG, VERDICT, FIGURE = "config.yaml", "verdict.json", "run.png"
-EXCLUDED, TRACKING = "excluded.txt", "tracking.json"
+EXCLUDED, ERROR, TRACKING = "excluded.txt", "error.txt", "tracking.json"
 CHECKPOINTS = Path("checkpoints")
 LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
 FLIGHT = Path("flight")  # what is left of a failed step, to make it again; flight.json is written last
