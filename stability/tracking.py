@@ -49,14 +49,14 @@ _ARTIFACTS = (CONFIG, VERDICT, FIGURE)
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens on chat traces, not runs
 _NOTE = "mlflow.note.content"  # the description on a run's page
 _PARENT = "mlflow.parentRunId"
-_VIEW = "mlflow.sharedViewState."  # and an id: a tag of an experiment, listed in the menu "Views" over its runs
+_VIEW = "mlflow.sharedViewState."  # with an id behind it: an experiment's tag, one of the "Views" above its runs
 _COLUMNS = (
     *(f"tags.`{name}`" for name in ("outcome", "cause")),
     "metrics.`validation/per`",
-    *(f"params.`{name}`" for name in ("epsilon", "lr", "noise", "batch", "loss", "precision", "seed")),
+    *(f"params.`{name}`" for name in ("epsilon", "lr", "noise", "batch", "loss", "seed")),
 )
 _SORTED = {"orderByKey": "metrics.`validation/per`", "orderByAsc": "true"}
-_WORKFLOW = "workflowType=machine_learning"  # else the page has the menus of chat traces, as without `_EXPERIMENT_TAGS`
+_WORKFLOW = "workflowType=machine_learning"  # in a link, for the menus of training runs instead of chat traces
 _VERDICT_TAGS = ("outcome", "cause", "onset_step", "detected_step")
 _NOT_PARAMETERS = ("tracking", "outputs", "fresh")  # they say nothing about the trial
 _POINTS = 320  # a metric: as many as MLflow's pages draw; `signals.csv` has them all
@@ -143,10 +143,10 @@ def close_study(folder: Path, attachments: Sequence[Path], note: str) -> str:
     `note`, Markdown, becomes the description, followed by links to the trials of each outcome; `attachments` become
     artifacts. The run ends as FINISHED if every trial in `folder` has its verdict, FAILED if one crashed, else KILLED.
     """
+    state = _read_state(folder)
+    if state is None:
+        return "tracking=none: the study is in its folder alone."
     with _locked(folder):
-        state = _read_state(folder)
-        if state is None:
-            return "tracking=none: the study is in its folder alone."
         study = _StudySender(folder, state)
         study.finish(attachments, note)
     return study.where
@@ -398,7 +398,7 @@ class _TrialSender(_Sender, Tracker):
         study = self._study()
         if study is not None and study.run_id is None:  # the store did not answer when the study was opened
             with _locked(self._folder.parent):
-                return _StudySender(self._folder.parent, study).run_id
+                return _StudySender(self._folder.parent, study).run_id()
         return study.run_id if study else None
 
     def _study(self) -> _State | None:
@@ -470,14 +470,13 @@ class _TrialSender(_Sender, Tracker):
 
 
 class _StudySender(_Sender):
-    """Sends what a study has beside its trials."""
+    """Sends what a study has beside its trials. For one call; the caller holds the lock of its folder."""
 
     def finish(self, attachments: Sequence[Path], note: str) -> None:
         self._state.note = note
         self._state.attachments = [os.path.relpath(path, self._folder) for path in attachments]
         self._close(self._ended_as())
 
-    @property
     def run_id(self) -> str:
         """The id of its run, which is made if need be."""
         return self._connect().id
@@ -486,13 +485,16 @@ class _StudySender(_Sender):
         return time.time_ns() // 1_000_000
 
     def _ended_as(self) -> str:
-        unfinished = [path.parent for path in self._folder.glob(f"*/{CONFIG}") if not (path.parent / VERDICT).exists()]
         if any(self._folder.glob(f"*/{ERROR}")):
             return "FAILED"
-        return "KILLED" if unfinished else "FINISHED"
+        begun = self._folder.glob(f"*/{CONFIG}")
+        return "FINISHED" if all((path.parent / VERDICT).exists() for path in begun) else "KILLED"
 
     def _describe(self, run: _Run, found: "Run") -> None:
-        """Link to the trials, which MLflow's table and charts hide below their parent unless they are sorted."""
+        """Link to the trials, which MLflow's table and charts hide below their parent unless they are sorted.
+
+        The view has the format that MLflow 3.17 saves views in.
+        """
         now = time.time_ns() // 1_000_000
         name = f"{self._folder.name}: trials"
         chosen = {"searchFilter": _children(run.id), **_SORTED, "selectedColumns": _COLUMNS}
@@ -508,7 +510,6 @@ class _StudySender(_Sender):
         counts = self._outcomes()
         metrics = [Metric(f"outcome.{outcome}", counts[outcome], now, 0) for outcome in get_args(Outcome)]
         run.client.log_batch(run.id, metrics)
-        run.client.set_tag(run.id, _NOTE, self._description(run.id))
         run.client.set_terminated(run.id, self._state.status, now)
         for name in self._state.attachments:
             if (self._folder / name).exists():
