@@ -1,8 +1,11 @@
-"""Send trials to MLflow, or nowhere.
+"""Send trials and studies to MLflow, or nowhere.
 
 A trial's folder is the truth, and the spool: the tracker sends what is in the folder and not yet in MLflow,
 and notes in `tracking.json` what that was. Sending during the training, after a kill, and long after it are
 one and the same; a row is logged once. A store that does not answer never stops a training.
+
+A sweep is a run as well, the parent of its trials' runs, with a `tracking.json` of its own in the study's folder.
+There the trials find it, in whatever process they are trained.
 
     python -m stability.tracking outputs/single          # send what has not been sent
 """
@@ -18,12 +21,14 @@ import subprocess
 import sys
 import time
 import warnings
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from urllib.parse import quote, urlencode, urlsplit
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -32,8 +37,9 @@ from omegaconf import OmegaConf
 
 from stability import config
 from stability.diagnosis import signals
-from stability.errors import StabilityError
-from stability.files import CONFIG, FIGURE, TRACKING, VERDICT, short_path, write_atomically
+from stability.diagnosis.finding import Outcome
+from stability.errors import StabilityError, cannot_write
+from stability.files import CONFIG, ERROR, FIGURE, TRACKING, VERDICT, short_path, write_atomically
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,6 +47,16 @@ if TYPE_CHECKING:
 
 _ARTIFACTS = (CONFIG, VERDICT, FIGURE)
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens on chat traces, not runs
+_NOTE = "mlflow.note.content"  # the description on a run's page
+_PARENT = "mlflow.parentRunId"
+_VIEW = "mlflow.sharedViewState."  # with an id behind it: an experiment's tag, one of the "Views" above its runs
+_COLUMNS = (
+    *(f"tags.`{name}`" for name in ("outcome", "cause")),
+    "metrics.`validation/per`",
+    *(f"params.`{name}`" for name in ("epsilon", "lr", "noise", "batch", "loss", "seed")),
+)
+_SORTED = {"orderByKey": "metrics.`validation/per`", "orderByAsc": "true"}
+_WORKFLOW = "workflowType=machine_learning"  # in a link, for the menus of training runs instead of chat traces
 _VERDICT_TAGS = ("outcome", "cause", "onset_step", "detected_step")
 _NOT_PARAMETERS = ("tracking", "outputs", "fresh")  # they say nothing about the trial
 _POINTS = 320  # a metric: as many as MLflow's pages draw; `signals.csv` has them all
@@ -96,17 +112,44 @@ def open_tracker(
     the run. Without a URI the store is `mlflow.db` under `outputs`. A wrong setting, or a folder that another
     process trains or sends, raises `StabilityError`; a store that does not answer is a warning.
     """
-    match settings.backend:
-        case "none":
-            return Tracker()
-        case "mlflow":
-            uri = _resolve(settings.uri, outputs)
-            commit = _git_commit()
-            about = {"mlflow.source.git.commit": commit} if commit else {}
-            tracker = _MlflowTracker(folder, uri, settings.experiment, {**about, **(tags or {})})
-            tracker.start()
-            return tracker
-    raise StabilityError(f"tracking.backend={settings.backend}: there are mlflow and none.")
+    state = _planned(settings, outputs)
+    if state is None:
+        return Tracker()
+    state.tags.update(tags or {})
+    tracker = _TrialSender(folder, state)
+    tracker.start()
+    return tracker
+
+
+def open_study(settings: config.Tracking, folder: Path, *, outputs: Path) -> None:
+    """Make the run that is the parent of the trials in `folder`, or go on with the one there is. Before any trial.
+
+    Raises as `open_tracker` does. Any number of processes may have a study open, and be killed.
+    """
+    state = _planned(settings, outputs)
+    if state is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            _StudySender(folder, state).start()
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def close_study(folder: Path, attachments: Sequence[Path], note: str) -> str:
+    """Send what a study came to, and return where it can be looked at, in words.
+
+    `note`, Markdown, becomes the description, followed by links to the trials of each outcome; `attachments` become
+    artifacts. The run ends as FINISHED if every trial in `folder` has its verdict, FAILED if one crashed, else KILLED.
+    """
+    state = _read_state(folder)
+    if state is None:
+        return "tracking=none: the study is in its folder alone."
+    with _locked(folder):
+        study = _StudySender(folder, state)
+        study.finish(attachments, note)
+    return study.where
 
 
 def is_sent(settings: config.Tracking, folder: Path, *, outputs: Path) -> bool:
@@ -156,14 +199,17 @@ class _Mark:
 
 @dataclass
 class _State:
-    """`tracking.json`: where the trial is sent, and what of it has been."""
+    """`tracking.json`: where the trial or study is sent, and what of it has been."""
 
     uri: str
     experiment: str
     tags: dict[str, str]
     run_id: str | None = None
     page: str = ""
+    parent: str | None = None  # the study's run
     marks: dict[str, _Mark] = field(default_factory=dict)
+    note: str = ""  # a study's, as are the attachments: paths, seen from its folder
+    attachments: list[str] = field(default_factory=list)
     status: str = "RUNNING"
     finished: bool = False  # nothing is left to send
 
@@ -175,22 +221,16 @@ class _Run(NamedTuple):
     id: str
 
 
-class _MlflowTracker(Tracker):
-    def __init__(self, folder: Path, uri: str, experiment: str, tags: dict[str, str]) -> None:
+class _Sender(ABC):
+    """Sends a folder as a run, and keeps its `tracking.json`. A run that is there already is gone on with."""
+
+    def __init__(self, folder: Path, planned: _State) -> None:
         self._folder = folder
-        self._lock = FileLock(folder / f"{TRACKING}.lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise StabilityError(f"{folder} is being trained, or sent, by another process.") from None
         known = _read_state(folder)
-        same = known is not None and (known.uri, known.experiment) == (uri, experiment)
-        self._state = known if known and same else _State(uri, experiment, tags)
-        self._config = OmegaConf.load(folder / CONFIG)
-        self._stride = math.ceil(OmegaConf.select(self._config, "steps", default=1) / _POINTS)
+        same = known is not None and (known.uri, known.experiment) == (planned.uri, planned.experiment)
+        self._state = known if known and same else planned
         self._run: _Run | None = None
         self._behind = False  # the store lacks what it should have
-        self._next = 0.0
 
     @property
     def where(self) -> str:
@@ -209,41 +249,24 @@ class _MlflowTracker(Tracker):
         _import_mlflow()
         self._try(self._connect, _LAST_REST)
 
-    def update(self) -> None:
-        if time.monotonic() >= self._next:
-            self._try(self._send_rows, _REST)
-            self._next = time.monotonic() + _PAUSE
-
-    def finish(self) -> None:
-        self._close("FINISHED")
-
-    def abort(self, status: Literal["FAILED", "KILLED"]) -> None:
-        self._close(status)
-
     def send_rest(self) -> None:
-        """Send what has not been sent of a trial that is not being trained. Raises what MLflow raises."""
-        state = self._state
-        if not state.finished:
-            if (self._folder / VERDICT).exists():
-                state.status = "FINISHED"
-            elif state.status == "RUNNING":
-                state.status = "KILLED"
+        """Send what has not been sent of what is not going on any more. Raises what MLflow raises."""
+        if not self._state.finished:
+            self._state.status = self._ended_as()
             _import_mlflow()
             with _quiet():
                 self._send_all()
-        self._lock.release()
 
     @property
     def _send_later(self) -> str:
         command = _command("stability.tracking", short_path(self._folder))
-        return f"Everything is kept in the trial's folder; send it later: `{command}`"
+        return f"Everything is kept in the folder; send it later: `{command}`"
 
     def _close(self, status: str) -> None:
         self._state.status = status
         with suppress(OSError):  # on a full disk, the folder tells what it told before
             self._save()
         self._try(self._send_all, _LAST_REST)
-        self._lock.release()
 
     def _try(self, work: Callable[[], object], rest: float) -> None:
         """Do `work`, unless the store is being left alone. What fails is told once; the training goes on."""
@@ -268,14 +291,18 @@ class _MlflowTracker(Tracker):
             self._behind = False
 
     def _connect(self) -> _Run:
-        """The trial's run in the opened store: the one it has, or a new one."""
+        """The run in the opened store: the one it has, or a new one."""
         if self._run is None:
             client, experiment_id = _open_store(self._state.uri, self._state.experiment)
-            run = self._find_run(client) or self._create_run(client, experiment_id)
+            parent = self._parent()
+            run = self._find_run(client) or self._create_run(client, experiment_id, parent)
             if run.info.status != "RUNNING":
                 client.update_run(run.info.run_id, status="RUNNING")
+            if parent and parent != run.data.tags.get(_PARENT):
+                client.set_tag(run.info.run_id, _PARENT, parent)
+            self._state.parent = parent
+            self._describe(_Run(client, run.info.run_id), run)
             self._run = _Run(client, run.info.run_id)
-            self._log_parameters(self._run, run.data.params)
         return self._run
 
     def _find_run(self, client: "MlflowClient") -> "Run | None":
@@ -291,23 +318,103 @@ class _MlflowTracker(Tracker):
             raise
         return run if run.info.lifecycle_stage == "active" else None
 
-    def _create_run(self, client: "MlflowClient", experiment_id: str) -> "Run":
+    def _create_run(self, client: "MlflowClient", experiment_id: str, parent: str | None) -> "Run":
         state = self._state
-        started = _milliseconds(self._folder / CONFIG)
-        run = client.create_run(experiment_id, started, state.tags, self._folder.name)
-        state.run_id, state.marks = run.info.run_id, {}
-        state.page = f"#/experiments/{experiment_id}/runs/{state.run_id}"
+        tags = state.tags | ({_PARENT: parent} if parent else {})
+        run = client.create_run(experiment_id, self._started(), tags, self._folder.name)
+        state.run_id, state.parent, state.marks = run.info.run_id, parent, {}
+        state.page = f"#/experiments/{experiment_id}/runs/{state.run_id}?{_WORKFLOW}"
         self._save()
         return run
 
-    def _log_parameters(self, run: _Run, logged: Mapping[str, str]) -> None:
-        """Log what is not `logged`; MLflow lets no parameter change."""
+    def _save(self) -> None:
+        write_atomically(self._folder / TRACKING, json.dumps(asdict(self._state), indent=2).encode())
+
+    def _parent(self) -> str | None:
+        """The id of the run that this one belongs to."""
+        return None
+
+    @abstractmethod
+    def _started(self) -> int:
+        """When it was begun, in ms since 1970."""
+
+    @abstractmethod
+    def _describe(self, run: _Run, found: "Run") -> None:
+        """Complete what is known at the beginning, of which the run may have some."""
+
+    @abstractmethod
+    def _ended_as(self) -> str:
+        """The status of what is not going on any more."""
+
+    @abstractmethod
+    def _send_all(self) -> None:
+        """Send all that there is, and close the run."""
+
+
+class _TrialSender(_Sender, Tracker):
+    """Sends a trial. It keeps other processes from it as long as it lives, or until the trial has ended."""
+
+    def __init__(self, folder: Path, planned: _State) -> None:
+        self._lock = FileLock(folder / f"{TRACKING}.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise StabilityError(f"{folder} is being trained, or sent, by another process.") from None
+        super().__init__(folder, planned)
+        self._config = OmegaConf.load(folder / CONFIG)
+        self._stride = math.ceil(OmegaConf.select(self._config, "steps", default=1) / _POINTS)
+        self._next = 0.0
+
+    def update(self) -> None:
+        if time.monotonic() >= self._next:
+            self._try(self._send_rows, _REST)
+            self._next = time.monotonic() + _PAUSE
+
+    def finish(self) -> None:
+        self._close("FINISHED")
+
+    def abort(self, status: Literal["FAILED", "KILLED"]) -> None:
+        self._close(status)
+
+    def send_rest(self) -> None:
+        study = self._study()
+        if study and study.run_id != self._state.parent:
+            self._state.finished = False
+        super().send_rest()
+        self._lock.release()
+
+    def _close(self, status: str) -> None:
+        super()._close(status)
+        self._lock.release()
+
+    def _started(self) -> int:
+        return _milliseconds(self._folder / CONFIG)
+
+    def _ended_as(self) -> str:
+        if (self._folder / VERDICT).exists():
+            return "FINISHED"
+        return "KILLED" if self._state.status == "RUNNING" else self._state.status
+
+    def _describe(self, run: _Run, found: "Run") -> None:
         from mlflow.entities import Param
 
         named = _parameters(OmegaConf.to_container(self._config))
-        missing = [Param(name, value) for name, value in named if name not in logged]
+        missing = [Param(name, value) for name, value in named if name not in found.data.params]  # none can be changed
         for some in _batches(missing, _PARAMETERS_PER_BATCH):
             run.client.log_batch(run.id, params=some)
+
+    def _parent(self) -> str | None:
+        study = self._study()
+        if study is not None and study.run_id is None:  # the store did not answer when the study was opened
+            with _locked(self._folder.parent):
+                return _StudySender(self._folder.parent, study).run_id()
+        return study.run_id if study else None
+
+    def _study(self) -> _State | None:
+        """What the folder above tells of the study, if that goes to the same place."""
+        study = _read_state(self._folder.parent)
+        same = study and (study.uri, study.experiment) == (self._state.uri, self._state.experiment)
+        return study if same else None
 
     def _send_rows(self, *, all_of_them: bool = False) -> None:
         run = self._connect()
@@ -370,8 +477,72 @@ class _MlflowTracker(Tracker):
         self._state.finished = True
         self._save()
 
-    def _save(self) -> None:
-        write_atomically(self._folder / TRACKING, json.dumps(asdict(self._state), indent=2).encode())
+
+class _StudySender(_Sender):
+    """Sends what a study has beside its trials. For one call; the caller holds the lock of its folder."""
+
+    def finish(self, attachments: Sequence[Path], note: str) -> None:
+        self._state.note = note
+        self._state.attachments = [os.path.relpath(path, self._folder) for path in attachments]
+        self._close(self._ended_as())
+
+    def run_id(self) -> str:
+        """The id of its run, which is made if need be."""
+        return self._connect().id
+
+    def _started(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def _ended_as(self) -> str:
+        if any(self._folder.glob(f"*/{ERROR}")):
+            return "FAILED"
+        begun = self._folder.glob(f"*/{CONFIG}")
+        return "FINISHED" if all((path.parent / VERDICT).exists() for path in begun) else "KILLED"
+
+    def _describe(self, run: _Run, found: "Run") -> None:
+        """Link to the trials, which MLflow's table and charts hide below their parent unless they are sorted.
+
+        The view has the format that MLflow 3.17 saves views in.
+        """
+        now = time.time_ns() // 1_000_000
+        name = f"{self._folder.name}: trials"
+        chosen = {"searchFilter": _children(run.id), **_SORTED, "selectedColumns": _COLUMNS}
+        view = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(chosen)}
+        run.client.set_experiment_tag(found.info.experiment_id, _VIEW + run.id, json.dumps(view))
+        run.client.set_tag(run.id, _NOTE, self._description(run.id))
+
+    def _send_all(self) -> None:
+        from mlflow.entities import Metric
+
+        run = self._connect()
+        now = time.time_ns() // 1_000_000
+        counts = self._outcomes()
+        metrics = [Metric(f"outcome.{outcome}", counts[outcome], now, 0) for outcome in get_args(Outcome)]
+        run.client.log_batch(run.id, metrics)
+        run.client.set_terminated(run.id, self._state.status, now)
+        for name in self._state.attachments:
+            if (self._folder / name).exists():
+                run.client.log_artifact(run.id, str(self._folder / name))
+        self._state.finished = True
+        self._save()
+
+    def _outcomes(self) -> Counter[str]:
+        """How many trials have each outcome."""
+        return Counter(json.loads(path.read_text())["outcome"] for path in self._folder.glob(f"*/{VERDICT}"))
+
+    def _description(self, run_id: str) -> str:
+        """The note, and links to the trials."""
+        runs = self._state.page.partition("/runs/")[0] + f"/runs?{_WORKFLOW}"
+        links = [f"[all]({runs}&viewStateShareKey={run_id})"]
+        for outcome, number in self._outcomes().most_common():
+            query = {"searchFilter": f"{_children(run_id)} and tags.outcome = '{outcome}'", **_SORTED}
+            links.append(f"[{number} {outcome}]({runs}&{urlencode(query, quote_via=quote)})")
+        return "\n\n".join(filter(None, (self._state.note, f"Trials: {', '.join(links)}.")))
+
+
+def _children(run_id: str) -> str:
+    """A filter for the runs that have this parent."""
+    return f"tags.{_PARENT} = '{run_id}'"
 
 
 def _read_state(folder: Path) -> _State | None:
@@ -386,6 +557,22 @@ def _read_state(folder: Path) -> _State | None:
         raise StabilityError(
             f"{path} is not what this version writes ({error}). Without the file, the trial is sent anew."
         ) from None
+
+
+def _planned(settings: config.Tracking, outputs: Path) -> _State | None:
+    """What the settings say, checked; None for nowhere."""
+    match settings.backend:
+        case "none":
+            return None
+        case "mlflow":
+            commit = _git_commit()
+            about = {"mlflow.source.git.commit": commit} if commit else {}
+            return _State(_resolve(settings.uri, outputs), settings.experiment, about)
+    raise StabilityError(f"tracking.backend={settings.backend}: there are mlflow and none.")
+
+
+def _locked(study: Path) -> FileLock:
+    return FileLock(study / f"{TRACKING}.lock")
 
 
 def _resolve(uri: str | None, outputs: Path) -> str:
@@ -468,16 +655,12 @@ def _thin(table: signals.Table, stride: int) -> NDArray[np.bool_]:
     return chosen
 
 
-def _parameters(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The leaves of a configuration under their full names, as text."""
-    for key, value in tree.items():
-        if not prefix and key in _NOT_PARAMETERS:
-            continue
-        if isinstance(value, dict):
-            yield from _parameters(value, f"{prefix}{key}.")
-        else:
+def _parameters(tree: Any) -> Iterator[tuple[str, str]]:
+    """The values of a configuration under their short names, as text."""
+    for name, value in config.dotted(tree).items():
+        if name.partition(".")[0] not in _NOT_PARAMETERS:
             text = value if isinstance(value, str) else json.dumps(value)
-            yield f"{prefix}{key}", text[:_PARAMETER_LENGTH]
+            yield config.short_name(name), text[:_PARAMETER_LENGTH]
 
 
 def _git_commit() -> str | None:
@@ -509,35 +692,38 @@ def _reason(error: Exception) -> str:
     return (" ".join(str(inner).split()) or type(inner).__name__).rstrip(".")
 
 
-def _trials(folder: Path) -> list[Path]:
-    """The folders of trials at and below `folder`."""
+def _tracked(folder: Path) -> list[Path]:
+    """The folders of studies and trials at and below `folder`, a study before its trials."""
     marks = (path.parent for name in (TRACKING, signals.SIGNALS) for path in folder.rglob(name))
-    found = sorted({folder for folder in marks if (folder / CONFIG).exists()})
+    found = sorted({folder for folder in marks if (folder / CONFIG).exists() or (folder / TRACKING).exists()})
     if not found:
         raise StabilityError(f"{folder} neither is nor holds the folder of a trial.")
     return found
 
 
 def _send(folder: Path, uri: str | None) -> None:
-    """Send what has not been sent of the trial in `folder`, to `uri` or to where it was to go."""
+    """Send what has not been sent of the trial or study in `folder`, to `uri` or to where it was to go."""
     known = _read_state(folder)
     if known is not None:
-        uri, experiment, tags = uri or known.uri, known.experiment, known.tags
+        state = _State(_resolve(uri or known.uri, folder), known.experiment, known.tags)
+        state.note, state.attachments = known.note, known.attachments
     elif uri is not None:
         study = OmegaConf.select(OmegaConf.load(folder / CONFIG), "study", default="single")
-        experiment, tags = str(study), {}
+        state = _State(_resolve(uri, folder), str(study), {})
     else:
         raise StabilityError(f"{folder} was trained with tracking=none: name a store with --uri.")
-    tracker = _MlflowTracker(folder, _resolve(uri, folder), experiment, tags)
-    try:
-        tracker.send_rest()
-    except Exception as error:  # whatever MLflow raises; the user can mend it or wait
-        raise StabilityError(f"{folder} was not sent to {uri}: {_reason(error)}.") from error
-    print(f"{folder}: {tracker.where}")
+    a_trial = (folder / CONFIG).exists()
+    with nullcontext() if a_trial else _locked(folder):
+        sender = _TrialSender(folder, state) if a_trial else _StudySender(folder, state)
+        try:
+            sender.send_rest()
+        except Exception as error:  # whatever MLflow raises; the user can mend it or wait
+            raise StabilityError(f"{folder} was not sent to {state.uri}: {_reason(error)}.") from error
+    print(f"{folder}: {sender.where}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Send to MLflow what has not been sent of the trials in the given folders."""
+    """Send to MLflow what has not been sent of the trials and studies in the given folders."""
     parser = argparse.ArgumentParser(prog="python -m stability.tracking", description=main.__doc__)
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="of a trial, or of a study")
     parser.add_argument("--uri", help="another MLflow store than the trials were trained with")
@@ -545,14 +731,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = False
     for folder in options.folders:
         try:
-            trials = _trials(folder)
+            tracked = _tracked(folder)
         except StabilityError as error:
             print(error, file=sys.stderr)
             failed = True
             continue
-        for trial in trials:
+        for each in tracked:
             try:
-                _send(trial, options.uri)
+                _send(each, options.uri)
             except StabilityError as error:
                 print(error, file=sys.stderr)
                 failed = True

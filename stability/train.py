@@ -25,7 +25,7 @@ def _job(cfg: DictConfig) -> float | None:
     running = HydraConfig.get()
     folder = Path(running.runtime.output_dir)
     if running.mode == RunMode.MULTIRUN:
-        from stability.studies.sweep import run_in_sweep
+        from stability.studies.job import run_in_sweep
 
         return run_in_sweep(cfg, folder)
     from stability.training.trial import run_trial  # late: PyTorch takes seconds, and --help needs none of it

@@ -5,6 +5,7 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,12 +14,14 @@ import sys
 import time
 import urllib.request
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
@@ -27,7 +30,9 @@ from numpy.typing import NDArray
 from stability import config, tracking
 from stability.diagnosis import signals
 from stability.errors import StabilityError
+from tests.commandline import CommandLine
 
+_PARENT = "mlflow.parentRunId"
 _NAMES = ("loss", "lr", "epsilon_dominance")
 
 
@@ -163,14 +168,15 @@ def test_a_trial_from_start_to_end(outputs: Path, capfd: pytest.CaptureFixture[s
     (run,) = look(store(outputs))
     assert (run.name, run.status) == ("epsilon=1e-8,seed=0", "FINISHED")
     assert run.params == {
-        "optimizer.epsilon": "1e-08",
-        "optimizer.clip_norm": "null",
-        "optimizer.fused": "true",
+        "epsilon": "1e-08",
+        "clip_norm": "null",
+        "fused": "true",
         "steps": "100",
         "study": "study",
-        "data.sessions": '["a", "b"]',
-        "data.path": "/data",
+        "sessions": '["a", "b"]',
+        "path": "/data",
     }
+    assert _PARENT not in run.tags  # no sweep
     assert run.tags["outcome"] == "exploded"
     assert run.tags["cause"] == "learning_rate"
     assert run.tags["onset_step"] == "0"
@@ -252,6 +258,7 @@ def _one_of_four(barrier: Barrier, folder: Path, outputs: Path) -> None:
     tracking._PAUSE = 0.0
     tracking._import_mlflow()
     barrier.wait(120)  # so that all come upon the store at once
+    tracking.open_study(config.Tracking("mlflow", None, "study"), folder.parent, outputs=outputs)
     tracker = open_tracker(folder, outputs)
     for first in range(0, 100, 20):
         add_rows(folder, first, first + 20)
@@ -261,21 +268,157 @@ def _one_of_four(barrier: Barrier, folder: Path, outputs: Path) -> None:
     sys.exit(json.loads((folder / "tracking.json").read_text())["finished"] is not True)
 
 
-def test_four_processes_on_a_fresh_store(tmp_path: Path) -> None:
+def test_four_processes_of_two_studies_on_a_fresh_store(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(4)
-    processes = [
-        context.Process(target=_one_of_four, args=(barrier, make_trial(tmp_path / f"trial{n}"), tmp_path))
-        for n in range(4)
-    ]
+    folders = [make_trial(tmp_path / study / trial) for study in ("one", "two") for trial in ("a", "b")]
+    processes = [context.Process(target=_one_of_four, args=(barrier, folder, tmp_path)) for folder in folders]
     for process in processes:
         process.start()
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * 4
     runs = look(store(tmp_path))
-    assert sorted(run.name for run in runs) == [f"trial{n}" for n in range(4)]
-    assert all(run.steps("lr") == list(range(100)) and run.status == "FINISHED" for run in runs)
+    studies = {run.id: run.name for run in runs if _PARENT not in run.tags}
+    assert sorted(studies.values()) == ["one", "two"]
+    trials = [run for run in runs if run.id not in studies]
+    assert sorted((studies[run.tags[_PARENT]], run.name) for run in trials) == [
+        *(("one", "a"), ("one", "b"), ("two", "a"), ("two", "b"))
+    ]
+    assert all(run.steps("lr") == list(range(100)) and run.status == "FINISHED" for run in trials)
+
+
+def open_study(folder: Path, outputs: Path) -> None:
+    tracking.open_study(config.Tracking("mlflow", None, "study"), folder, outputs=outputs)
+
+
+def family(uri: str) -> tuple[Seen, list[Seen]]:
+    """The run of the only study, and those of its trials, which are all others."""
+    runs = look(uri)
+    (parent,) = (run for run in runs if _PARENT not in run.tags)
+    children = [run for run in runs if run.tags.get(_PARENT) == parent.id]
+    assert len(children) == len(runs) - 1
+    return parent, children
+
+
+def found_by(link: str, uri: str) -> list[str]:
+    """The names of the runs that the table shows which this link leads to, in its order."""
+    from mlflow import MlflowClient
+
+    experiment = link.split("/")[2]
+    query = {name: values[0] for name, values in parse_qs(link.partition("?")[2]).items()}
+    client = MlflowClient(tracking_uri=uri)
+    if view := query.get("viewStateShareKey"):
+        saved = json.loads(client.get_experiment(experiment).tags[f"mlflow.sharedViewState.{view}"])
+        assert saved["name"] == "sweep: trials"
+        query = json.loads(saved["state"])
+    order = [f"{query['orderByKey']} {'ASC' if query['orderByAsc'] == 'true' else 'DESC'}"]
+    return [run.info.run_name or "" for run in client.search_runs([experiment], query["searchFilter"], order_by=order)]
+
+
+def test_a_sweep_from_start_to_end(cli: CommandLine, empty_store: Path) -> None:
+    outputs = cli.folder / "outputs"
+    folder = outputs / "sweep"
+    outputs.mkdir()
+    shutil.copy(empty_store, outputs / "mlflow.db")
+    uri = store(outputs)
+    program = "from tests.test_tracking import *; open_study(Path(sys.argv[1]), Path(sys.argv[2]))"
+    subprocess.run([sys.executable, "-c", program, folder, outputs], check=True, cwd=config.CHECKOUT)
+    open_study(folder, outputs)  # again, after that process's end
+    (parent,) = look(uri)
+    assert (parent.name, parent.status, parent.params) == ("sweep", "RUNNING", {})
+    settings = ["study=sweep", "tracking=mlflow", "tracking.experiment=study", "optimizer.clip_norm=null"]
+    cli.run("--multirun", *settings, "schedule.lr_max=0.005,1e6", "diagnosis=eager")
+
+    (folder / "report").mkdir()
+    (folder / "report" / "phase.svg").write_text("<svg/>")
+    (folder / "report.html").write_text("<p>It is the rate.</p>")
+    attachments = [folder / "report.html", folder / "report" / "phase.svg"]
+    where = tracking.close_study(folder, attachments, "**It is the rate.**")
+    assert f"/runs/{parent.id}?" in where
+    closed, trials = family(uri)
+    assert closed.id == parent.id
+    assert {(run.params["epsilon"], run.params["lr"]) for run in trials} == {("0.1", "0.005"), ("0.1", "1000000.0")}
+    assert closed.status == "FINISHED"
+    assert closed.artifacts == {"report.html", "phase.svg"}
+    outcomes = Counter(run.tags["outcome"] for run in trials)
+    assert {f"outcome.{name}": [(0, count)] for name, count in outcomes.items()}.items() <= closed.metrics.items()
+    assert sum(count for ((_, count),) in closed.metrics.values()) == 2
+
+    note = closed.tags["mlflow.note.content"]
+    assert note.startswith("**It is the rate.**\n\nTrials: [all](#/experiments/")
+    by_error = [run.name for run in sorted(trials, key=lambda run: run.metrics["validation/per"][-1][1])]
+    links = dict(re.findall(r"\[([^]]+)\]\(([^)]+)\)", note))
+    assert sorted(found_by(links.pop("all"), uri)) == sorted(by_error)
+    for text, link in links.items():
+        count, outcome = text.split()
+        assert outcomes.pop(outcome) == int(count)
+        assert sorted(found_by(link, uri)) == sorted(r.name for r in trials if r.tags["outcome"] == outcome)
+    assert not outcomes
+
+
+def test_how_a_study_ended(outputs: Path) -> None:
+    folder = outputs / "sweep"
+    for status, left in (("FINISHED", None), ("KILLED", "config.yaml"), ("FAILED", "error.txt")):
+        open_study(folder, outputs)
+        assert look(store(outputs))[0].status == "RUNNING"
+        if left:
+            (folder / "trial").mkdir(exist_ok=True)
+            (folder / "trial" / left).touch()
+        tracking.close_study(folder, [], f"It is {status}.")
+        (run,) = look(store(outputs))
+        assert run.status == status
+        assert run.tags["mlflow.note.content"].startswith(f"It is {status}.\n\nTrials: [all]")
+
+
+def test_a_trial_makes_the_parent_that_an_outage_has_left_unmade(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, away = outputs / "sweep", outputs / "away.db"
+    away.mkdir()  # no store can be there
+    uri = f"sqlite:///{away}"
+    tracking.open_study(config.Tracking("mlflow", uri, "study"), folder, outputs=outputs)
+    assert f"stability.tracking {folder}" in caplog.text
+    away.rmdir()
+    shutil.copy(outputs / "mlflow.db", away)
+    monkeypatch.setattr(tracking, "_failures", {})
+    for name in ("a", "b"):
+        open_tracker(make_trial(folder / name), outputs, uri).finish()
+    study, trials = family(uri)
+    assert (study.name, study.status) == ("sweep", "RUNNING")
+    assert sorted(run.name for run in trials) == ["a", "b"]
+
+
+def test_a_study_is_sent_later(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    folder = outputs / "sweep"
+    tracking.open_study(config.Tracking("mlflow", uri, "study"), folder, outputs=outputs)
+    trial = make_trial(folder / "trial")
+    tracker = open_tracker(trial, outputs, uri)
+    add_rows(trial, 0, 10)
+    end(trial)
+    tracker.finish()
+    (folder / "report.html").write_text("")
+    assert f"stability.tracking {folder}`" in tracking.close_study(folder, [folder / "report.html"], "The answer.")
+    assert tracking.main([str(folder)]) == 1
+    assert "was not sent to http" in capsys.readouterr().err
+    for _ in range(2):
+        assert tracking.main([str(folder), "--uri", store(outputs)]) == 0
+        study, (child,) = family(store(outputs))
+        assert (child.name, child.steps("loss")) == ("trial", list(range(10)))
+        assert (study.status, study.artifacts) == ("FINISHED", {"report.html"})
+        assert study.metrics["outcome.exploded"] == [(0, 1)]
+        assert study.tags["mlflow.note.content"].startswith("The answer.\n\nTrials: [all]")
+
+
+def test_trials_that_were_sent_before_their_study(outputs: Path) -> None:
+    trial = make_trial(outputs / "sweep" / "trial")
+    open_tracker(trial, outputs).finish()
+    open_study(trial.parent, outputs)
+    assert tracking.main([str(trial.parent)]) == 0
+    study, (child,) = family(store(outputs))
+    assert (study.name, child.name) == ("sweep", "trial")
 
 
 def test_what_is_not_finite_and_what_was_not_measured(outputs: Path) -> None:
@@ -333,12 +476,17 @@ def test_without_tracking_nothing_is_imported_or_written(tmp_path: Path) -> None
         "import sys; from pathlib import Path; from stability import config, tracking\n"
         "here = Path(sys.argv[1])\n"
         "t = tracking.open_tracker(config.Tracking('none', None, 's'), here, outputs=here)\n"
-        "t.update(); t.finish(); t.abort('FAILED'); print(t.where); assert 'mlflow' not in sys.modules"
+        "t.update(); t.finish(); t.abort('FAILED'); print(t.where)\n"
+        "tracking.open_study(config.Tracking('none', None, 's'), here / 'study', outputs=here)\n"
+        "print(tracking.close_study(here / 'study', [], '')); assert 'mlflow' not in sys.modules"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=config.CHECKOUT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "tracking=none: the trial is in its folder alone.\n"
+    assert done.stdout.splitlines() == [
+        "tracking=none: the trial is in its folder alone.",
+        "tracking=none: the study is in its folder alone.",
+    ]
     assert not list(tmp_path.iterdir())
 
 
@@ -538,5 +686,5 @@ def test_a_server_that_dies_and_comes_back(outputs: Path, caplog: pytest.LogCapt
             for run in runs.values():
                 assert (run.status, run.tags["outcome"]) == ("FINISHED", "exploded")
                 assert run.artifacts == {"config.yaml", "verdict.json", "run.png"}
-                assert run.params["optimizer.epsilon"] == "1e-08"
+                assert run.params["epsilon"] == "1e-08"
             assert tracking.main([str(outputs / "study")]) == 0  # again, which changes nothing

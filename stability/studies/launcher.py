@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stability.config import Config, resolve
 from stability.errors import StabilityError
-from stability.studies.sweep import live_in_sweep
+from stability.studies.job import live_in_sweep
 
 if TYPE_CHECKING:
     from stability.data.t15 import Dataset

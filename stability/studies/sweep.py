@@ -4,12 +4,9 @@ A crashed trial does not stop the others; what is finished is passed over, what 
 a list of what is missing. Launchers may train in other processes: what became of a trial is told by its folder.
 """
 
-import math
 import sys
-import traceback
-from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.plugins import Plugins
@@ -17,19 +14,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from stability import config
-from stability.errors import Busy, StabilityError, Stop
-from stability.files import ERROR, FIGURE, LOCK, VERDICT, short_path, write_atomically
+from stability.errors import StabilityError, Stop
+from stability.files import ERROR, LOCK, short_path
 from stability.studies.bisection import BisectionSweeper
 from stability.studies.dry_run import show_plan, show_search
+from stability.studies.launcher import StackedLauncher
 from stability.studies.plan import Plan, plan
 from stability.studies.progress import CRASHED, SweepProgress, why
 from stability.studies.search import ResumingSweeper, Search, look_up
-from stability.studies.trials import read_trials
-from stability.tracking import is_sent
-
-if TYPE_CHECKING:  # PyTorch takes seconds
-    from stability.data.t15 import Dataset
-    from stability.training.together import Wish
 
 
 class Sweep(Callback):
@@ -67,48 +59,6 @@ class Sweep(Callback):
             raise Stop(error) from error
 
 
-def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
-    """Train a sweep's trial in `folder`, and return what `live_in_sweep` does."""
-    if _is_finished(cfg, folder):
-        return _objective(folder)
-    from stability.training.together import train_together  # late: PyTorch takes seconds
-
-    (end,) = train_together([live_in_sweep(cfg, folder)], 1)
-    if isinstance(end, BaseException):
-        raise end
-    return end
-
-
-def live_in_sweep(
-    cfg: DictConfig, folder: Path, data: "Callable[[config.Config], Dataset] | None" = None
-) -> "Generator[Wish, Any, float]":
-    """The life of a sweep's trial in `folder`, in any stack.
-
-    It ends with what a search makes small: the trial's PER, and 1 if it is not stable. A trial that crashes, whatever
-    the reason, leaves the file `error.txt` and ends with NaN, as does one that another process is training.
-    """
-    try:
-        if not _is_finished(cfg, folder):
-            from stability.training.trial import live  # late: PyTorch takes seconds
-
-            yield from live(config.resolve(cfg), folder, quiet=True, data=data)
-        return _objective(folder)
-    except Busy:
-        return math.nan
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        if not isinstance(error, StabilityError):
-            reason = f"{type(error).__name__}: {reason}"
-        write_atomically(folder / ERROR, f"{traceback.format_exc()}\n{reason}\n".encode())
-        return math.nan
-
-
-def _objective(folder: Path) -> float:
-    """What a search makes small."""
-    (trial,) = read_trials([folder]).trials
-    return trial.per if trial.outcome == "stable" else 1.0
-
-
 def _begin(cfg: DictConfig) -> SweepProgress:
     """Check the sweep, and show it from now on. A dry run ends here."""
     study = Path(cfg.hydra.sweep.dir)
@@ -116,8 +66,6 @@ def _begin(cfg: DictConfig) -> SweepProgress:
         from stability.studies.claims import find_claims, read_claims  # late: SciPy takes a while
 
         read_claims(find_claims(Path(cfg.sweep.claims)))  # what is wrong in it is said now, and not after hours
-    from stability.studies.launcher import StackedLauncher  # late: it trains as a sweep does
-
     for plugin in (ResumingSweeper, BisectionSweeper, StackedLauncher):
         Plugins.instance().register(plugin)
     planned, searched = plan(cfg), look_up(cfg)
@@ -141,14 +89,6 @@ def _notes(planned: Plan | None, searched: Search | None) -> list[str]:
     if searched and searched.done >= searched.total:
         notes.append(f"The search has all of its {searched.total} trials: hydra.sweeper.n_trials=MORE goes on with it.")
     return notes
-
-
-def _is_finished(cfg: DictConfig, folder: Path) -> bool:
-    """Whether nothing is left to do for the trial, as far as its folder tells."""
-    if not all((folder / name).exists() for name in (VERDICT, FIGURE)) or (folder / ERROR).exists():
-        return False
-    settings = config.resolve(cfg)
-    return not settings.fresh and is_sent(settings.tracking, folder, outputs=Path(settings.outputs))
 
 
 def _missing(progress: SweepProgress) -> str:

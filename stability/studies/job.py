@@ -1,0 +1,69 @@
+"""A trial as a job of a sweep, which goes on whatever becomes of it."""
+
+import math
+import traceback
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from stability import config
+from stability.errors import Busy, StabilityError
+from stability.files import ERROR, FIGURE, VERDICT, write_atomically
+from stability.studies.trials import read_trials
+from stability.tracking import is_sent
+
+if TYPE_CHECKING:  # PyTorch takes seconds
+    from stability.data.t15 import Dataset
+    from stability.training.together import Wish
+
+
+def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
+    """Train a sweep's trial in `folder`, and return what `live_in_sweep` does."""
+    if _is_finished(cfg, folder):
+        return _objective(folder)
+    from stability.training.together import train_together  # late: PyTorch takes seconds
+
+    (end,) = train_together([live_in_sweep(cfg, folder)], 1)
+    if isinstance(end, BaseException):
+        raise end
+    return end
+
+
+def live_in_sweep(
+    cfg: DictConfig, folder: Path, data: "Callable[[config.Config], Dataset] | None" = None
+) -> "Generator[Wish, Any, float]":
+    """The life of a sweep's trial in `folder`, in any stack.
+
+    It ends with what a search makes small: the trial's PER, and 1 if it is not stable. A trial that crashes, whatever
+    the reason, leaves the file `error.txt` and ends with NaN, as does one that another process is training.
+    """
+    try:
+        if not _is_finished(cfg, folder):
+            from stability.training.trial import live  # late: PyTorch takes seconds
+
+            yield from live(config.resolve(cfg), folder, quiet=True, data=data)
+        return _objective(folder)
+    except Busy:
+        return math.nan
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if not isinstance(error, StabilityError):
+            reason = f"{type(error).__name__}: {reason}"
+        write_atomically(folder / ERROR, f"{traceback.format_exc()}\n{reason}\n".encode())
+        return math.nan
+
+
+def _objective(folder: Path) -> float:
+    """What a search makes small."""
+    (trial,) = read_trials([folder]).trials
+    return trial.per if trial.outcome == "stable" else 1.0
+
+
+def _is_finished(cfg: DictConfig, folder: Path) -> bool:
+    """Whether nothing is left to do for the trial, as far as its folder tells."""
+    if not all((folder / name).exists() for name in (VERDICT, FIGURE)) or (folder / ERROR).exists():
+        return False
+    settings = config.resolve(cfg)
+    return not settings.fresh and is_sent(settings.tracking, folder, outputs=Path(settings.outputs))
