@@ -6,10 +6,13 @@ from pathlib import Path
 # In a trial's folder, beside the tables of signals.
 CONFIG, VERDICT, FIGURE = "config.yaml", "verdict.json", "run.png"
 EXCLUDED, TRACKING = "excluded.txt", "tracking.json"
+ERROR = "error.txt"  # the traceback of a trial that crashed
 CHECKPOINTS = Path("checkpoints")
 LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
 FLIGHT = Path("flight")  # what is left of a failed step, to make it again; flight.json is written last
 FLIGHT_RECORD, FLIGHT_STATE = FLIGHT / "flight.json", FLIGHT / "state.pt"
+
+REPORT = "report"  # in a study's folder: the figures of its report, beside report.html
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

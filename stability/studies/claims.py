@@ -45,6 +45,7 @@ from omegaconf.errors import OmegaConfBaseException
 from scipy import stats
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from stability.config import CHECKOUT
 from stability.diagnosis.finding import Outcome
 from stability.errors import StabilityError
 from stability.studies.effects import (
@@ -114,6 +115,15 @@ class Ruling:
     corrected: float = 1.0
     seeds_needed: int | None = None
     tied: tuple[str, ...] = ()
+
+
+def find_claims(path: Path = Path("claims.yaml")) -> Path:
+    """The file of claims: as it is given, or in `experiments` here, in the checkout or in the installed package."""
+    places = [Path(), Path("experiments"), CHECKOUT / "experiments", Path(__file__).parents[1] / "experiments"]
+    for place in places:
+        if (place / path).is_file():
+            return place / path
+    raise StabilityError(f"There is no file of claims {path}, neither here nor in experiments/: give another, or none.")
 
 
 def read_claims(path: Path) -> list[Claim]:

@@ -5,7 +5,7 @@ import json
 import typing
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +17,7 @@ from stability.config import CHANGES_NO_RESULT, Config, dotted
 from stability.diagnosis.finding import Outcome
 from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, read_table
 from stability.errors import StabilityError
-from stability.files import CONFIG, VERDICT
+from stability.files import CONFIG, ERROR, REPORT, VERDICT
 
 Level = Any  # a configuration's value: a number, a string, True, False, None, or a tuple of them
 
@@ -39,7 +39,7 @@ class Trial:
     last validation's error rate, 1 where there is none. `excursion`, the natural logarithm of the largest gradient norm
     after the first 10 steps over the median before it; inf if one was not finite. Beside them, `largest_norm` is that
     norm, and `phonemes` and `loss` are medians of distinct phonemes and training loss over the last tenth, NaN
-    where not recorded.
+    where not recorded. `folder` holds its files.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Trial:
     largest_norm: float
     phonemes: float
     loss: float
+    folder: Path = field(default=Path(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,9 @@ def _trial_folders(folder: Path) -> list[Path]:
         raise StabilityError(f"There is no folder {folder}: give the folder of a study, outputs/STUDY.")
     if (folder / CONFIG).exists() or (folder / VERDICT).exists():
         return [folder]
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    inner = sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".") and path.name != REPORT
+    )
     if not inner:
         raise StabilityError(f"There is no trial in {folder}: give the folder of a study, outputs/STUDY.")
     return inner
@@ -130,21 +133,29 @@ def _read(folder: Path) -> Trial:
     try:
         written = (folder / VERDICT).stat().st_mtime_ns
     except OSError:
-        begun = (folder / CONFIG).exists()
-        reason = "no verdict: it crashed, was stopped or is being trained" if begun else "no trial was begun in it"
-        raise _NoTrial(reason) from None
+        raise _NoTrial(_why_no_verdict(folder)) from None
     try:
         summary = json.loads((folder / _SUMMARY).read_bytes())
         if summary["made of"] == [_FORMAT, written]:
             values = summary["trial"]
-            return Trial(**values | {"name": folder.name, "factors": _with_tuples(_current(values["factors"]))})
+            factors = _with_tuples(_current(values["factors"]))
+            return Trial(**values | {"name": folder.name, "factors": factors, "folder": folder})
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none, half a one, or another program's
     trial = _computed(folder)
-    summary = {"made of": [_FORMAT, written], "trial": asdict(trial)}
+    values = {name: value for name, value in vars(trial).items() if name != "folder"}
+    summary = {"made of": [_FORMAT, written], "trial": values}
     with suppress(OSError):  # in a folder that cannot be written to, reading takes longer
         (folder / _SUMMARY).write_text(json.dumps(summary))  # half a one is no harm: it is made anew
     return trial
+
+
+def _why_no_verdict(folder: Path) -> str:
+    if not (folder / CONFIG).exists():
+        return "no trial was begun in it"
+    with suppress(OSError, UnicodeDecodeError, IndexError):
+        return f"it crashed: {(folder / ERROR).read_text().strip().splitlines()[-1]}"
+    return "no verdict: it crashed, was stopped or is being trained"
 
 
 def _computed(folder: Path) -> Trial:
@@ -187,6 +198,7 @@ def _computed(folder: Path) -> Trial:
         largest_norm=largest,
         phonemes=_late_median(signals, "distinct_phonemes"),
         loss=_late_median(signals, "loss"),
+        folder=folder,
     )
 
 
