@@ -38,6 +38,7 @@ from scipy import stats
 from stability.studies.trials import Level, Trial, Trials, is_number
 
 Response = Literal["healthy", "per", "steps", "excursion"]
+Alternative = Literal["two-sided", "less", "greater"]
 Cell = Mapping[str, Level]
 
 RESPONSES: tuple[Response, ...] = ("healthy", "per", "steps", "excursion")
@@ -211,11 +212,21 @@ def interval(sample: Sample, level: float = _LEVEL) -> tuple[float, float]:
     return max(-limit, float(center - half)), min(limit, float(center + half))
 
 
-def sign_flip(means: NDArray[np.float64], alternative: Literal["two-sided", "less", "greater"] = "two-sided") -> float:
+def sign_flip(means: NDArray[np.float64], alternative: Alternative = "two-sided") -> float:
     """The p of the test that the mean of numbers, each of which might have either sign, is 0; 1 if there are none."""
-    if len(means) < 2:  # which SciPy refuses
-        one_sided = {"two-sided": False, "less": (means < 0).any(), "greater": (means > 0).any()}[alternative]
-        return 0.5 if one_sided else 1.0
+    return _sign_flips(means[None], alternative)[0]
+
+
+def named_test(seeds: int) -> str:
+    """What `sign_flip` does with so many numbers."""
+    return "none" if not seeds else "sign-flip, exact" if 2**seeds <= _EXACT else f"sign-flip, {_EXACT} drawn"
+
+
+def _sign_flips(means: NDArray[np.float64], alternative: Alternative = "two-sided") -> list[float]:
+    """`sign_flip` of every row of numbers, by the same combinations of signs."""
+    if means.shape[1] < 2:  # which SciPy refuses
+        told = {"two-sided": np.zeros(means.shape, bool), "less": means < 0, "greater": means > 0}[alternative]
+        return np.where(told.any(axis=1), 0.5, 1.0).tolist()
     test = stats.permutation_test(
         (means,),
         lambda x, axis: x.mean(axis=axis),
@@ -223,14 +234,10 @@ def sign_flip(means: NDArray[np.float64], alternative: Literal["two-sided", "les
         vectorized=True,
         n_resamples=_EXACT,
         alternative=alternative,
+        axis=1,
         rng=np.random.default_rng(0),
     )
-    return min(1.0, float(test.pvalue))
-
-
-def named_test(seeds: int) -> str:
-    """What `sign_flip` does with so many numbers."""
-    return "none" if not seeds else "sign-flip, exact" if 2**seeds <= _EXACT else f"sign-flip, {_EXACT} drawn"
+    return np.minimum(1.0, test.pvalue).tolist()
 
 
 def _difference(trials: Sequence[Trial], weights: Sequence[float], response: Response) -> float:
@@ -270,17 +277,17 @@ def _effects(
 ) -> list[Effect]:
     """The effect on every response."""
     matched = match(trials, cells)
+    samples = [differences(matched, weights, response) for response in RESPONSES]
     found = []
-    for response in RESPONSES:
-        sample = differences(matched, weights, response)
+    for sample, p in zip(samples, _sign_flips(np.stack([sample.means for sample in samples])), strict=True):
         seeds = len(sample.means)
         effect = float(sample.means.mean()) if seeds else math.nan
         low, high = interval(sample) if seeds else (math.nan, math.nan)
-        effect, low, high = (in_unit(x, response) for x in (effect, low, high))
+        effect, low, high = (in_unit(x, sample.response) for x in (effect, low, high))
         found.append(
             Effect(
-                kind, factors, levels, matched.tied, response, effect, low, high, seeds, sample.matches,
-                sample.bounded, named_test(seeds), sign_flip(sample.means),
+                kind, factors, levels, matched.tied, sample.response, effect, low, high, seeds, sample.matches,
+                sample.bounded, named_test(seeds), p,
             )
         )  # fmt: skip
     return found

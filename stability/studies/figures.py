@@ -232,6 +232,7 @@ def save_figures(
             for kind, options in (("svg", {"metadata": {"Date": None}, "transparent": True}), ("png", {"dpi": 150})):
                 image = io.BytesIO()
                 picture.figure.savefig(image, format=kind, **options)  # type: ignore[arg-type]
+                picture.figure.set_layout_engine("none")  # it is laid out: the second time would change nothing
                 write_atomically(folder / f"{picture.name}.{kind}", image.getbuffer())
     return pictures
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +25,7 @@ Level = Any  # a configuration's value: a number, a string, True, False, None, o
 _SUMMARY = "summary.json"  # a trial's responses, beside its tables: these take 4 ms for 500 steps, and it a tenth
 _FORMAT = 1  # of the summary; another number makes it anew
 _BLANK = 0.95  # share of blank frames on the plateau
+_SIGNALS = ("applied_norm", "blank_fraction", "distinct_phonemes", "grad_norm", "loss", "loss_scale")
 _FIRST = 10  # steps whose gradient norms are the start's, and no excursion
 # What is neither the subject of a study nor able to change a result.
 _NO_FACTORS = CHANGES_NO_RESULT | {"seed", "device"}
@@ -160,7 +162,9 @@ def _why_no_verdict(folder: Path) -> str:
 
 def _computed(folder: Path) -> Trial:
     try:
-        config = yaml.load((folder / CONFIG).read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config: dict[str, Any] = {}
+        for group in re.split(r"\n(?=\w)", (folder / CONFIG).read_text()):
+            config |= _parsed(group)
         verdict = json.loads((folder / VERDICT).read_bytes())
         outcome, cause = verdict["outcome"], verdict["cause"]
     except FileNotFoundError:
@@ -174,7 +178,8 @@ def _computed(folder: Path) -> Trial:
     seed, budget = values.get("seed"), values.get("steps")
     if not isinstance(seed, int) or not isinstance(budget, int):
         raise _NoTrial(f"{CONFIG} has no seed or no steps: another version of the program wrote it")
-    signals, validation = read_table(folder / SIGNALS), read_table(folder / VALIDATION)
+    signals = read_table(folder / SIGNALS, only=_SIGNALS)
+    validation = read_table(folder / VALIDATION, only=("per",))
     if missing := [name for name in ("blank_fraction", "grad_norm", "loss") if name not in signals.names]:
         raise _NoTrial(f"no {', '.join(missing)} in {SIGNALS}")
     if not len(signals.steps):
@@ -200,6 +205,12 @@ def _computed(folder: Path) -> Trial:
         loss=_late_median(signals, "loss"),
         folder=folder,
     )
+
+
+@lru_cache(maxsize=1024)
+def _parsed(group: str) -> Any:
+    """A top-level group of a configuration, most of which a study's trials share."""
+    return yaml.load(group, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _plateau(signals: Table) -> tuple[int, bool]:
