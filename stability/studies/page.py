@@ -19,7 +19,7 @@ from jinja2 import StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from stability.config import CHECKOUT, short_name
-from stability.errors import StabilityError, cannot_write
+from stability.errors import StabilityError
 from stability.files import REPORT, VERDICT, short_path, write_atomically
 from stability.studies import words
 from stability.studies.advice import advise, sweep_command, unfinished
@@ -57,6 +57,8 @@ def write_report(
     compare, by name, its beginning, or folder. With `claims` None, none are ruled on. Works while a sweep is running.
     Raises `StabilityError` for a folder, a file of claims, a factor or a trial that is not there.
     """
+    if out and out.suffix != ".html":
+        raise StabilityError(f"--out {out}: the page is HTML; give a name that ends in .html.")
     stated = read_claims(claims) if claims else []
     every = read_trials(folders)
     trials = _kept(every, where or {})
@@ -83,7 +85,9 @@ def write_report(
         template = Template(text, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         write_atomically(page, template.render(content).encode())
     except OSError as error:
-        raise cannot_write(page, error) from error
+        raise StabilityError(
+            f"Cannot write {page}: {error.strerror or error}. Make room, or give another place: --out FILE.html"
+        ) from error
     figures = tuple(place / f"{picture.name}.{kind}" for picture in pictures for kind in ("svg", "png"))
     return Report(page, figures, sentences)
 
@@ -141,7 +145,8 @@ def _inlined(picture: Picture, folder: Path) -> dict[str, Any]:
     svg = (folder / f"{picture.name}.svg").read_text()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg, count=1, flags=re.DOTALL)
+    start = r'<svg [^>]*?viewBox="0 0 ([0-9.]+) ([0-9.]+)"[^>]*>'
+    svg = re.sub(start, r'<svg viewBox="0 0 \1 \2" style="--points: \1" role="img">', svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'((?<= id=")|(?<=href="#)|(?<=url\(#))', f"{picture.name}-", svg)
     for colour, variable in ((INK, "--ink"), (RULE, "--rule"), ("#ffffff", "--paper")):
         svg = svg.replace(colour, f"var({variable})")
@@ -182,8 +187,9 @@ def _ruled(rulings: Sequence[Ruling], claims: Path | None) -> dict[str, Any]:
 
 def _ruling_text(ruling: Ruling) -> str:
     if ruling.claim.cells:
-        return words.value_text(ruling.claim.response, ruling.effect, ruling.low, ruling.high)
-    return f"{ruling.effect:.0%} fit; of seeds [{ruling.low:.0%}, {ruling.high:.0%}]"
+        ends = (ruling.low, ruling.high) if ruling.seeds > 1 else None
+        return words.size_text(ruling.claim.response, ruling.effect, ends)
+    return f"{ruling.effect:.0%} of trials; of seeds [{ruling.low:.0%}, {ruling.high:.0%}]"
 
 
 def _pair(trials: Trials, first: Trial, second: Trial) -> dict[str, Any]:

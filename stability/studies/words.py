@@ -85,21 +85,22 @@ def changed_text(effect: Effect) -> str:
 
 
 def effect_text(effect: Effect) -> str:
-    """An effect with its interval: `+33 points [−10, +60]`, `×2.1 [1.8, 2.4]`; nothing if no trials tell it."""
+    """An effect with its interval, `+33 points [−10, +60]`, `×2.1 [1.8, 2.4]`, which one seed does not have."""
     if not effect.matches:
         return ""
-    return value_text(effect.response, effect.effect, effect.low, effect.high)
+    ends = (effect.low, effect.high) if effect.seeds > 1 else None
+    return size_text(effect.response, effect.effect, ends)
 
 
-def value_text(response: str, effect: float, low: float, high: float) -> str:
-    """A difference, or ratio, with its interval."""
-    if math.isnan(effect):
-        return ""
-    if response in RATIOS:
-        return f"×{_ratio(effect)} [{_ratio(low)}, {_ratio(high)}]"
-    if response == "healthy":
-        return f"{_signed(100 * effect, 0)} points [{_signed(100 * low, 0)}, {_signed(100 * high, 0)}]"
-    return f"{_signed(effect, 3)} [{_signed(low, 3)}, {_signed(high, 3)}]"
+def size_text(response: str, effect: float, ends: tuple[float, float] | None) -> str:
+    """A difference, or ratio, with the ends of its interval if there is one."""
+    points = response == "healthy"
+
+    def said(value: float) -> str:
+        return _ratio(value) if response in RATIOS else _signed(100 * value, 0) if points else _signed(value, 3)
+
+    text = f"{'×' if response in RATIOS else ''}{said(effect)}{' points' if points else ''}"
+    return f"{text} [{said(ends[0])}, {said(ends[1])}]" if ends else text
 
 
 def p_text(p: float) -> str:
