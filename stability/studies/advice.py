@@ -90,8 +90,8 @@ def _mend(trials: Trials) -> list[Advice]:
         ]
         where = cell_text(dict(zip(factors, bad, strict=True)))
         own = cells[good]
-        text = f"At {where} ({counts_text(cells[bad])}), change {listed(changes)}: there "
-        text += f"{sum(t.healthy for t in own)} of {len(own)} are healthy. On a seed that was not run yet:"
+        text = f"At {where} ({counts_text(cells[bad])}), change {listed(changes)}, where training was healthy "
+        text += f"{sum(t.healthy for t in own)} of {len(own)} times. On a seed that was not run yet:"
         seed = max(trial.seed for trial in trials.trials) + 1
         found.setdefault(bad, Advice(text, _cell_command(own[0], list(factors), seed)))
     return [*found.values()]

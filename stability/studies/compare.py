@@ -32,7 +32,8 @@ def compare(trials: Trials, first: Trial, second: Trial) -> list[Difference]:
     found = []
     if first.seed != second.seed:
         found.append(Difference("seed", first.seed, second.seed, {}, "chance"))
-    main, owner = main_factors(trials), {}
+    main = main_factors(trials)
+    owner: dict[str, str] = {}  # of what changes along
     names = [n for n in first.factors | second.factors if first.factors.get(n) != second.factors.get(n)]
     for name in sorted(names, key=lambda name: name not in main):
         levels = first.factors.get(name), second.factors.get(name)

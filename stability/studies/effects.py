@@ -226,7 +226,7 @@ def _sign_flips(means: NDArray[np.float64], alternative: Alternative = "two-side
     """`sign_flip` of every row of numbers, by the same combinations of signs."""
     if means.shape[1] < 2:  # which SciPy refuses
         told = {"two-sided": np.zeros(means.shape, bool), "less": means < 0, "greater": means > 0}[alternative]
-        return np.where(told.any(axis=1), 0.5, 1.0).tolist()
+        return [0.5 if row.any() else 1.0 for row in told]
     test = stats.permutation_test(
         (means,),
         lambda x, axis: x.mean(axis=axis),
@@ -237,7 +237,7 @@ def _sign_flips(means: NDArray[np.float64], alternative: Alternative = "two-side
         axis=1,
         rng=np.random.default_rng(0),
     )
-    return np.minimum(1.0, test.pvalue).tolist()
+    return [min(1.0, float(p)) for p in test.pvalue]
 
 
 def _difference(trials: Sequence[Trial], weights: Sequence[float], response: Response) -> float:

@@ -7,13 +7,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
@@ -46,7 +47,7 @@ _CURVES = {
     "blank_fraction": "blank share",
     "grad_norm": "gradient norm",
 }
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "stability",
     "font.family": "sans-serif",
@@ -101,10 +102,11 @@ def draw_phase(trials: Trials, boundaries: Sequence[Bracket] = ()) -> Picture | 
     figure = Figure(figsize=(9.6 if columns > 1 else 6.4, height), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
     diagonal = (x, y) == (_LR, _EPSILON) and horizontal.log and vertical.log
-    for panel, level in zip(panels, levels, strict=False):
+    for place, (panel, level) in enumerate(zip(panels, levels, strict=False)):
         own = [t for t in trials.trials if third is None or t.factors.get(third) == level]
         horizontal.apply(panel.xaxis)
         vertical.apply(panel.yaxis)
+        panel.set(xlim=(horizontal.low, horizontal.high), ylim=(vertical.low, vertical.high))
         panel.grid(True)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_axisbelow(True)
@@ -113,7 +115,12 @@ def draw_phase(trials: Trials, boundaries: Sequence[Bracket] = ()) -> Picture | 
         if diagonal:
             _draw_ratios(panel, horizontal, vertical)
             _draw_boundaries(panel, [b for b in boundaries if third is None or b.cell.get(third, level) == level])
-        panel.label_outer()
+        if place % columns:
+            panel.set_ylabel("")
+        lowest = place + columns >= len(levels)
+        panel.tick_params(labelbottom=lowest)
+        if not lowest:
+            panel.set_xlabel("")
         _draw_cells(panel, own, horizontal, vertical, (9.6 / columns if columns > 1 else 6.4, 3.6 if y else 1.7))
     for panel in panels[len(levels) :]:
         panel.set_visible(False)
@@ -138,7 +145,7 @@ def draw_curves(trials: Trials) -> Picture | None:
     chosen = _telling(cells)
     if not chosen:
         return None
-    figure = Figure(figsize=(9.6, 0.7 + 1.35 * len(chosen)), layout="constrained")
+    figure = Figure(figsize=(9.6, 0.7 + 1.35 * len(chosen)), layout=ConstrainedLayoutEngine(hspace=0.03, h_pad=0.03))
     panels = figure.subplots(len(chosen), len(_CURVES), squeeze=False, sharex=True, sharey="col")
     for row, cell in zip(panels, chosen, strict=True):
         own = cells[cell]
@@ -154,7 +161,6 @@ def draw_curves(trials: Trials) -> Picture | None:
             column[0].set_ylim(-0.03, 1.05)
         else:
             _use_log(column)
-    figure.get_layout_engine().set(hspace=0.03, h_pad=0.03)  # type: ignore[union-attr]
     shown = [outcome for outcome in LOOKS if any(t.outcome == outcome for cell in chosen for t in cells[cell])]
     handles = [Line2D([], [], color=LOOKS[outcome].colour, label=outcome) for outcome in shown]
     handles.append(Line2D([], [], color=INK, marker="v", linestyle=":", markersize=5, label="onset"))
@@ -231,7 +237,7 @@ def save_figures(
         for picture in pictures:
             for kind, options in (("svg", {"metadata": {"Date": None}, "transparent": True}), ("png", {"dpi": 150})):
                 image = io.BytesIO()
-                picture.figure.savefig(image, format=kind, **options)  # type: ignore[arg-type]
+                picture.figure.savefig(image, format=kind, **options)
                 picture.figure.set_layout_engine("none")  # it is laid out: the second time would change nothing
                 write_atomically(folder / f"{picture.name}.{kind}", image.getbuffer())
     return pictures
@@ -241,7 +247,7 @@ class _Scale:
     """Where a factor's levels stand on an axis: at their logarithm, or side by side."""
 
     def __init__(self, trials: Trials, name: str | None) -> None:
-        self.name = name
+        self.name = name or ""
         self.levels = ordered({trial.factors.get(name) for trial in trials.trials}) if name else (None,)
         self.log = all(is_number(level) and level > 0 for level in self.levels) and len(self.levels) > 1
         places = sorted(map(self.place, self.levels))
@@ -261,7 +267,6 @@ class _Scale:
         axis.set_major_locator(FixedLocator([place for place, _ in ticks]))
         axis.set_ticklabels([text for _, text in ticks])
         axis.set_label_text(short_name(self.name) if self.name else "")
-        (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(self.low, self.high)
 
 
 def _axes_of(factors: Mapping[str, Sequence[Level]]) -> tuple[str | None, str | None, str | None, list[str]]:
@@ -330,7 +335,7 @@ def _draw_cells(
         for i, (outcome, count) in enumerate(marks):
             shift = (i % wide - (wide - 1) / 2) * 1.25 * size, ((high - 1) / 2 - i // wide) * 1.25 * size
             look = LOOKS[outcome]
-            offset = ScaledTranslation(shift[0] / 72, shift[1] / 72, panel.figure.dpi_scale_trans)  # type: ignore[union-attr]
+            offset = ScaledTranslation(shift[0] / 72, shift[1] / 72, panel.figure.dpi_scale_trans)
             panel.plot(
                 *([value] for value in place),
                 marker=look.marker,
