@@ -102,6 +102,7 @@ def draw_phase(trials: Trials, boundaries: Sequence[Bracket] = ()) -> Picture | 
     figure = Figure(figsize=(9.6 if columns > 1 else 6.4, height), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
     diagonal = (x, y) == (_LR, _EPSILON) and horizontal.log and vertical.log
+    counted = False
     for place, (panel, level) in enumerate(zip(panels, levels, strict=False)):
         own = [t for t in trials.trials if third is None or t.factors.get(third) == level]
         horizontal.apply(panel.xaxis)
@@ -121,7 +122,9 @@ def draw_phase(trials: Trials, boundaries: Sequence[Bracket] = ()) -> Picture | 
         panel.tick_params(labelbottom=lowest)
         if not lowest:
             panel.set_xlabel("")
-        _draw_cells(panel, own, horizontal, vertical, (9.6 / columns if columns > 1 else 6.4, 3.6 if y else 1.7))
+        counted |= _draw_cells(
+            panel, own, horizontal, vertical, (9.6 / columns if columns > 1 else 6.4, 3.6 if y else 1.7)
+        )
     for panel in panels[len(levels) :]:
         panel.set_visible(False)
     handles = [_handle(name) for name in LOOKS if any(t.outcome == name for t in trials.trials)]
@@ -134,7 +137,7 @@ def draw_phase(trials: Trials, boundaries: Sequence[Bracket] = ()) -> Picture | 
         f"Every trial's outcome, {short_name(y)} against {short_name(x)}" if y else f"Outcomes, by {short_name(x)}"
     )
     caption += f", a panel a level of {short_name(third)}" if third else ""
-    caption += ". Of one cell the seeds stand side by side."
+    caption += ". Numbers count a cell's trials." if counted else ". The trials of a cell stand side by side, by seed."
     caption += f" Pooled: {', '.join(map(short_name, pooled))}." if pooled else ""
     return Picture("phase", figure, caption)
 
@@ -311,45 +314,49 @@ def _draw_boundaries(panel: Axes, boundaries: Sequence[Bracket]) -> None:
 
 def _draw_cells(
     panel: Axes, trials: Sequence[Trial], horizontal: "_Scale", vertical: "_Scale", inches: tuple[float, float]
-) -> None:
-    """The trials of every cell, side by side in the order of their seeds; of many, each outcome with its number."""
-    cells: dict[tuple[float, float], list[Trial]] = defaultdict(list)
+) -> bool:
+    """The trials of every cell, side by side by seed; where there are many, each outcome with its number: then True.
+
+    `inches` is the panel's size, about.
+    """
+    cells: dict[tuple[float, float], list[str]] = defaultdict(list)
     for trial in sorted(trials, key=lambda trial: trial.seed):
-        place = (horizontal.place(trial.factors.get(horizontal.name)), vertical.place(trial.factors.get(vertical.name)))
-        cells[place].append(trial)
+        x, y = (scale.place(trial.factors.get(scale.name)) for scale in (horizontal, vertical))
+        cells[x, y].append(trial.outcome)
     most = max(map(len, cells.values()), default=1)
-    across = most if most <= 3 else math.ceil(math.sqrt(min(most, _MOST_MARKS)))
-    pitch = min(
-        scale.pitch / (scale.high - scale.low) * 60 * size
-        for scale, size in zip((horizontal, vertical), inches, strict=True)
-    )
+    counted = most > _MOST_MARKS
+    across = 1 if counted else most if most <= 3 else math.ceil(math.sqrt(most))
+    scales = zip((horizontal, vertical), inches, strict=True)
+    pitch = min(scale.pitch / (scale.high - scale.low) * 60 * size for scale, size in scales)
     size = float(np.clip(pitch / (across + 0.6), 3.5, 9))
-    for place, own in cells.items():
-        if most > _MOST_MARKS:
-            marks = [(name, [t.outcome for t in own].count(name)) for name in LOOKS]
-            marks = [mark for mark in marks if mark[1]]
-            wide = 1
-        else:
-            marks, wide = [(trial.outcome, 1) for trial in own], min(len(own), across)
-        high = math.ceil(len(marks) / wide)
-        for i, (outcome, count) in enumerate(marks):
+    for place, outcomes in cells.items():
+        shown = [name for name in LOOKS if name in outcomes] if counted else outcomes
+        wide = min(len(shown), across)
+        high = math.ceil(len(shown) / wide)
+        for i, outcome in enumerate(shown):
             shift = (i % wide - (wide - 1) / 2) * 1.25 * size, ((high - 1) / 2 - i // wide) * 1.25 * size
-            look = LOOKS[outcome]
-            offset = ScaledTranslation(shift[0] / 72, shift[1] / 72, panel.figure.dpi_scale_trans)
-            panel.plot(
-                *([value] for value in place),
-                marker=look.marker,
-                markersize=size * (1.3 if look.marker == "*" else 1),
-                color=look.colour,
-                markerfacecolor=look.colour if look.filled else "none",
-                markeredgewidth=1.3,
-                transform=panel.transData + offset,
-                zorder=3,
-            )
-            if most > _MOST_MARKS:
-                panel.annotate(
-                    str(count), place, (shift[0] + size, shift[1]), "data", "offset points", va="center", fontsize=7
-                )
+            _draw_mark(panel, place, shift, outcome, size)
+            if counted:
+                text, beside = str(outcomes.count(outcome)), (shift[0] + size, shift[1])
+                panel.annotate(text, place, beside, "data", "offset points", va="center", fontsize=7)
+    return counted
+
+
+def _draw_mark(panel: Axes, place: tuple[float, float], shift: tuple[float, float], outcome: str, size: float) -> None:
+    """An outcome's mark, so many points beside a place."""
+    look = LOOKS[outcome]
+    offset = ScaledTranslation(shift[0] / 72, shift[1] / 72, panel.figure.dpi_scale_trans)
+    panel.plot(
+        [place[0]],
+        [place[1]],
+        marker=look.marker,
+        markersize=size * (1.3 if look.marker == "*" else 1),
+        color=look.colour,
+        markerfacecolor=look.colour if look.filled else "none",
+        markeredgewidth=1.3,
+        transform=panel.transData + offset,
+        zorder=3,
+    )
 
 
 def _handle(outcome: str) -> Line2D:

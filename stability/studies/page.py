@@ -202,7 +202,11 @@ def _pair(trials: Trials, first: Trial, second: Trial) -> dict[str, Any]:
 
 def _difference_row(difference: Difference) -> dict[str, Any]:
     a, b = difference.first, difference.second
-    ratio = f"×{b / a:.3g}" if is_number(a) and is_number(b) and a > 0 and b > 0 and difference.name != "seed" else ""
+    ratio = (
+        f"×{words.ratio_text(b / a)}"
+        if is_number(a) and is_number(b) and a > 0 and b > 0 and difference.name != "seed"
+        else ""
+    )
     return {
         "name": short_name(difference.name),
         "dotted": difference.name,
@@ -233,7 +237,7 @@ def _listed(trials: Trials) -> dict[str, Any]:
 
 
 def _trial_row(trial: Trial, factors: Iterable[str]) -> dict[str, Any]:
-    excursion = "not finite" if math.isinf(trial.excursion) else f"×{math.exp(min(trial.excursion, 200.0)):.3g}"
+    excursion = "not finite" if math.isinf(trial.excursion) else f"×{words.ratio_text(math.exp(trial.excursion))}"
     return {
         "name": trial.name,
         "levels": [words.level_text(trial.factors.get(name)) for name in factors],

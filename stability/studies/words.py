@@ -97,10 +97,17 @@ def size_text(response: str, effect: float, ends: tuple[float, float] | None) ->
     points = response == "healthy"
 
     def said(value: float) -> str:
-        return _ratio(value) if response in RATIOS else _signed(100 * value, 0) if points else _signed(value, 3)
+        return ratio_text(value) if response in RATIOS else _signed(100 * value, 0) if points else _signed(value, 3)
 
     text = f"{'×' if response in RATIOS else ''}{said(effect)}{' points' if points else ''}"
     return f"{text} [{said(ends[0])}, {said(ends[1])}]" if ends else text
+
+
+def ratio_text(ratio: float) -> str:
+    """`0.25`, `2.1`, `1200`, `4e6`, `∞`."""
+    if ratio == math.inf:
+        return "∞"
+    return level_text(float(f"{ratio:.2g}"))
 
 
 def p_text(p: float) -> str:
@@ -111,12 +118,6 @@ def p_text(p: float) -> str:
 def seeds_text(seeds: int) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{seeds} seed{'s' if seeds != 1 else ''}"
-
-
-def _ratio(value: float) -> str:
-    if value == math.inf or value > 1e6:
-        return "∞" if value == math.inf else f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
-    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 
 def _signed(value: float, digits: int) -> str:
