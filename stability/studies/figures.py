@@ -460,12 +460,11 @@ def _limits(effects: Sequence[Effect], ratio: bool) -> tuple[float, float]:
 
 
 def _draw_effect(panel: Axes, place: int, effect: Effect) -> None:
-    few = effect.seeds < _SEEDS_THAT_CAN_TELL
+    few, ratio = effect.seeds < _SEEDS_THAT_CAN_TELL, effect.response in RATIOS
     if effect.seeds > 1:
-        tiny = 1e-300 if effect.response in RATIOS else -math.inf
-        low, high = max(effect.low, tiny), min(effect.high, 1e300)
-        bounded = math.isfinite(effect.low) and math.isfinite(effect.high)
-        style = "-" if bounded else (0, (1, 3))
-        panel.plot([low, high], [place, place], color=_EFFECT, linewidth=0.8 if few else 1.6, linestyle=style)
+        everything = effect.high == math.inf if ratio else effect.high - effect.low >= 2 * len(effect.factors)
+        ends = [max(effect.low, 1e-300), min(effect.high, 1e300)] if ratio else [effect.low, effect.high]
+        style: Any = (0, (1, 3)) if everything else "-"  # dotted, what could be anything
+        panel.plot(ends, [place, place], color=_EFFECT, linewidth=0.8 if few else 1.6, linestyle=style)
     marker, face = ("x", _EFFECT) if effect.seeds == 1 else ("o", "white" if few else _EFFECT)
     panel.plot([effect.effect], [place], color=_EFFECT, marker=marker, markersize=5, markerfacecolor=face, zorder=3)
