@@ -2,7 +2,6 @@
 
 import math
 import shlex
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -11,14 +10,15 @@ from pathlib import Path
 import yaml  # type: ignore[import-untyped]
 
 from stability.config import short_name
-from stability.files import CONFIG, VERDICT
+from stability.files import CONFIG, ERROR, VERDICT
 from stability.studies.claims import Ruling
-from stability.studies.effects import main_factors
+from stability.studies.effects import cells_of, main_factors
 from stability.studies.trials import Level, Trial, Trials
 from stability.studies.words import LOOKS, cell_text, counts_text, level_of, level_text, listed, override
 
 _TRAIN = ("python", "-m", "stability.train")
-_MOST_SEEDS = 30  # that are advised
+_FEW_SEEDS, _MOST_SEEDS = 3, 30  # that are advised
+_MOST_CELLS = 200  # among which a failed one's nearest healthy one is looked for
 _SPARSE = 3  # a study with fewer than one in so many of its grid's combinations is no grid
 
 
@@ -32,13 +32,13 @@ class Advice:
 
 def advise(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
     """What is worth doing next: go on, mend the failed cells, decide the claims, fill the gaps."""
-    return [*_go_on(trials), *_mend(trials), *_decide(trials, rulings), *_fill(trials)]
+    return [*_go_on(trials), *_mend(trials), *_decide(trials, rulings), *_ask(trials, rulings), *_fill(trials)]
 
 
 def unfinished(trials: Trials) -> tuple[list[Path], list[Path]]:
     """The folders of trials that were begun and have no verdict, and those of them that crashed."""
-    begun = [(path, why) for path, why in trials.left_out if (path / CONFIG).exists() and not (path / VERDICT).exists()]
-    return [path for path, _ in begun], [path for path, why in begun if why.startswith("it crashed")]
+    begun = [path for path, _ in trials.left_out if (path / CONFIG).exists() and not (path / VERDICT).exists()]
+    return begun, [path for path in begun if (path / ERROR).exists()]
 
 
 def sweep_command(study: Path) -> str:
@@ -65,11 +65,9 @@ def _go_on(trials: Trials) -> list[Advice]:
 def _mend(trials: Trials) -> list[Advice]:
     """For each kind of failure, the cell of it that is nearest to a healthy one, and the step there."""
     factors = main_factors(trials)
-    cells: dict[tuple[Level, ...], list[Trial]] = defaultdict(list)
-    for trial in trials.trials:
-        cells[tuple(trial.factors.get(name) for name in factors)].append(trial)
+    cells = cells_of(trials)
     shares = {cell: sum(t.healthy for t in own) / len(own) for cell, own in cells.items()}
-    healthy = [cell for cell in cells if shares[cell] > 0.5]
+    healthy = [cell for cell in cells if shares[cell] > 0.5][:_MOST_CELLS]
     ranks = [{level: place for place, level in enumerate(levels)} for levels in factors.values()]
 
     def distance(a: Sequence[Level], b: Sequence[Level]) -> tuple[int, int, float]:
@@ -79,7 +77,7 @@ def _mend(trials: Trials) -> list[Advice]:
     found: dict[tuple[Level, ...], Advice] = {}
     for outcome in LOOKS:
         failed = [c for c in cells if shares[c] < 0.5 and any(t.outcome == outcome and not t.healthy for t in cells[c])]
-        pairs = [(a, b) for a in failed for b in healthy]
+        pairs = [(a, b) for a in failed[:_MOST_CELLS] for b in healthy]
         if not pairs:
             continue
         bad, good = min(pairs, key=lambda pair: distance(*pair))
@@ -108,6 +106,23 @@ def _decide(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
     text = f"{seeds} seeds instead of {run} would decide about {len(decided)} of the inconclusive claims "
     text += f"({listed(decided[:4] if len(decided) < 6 else [*decided[:4], 'others'])}). What has run is not run again:"
     return [Advice(text, _grid_command(trials, f"seed=range({seeds})"))]
+
+
+def _ask(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
+    """The first of the claims whose trials were not run, and the sweep that runs them."""
+    known = {name for trial in trials.trials for name in trial.factors}
+    lost = [(r.claim, [r.claim.where, *r.claim.cells]) for r in rulings if not r.seeds]
+    asked = [(claim, cells) for claim, cells in lost if all(name in known for cell in cells for name in cell)]
+    if not asked:
+        return []
+    levels: dict[str, dict[Level, None]] = {}
+    claim, cells = asked[0]
+    for cell in cells:
+        for name, level in cell.items():
+            levels.setdefault(name, {})[level] = None
+    crossed = [f"{name}={','.join(map(level_text, own))}" for name, own in levels.items()]
+    text = f"For {len(asked)} of the claims the trials were not run. Those of the first, {claim.id}:"
+    return [Advice(text, shlex.join([*_TRAIN, "--multirun", *crossed, f"seed=range({_FEW_SEEDS})"]))]
 
 
 def _fill(trials: Trials) -> list[Advice]:

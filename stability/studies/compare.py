@@ -1,12 +1,11 @@
 """Critical differences: all in which two trials differ, each with what it does where the study knows it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stability.config import short_name
 from stability.errors import StabilityError
-from stability.studies.effects import Effect, Response, difference_between, main_factors
+from stability.studies.effects import Effect, Response, cells_of, difference_between, main_factors
 from stability.studies.trials import Level, Trial, Trials
 
 _MOST_CELLS = 200  # among which a failed trial's nearest healthy one is looked for
@@ -72,9 +71,10 @@ def find_trial(trials: Trials, wanted: str) -> Trial:
 def telling_pair(trials: Trials) -> tuple[Trial, Trial] | None:
     """A failed trial and a healthy one, in as few factors apart as can be and of the same seed if so; None without."""
     factors = main_factors(trials)
-    failed, healthy = (
-        _one_a_cell([t for t in trials.trials if t.healthy == wanted], list(factors)) for wanted in (0, 1)
-    )
+    failed, healthy = [], []
+    for own in cells_of(trials).values():
+        failed += [trial for trial in own if not trial.healthy][:1]
+        healthy += [trial for trial in own if trial.healthy][:1]
 
     def distance(pair: tuple[Trial, Trial]) -> tuple[bool, int, bool, int]:
         a, b = (trial.factors for trial in pair)
@@ -83,14 +83,6 @@ def telling_pair(trials: Trials) -> tuple[Trial, Trial] | None:
 
     pairs = [(a, b) for a in failed[:_MOST_CELLS] for b in healthy[:_MOST_CELLS]]
     return min(pairs, key=distance, default=None)
-
-
-def _one_a_cell(trials: Sequence[Trial], factors: Sequence[str]) -> list[Trial]:
-    """The trial with the least seed of each cell."""
-    cells: dict[tuple[Level, ...], Trial] = {}
-    for trial in sorted(trials, key=lambda trial: trial.seed):
-        cells.setdefault(tuple(trial.factors.get(name) for name in factors), trial)
-    return list(cells.values())
 
 
 def _example(trials: Trials) -> str:

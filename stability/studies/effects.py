@@ -142,6 +142,16 @@ def main_factors(trials: Trials) -> dict[str, tuple[Level, ...]]:
     return kept
 
 
+def cells_of(trials: Trials) -> dict[tuple[Level, ...], list[Trial]]:
+    """The trials of each cell by seed, under its levels of the `main_factors`; the cells in the order of these."""
+    factors = main_factors(trials)
+    cells: dict[tuple[Level, ...], list[Trial]] = defaultdict(list)
+    for trial in sorted(trials.trials, key=lambda trial: trial.seed):
+        cells[tuple(trial.factors.get(name) for name in factors)].append(trial)
+    ranks = [{level: place for place, level in enumerate(levels)} for levels in factors.values()]
+    return dict(sorted(cells.items(), key=lambda item: [rank[x] for rank, x in zip(ranks, item[0], strict=True)]))
+
+
 def interaction(
     a: str, a_levels: tuple[Level, Level], b: str, b_levels: tuple[Level, Level]
 ) -> tuple[list[Cell], tuple[int, ...]]:

@@ -1,7 +1,6 @@
 """The figures of a study: its phase diagram, curves by cell, and effects as a forest plot."""
 
 import io
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,9 @@ from matplotlib.transforms import ScaledTranslation
 from stability.config import short_name
 from stability.diagnosis.finding import finite
 from stability.diagnosis.signals import SIGNALS, VALIDATION, read_table
-from stability.files import VERDICT, write_atomically
-from stability.studies.effects import RATIOS, RESPONSES, Effect, main_factors
-from stability.studies.trials import Level, Trial, Trials, is_number, ordered
+from stability.files import write_atomically
+from stability.studies.effects import RATIOS, RESPONSES, Effect, cells_of, main_factors
+from stability.studies.trials import Level, Trial, Trials, is_number, ordered, read_verdict
 from stability.studies.words import LOOKS, cell_text, changed_text, counts_text, level_text
 
 INK, RULE = "#1b1e23", "#d5d9de"  # of text and grids, which a page may replace by its own
@@ -144,7 +143,7 @@ def draw_phase(trials: Trials, boundaries: Sequence[Bracket] = ()) -> Picture | 
 
 def draw_curves(trials: Trials) -> Picture | None:
     """Loss, validation PER, blank share and gradient norm of the most telling cells, a row a cell, all seeds thin."""
-    cells = _cells(trials)
+    cells = cells_of(trials)
     chosen = _telling(cells)
     if not chosen:
         return None
@@ -365,16 +364,6 @@ def _handle(outcome: str) -> Line2D:
     return Line2D([], [], linestyle="", marker=look.marker, color=look.colour, markerfacecolor=face, label=outcome)
 
 
-def _cells(trials: Trials) -> dict[tuple[Level, ...], list[Trial]]:
-    """The trials of each cell, by seed; the cells in the order of their levels."""
-    factors = main_factors(trials)
-    cells: dict[tuple[Level, ...], list[Trial]] = defaultdict(list)
-    for trial in sorted(trials.trials, key=lambda trial: trial.seed):
-        cells[tuple(trial.factors.get(name) for name in factors)].append(trial)
-    ranks = [{level: i for i, level in enumerate(levels)} for levels in factors.values()]
-    return dict(sorted(cells.items(), key=lambda item: [r[x] for r, x in zip(ranks, item[0], strict=True)]))
-
-
 def _telling(cells: Mapping[tuple[Level, ...], Sequence[Trial]]) -> list[tuple[Level, ...]]:
     """Some cells, with every outcome among them: for each the cell that has most of it, then those most divided."""
     chosen: dict[tuple[Level, ...], int] = {}
@@ -393,7 +382,7 @@ def _telling(cells: Mapping[tuple[Level, ...], Sequence[Trial]]) -> list[tuple[L
 def _draw_trial(row: Sequence[Axes], trial: Trial) -> None:
     """One trial's curves in the panels of a row, and its onset."""
     signals, validation = read_table(trial.folder / SIGNALS), read_table(trial.folder / VALIDATION)
-    onset = json.loads((trial.folder / VERDICT).read_bytes()).get("onset_step")
+    onset = read_verdict(trial).get("onset_step")
     look = LOOKS[trial.outcome]
     for panel, name in zip(row, _CURVES, strict=True):
         steps, values = finite(validation if name == "per" else signals, name)

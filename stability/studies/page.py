@@ -1,7 +1,6 @@
 """The report of a study: one page that stands for itself, and its figures."""
 
 import difflib
-import json
 import math
 import re
 import shlex
@@ -20,7 +19,7 @@ from markupsafe import Markup, escape
 
 from stability.config import CHECKOUT, short_name
 from stability.errors import StabilityError
-from stability.files import REPORT, VERDICT, short_path, write_atomically
+from stability.files import REPORT, short_path, write_atomically
 from stability.studies import words
 from stability.studies.advice import advise, sweep_command, unfinished
 from stability.studies.answer import answer
@@ -28,7 +27,7 @@ from stability.studies.claims import Ruling, read_claims, rule
 from stability.studies.compare import Difference, compare, find_trial, telling_pair
 from stability.studies.effects import RESPONSES, Effect, effects, main_factors
 from stability.studies.figures import INK, RULE, Picture, save_figures
-from stability.studies.trials import Level, Trial, Trials, is_number, ordered, read_trials
+from stability.studies.trials import Level, Trial, Trials, is_number, ordered, read_trials, read_verdict
 
 _MOST_TRIALS, _MOST_LEFT_OUT, _MOST_EFFECTS = 300, 20, 120  # rows
 
@@ -60,8 +59,7 @@ def write_report(
     if out and out.suffix != ".html":
         raise StabilityError(f"--out {out}: the page is HTML; give a name that ends in .html.")
     stated = read_claims(claims) if claims else []
-    every = read_trials(folders)
-    trials = _kept(every, where or {})
+    trials = _kept(read_trials(folders), where or {})
     chosen = tuple(find_trial(trials, name) for name in pair) if pair else telling_pair(trials)
     found, rulings = effects(trials), rule(stated, trials)
     begun, _ = unfinished(trials)
@@ -195,7 +193,9 @@ def _ruling_text(ruling: Ruling) -> str:
 def _pair(trials: Trials, first: Trial, second: Trial) -> dict[str, Any]:
     """Two trials, and what they differ in."""
     return {
-        "trials": [_trial_row(trial, {}) | {"advice": _verdict(trial).get("advice", "")} for trial in (first, second)],
+        "trials": [
+            _trial_row(trial, {}) | {"advice": read_verdict(trial).get("advice", "")} for trial in (first, second)
+        ],
         "differences": [_difference_row(difference) for difference in compare(trials, first, second)],
     }
 
@@ -249,11 +249,6 @@ def _trial_row(trial: Trial, factors: Iterable[str]) -> dict[str, Any]:
         "steps": f"over {trial.steps}" if trial.censored else str(trial.steps),
         "excursion": excursion,
     }
-
-
-def _verdict(trial: Trial) -> dict[str, Any]:
-    verdict: dict[str, Any] = json.loads((trial.folder / VERDICT).read_bytes())
-    return verdict
 
 
 def _commit() -> str:

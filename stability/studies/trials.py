@@ -98,6 +98,14 @@ def read_trials(folders: Iterable[Path]) -> Trials:
     return Trials(tuple(found.values()), tuple(left_out))
 
 
+def read_verdict(trial: Trial) -> dict[str, Any]:
+    """A trial's verdict as its file has it; empty if that is gone by now, as when the trial is trained anew."""
+    with suppress(OSError, ValueError):
+        verdict: dict[str, Any] = json.loads((trial.folder / VERDICT).read_bytes())
+        return verdict
+    return {}
+
+
 def ordered(levels: Iterable[Level]) -> tuple[Level, ...]:
     """The different levels, numbers by size before the others by name."""
 
