@@ -204,9 +204,7 @@ def draw_effects(found: Sequence[Effect]) -> Picture | None:
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(axis="y", length=0)
         if ratio:
-            panel.xaxis.set_major_locator(LogLocator(numticks=4))
-            panel.xaxis.set_minor_locator(NullLocator())
-            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: level_text(value)))
+            _name_powers(panel.xaxis, panel.get_xlim())
         else:
             panel.xaxis.set_major_locator(MaxNLocator(4))
             scale = 100 if response == "healthy" else 1
@@ -420,9 +418,15 @@ def _use_log(column: Sequence[Axes]) -> None:
     shown = shown[shown > 0]
     if len(shown):
         column[0].set_yscale("log", nonpositive="mask")
-        column[0].yaxis.set_major_locator(LogLocator(numticks=4))
-        column[0].yaxis.set_minor_locator(NullLocator())
-        column[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: level_text(value)))
+        _name_powers(column[0].yaxis, (float(shown.min()), float(shown.max())))
+
+
+def _name_powers(axis: Axis, ends: tuple[float, float]) -> None:
+    """A few ticks on a log axis, between the powers of ten too where it is short."""
+    subs = (1.0, 2.0, 5.0) if ends[1] < 30 * ends[0] else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=4))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: level_text(value)))
 
 
 def _largest(rows: Mapping[str, Mapping[str, Effect]]) -> list[str]:

@@ -22,7 +22,7 @@ from stability.files import CONFIG, ERROR, REPORT, VERDICT
 
 Level = Any  # a configuration's value: a number, a string, True, False, None, or a tuple of them
 
-_SUMMARY = "summary.json"  # a trial's responses, beside its tables: these take 4 ms for 500 steps, and it a tenth
+_SUMMARY = "summary.json"  # a trial's responses, beside its tables: these take 2 ms for 500 steps, and it a tenth
 _FORMAT = 1  # of the summary; another number makes it anew
 _BLANK = 0.95  # share of blank frames on the plateau
 _SIGNALS = ("applied_norm", "blank_fraction", "distinct_phonemes", "grad_norm", "loss", "loss_scale")
