@@ -13,6 +13,8 @@ LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
 FLIGHT = Path("flight")  # what is left of a failed step, to make it again; flight.json is written last
 FLIGHT_RECORD, FLIGHT_STATE = FLIGHT / "flight.json", FLIGHT / "state.pt"
 
+REPORT = "report"  # in a study's folder: the figures of its report, beside report.html
+
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Put `data` in the place of `path`. A crash, or a full disk, in between leaves `path` as it was."""

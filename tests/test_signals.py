@@ -52,6 +52,18 @@ def test_rows_after_a_step(tmp_path: Path, after: int) -> None:
     np.testing.assert_array_equal(tail.values, whole.values[steps > after])
 
 
+def test_some_of_the_columns(tmp_path: Path) -> None:
+    path = tmp_path / "signals.csv"
+    values = np.ma.masked_equal(np.arange(12, dtype=np.float32).reshape(4, 3), 7)
+    signals.append_rows(path, ("a", "b", "c"), range(4), values)
+    whole, some = signals.read_table(path), signals.read_table(path, only=("c", "b", "other"))
+    assert some.names == ("b", "c")
+    np.testing.assert_array_equal(some.steps, whole.steps)
+    np.testing.assert_array_equal(some.values, whole.values[:, 1:])
+    np.testing.assert_array_equal(some.measured, whole.measured[:, 1:])
+    assert signals.read_table(path, only=("other",)).steps.tolist() == [0, 1, 2, 3]
+
+
 def test_every_possible_cut_loses_the_cut_line_only(tmp_path: Path) -> None:
     path = tmp_path / "signals.csv"
     signals.append_rows(path, ("a", "b"), range(3), np.array([[1.5, -2], [np.nan, 4], [5, 6]], np.float32))

@@ -27,7 +27,7 @@ seeds, p is never below 2 / 2^n. Intervals trust Student's t, so with few seeds 
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Literal
 
@@ -35,9 +35,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from stability.studies.trials import Level, Trial, Trials, is_number, ordered
+from stability.studies.trials import Level, Trial, Trials, is_number
 
 Response = Literal["healthy", "per", "steps", "excursion"]
+Alternative = Literal["two-sided", "less", "greater"]
 Cell = Mapping[str, Level]
 
 RESPONSES: tuple[Response, ...] = ("healthy", "per", "steps", "excursion")
@@ -46,6 +47,7 @@ RATIOS: tuple[Response, ...] = ("steps", "excursion")  # compared by their logar
 _CAP = math.log(1e6)  # of an excursion
 _LEVEL = 0.95
 _EXACT = 1 << 13  # combinations of signs that are all tried; of more, that many are drawn
+_MOST_LEVELS = 12  # of a factor of a grid; a search draws a level a trial, of which no two trials can be matched
 
 
 @dataclass(frozen=True)
@@ -100,29 +102,54 @@ def effects(trials: Trials) -> list[Effect]:
     """Main effects and two-way interactions of every factor on every response.
 
     Each level is compared with the factor's first, numbers by size; three or more numbers have a trend besides. An
-    effect that no trials can tell is in the list with no matches, a NaN effect and p = 1.
+    effect that no trials can tell is in the list with no matches, a NaN effect and p = 1. Factors with more than 12
+    levels, as a search has them, are left out.
     """
-    factors = _factors(trials)
+    factors = {name: levels for name, levels in main_factors(trials).items() if len(levels) <= _MOST_LEVELS}
+    slim = _slim(trials)
     found = []
     for name, levels in factors.items():
         for level in levels[1:]:
-            cells: list[Cell] = [{name: level}, {name: levels[0]}]
-            found += _effects(trials, "difference", (name,), ((levels[0], level),), cells, (1, -1))
+            found += _difference_between(slim, name, levels[0], level)
         if len(levels) > 2 and all(is_number(level) for level in levels):
             decades = levels[0] > 0
             x = np.array([math.log10(level) if decades else float(level) for level in levels])
             x -= x.mean()
             kind: Literal["trend per decade", "trend per unit"] = "trend per decade" if decades else "trend per unit"
             slope = (x / (x @ x)).tolist()
-            found += _effects(
-                trials, kind, (name,), ((levels[0], levels[-1]),), [{name: level} for level in levels], slope
-            )
+            ends, cells = ((levels[0], levels[-1]),), [{name: level} for level in levels]
+            found += _effects(slim, kind, (name,), ends, cells, slope)
     for (a, a_levels), (b, b_levels) in combinations(factors.items(), 2):
         for to_a, to_b in product(a_levels[1:], b_levels[1:]):
             pairs = (a_levels[0], to_a), (b_levels[0], to_b)
-            cells, weights = interaction(a, pairs[0], b, pairs[1])
-            found += _effects(trials, "interaction", (a, b), pairs, cells, weights)
+            four, signs = interaction(a, pairs[0], b, pairs[1])
+            found += _effects(slim, "interaction", (a, b), pairs, four, signs)
     return found
+
+
+def difference_between(trials: Trials, factor: str, first: Level, second: Level) -> list[Effect]:
+    """The main effect of one level of a factor against another on every response, as in `effects`."""
+    return _difference_between(_slim(trials), factor, first, second)
+
+
+def main_factors(trials: Trials) -> dict[str, tuple[Level, ...]]:
+    """{dotted name: its levels} of a study's factors; of those that an option of a group sets together, the first."""
+    kept: dict[str, tuple[Level, ...]] = {}
+    for name, levels in trials.factors.items():
+        group = name.split(".")[0]
+        if not any(group == other.split(".")[0] and _one_to_one(trials, name, other) for other in kept):
+            kept[name] = levels
+    return kept
+
+
+def cells_of(trials: Trials) -> dict[tuple[Level, ...], list[Trial]]:
+    """The trials of each cell by seed, under its levels of the `main_factors`; the cells in the order of these."""
+    factors = main_factors(trials)
+    cells: dict[tuple[Level, ...], list[Trial]] = defaultdict(list)
+    for trial in sorted(trials.trials, key=lambda trial: trial.seed):
+        cells[tuple(trial.factors.get(name) for name in factors)].append(trial)
+    ranks = [{level: place for place, level in enumerate(levels)} for levels in factors.values()]
+    return dict(sorted(cells.items(), key=lambda item: [rank[x] for rank, x in zip(ranks, item[0], strict=True)]))
 
 
 def interaction(
@@ -195,11 +222,21 @@ def interval(sample: Sample, level: float = _LEVEL) -> tuple[float, float]:
     return max(-limit, float(center - half)), min(limit, float(center + half))
 
 
-def sign_flip(means: NDArray[np.float64], alternative: Literal["two-sided", "less", "greater"] = "two-sided") -> float:
+def sign_flip(means: NDArray[np.float64], alternative: Alternative = "two-sided") -> float:
     """The p of the test that the mean of numbers, each of which might have either sign, is 0; 1 if there are none."""
-    if len(means) < 2:  # which SciPy refuses
-        one_sided = {"two-sided": False, "less": (means < 0).any(), "greater": (means > 0).any()}[alternative]
-        return 0.5 if one_sided else 1.0
+    return _sign_flips(means[None], alternative)[0]
+
+
+def named_test(seeds: int) -> str:
+    """What `sign_flip` does with so many numbers."""
+    return "none" if not seeds else "sign-flip, exact" if 2**seeds <= _EXACT else f"sign-flip, {_EXACT} drawn"
+
+
+def _sign_flips(means: NDArray[np.float64], alternative: Alternative = "two-sided") -> list[float]:
+    """`sign_flip` of every row of numbers, by the same combinations of signs."""
+    if means.shape[1] < 2:  # which SciPy refuses
+        told = {"two-sided": np.zeros(means.shape, bool), "less": means < 0, "greater": means > 0}[alternative]
+        return [0.5 if row.any() else 1.0 for row in told]
     test = stats.permutation_test(
         (means,),
         lambda x, axis: x.mean(axis=axis),
@@ -207,14 +244,10 @@ def sign_flip(means: NDArray[np.float64], alternative: Literal["two-sided", "les
         vectorized=True,
         n_resamples=_EXACT,
         alternative=alternative,
+        axis=1,
         rng=np.random.default_rng(0),
     )
-    return min(1.0, float(test.pvalue))
-
-
-def named_test(seeds: int) -> str:
-    """What `sign_flip` does with so many numbers."""
-    return "none" if not seeds else "sign-flip, exact" if 2**seeds <= _EXACT else f"sign-flip, {_EXACT} drawn"
+    return [min(1.0, float(p)) for p in test.pvalue]
 
 
 def _difference(trials: Sequence[Trial], weights: Sequence[float], response: Response) -> float:
@@ -228,14 +261,15 @@ def _difference(trials: Sequence[Trial], weights: Sequence[float], response: Res
     return 0.0 if (above and (below or least < 0)) or (below and least > 0) else least
 
 
-def _factors(trials: Trials) -> dict[str, tuple[Level, ...]]:
-    """The study's factors, of those that an option of a group sets together only the first."""
-    kept: dict[str, tuple[Level, ...]] = {}
-    for name, levels in trials.factors.items():
-        group = name.split(".")[0]
-        if not any(group == other.split(".")[0] and _one_to_one(trials, name, other) for other in kept):
-            kept[name] = levels
-    return {name: ordered(levels) for name, levels in kept.items()}
+def _slim(trials: Trials) -> list[Trial]:
+    """The trials with only those of their factors that vary among them: matching looks at every one of them."""
+    varying = trials.factors
+    return [replace(t, factors={name: t.factors.get(name) for name in varying}) for t in trials.trials]
+
+
+def _difference_between(trials: Sequence[Trial], factor: str, first: Level, second: Level) -> list[Effect]:
+    cells: list[Cell] = [{factor: second}, {factor: first}]
+    return _effects(trials, "difference", (factor,), ((first, second),), cells, (1, -1))
 
 
 def _one_to_one(trials: Trials, a: str, b: str) -> bool:
@@ -244,7 +278,7 @@ def _one_to_one(trials: Trials, a: str, b: str) -> bool:
 
 
 def _effects(
-    trials: Trials,
+    trials: Sequence[Trial],
     kind: Literal["difference", "trend per decade", "trend per unit", "interaction"],
     factors: tuple[str, ...],
     levels: tuple[tuple[Level, Level], ...],
@@ -252,18 +286,18 @@ def _effects(
     weights: Sequence[float],
 ) -> list[Effect]:
     """The effect on every response."""
-    matched = match(trials.trials, cells)
+    matched = match(trials, cells)
+    samples = [differences(matched, weights, response) for response in RESPONSES]
     found = []
-    for response in RESPONSES:
-        sample = differences(matched, weights, response)
+    for sample, p in zip(samples, _sign_flips(np.stack([sample.means for sample in samples])), strict=True):
         seeds = len(sample.means)
         effect = float(sample.means.mean()) if seeds else math.nan
         low, high = interval(sample) if seeds else (math.nan, math.nan)
-        effect, low, high = (in_unit(x, response) for x in (effect, low, high))
+        effect, low, high = (in_unit(x, sample.response) for x in (effect, low, high))
         found.append(
             Effect(
-                kind, factors, levels, matched.tied, response, effect, low, high, seeds, sample.matches,
-                sample.bounded, named_test(seeds), sign_flip(sample.means),
+                kind, factors, levels, matched.tied, sample.response, effect, low, high, seeds, sample.matches,
+                sample.bounded, named_test(seeds), p,
             )
         )  # fmt: skip
     return found

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
-from functools import cache
+from dataclasses import dataclass, field, fields
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,13 +18,14 @@ from stability.config import CHANGES_NO_RESULT, Config, dotted
 from stability.diagnosis.finding import Outcome
 from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, read_table
 from stability.errors import StabilityError
-from stability.files import CONFIG, VERDICT
+from stability.files import CONFIG, ERROR, REPORT, VERDICT
 
 Level = Any  # a configuration's value: a number, a string, True, False, None, or a tuple of them
 
-_SUMMARY = "summary.json"  # a trial's responses, beside its tables: these take 4 ms for 500 steps, and it a tenth
+_SUMMARY = "summary.json"  # a trial's responses, beside its tables: these take 2 ms for 500 steps, and it a tenth
 _FORMAT = 1  # of the summary; another number makes it anew
 _BLANK = 0.95  # share of blank frames on the plateau
+_SIGNALS = ("applied_norm", "blank_fraction", "distinct_phonemes", "grad_norm", "loss", "loss_scale")
 _FIRST = 10  # steps whose gradient norms are the start's, and no excursion
 # What is neither the subject of a study nor able to change a result.
 _NO_FACTORS = CHANGES_NO_RESULT | {"seed", "device"}
@@ -39,7 +41,7 @@ class Trial:
     last validation's error rate, 1 where there is none. `excursion`, the natural logarithm of the largest gradient norm
     after the first 10 steps over the median before it; inf if one was not finite. Beside them, `largest_norm` is that
     norm, and `phonemes` and `loss` are medians of distinct phonemes and training loss over the last tenth, NaN
-    where not recorded.
+    where not recorded. `folder` holds its files.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Trial:
     largest_norm: float
     phonemes: float
     loss: float
+    folder: Path = field(default=Path(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,14 @@ def read_trials(folders: Iterable[Path]) -> Trials:
     return Trials(tuple(found.values()), tuple(left_out))
 
 
+def read_verdict(trial: Trial) -> dict[str, Any]:
+    """A trial's verdict as its file has it; empty if that is gone by now, as when the trial is trained anew."""
+    with suppress(OSError, ValueError):
+        verdict: dict[str, Any] = json.loads((trial.folder / VERDICT).read_bytes())
+        return verdict
+    return {}
+
+
 def ordered(levels: Iterable[Level]) -> tuple[Level, ...]:
     """The different levels, numbers by size before the others by name."""
 
@@ -119,7 +130,9 @@ def _trial_folders(folder: Path) -> list[Path]:
         raise StabilityError(f"There is no folder {folder}: give the folder of a study, outputs/STUDY.")
     if (folder / CONFIG).exists() or (folder / VERDICT).exists():
         return [folder]
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    inner = sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".") and path.name != REPORT
+    )
     if not inner:
         raise StabilityError(f"There is no trial in {folder}: give the folder of a study, outputs/STUDY.")
     return inner
@@ -130,26 +143,36 @@ def _read(folder: Path) -> Trial:
     try:
         written = (folder / VERDICT).stat().st_mtime_ns
     except OSError:
-        begun = (folder / CONFIG).exists()
-        reason = "no verdict: it crashed, was stopped or is being trained" if begun else "no trial was begun in it"
-        raise _NoTrial(reason) from None
+        raise _NoTrial(_why_no_verdict(folder)) from None
     try:
         summary = json.loads((folder / _SUMMARY).read_bytes())
         if summary["made of"] == [_FORMAT, written]:
             values = summary["trial"]
-            return Trial(**values | {"name": folder.name, "factors": _with_tuples(_current(values["factors"]))})
+            factors = _with_tuples(_current(values["factors"]))
+            return Trial(**values | {"name": folder.name, "factors": factors, "folder": folder})
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none, half a one, or another program's
     trial = _computed(folder)
-    summary = {"made of": [_FORMAT, written], "trial": asdict(trial)}
+    values = {name: value for name, value in vars(trial).items() if name != "folder"}
+    summary = {"made of": [_FORMAT, written], "trial": values}
     with suppress(OSError):  # in a folder that cannot be written to, reading takes longer
         (folder / _SUMMARY).write_text(json.dumps(summary))  # half a one is no harm: it is made anew
     return trial
 
 
+def _why_no_verdict(folder: Path) -> str:
+    if not (folder / CONFIG).exists():
+        return "no trial was begun in it"
+    with suppress(OSError, UnicodeDecodeError, IndexError):
+        return f"it crashed: {(folder / ERROR).read_text().strip().splitlines()[-1]}"
+    return "no verdict: it crashed, was stopped or is being trained"
+
+
 def _computed(folder: Path) -> Trial:
     try:
-        config = yaml.load((folder / CONFIG).read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config: dict[str, Any] = {}
+        for group in re.split(r"\n(?=\w)", (folder / CONFIG).read_text()):
+            config |= _parsed(group)
         verdict = json.loads((folder / VERDICT).read_bytes())
         outcome, cause = verdict["outcome"], verdict["cause"]
     except FileNotFoundError:
@@ -163,7 +186,8 @@ def _computed(folder: Path) -> Trial:
     seed, budget = values.get("seed"), values.get("steps")
     if not isinstance(seed, int) or not isinstance(budget, int):
         raise _NoTrial(f"{CONFIG} has no seed or no steps: another version of the program wrote it")
-    signals, validation = read_table(folder / SIGNALS), read_table(folder / VALIDATION)
+    signals = read_table(folder / SIGNALS, only=_SIGNALS)
+    validation = read_table(folder / VALIDATION, only=("per",))
     if missing := [name for name in ("blank_fraction", "grad_norm", "loss") if name not in signals.names]:
         raise _NoTrial(f"no {', '.join(missing)} in {SIGNALS}")
     if not len(signals.steps):
@@ -187,7 +211,14 @@ def _computed(folder: Path) -> Trial:
         largest_norm=largest,
         phonemes=_late_median(signals, "distinct_phonemes"),
         loss=_late_median(signals, "loss"),
+        folder=folder,
     )
+
+
+@lru_cache(maxsize=1024)
+def _parsed(group: str) -> Any:
+    """A top-level group of a configuration, most of which a study's trials share."""
+    return yaml.load(group, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _plateau(signals: Table) -> tuple[int, bool]:

@@ -1,0 +1,67 @@
+"""Write what a study found into one page: which factor made training unhealthy, how large the effect is, how sure.
+
+python -m stability.report outputs/diagnosis
+python -m stability.report outputs/phase outputs/boundary --where noise=1 --out both.html
+python -m stability.report outputs/diagnosis --compare eps0.1-lr0.002-noise0.25 eps0.1-lr0.005-noise1-batch64-seed0
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from stability.errors import StabilityError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; 1 for what cannot be read, is not there or is ambiguous."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stability.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a study, outputs/STUDY, or a trial")
+    parser.add_argument(
+        "--claims", default="claims.yaml", metavar="FILE", help="the claims to rule on, or none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="two trials, by folder, name or the beginning of one"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in the first folder)")
+    parser.add_argument(
+        "--where", nargs="+", default=[], action="extend", metavar="FACTOR=LEVEL", help="only trials with these levels"
+    )
+    options = parser.parse_args(arguments)
+    from stability.studies.claims import (
+        find_claims,
+    )  # late: SciPy and matplotlib take a while, and --help needs neither
+    from stability.studies.page import write_report
+
+    try:
+        report = write_report(
+            options.folders,
+            claims=None if options.claims == "none" else find_claims(Path(options.claims)),
+            where=dict(map(_condition, options.where)),
+            pair=options.compare,
+            out=options.out,
+        )
+    except StabilityError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join([*report.sentences, str(report.page)]))
+    return 0
+
+
+def _condition(text: str) -> tuple[str, Any]:
+    """A factor and its level, which is read as on the command line of a training."""
+    name, equals, level = text.partition("=")
+    if not equals or not name:
+        raise StabilityError(f"--where {text}: give FACTOR=LEVEL, such as epsilon=1e-8.")
+    value = OmegaConf.to_object(OmegaConf.from_dotlist([f"level={level}"]))["level"]  # type: ignore[index,call-overload]
+    return name, tuple(value) if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

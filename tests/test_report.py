@@ -1,0 +1,296 @@
+"""A study's report: what its page says, asserted from the HTML, and what it does with bad input."""
+
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stability.report import main
+from stability.studies.page import Report, write_report
+from tests.studies import EPSILON, LR, NOISE, write_study
+
+SEEDS = list(range(8))
+CLAIMS = """
+- {id: pair, claim: Large epsilon needs noise., source: us, compare: {optimizer.epsilon: [1e-8, 0.1],
+   aug.white_noise_std: [0.25, 1.0]}, response: healthy, expect: higher}
+- {id: noise, claim: Noise harms., source: us, compare: {aug.white_noise_std: [0.25, 1.0]}, response: healthy,
+   expect: lower}
+- {id: few, claim: It explodes., source: us, where: {optimizer.epsilon: 1e-8, aug.white_noise_std: 0.25, seed: 0},
+   expect: {most: exploded}}
+- {id: lost, claim: Batches matter., source: us, compare: {batch.sise: [48, 64]}, response: per, expect: lower}
+"""
+
+
+def together(trial: Mapping[str, Any]) -> str:
+    return "blank_collapse" if trial[EPSILON] == 0.1 and trial[NOISE] < 1 else "stable"
+
+
+class Page(HTMLParser):
+    """The tables of a page as rows of cells, by the heading above; its text; and what it loads or names."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.text, self.ids, self.loads = "", list[str](), list[str]()
+        self._heading, self._open, self._skip = "", "", False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = dict(attrs)
+        self.ids += [known["id"] or ""] if "id" in known else []
+        self.loads += [known[name] or "" for name in ("src", "href") if name in known]
+        if tag in ("h2", "h3", "th", "td", "style"):
+            self._open = tag
+        if tag in ("h2", "h3"):
+            self._heading = ""
+        elif tag == "tr":
+            self.tables.setdefault(self._heading, []).append([])
+        elif tag in ("th", "td"):
+            self.tables[self._heading][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._open:
+            self._open = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._open == "style":
+            return
+        self.text += data
+        if self._open in ("h2", "h3"):
+            self._heading += data
+        elif self._open:
+            row = self.tables[self._heading][-1]
+            row[-1] = " ".join(f"{row[-1]} {data}".split())
+
+    def row(self, heading: str, start: str) -> list[str]:
+        (row,) = (row for row in self.tables[heading] if row[0].startswith(start))
+        return row
+
+
+def small(folder: Path, *, seeds: int = 1) -> Path:
+    """A study of a factor with two levels, of which one explodes."""
+    levels: dict[str, list[Any]] = {"seed": list(range(seeds)), LR: [0.005, 1.0]}
+    return write_study(folder, levels, lambda t: "exploded" if t[LR] == 1 else "stable", steps=20)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Epsilon and noise crossed, which together collapse; beside it a trial in which two more things differ."""
+    root = tmp_path_factory.mktemp("outputs")
+    (root / "claims.yaml").write_text(CLAIMS)
+    write_study(root / "other", {"seed": [0], EPSILON: [0.1], NOISE: [1.0], "batch.size": [48], LR: [1.0]},
+                lambda _: "exploded", steps=30)  # fmt: skip
+    return write_study(root / "pair", {"seed": SEEDS, EPSILON: [1e-8, 0.1], NOISE: [0.25, 1.0]}, together, steps=30)
+
+
+@pytest.fixture(scope="module")
+def report(study: Path) -> Report:
+    return write_report([study], claims=study.parent / "claims.yaml")
+
+
+@pytest.fixture(scope="module")
+def page(report: Report) -> Page:
+    return Page(report.page.read_text())
+
+
+def test_the_answer_is_made_from_the_trials(report: Report, page: Page) -> None:
+    which, how_large, how_sure = report.sentences
+    assert which == (
+        "8 of 32 trials are unhealthy (8 blank_collapse), and what decides that most is the pair of epsilon and noise."
+    )
+    assert "from 100% to 0% at noise 0.25, and from 100% to 100% at noise 1: the two together make +100" in how_large
+    low, high = map(int, re.findall(r"\[\+(\d+), \+(\d+)\]", how_large)[0])
+    assert 0 < low < 100 < high
+    assert "8 foursomes of 8 seeds (sign-flip, exact: p = 0.0078" in how_sure  # 2 / 2^8
+    assert "of 4 claims, 1 confirmed, 1 refuted and 2 inconclusive, 2 of these for want of trials" in how_sure
+    assert all(sentence in page.text for sentence in report.sentences)
+
+
+def test_the_page_stands_for_itself(report: Report, page: Page) -> None:
+    html = report.page.read_text()
+    assert report.page.name == "report.html"
+    assert html.count("<svg") == html.count('role="img" aria-label="') == 3
+    assert "<script" not in html
+    assert "@import" not in html
+    assert all(target.startswith("#") for target in page.loads)
+    assert len(page.ids) == len(set(page.ids))
+    names = [f"{name}.{kind}" for name in ("phase", "curves", "effects") for kind in ("svg", "png")]
+    assert [path.name for path in report.figures] == names
+    assert all(path.parent == report.page.with_name("report") and path.stat().st_size for path in report.figures)
+
+
+def test_rulings_are_in_a_table(page: Page) -> None:
+    rows = page.tables["What was claimed"]
+    assert rows[0] == ["claim", "ruling", "effect, 95 %", "seeds", "exact test", "why"]
+    confirmed, refuted = page.row("What was claimed", "Large epsilon"), page.row("What was claimed", "Noise harms")
+    assert confirmed[1] == "✔ confirmed"
+    assert confirmed[3] == "8 8 foursomes"
+    assert refuted[1] == "✘ refuted"
+    assert refuted[2].startswith("+50 points [")
+    assert "p = 0.016" in refuted[4]  # 2 / 2^8 for the smaller of two tests
+    assert "nearest is batch.size" in page.row("What was claimed", "Batches matter")[-1]
+
+
+def test_a_failed_trial_is_compared_with_the_nearest_healthy_one(page: Page) -> None:
+    head, *_ = page.tables["Critical differences"]
+    assert "blank_collapse" in head[1]
+    assert "stable" in head[2]
+    changed = {row[0].split()[0]: row for row in page.tables["Critical differences"][1:]}
+    assert changed.keys() == {"epsilon", "final", "steps"}
+    assert changed["epsilon"][1:3] == ["0.1", "1e-8"]
+    assert changed["epsilon"][4].startswith("+50 points [")
+
+
+def test_two_trials_are_compared_in_all_they_differ_in(study: Path, tmp_path: Path) -> None:
+    report = write_report(
+        [study, study.parent / "other"],
+        claims=None,
+        pair=("trial2-", str(study.parent / "other" / "trial0-seed0")),
+        out=tmp_path / "both.html",
+    )
+    page = Page(report.page.read_text())
+    assert report.page == tmp_path / "both.html"
+    assert report.figures[0] == tmp_path / "both" / "phase.svg"
+    rows = {row[0].split()[0]: row for row in page.tables["Critical differences"][1:]}
+    assert rows["noise"][1:4] == ["0.25", "1", "×4"]
+    assert rows["noise"][4].startswith("+50 points [")
+    assert rows["lr"][1:] == ["0.005", "1", "×200", "not varied alone in this study"]
+    assert rows["batch"][-1] == "not varied alone in this study"
+    assert "no claim was stated beforehand" in page.text
+
+
+def test_what_to_do_next_has_its_command(page: Page) -> None:
+    assert "At epsilon 0.1, noise 0.25 (8 blank_collapse), change epsilon from 0.1 to 1e-8" in page.text
+    assert "python -m stability.train optimizer.epsilon=1e-8 aug.white_noise_std=0.25 seed=8" in page.text
+
+
+def test_a_running_sweep_and_crashed_trials(tmp_path: Path) -> None:
+    study = small(tmp_path / "study", seeds=2)
+    (study / "trial0-seed0" / "verdict.json").unlink()
+    (study / "trial1-seed0" / "verdict.json").unlink()
+    (study / "trial1-seed0" / "error.txt").write_text("Traceback (most recent call last):\n  …\nMemoryError: no more\n")
+    (study / "trial2-seed1" / "verdict.json").write_text('{"outcome"')
+    (study / "notes").mkdir()
+    (study / "multirun.yaml").write_text("hydra: {overrides: {task: [experiment=phase, 'seed=0,1']}}\n")
+    report = write_report([study], claims=None)
+    assert (
+        report.sentences[0]
+        == "So far the only trial is unhealthy (1 exploded): nothing that was varied made training healthy."
+    )
+    page = Page(report.page.read_text())
+    reasons = {row[0]: row[1] for row in page.tables["Folders left out"][1:]}
+    assert reasons["trial0-seed0"] == "no verdict: it crashed, was stopped or is being trained"
+    assert reasons["trial1-seed0"] == "it crashed: MemoryError: no more"
+    assert "half written" in reasons["trial2-seed1"]
+    assert reasons["notes"] == "no trial was begun in it"
+    assert "2 trials in study were begun and have no verdict, 1 of which crashed" in page.text
+    assert "python -m stability.train --multirun experiment=phase seed=0,1" in page.text
+    again = write_report([study], claims=None)  # the report's own folder is no trial
+    assert Page(again.page.read_text()).tables["Folders left out"] == page.tables["Folders left out"]
+
+
+def test_nothing_is_finished(tmp_path: Path) -> None:
+    study = small(tmp_path / "study")
+    for verdict in study.glob("*/verdict.json"):
+        verdict.unlink()
+    report = write_report([study], claims=None)
+    assert report.sentences[0] == "No trial is finished yet, so nothing can be said."
+    assert report.figures == ()
+    assert "No trial is finished." in report.page.read_text()
+
+
+def test_one_seed_and_a_part_of_a_study(tmp_path: Path) -> None:
+    report = write_report([small(tmp_path / "study")], claims=None)
+    assert "that most is lr" in report.sentences[0]
+    assert "At lr 1 instead of 0.005, 0% instead of 100% are healthy, all else alike: −100 points." in report.sentences
+    assert "which tells nothing of chance" in report.sentences[2]
+    part = write_report([tmp_path / "study"], claims=None, where={"lr": 0.005})
+    assert part.sentences[0] == "The only trial is healthy (1 stable): nothing made training unhealthy."
+    assert "only lr 0.005" in part.page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "There is no folder nowhere: give the folder of a study"),
+        (["empty"], "There is no trial in empty"),
+        (["study", "--claims", "missing.yaml"], "There is no file of claims missing.yaml"),
+        (["study", "--claims", "broken.yaml"], "broken.yaml, claim odd: "),
+        (
+            ["study", "--compare", "trial0", "trial7"],
+            "There is no trial trial7: give the name of a folder in the study",
+        ),
+        (["study", "--compare", "trial", "trial0-"], "2 trials are meant by trial: trial0-seed0, trial1-seed0"),
+        (["study", "half", "--compare", "trial0-", "half"], "half cannot be compared: no verdict"),
+        (["study", "--where", "epsilom=1"], "--where epsilom: there is no such factor; the nearest is epsilon."),
+        (["study", "--where", "lr=3"], "No trial has lr=3; there are 0.005, 1."),
+        (["study", "--where", "lr"], "--where lr: give FACTOR=LEVEL"),
+        (["study", "--out", "page"], "--out page: the page is HTML; give a name that ends in .html."),
+        (["study", "--out", "broken.yaml/x.html"], "Cannot write broken.yaml/x.html: Not a directory."),
+    ],
+)
+def test_bad_input_gets_one_message(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small(tmp_path / "study")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.yaml").write_text("- {id: odd, claim: x, source: y, expect: sideways}\n")
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+def run(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "stability.report", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    small(tmp_path / "study")
+    done = run("study", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    *sentences, path = done.stdout.splitlines()
+    assert len(sentences) == 3
+    assert "23 claims" in sentences[2]  # of this project, wherever it is called
+    page = Page((tmp_path / path).read_text())
+    assert "python -m stability.report study" in page.text
+    failed = run("nowhere", folder=tmp_path)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: There is no folder nowhere")
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.slow
+def test_ten_thousand_trials(tmp_path: Path) -> None:
+    levels: dict[str, list[Any]] = {
+        EPSILON: [1e-8, 1e-6, 1e-4, 1e-2, 1e-1],
+        LR: [1e-4, 1e-3, 1e-2, 1e-1, 1.0],
+        NOISE: [0.25, 1.0],
+    }
+    write_study(
+        tmp_path / "study",
+        levels | {"seed": list(range(200))},
+        lambda t: "exploded" if t[LR] > 0.05 else "undecided" if t[LR] / t[EPSILON] < 0.02 else "stable",
+        steps=500,
+        columns=24,
+    )
+    done = run("study", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "of 10000 trials are unhealthy" in done.stdout
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2e6  # kB
+    assert (tmp_path / "study" / "report.html").stat().st_size < 2e6
