@@ -97,8 +97,8 @@ def draw_phase(trials: Trials, boundaries: Sequence[Bracket] = ()) -> Picture | 
     levels = [*main_factors(trials)[third]] if third else [None]
     columns = min(2, len(levels))
     lines = math.ceil(len(levels) / columns)
-    height = 0.9 + lines * (3.6 if y else 1.7)
-    figure = Figure(figsize=(9.6 if columns > 1 else 6.4, height), layout="constrained")
+    width, height = 9.6 if columns > 1 else 6.4, 3.6 if y else 1.7  # of all panels, and of one
+    figure = Figure(figsize=(width, 0.9 + lines * height), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
     diagonal = (x, y) == (_LR, _EPSILON) and horizontal.log and vertical.log
     counted = False
@@ -121,9 +121,7 @@ def draw_phase(trials: Trials, boundaries: Sequence[Bracket] = ()) -> Picture | 
         panel.tick_params(labelbottom=lowest)
         if not lowest:
             panel.set_xlabel("")
-        counted |= _draw_cells(
-            panel, own, horizontal, vertical, (9.6 / columns if columns > 1 else 6.4, 3.6 if y else 1.7)
-        )
+        counted |= _draw_cells(panel, own, horizontal, vertical, (width / columns, height))
     for panel in panels[len(levels) :]:
         panel.set_visible(False)
     handles = [_handle(name) for name in LOOKS if any(t.outcome == name for t in trials.trials)]
@@ -132,9 +130,7 @@ def draw_phase(trials: Trials, boundaries: Sequence[Bracket] = ()) -> Picture | 
         if boundaries:
             handles.append(Line2D([], [], color=INK, marker="|", markersize=9, label="largest stable lr, 95 %"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, handletextpad=0.4)
-    caption = (
-        f"Every trial's outcome, {short_name(y)} against {short_name(x)}" if y else f"Outcomes, by {short_name(x)}"
-    )
+    caption = f"Every trial's outcome, {f'{short_name(y)} against ' if y else 'by '}{short_name(x)}"
     caption += f", a panel a level of {short_name(third)}" if third else ""
     caption += ". Numbers count a cell's trials." if counted else ". The trials of a cell stand side by side, by seed."
     caption += f" Pooled: {', '.join(map(short_name, pooled))}." if pooled else ""
@@ -204,7 +200,7 @@ def draw_effects(found: Sequence[Effect]) -> Picture | None:
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(axis="y", length=0)
         if ratio:
-            _name_powers(panel.xaxis, panel.get_xlim())
+            _set_log_ticks(panel.xaxis, panel.get_xlim())
         else:
             panel.xaxis.set_major_locator(MaxNLocator(4))
             scale = 100 if response == "healthy" else 1
@@ -418,13 +414,12 @@ def _use_log(column: Sequence[Axes]) -> None:
     shown = shown[shown > 0]
     if len(shown):
         column[0].set_yscale("log", nonpositive="mask")
-        _name_powers(column[0].yaxis, (float(shown.min()), float(shown.max())))
+        _set_log_ticks(column[0].yaxis, (float(shown.min()), float(shown.max())))
 
 
-def _name_powers(axis: Axis, ends: tuple[float, float]) -> None:
-    """A few ticks on a log axis, between the powers of ten too where it is short."""
-    subs = (1.0, 2.0, 5.0) if ends[1] < 30 * ends[0] else (1.0,)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=4))
+def _set_log_ticks(axis: Axis, ends: tuple[float, float]) -> None:
+    """A few ticks on a log axis, at powers of ten if it is long enough."""
+    axis.set_major_locator(MaxNLocator(3) if ends[1] < 10 * ends[0] else LogLocator(numticks=4))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: level_text(value)))
 
