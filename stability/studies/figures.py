@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -22,6 +22,7 @@ from stability.config import short_name
 from stability.diagnosis.finding import finite
 from stability.diagnosis.signals import SIGNALS, VALIDATION, read_table
 from stability.files import write_atomically
+from stability.studies.boundary import Boundary
 from stability.studies.effects import RATIOS, RESPONSES, Effect, cells_of, main_factors
 from stability.studies.trials import Level, Trial, Trials, is_number, ordered, read_verdict
 from stability.studies.words import LOOKS, cell_text, changed_text, counts_text, level_text
@@ -63,19 +64,6 @@ _STYLE: Any = {
 }
 
 
-class Bracket(Protocol):
-    """A measured boundary of learning rates between what is stable and what is not, and its interval."""
-
-    @property
-    def cell(self) -> Mapping[str, Level]: ...  # noqa: D102
-    @property
-    def lr(self) -> float: ...  # noqa: D102
-    @property
-    def low(self) -> float: ...  # noqa: D102
-    @property
-    def high(self) -> float: ...  # noqa: D102
-
-
 class Picture(NamedTuple):
     """A figure, its name, and what it shows in words, for who does not see it and for what it leaves out."""
 
@@ -84,7 +72,7 @@ class Picture(NamedTuple):
     caption: str
 
 
-def draw_phase(trials: Trials, boundaries: Sequence[Bracket] = ()) -> Picture | None:
+def draw_phase(trials: Trials, boundaries: Sequence[Boundary] = ()) -> Picture | None:
     """The phase diagram: every trial's outcome over learning rate and epsilon, a panel a level of a third factor.
 
     Where those two do not both vary, it is over the two factors with the most levels; None where no factor varies.
@@ -224,7 +212,7 @@ def draw_effects(found: Sequence[Effect]) -> Picture | None:
 
 
 def save_figures(
-    folder: Path, trials: Trials, found: Sequence[Effect], boundaries: Sequence[Bracket] = ()
+    folder: Path, trials: Trials, found: Sequence[Effect], boundaries: Sequence[Boundary] = ()
 ) -> list[Picture]:
     """Draw the figures that these trials and their effects give, and write each into `folder` as SVG and PNG."""
     with rc_context(_STYLE):
@@ -297,8 +285,10 @@ def _draw_ratios(panel: Axes, horizontal: "_Scale", vertical: "_Scale") -> None:
         panel.annotate(text, place, shift, "data", "offset points", fontsize=7.5, color=_RATIO, **align)  # type: ignore[arg-type]
 
 
-def _draw_boundaries(panel: Axes, boundaries: Sequence[Bracket]) -> None:
+def _draw_boundaries(panel: Axes, boundaries: Sequence[Boundary]) -> None:
     for bracket in boundaries:
+        if _EPSILON not in bracket.cell or not math.isfinite(bracket.lr):
+            continue
         low, middle, high = np.log10([bracket.low, bracket.lr, bracket.high])
         y = math.log10(bracket.cell[_EPSILON])
         panel.plot([low, high], [y, y], color=INK, linewidth=1.2, zorder=4)

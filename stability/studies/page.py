@@ -23,6 +23,7 @@ from stability.files import REPORT, short_path, write_atomically
 from stability.studies import words
 from stability.studies.advice import advise, sweep_command, unfinished
 from stability.studies.answer import answer
+from stability.studies.boundary import boundaries
 from stability.studies.claims import Ruling, read_claims, rule
 from stability.studies.compare import Difference, compare, find_trial, telling_pair
 from stability.studies.effects import RESPONSES, Effect, effects, main_factors
@@ -68,7 +69,7 @@ def write_report(
     place = page.with_suffix("") if out else page.with_name(REPORT)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        pictures = save_figures(place, trials, found)
+        pictures = save_figures(place, trials, found, boundaries(trials))
         content = {
             **_about(folders, where or {}),
             **_summary(trials, sentences, begun),

@@ -15,13 +15,14 @@ from omegaconf import DictConfig
 
 from stability import config
 from stability.errors import StabilityError, Stop
-from stability.files import ERROR, LOCK, short_path
+from stability.files import ERROR, LOCK, VERDICT, short_path
 from stability.studies.bisection import BisectionSweeper
 from stability.studies.dry_run import show_plan, show_search
 from stability.studies.launcher import StackedLauncher
 from stability.studies.plan import Plan, plan
 from stability.studies.progress import CRASHED, SweepProgress, why
 from stability.studies.search import ResumingSweeper, Search, look_up
+from stability.tracking import close_study, open_study
 
 
 class Sweep(Callback):
@@ -52,6 +53,7 @@ class Sweep(Callback):
             return
         try:
             self._progress.stop()
+            _tell_and_send(config, self._progress)
             missing = _missing(self._progress)
             if missing and sys.exc_info()[0] is None:  # what else ended the sweep is told instead
                 raise StabilityError(missing)
@@ -74,9 +76,24 @@ def _begin(cfg: DictConfig) -> SweepProgress:
         sys.exit()
     for note in _notes(planned, searched):
         print(note)
+    settings = planned.trials[0].config if planned else config.resolve(cfg)
+    open_study(settings.tracking, study, outputs=Path(settings.outputs))
     progress = SweepProgress(study, planned, searched)
     progress.start()
     return progress
+
+
+def _tell_and_send(cfg: DictConfig, progress: SweepProgress) -> None:
+    """Write the report of the whole study, if any of its trials is finished, and tell and send what it says."""
+    if not any((folder / VERDICT).exists() for folder in progress.folders()):
+        return
+    from stability.studies.claims import find_claims  # late: SciPy and matplotlib take a while
+    from stability.studies.page import write_report
+
+    study, claims = Path(cfg.hydra.sweep.dir), cfg.sweep.claims
+    report = write_report([study], claims=None if claims is None else find_claims(Path(claims)))
+    where = close_study(study, [report.page, *report.figures], " ".join(report.sentences))
+    print("", *report.sentences, f"report    {short_path(report.page)}", where, sep="\n")
 
 
 def _notes(planned: Plan | None, searched: Search | None) -> list[str]:
