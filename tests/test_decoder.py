@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stability.config import Model
 from stability.data.phonemes import PHONEMES
-from stability.training.decoder import Parameters, _Patches, forward, frames_of, init_parameters
+from stability.training.decoder import Parameters, _Patches, _Softsign, forward, frames_of, init_parameters
 from stability.training.packing import Packing, pack
 from stability.training.recurrent import gru_layer
 from tests.configs import composed, tiny
@@ -109,7 +109,7 @@ def test_output_length() -> None:
 def test_patches_are_flattened_bin_major() -> None:
     bins, features = 23, 3
     x = torch.arange(bins * features, dtype=torch.float32).view(1, 1, bins, features)
-    patches = _Patches.apply(x, pack(torch.tensor([[3]]), 3), 14, 4)  # type: ignore[no-untyped-call]
+    patches = _Patches.apply(x, pack(torch.tensor([[3]])), 14, 4)  # type: ignore[no-untyped-call]
     assert patches.shape == (1, 3, 14 * features)
     for frame in range(3):
         wanted = [(4 * frame + b) * features + f for b in range(14) for f in range(features)]
@@ -120,7 +120,7 @@ def test_patches_are_flattened_bin_major() -> None:
 def test_gradient_of_patches(bins: int, size: int, stride: int) -> None:
     x = torch.randn(2, 2, bins, 3, dtype=torch.float64, requires_grad=True)
     longest = (bins - size) // stride + 1
-    packing = pack(torch.tensor([[longest, 1], [max(1, longest - 1), longest]]), longest)
+    packing = pack(torch.tensor([[longest, 1], [max(1, longest - 1), longest]]))
     assert torch.autograd.gradcheck(lambda v: _Patches.apply(v, packing, size, stride), x)  # type: ignore[no-untyped-call]
 
 
@@ -244,6 +244,14 @@ def test_gradient_of_the_recurrent_engine() -> None:
     counts = [3, 3, 2, 1, 1]
     operands = gru_operands(2, counts, 3, 2, torch.float64)
     assert torch.autograd.gradcheck(lambda *own: gru(own, counts), operands)
+
+
+def test_gradient_of_softsign() -> None:
+    x = torch.tensor([-1e30, -3.0, -0.1, 0.0, 0.2, 4.0, 1e30], dtype=torch.float64, requires_grad=True)
+    ours, theirs = _Softsign.apply(x), F.softsign(x)  # type: ignore[no-untyped-call]
+    assert torch.equal(ours, theirs)
+    own, wanted = (torch.autograd.grad(y, x, torch.arange(1.0, 8.0, dtype=torch.float64))[0] for y in (ours, theirs))
+    torch.testing.assert_close(own, wanted)
 
 
 def test_softsign_follows_the_day_layer() -> None:

@@ -18,12 +18,10 @@ class Packing:
     own_slots: list[Tensor]  # of each trial, the slots that are not padding
     row: Tensor  # (K, N) the row of each slot
     frame: Tensor  # (N,) its frame
-    slot: Tensor  # (K, B, T) the slot of each row and frame; N where there is none
 
 
-def pack(frames: Tensor, longest: int) -> Packing:
-    """The packing of batches whose rows have that many frames: (K, B), on the host. `longest` is T, or more."""
-    k, b = frames.shape
+def pack(frames: Tensor) -> Packing:
+    """The packing of batches whose rows have that many frames: (K, B), on the host."""
     lengths, order = frames.sort(dim=1, descending=True, stable=True)
     times = torch.arange(int(lengths.max()))
     going_on = (lengths.unsqueeze(2) > times).sum(1)  # (K, T)
@@ -31,10 +29,8 @@ def pack(frames: Tensor, longest: int) -> Packing:
     frame = times.repeat_interleave(counts)
     position = torch.arange(len(frame)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     row = order[:, position]
-    slot = torch.full((k, b, longest), len(frame))
-    slot[torch.arange(k).unsqueeze(1), row, frame] = torch.arange(len(frame))
     own_slots = [torch.nonzero(position < own[frame]).squeeze(1) for own in going_on]
-    return Packing(counts.tolist(), own_slots, row, frame, slot)
+    return Packing(counts.tolist(), own_slots, row, frame)
 
 
 def unpack(packed: Tensor, packing: Packing, rows: int, longest: int) -> Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+aten = torch.ops.aten
+
 
 def gru_layer(
     x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, counts: Sequence[int]
@@ -33,64 +35,71 @@ def gru_layer(
 
 
 class _Loop(torch.autograd.Function):
+    """The gates of a slot lie side by side: the new gate's recurrent share, then reset, update and new.
+
+    So the input reaches the last three by one product, the state the first three, both added in place, and what the
+    backward needs is what is left there. Weights from the state are turned to that order.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, counts: Sequence[int]
     ) -> Tensor:
         h = w_hh.shape[-1]
-        # The input's share of the gates, for all frames at once; the gates themselves overwrite it in place.
-        gates = torch.baddbmm(b_ih.unsqueeze(1), x, w_ih.transpose(1, 2))
-        recurrent = torch.empty_like(gates)
+        w_hh = w_hh.roll(h, 1)
+        bias = torch.cat([b_hh[:, 2 * h :], b_ih], 1)
+        bias[:, h : 3 * h] += b_hh[:, : 2 * h]
+        gates = bias.unsqueeze(1).repeat(1, x.shape[1], 1)
+        gates[..., h:].baddbmm_(x, w_ih.transpose(1, 2))
         states = torch.empty_like(gates[..., :h], memory_format=torch.contiguous_format)
-        w_hh_t, bias = w_hh.transpose(1, 2).contiguous(), b_hh.unsqueeze(1)
+        w_hh_t = w_hh.transpose(1, 2).contiguous()
         # All views are made beforehand: one a frame and operand would cost as much as the arithmetic.
-        rz, r, z, n = (gates[..., a * h : b * h] for a, b in ((0, 2), (0, 1), (1, 2), (2, 3)))
-        operands = (states, recurrent, recurrent[..., : 2 * h], recurrent[..., 2 * h :], rz, r, z, n)
+        operands = (states, *(gates[..., a * h : b * h] for a, b in ((0, 3), (1, 3), (0, 1), (1, 2), (2, 3), (3, 4))))
         state = h0
-        for count, (out, rec, rec_rz, rec_n, rz_t, r_t, z_t, n_t) in zip(
+        for count, (out, from_state, rz, rec_n, r, z, n) in zip(
             counts, zip(*(torch.split(v, list(counts), 1) for v in operands), strict=True), strict=True
         ):
             state = state[:, :count]
-            torch.baddbmm(bias, state, w_hh_t, out=rec)
-            rz_t.add_(rec_rz).sigmoid_()
-            n_t.addcmul_(r_t, rec_n).tanh_()
-            state = torch.lerp(n_t, state, z_t, out=out)
+            from_state.baddbmm_(state, w_hh_t)
+            rz.sigmoid_()
+            n.addcmul_(r, rec_n).tanh_()
+            state = torch.lerp(n, state, z, out=out)
         ctx.counts = counts
-        ctx.save_for_backward(x, h0, w_ih, w_hh, gates, recurrent, states)
+        ctx.save_for_backward(x, h0, w_ih, w_hh, gates, states)
         return states
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, h0, w_ih, w_hh, gates, recurrent, states = ctx.saved_tensors
-        counts = ctx.counts
-        h = w_hh.shape[-1]
+        x, h0, w_ih, w_hh, gates, states = ctx.saved_tensors
+        counts, h = ctx.counts, w_hh.shape[-1]
         before = torch.cat(
             [h0, *(s[:, :n] for s, n in zip(torch.split(states, counts, 1), counts[1:], strict=False))], 1
         )
-        r, z, n = gates.split(h, -1)
-        # d(pre-activation of each gate) / d(state), but for the chain through time: all frames at once.
-        # The new gate's recurrent share is multiplied by r, so it has a gradient of its own (through).
-        to_n = (1 - z).mul_(torch.addcmul(torch.ones((), dtype=n.dtype, device=n.device), n, n, value=-1))
-        through = torch.empty_like(gates)
-        torch.mul(to_n, recurrent[..., 2 * h :], out=through[..., :h]).mul_(r).mul_(1 - r)
-        torch.sub(before, n, out=through[..., h : 2 * h]).mul_(z).mul_(1 - z)
-        torch.mul(to_n, r, out=through[..., 2 * h :])
-        d_states = grad.clone(memory_format=torch.contiguous_format)
-        d_state = torch.zeros_like(h0[:, :0])
-        by_gate = through.view(*through.shape[:2], 3, h)
-        frames = [*zip(*(torch.split(v, counts, 1) for v in (d_states, z, through, by_gate)), strict=True)]
-        for d, z_t, d_gates, d_by_gate in reversed(frames):
-            d[:, : d_state.shape[1]] += d_state  # of the rows that go on
+        rec_n, r, z, n = gates.split(h, -1)
+        # First d(state) / d(pre-activation of each gate), but for the chain through time: all frames at once.
+        d_gates = torch.empty_like(gates)
+        to_rec_n, to_r, to_z, to_n = d_gates.split(h, -1)
+        aten.tanh_backward.grad_input(1 - z, n, grad_input=to_n)
+        torch.mul(to_n, r, out=to_rec_n)
+        aten.sigmoid_backward.grad_input(to_n * rec_n, r, grad_input=to_r)
+        aten.sigmoid_backward.grad_input(before - n, z, grad_input=to_z)
+        # Then the loss's: of the states, beginning with the initial one, and by the states of the gates.
+        d_states = torch.cat([torch.zeros_like(h0), grad], 1)
+        d_state = torch.split(d_states, [h0.shape[1], *counts], 1)
+        d_before = [d[:, :count] for d, count in zip(d_state, counts, strict=False)]
+        by_gate = d_gates.unflatten(-1, (4, h))
+        slots = (torch.split(v, counts, 1) for v in (z, by_gate, d_gates[..., : 3 * h]))
+        for d, d_b, z_t, d_by_gate, d_from_state in reversed([*zip(d_state[1:], d_before, *slots, strict=True)]):
             d_by_gate.mul_(d.unsqueeze(-2))
-            d_state = torch.baddbmm(d * z_t, d_gates, w_hh)
-        d_input = through.clone()
-        torch.mul(d_states, to_n, out=d_input[..., 2 * h :])
+            d_b.addcmul_(d, z_t).baddbmm_(d_from_state, w_hh)
+        d_from_x, d_from_state = d_gates[..., h:], d_gates[..., : 3 * h]
+        d_bias = d_gates.sum(1)
         return (
-            torch.bmm(d_input, w_ih) if ctx.needs_input_grad[0] else None,
-            d_state,
-            torch.bmm(d_input.transpose(1, 2), x),
-            torch.bmm(through.transpose(1, 2), before),
-            d_input.sum(1),
-            through.sum(1),
+            torch.bmm(d_from_x, w_ih) if ctx.needs_input_grad[0] else None,
+            d_states[:, : h0.shape[1]],
+            torch.bmm(d_from_x.transpose(1, 2), x),
+            torch.bmm(d_from_state.transpose(1, 2), before).roll(-h, 1),
+            d_bias[:, h:],
+            d_bias[:, : 3 * h].roll(-h, 1),
             None,
         )
