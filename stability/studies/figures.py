@@ -116,8 +116,8 @@ def draw_phase(trials: Trials, boundaries: Sequence[Boundary] = ()) -> Picture |
     if diagonal:
         handles.append(Line2D([], [], color=_RATIO, linewidth=0.8, linestyle=_DASHES, label="lr/ε constant"))
         if boundaries:
-            handles.append(Line2D([], [], color=INK, marker="|", markersize=9, label="largest stable lr, 95 %"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, handletextpad=0.4)
+            handles.append(Line2D([], [], color=INK, marker="|", markersize=9, label="largest healthy lr"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3 * columns, frameon=False, handletextpad=0.4)
     caption = f"Every trial's outcome, {f'{short_name(y)} against ' if y else 'by '}{short_name(x)}"
     caption += f", a panel a level of {short_name(third)}" if third else ""
     caption += ". Numbers count a cell's trials." if counted else ". The trials of a cell stand side by side, by seed."
