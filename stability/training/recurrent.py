@@ -27,11 +27,13 @@ def gru_layer(
         weights = [w_ih[0], w_hh[0], b_ih[0], b_hh[0]]
         states, _ = torch.gru(x[0], torch.tensor(counts), h0.contiguous(), weights, True, 1, 0.0, False, False)
         return states.unsqueeze(0)
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, h0, w_ih, w_hh, b_ih, b_hh = (v.to(dtype) for v in (x, h0, w_ih, w_hh, b_ih, b_hh))
-    looped: Tensor = _Loop.apply(x, h0, w_ih, w_hh, b_ih, b_hh, counts)  # type: ignore[no-untyped-call]
-    return looped
+    operands = [x, h0, w_ih, w_hh, b_ih, b_hh]
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    operands = [v.to(dtype) for v in operands]
+    if dtype == torch.float16 and not x.is_cuda:  # which a CPU multiplies ten times slower than the same in float32
+        operands = [v.float() for v in operands]
+    looped: Tensor = _Loop.apply(*operands, counts)  # type: ignore[no-untyped-call]
+    return looped.to(dtype)
 
 
 class _Loop(torch.autograd.Function):
