@@ -77,10 +77,10 @@ class _Loop(torch.autograd.Function):
         before = torch.cat(
             [h0, *(s[:, :n] for s, n in zip(torch.split(states, counts, 1), counts[1:], strict=False))], 1
         )
-        rec_n, r, z, n = gates.split(h, -1)
+        rec_n, r, z, n = torch.split(gates, h, -1)
         # First d(state) / d(pre-activation of each gate), but for the chain through time: all frames at once.
         d_gates = torch.empty_like(gates)
-        to_rec_n, to_r, to_z, to_n = d_gates.split(h, -1)
+        to_rec_n, to_r, to_z, to_n = torch.split(d_gates, h, -1)
         aten.tanh_backward.grad_input(1 - z, n, grad_input=to_n)
         torch.mul(to_n, r, out=to_rec_n)
         aten.sigmoid_backward.grad_input(to_n * rec_n, r, grad_input=to_r)
@@ -89,7 +89,7 @@ class _Loop(torch.autograd.Function):
         d_states = torch.cat([torch.zeros_like(h0), grad], 1)
         d_state = torch.split(d_states, [h0.shape[1], *counts], 1)
         d_before = [d[:, :count] for d, count in zip(d_state, counts, strict=False)]
-        by_gate = d_gates.unflatten(-1, (4, h))
+        by_gate = d_gates.view(*d_gates.shape[:2], 4, h)
         slots = (torch.split(v, counts, 1) for v in (z, by_gate, d_gates[..., : 3 * h]))
         for d, d_b, z_t, d_by_gate, d_from_state in reversed([*zip(d_state[1:], d_before, *slots, strict=True)]):
             d_by_gate.mul_(d.unsqueeze(-2))
