@@ -16,9 +16,11 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_every_option_is_listed_with_its_command_at_its_head() -> None:
-    for path in (ROOT / "conf").glob("*/*.yaml"):
-        assert f"`{path.stem}`" in README, path
-        assert path.read_text().startswith("# python -m stability.train "), path
+    for path in (ROOT / "conf").glob("*/**/*.yaml"):
+        assert path.stem in re.findall(r"[`/=](\w+)[`\s]", README), path
+        first, second, *_ = path.read_text().splitlines()
+        command = second if first == "# @package _global_" else first
+        assert command.startswith("# python -m stability.train "), path
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)]*)\)", README))

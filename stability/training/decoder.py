@@ -156,5 +156,5 @@ class _Softsign(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (divisor,) = ctx.saved_tensors
+        divisor: Tensor = ctx.saved_tensors[0]
         return grad / divisor.square()

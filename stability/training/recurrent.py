@@ -27,11 +27,13 @@ def gru_layer(
         weights = [w_ih[0], w_hh[0], b_ih[0], b_hh[0]]
         states, _ = torch.gru(x[0], torch.tensor(counts), h0.contiguous(), weights, True, 1, 0.0, False, False)
         return states.unsqueeze(0)
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, h0, w_ih, w_hh, b_ih, b_hh = (v.to(dtype) for v in (x, h0, w_ih, w_hh, b_ih, b_hh))
-    looped: Tensor = _Loop.apply(x, h0, w_ih, w_hh, b_ih, b_hh, counts)  # type: ignore[no-untyped-call]
-    return looped
+    operands = [x, h0, w_ih, w_hh, b_ih, b_hh]
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    operands = [v.to(dtype) for v in operands]
+    if dtype == torch.float16 and not x.is_cuda:  # which a CPU multiplies ten times slower than the same in float32
+        operands = [v.float() for v in operands]
+    looped: Tensor = _Loop.apply(*operands, counts)  # type: ignore[no-untyped-call]
+    return looped.to(dtype)
 
 
 class _Loop(torch.autograd.Function):
@@ -75,10 +77,10 @@ class _Loop(torch.autograd.Function):
         before = torch.cat(
             [h0, *(s[:, :n] for s, n in zip(torch.split(states, counts, 1), counts[1:], strict=False))], 1
         )
-        rec_n, r, z, n = gates.split(h, -1)
+        rec_n, r, z, n = torch.split(gates, h, -1)
         # First d(state) / d(pre-activation of each gate), but for the chain through time: all frames at once.
         d_gates = torch.empty_like(gates)
-        to_rec_n, to_r, to_z, to_n = d_gates.split(h, -1)
+        to_rec_n, to_r, to_z, to_n = torch.split(d_gates, h, -1)
         aten.tanh_backward.grad_input(1 - z, n, grad_input=to_n)
         torch.mul(to_n, r, out=to_rec_n)
         aten.sigmoid_backward.grad_input(to_n * rec_n, r, grad_input=to_r)
@@ -87,7 +89,7 @@ class _Loop(torch.autograd.Function):
         d_states = torch.cat([torch.zeros_like(h0), grad], 1)
         d_state = torch.split(d_states, [h0.shape[1], *counts], 1)
         d_before = [d[:, :count] for d, count in zip(d_state, counts, strict=False)]
-        by_gate = d_gates.unflatten(-1, (4, h))
+        by_gate = d_gates.view(*d_gates.shape[:2], 4, h)
         slots = (torch.split(v, counts, 1) for v in (z, by_gate, d_gates[..., : 3 * h]))
         for d, d_b, z_t, d_by_gate, d_from_state in reversed([*zip(d_state[1:], d_before, *slots, strict=True)]):
             d_by_gate.mul_(d.unsqueeze(-2))
