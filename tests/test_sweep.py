@@ -133,6 +133,14 @@ def test_a_dry_run_of_one_trial_is_refused(cli: CommandLine) -> None:
     assert not (cli.folder / "outputs").exists()
 
 
+def test_an_experiment_is_a_sweep_and_has_its_name(cli: CommandLine) -> None:
+    assert "An experiment is a sweep: give --multirun with it." in cli.fail("experiment=diagnosis")
+    message = cli.fail("--multirun", "experiment=diagnoses")
+    assert "Could not find 'experiment/diagnoses'" in message
+    assert message.endswith("test3\n"), "the last of those that there are"
+    assert not (cli.folder / "outputs").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
@@ -43,11 +44,24 @@ def unfinished(trials: Trials) -> tuple[list[Path], list[Path]]:
 
 def sweep_command(study: Path) -> str:
     """The command of the last sweep in a study's folder; empty if none is kept there."""
+    kept = _kept(study, "overrides", "task")
+    return shlex.join([*_TRAIN, "--multirun", *kept]) if isinstance(kept, list) else ""
+
+
+def sweeper(study: Path) -> str:
+    """The class that chose the trials of the last sweep in a study's folder, such as `BisectionSweeper`, or nothing."""
+    return str(_kept(study, "sweeper", "_target_")).rpartition(".")[2]
+
+
+def _kept(study: Path, *names: str) -> Any:
+    """What Hydra keeps of its settings of the last sweep; empty if it is not there."""
     try:
-        kept = yaml.safe_load((study / "multirun.yaml").read_text())["hydra"]["overrides"]["task"]
+        value = yaml.safe_load((study / "multirun.yaml").read_text())["hydra"]
+        for name in names:
+            value = value[name]
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return ""
-    return shlex.join([*_TRAIN, "--multirun", *kept])
+    return value
 
 
 def _go_on(trials: Trials) -> list[Advice]:
@@ -161,4 +175,5 @@ def _cell_command(trial: Trial, factors: Sequence[str], seed: int) -> str:
         words = [word for word in kept if not word.startswith("seed=")]
     except (OSError, yaml.YAMLError, TypeError, AttributeError):
         words = [override(name, trial.factors.get(name)) for name in factors]
-    return shlex.join([*_TRAIN, *words, f"seed={seed}"])
+    one = ["hydra.mode=RUN"] if any(word.startswith("experiment=") for word in words) else []
+    return shlex.join([*_TRAIN, *words, f"seed={seed}", *one])
