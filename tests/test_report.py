@@ -200,7 +200,7 @@ def test_a_running_sweep_and_crashed_trials(tmp_path: Path) -> None:
     assert reasons["trial1-seed0"] == "it crashed: MemoryError: no more"
     assert "half written" in reasons["trial2-seed1"]
     assert reasons["notes"] == "no trial was begun in it"
-    assert "2 trials in study were begun and have no verdict, 1 of which crashed" in page.text
+    assert "2 trials in study begun, no verdict yet, 1 of which crashed" in page.text
     assert "python -m stability.train --multirun experiment=phase seed=0,1" in page.text
     again = write_report([study], claims=None)  # the report's own folder is no trial
     assert Page(again.page.read_text()).tables["Folders left out"] == page.tables["Folders left out"]
@@ -277,6 +277,7 @@ def test_a_search_is_answered_by_its_best_trial(tmp_path: Path) -> None:
     assert which == f"The best of 2 trials has PER {best:.3f}, at lr 0.005."
     assert how_many == f"1 of 2 are stable (1 stable, 1 exploded), with a median PER of {best:.3f}."
     assert how_sure == "The best of many is partly luck: train it with other seeds; no claim was stated beforehand."
+    assert "combinations have no verdict" not in (study / "report.html").read_text()
     part = write_report([study], claims=None, where={"lr": 1.0})
     assert part.sentences[0] == "None of 1 trials is stable (1 exploded), so there is no best one."
 

@@ -21,7 +21,7 @@ from stability.config import CHECKOUT, short_name
 from stability.errors import StabilityError
 from stability.files import REPORT, short_path, write_atomically
 from stability.studies import words
-from stability.studies.advice import advise, sweep_command, sweeper, unfinished
+from stability.studies.advice import SEARCHES, advise, sweep_command, sweeper, unfinished
 from stability.studies.answer import answer, boundary_answer, search_answer
 from stability.studies.boundary import boundaries
 from stability.studies.claims import Ruling, read_claims, rule
@@ -67,7 +67,7 @@ def write_report(
     begun, _ = unfinished(trials)
     edges = boundaries(trials)
     how = {sweeper(folder) for folder in folders}
-    searched = bool(trials.trials) and how in ({"BisectionSweeper"}, {"ResumingSweeper"})
+    searched = bool(trials.trials) and len(how) == 1 and how <= {*SEARCHES}
     if not searched:
         sentences = answer(trials, found, rulings, unfinished=bool(begun))
     elif how == {"BisectionSweeper"}:
