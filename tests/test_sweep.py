@@ -179,10 +179,6 @@ def test_two_sweeps_at_once_do_not_disturb_each_other(cli: CommandLine) -> None:
         counted = store.execute(runs + "WHERE runs.name LIKE 'eps%' GROUP BY 1, 2").fetchall()
     assert {(study, name, 1) for study in ("one", "other") for name in trials(cli, study)} == {*counted}
 
-    (cli.folder / "outputs/mlflow.db").rename(cli.folder / "elsewhere.db")
-    assert "/4]" not in without_heavy_imports(cli, "--multirun", *FACTORS, *LONG, "tracking=mlflow", "study=one")
-    assert not (cli.folder / "outputs/mlflow.db").exists(), "of finished trials no store is asked"
-
 
 @pytest.mark.slow
 def test_a_trial_that_another_process_trains_is_told_of(cli: CommandLine) -> None:
