@@ -13,7 +13,7 @@ LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
 FLIGHT = Path("flight")  # what is left of a failed step, to make it again; flight.json is written last
 FLIGHT_RECORD, FLIGHT_STATE = FLIGHT / "flight.json", FLIGHT / "state.pt"
 
-REPORT = "report"  # in a study's folder: the figures of its report, beside report.html
+REPORT = "report"  # in a study's folder, how the names of its reports and of the folders of their figures begin
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

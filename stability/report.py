@@ -29,7 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="two trials, by folder, name or the beginning of one"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in the first folder)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page (default: report.html in the first folder, or report-WHERE.html)",
+    )
     parser.add_argument(
         "--where", nargs="+", default=[], action="extend", metavar="FACTOR=LEVEL", help="only trials with these levels"
     )

@@ -3,6 +3,7 @@
 python -m stability.train optimizer=official aug=strong
 """
 
+import logging
 import os
 import re
 import sys
@@ -40,6 +41,7 @@ def _job(cfg: DictConfig) -> float | None:
 def main() -> None:
     """Run Hydra on the command line. What a user can mend ends in one message and exit status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exceptions as they are, instead of printing them
+    logging.raiseExceptions = False  # on a full disk Hydra's log of a job would fail with a traceback
     config.register()
     try:
         _run()
@@ -70,8 +72,15 @@ def _run() -> None:
 def _explain(error: BaseException) -> str:
     """Hydra's message without its internals, and the names that there are where one was wrong."""
     text = "\n".join(str(e).strip() for e in (error, error.__cause__) if e is not None)
+    if "hydra.mode changed" in text:
+        return "An experiment is a sweep: give --multirun with it. One trial of it: hydra.mode=RUN."
     text = re.sub(r"\w+ raised while resolving interpolation: *", "", text)
-    text = re.sub(r"\nTo append to your config use .*|\n *(full_key|reference_type|object_type)[:=].*", "", text)
+    internals = (
+        r"\nTo append to your config use .*",
+        r"\n *(full_key|reference_type|object_type)[:=].*",
+        r"\nConfig search path:(\n|.)*",
+    )
+    text = re.sub("|".join(internals), "", text)
     owner = re.search(r"not in '(\w+)'", text)
     if owner:
         text += f"\nThere are: {', '.join(f.name for f in fields(getattr(config, owner[1])))}."

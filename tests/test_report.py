@@ -2,6 +2,7 @@
 
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import pytest
 
 from stability.report import main
 from stability.studies.page import Report, write_report
+from stability.studies.trials import read_trials
 from tests.studies import EPSILON, LR, NOISE, write_study
 
 SEEDS = list(range(8))
@@ -170,6 +172,15 @@ def test_what_to_do_next_has_its_command(page: Page) -> None:
     assert "python -m stability.train optimizer.epsilon=1e-8 aug.white_noise_std=0.25 seed=8" in page.text
 
 
+def test_a_trial_of_an_experiment_is_advised_as_one_trial(tmp_path: Path) -> None:
+    study = small(tmp_path / "study")
+    (study / "trial0-seed0" / ".hydra").mkdir()
+    kept = "[experiment=phase, schedule.lr_max=0.005, seed=0]"
+    (study / "trial0-seed0" / ".hydra" / "overrides.yaml").write_text(kept)
+    page = Page(write_report([study], claims=None).page.read_text())
+    assert "stability.train experiment=phase schedule.lr_max=0.005 seed=1 hydra.mode=RUN" in page.text
+
+
 def test_a_running_sweep_and_crashed_trials(tmp_path: Path) -> None:
     study = small(tmp_path / "study", seeds=2)
     (study / "trial0-seed0" / "verdict.json").unlink()
@@ -189,7 +200,7 @@ def test_a_running_sweep_and_crashed_trials(tmp_path: Path) -> None:
     assert reasons["trial1-seed0"] == "it crashed: MemoryError: no more"
     assert "half written" in reasons["trial2-seed1"]
     assert reasons["notes"] == "no trial was begun in it"
-    assert "2 trials in study were begun and have no verdict, 1 of which crashed" in page.text
+    assert "2 trials in study begun, no verdict yet, 1 of which crashed" in page.text
     assert "python -m stability.train --multirun experiment=phase seed=0,1" in page.text
     again = write_report([study], claims=None)  # the report's own folder is no trial
     assert Page(again.page.read_text()).tables["Folders left out"] == page.tables["Folders left out"]
@@ -213,6 +224,62 @@ def test_one_seed_and_a_part_of_a_study(tmp_path: Path) -> None:
     part = write_report([tmp_path / "study"], claims=None, where={"lr": 0.005})
     assert part.sentences[0] == "The only trial is healthy (1 stable): nothing made training unhealthy."
     assert "only lr 0.005" in part.page.read_text()
+    assert part.page == tmp_path / "study" / "report-lr-0.005.html"
+    assert "only lr 0.005" not in report.page.read_text(), "the whole study's page is left alone"
+    assert not read_trials([tmp_path / "study"]).left_out, "no report is taken for a trial"
+
+
+def test_a_figure_that_is_no_more_is_removed(tmp_path: Path) -> None:
+    report = write_report([small(tmp_path / "study")], claims=None)
+    shutil.rmtree(tmp_path / "study" / "trial1-seed0")
+    again = write_report([tmp_path / "study"], claims=None)
+    assert len(again.figures) < len(report.figures)
+    assert {*again.figures} == {*again.page.with_name("report").iterdir()}
+
+
+def chosen_by(sweeper: str, study: Path) -> Path:
+    """What Hydra keeps of a sweep whose trials were chosen as it went."""
+    kept = f"hydra: {{sweeper: {{_target_: {sweeper}}}, overrides: {{task: [experiment=some]}}}}\n"
+    (study / "multirun.yaml").write_text(kept)
+    return study
+
+
+def test_a_study_by_bisection_is_answered_by_its_boundary(tmp_path: Path) -> None:
+    levels: dict[str, list[Any]] = {"seed": [0, 1], EPSILON: [1e-8, 0.1], LR: [0.01, 0.1, 1.0]}
+    study = write_study(
+        tmp_path / "boundary",
+        levels,
+        lambda t: "exploded" if t[LR] > (0.1 if t[EPSILON] == 0.1 else 0.01) else "stable",
+        steps=20,
+    )
+    found = write_report([chosen_by("stability.studies.bisection.BisectionSweeper", study)], claims=None)
+    assert found.sentences == (
+        # t(0.975; 1 degree of freedom) = 12.71 times sqrt(ln(10)² / 12 / 2), to either side
+        "The largest healthy lr is 0.032 [8.1e-5, 12] at epsilon 1e-8 and 0.32 [0.00081, 120] at epsilon 0.1.",
+        "At epsilon 0.1 it is 10 times that at epsilon 1e-8.",
+        "The intervals are at 95 %, over 2 seeds; no claim was stated beforehand.",
+    )
+    part = write_report([study], claims=None, where={"lr": 0.01})
+    assert part.sentences[0] == "Nowhere were two learning rates tried, so no largest healthy one can be told."
+    part = write_report([study], claims=None, where={"epsilon": 0.1, "seed": 0})
+    assert part.sentences[0] == "The largest healthy lr is 0.32 [0.1, 1]."
+    assert part.sentences[2].startswith("Where there is 1 seed, the brackets are the rates tried next to it")
+    for verdict in study.glob("*/verdict.json"):
+        verdict.write_text(verdict.read_text().replace('"stable"', '"exploded"'))
+    lost = write_report([study], claims=None)
+    assert lost.sentences[0] == "The largest healthy lr is below 0.01 at epsilon 1e-8 and below 0.01 at epsilon 0.1."
+
+
+def test_a_search_is_answered_by_its_best_trial(tmp_path: Path) -> None:
+    study = chosen_by("stability.studies.search.ResumingSweeper", small(tmp_path / "search"))
+    best = float((study / "trial0-seed0" / "validation.csv").read_text().splitlines()[-1].split(",")[1])
+    which, how_many, how_sure = write_report([study], claims=None).sentences
+    assert which == f"The best of 2 trials has PER {best:.3f}, at lr 0.005."
+    assert how_many == f"1 of 2 are stable (1 stable, 1 exploded), with a median PER of {best:.3f}."
+    assert how_sure == "The best of many is partly luck: train it with other seeds; no claim was stated beforehand."
+    assert "combinations have no verdict" not in (study / "report.html").read_text()
+    part = write_report([study], claims=None, where={"lr": 1.0})
+    assert part.sentences[0] == "None of 1 trials is stable (1 exploded), so there is no best one."
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from stability import config
 from stability.files import ERROR
-from stability.studies.sweep import run_in_sweep
+from stability.studies.job import run_in_sweep
 from tests.commandline import CommandLine, ended, rows, the_message, wait_for
 from tests.configs import composed
 from tests.test_trials import write
@@ -74,9 +74,10 @@ def test_a_sweep_with_trials_that_crash_diverge_or_are_the_same(cli: CommandLine
     assert lines[0] == "2 trials are the same as others, and are trained once."
     assert lines[1] == "With one seed nothing can be ruled on: give several, as in 'seed=range(3)'."
     assert any(re.match(r"\[\d/4\] non_finite  lr 1e\+30  init_from None  seed 0  PER \d", line) for line in lines)
-    grid = [line.split() for line in lines[-4:]]
-    assert grid[:3] == [["init_from", "lr", "0.005", "lr", "1e+30"], ["first.pt", "1C", "1C"], ["None", "1U", "1N"]]
-    assert sorted(lines[-1].split("  ")) == ["C crashed 2", "N non_finite 1", "U undecided 1"]
+    *grid, counts = lines[lines.index("") - 4 : lines.index("")]  # above the report
+    cells = [["init_from", "lr", "0.005", "lr", "1e+30"], ["first.pt", "1C", "1C"], ["None", "1U", "1N"]]
+    assert [line.split() for line in grid] == cells
+    assert sorted(counts.split("  ")) == ["C crashed 2", "N non_finite 1", "U undecided 1"]
     assert end.err.startswith("error: no verdict on 2 of the trials. The same command goes on")
     errors = sorted(cli.folder.glob(f"outputs/single/*/{ERROR}"))
     assert len(errors) == 2
@@ -133,6 +134,14 @@ def test_a_dry_run_of_one_trial_is_refused(cli: CommandLine) -> None:
     assert not (cli.folder / "outputs").exists()
 
 
+def test_an_experiment_is_a_sweep_and_has_its_name(cli: CommandLine) -> None:
+    assert "An experiment is a sweep: give --multirun with it." in cli.fail("experiment=diagnosis")
+    message = cli.fail("--multirun", "experiment=diagnoses")
+    assert "Could not find 'experiment/diagnoses'" in message
+    assert message.endswith("test3\n"), "the last of those that there are"
+    assert not (cli.folder / "outputs").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -169,10 +178,6 @@ def test_two_sweeps_at_once_do_not_disturb_each_other(cli: CommandLine) -> None:
         runs = "SELECT experiments.name, runs.name, count(*) FROM runs JOIN experiments USING (experiment_id) "
         counted = store.execute(runs + "WHERE runs.name LIKE 'eps%' GROUP BY 1, 2").fetchall()
     assert {(study, name, 1) for study in ("one", "other") for name in trials(cli, study)} == {*counted}
-
-    (cli.folder / "outputs/mlflow.db").rename(cli.folder / "elsewhere.db")
-    assert "/4]" not in without_heavy_imports(cli, "--multirun", *FACTORS, *LONG, "tracking=mlflow", "study=one")
-    assert not (cli.folder / "outputs/mlflow.db").exists(), "of finished trials no store is asked"
 
 
 @pytest.mark.slow
@@ -257,4 +262,5 @@ def test_a_terminal_shows_the_verdicts_so_far(cli: CommandLine) -> None:
     assert any(re.fullmatch(r"epsilon [\de.-]+ +lr [\d.]+ +seed \d [━╸╺]+ +\d+/100", line) for line in lines)
     assert any(re.search(r"^0\.005 .*\d·", line) for line in lines), "a cell with trials to do"
     assert any(re.fullmatch(r"\[8/8\] \w+  epsilon .* PER .* s", line) for line in lines)
-    assert sum(int(count) for count in re.findall(r"\w \w+ (\d+)", lines[-1])) == 8, lines[-1]
+    (counts,) = [line for line in lines[-6:] if re.fullmatch(r"(\w \w+ \d+ *)+", line)]  # above the report
+    assert sum(map(int, re.findall(r"\d+", counts))) == 8, counts

@@ -328,25 +328,20 @@ def test_a_sweep_from_start_to_end(cli: CommandLine, empty_store: Path) -> None:
     (parent,) = look(uri)
     assert (parent.name, parent.status, parent.params) == ("sweep", "RUNNING", {})
     settings = ["study=sweep", "tracking=mlflow", "tracking.experiment=study", "optimizer.clip_norm=null"]
-    cli.run("--multirun", *settings, "schedule.lr_max=0.005,1e6", "diagnosis=eager")
-
-    (folder / "report").mkdir()
-    (folder / "report" / "phase.svg").write_text("<svg/>")
-    (folder / "report.html").write_text("<p>It is the rate.</p>")
-    attachments = [folder / "report.html", folder / "report" / "phase.svg"]
-    where = tracking.close_study(folder, attachments, "**It is the rate.**")
-    assert f"/runs/{parent.id}?" in where
+    out = cli.run("--multirun", *settings, "schedule.lr_max=0.005,1e6", "diagnosis=eager").out
+    assert f"/runs/{parent.id}?" in out
     closed, trials = family(uri)
     assert closed.id == parent.id
     assert {(run.params["epsilon"], run.params["lr"]) for run in trials} == {("0.1", "0.005"), ("0.1", "1000000.0")}
     assert closed.status == "FINISHED"
-    assert closed.artifacts == {"report.html", "phase.svg"}
+    assert closed.artifacts == {"report.html", *(path.name for path in (folder / "report").iterdir())}
     outcomes = Counter(run.tags["outcome"] for run in trials)
     assert {f"outcome.{name}": [(0, count)] for name, count in outcomes.items()}.items() <= closed.metrics.items()
     assert sum(count for ((_, count),) in closed.metrics.values()) == 2
 
     note = closed.tags["mlflow.note.content"]
-    assert note.startswith("**It is the rate.**\n\nTrials: [all](#/experiments/")
+    answer = " ".join(out[out.index("\n\n") + 2 :].splitlines()[:3])
+    assert note.startswith(f"{answer}\n\nTrials: [all](#/experiments/")
     by_error = [run.name for run in sorted(trials, key=lambda run: run.metrics["validation/per"][-1][1])]
     links = dict(re.findall(r"\[([^]]+)\]\(([^)]+)\)", note))
     assert sorted(found_by(links.pop("all"), uri)) == sorted(by_error)

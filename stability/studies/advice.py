@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
@@ -16,6 +17,7 @@ from stability.studies.effects import cells_of, main_factors
 from stability.studies.trials import Level, Trial, Trials
 from stability.studies.words import LOOKS, cell_text, counts_text, level_of, level_text, listed, override
 
+SEARCHES = ("BisectionSweeper", "ResumingSweeper")  # which choose the trials as they go
 _TRAIN = ("python", "-m", "stability.train")
 _FEW_SEEDS, _MOST_SEEDS = 3, 30  # that are advised
 _MOST_CELLS = 200  # among which a failed one's nearest healthy one is looked for
@@ -43,11 +45,24 @@ def unfinished(trials: Trials) -> tuple[list[Path], list[Path]]:
 
 def sweep_command(study: Path) -> str:
     """The command of the last sweep in a study's folder; empty if none is kept there."""
+    kept = _kept(study, "overrides", "task")
+    return shlex.join([*_TRAIN, "--multirun", *kept]) if isinstance(kept, list) else ""
+
+
+def sweeper(study: Path) -> str:
+    """The class that chose the trials of the last sweep in a study's folder, such as `BisectionSweeper`, or nothing."""
+    return str(_kept(study, "sweeper", "_target_")).rpartition(".")[2]
+
+
+def _kept(study: Path, *names: str) -> Any:
+    """What Hydra keeps of its settings of the last sweep; empty if it is not there."""
     try:
-        kept = yaml.safe_load((study / "multirun.yaml").read_text())["hydra"]["overrides"]["task"]
+        value = yaml.safe_load((study / "multirun.yaml").read_text())["hydra"]
+        for name in names:
+            value = value[name]
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return ""
-    return shlex.join([*_TRAIN, "--multirun", *kept])
+    return value
 
 
 def _go_on(trials: Trials) -> list[Advice]:
@@ -56,9 +71,9 @@ def _go_on(trials: Trials) -> list[Advice]:
     for study in dict.fromkeys(path.parent for path in begun):
         own = [path for path in begun if path.parent == study]
         lost = sum(path in crashed for path in own)
-        text = f"{len(own)} trials in {study.name} were begun and have no verdict"
+        text = f"{len(own)} trial{'s' if len(own) > 1 else ''} in {study.name} begun, no verdict yet"
         text += f", {lost} of which crashed: the reasons are below" if lost else ""
-        found.append(Advice(f"{text}. The command that made them goes on with them:", sweep_command(study)))
+        found.append(Advice(f"{text}. The sweep's command goes on from there:", sweep_command(study)))
     return found
 
 
@@ -126,7 +141,9 @@ def _ask(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
 
 
 def _fill(trials: Trials) -> list[Advice]:
-    """The combinations of a grid that were not run."""
+    """The combinations of a grid that were not run; a search leaves most out by design."""
+    if trials.trials and sweeper(trials.trials[0].folder.parent) in SEARCHES:
+        return []
     factors = main_factors(trials) | {"seed": tuple(sorted({trial.seed for trial in trials.trials}))}
     size = math.prod(map(len, factors.values()))
     there = {tuple(level_of(trial, name) for name in factors) for trial in trials.trials}
@@ -161,4 +178,5 @@ def _cell_command(trial: Trial, factors: Sequence[str], seed: int) -> str:
         words = [word for word in kept if not word.startswith("seed=")]
     except (OSError, yaml.YAMLError, TypeError, AttributeError):
         words = [override(name, trial.factors.get(name)) for name in factors]
-    return shlex.join([*_TRAIN, *words, f"seed={seed}"])
+    one = ["hydra.mode=RUN"] if any(word.startswith("experiment=") for word in words) else []
+    return shlex.join([*_TRAIN, *words, f"seed={seed}", *one])

@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 
 from stability.config import short_name
+from stability.studies.boundary import Boundary
 from stability.studies.claims import Ruling
 from stability.studies.effects import (
     RESPONSES,
@@ -20,10 +21,21 @@ from stability.studies.effects import (
     match,
 )
 from stability.studies.trials import Level, Trial, Trials
-from stability.studies.words import counts_text, effect_text, level_text, listed, names_text, p_text, seeds_text
+from stability.studies.words import (
+    cell_text,
+    counts_text,
+    effect_text,
+    level_text,
+    listed,
+    names_text,
+    p_text,
+    ratio_text,
+    seeds_text,
+)
 
 _PAIR = 1.5  # of a factor's own effect: where the two just have to come together, the interaction is twice that
 _NONE = 1e-9  # a smaller effect is none
+_MOST_TOLD = 6  # boundaries; of more, the lowest and the highest
 _ORDER: tuple[Response, ...] = ("healthy", "steps", "per")  # what matters most, first
 
 
@@ -65,6 +77,63 @@ def answer(
             first += f"; what changes {what} most is {subject}"
     so_far = "so far " if unfinished else ""
     return _capital(f"{so_far}{first}."), _capital(second), _sure(strongest, compared, rulings)
+
+
+def boundary_answer(
+    found: Sequence[Boundary], rulings: Sequence[Ruling], *, unfinished: bool = False
+) -> tuple[str, str, str]:
+    """The answer of a study by bisection: the largest healthy learning rate of each cell, and how sure that is.
+
+    Half of its trials fail by design, so that the effect of a factor on health says little.
+    """
+    so_far = "so far " if unfinished else ""
+    if not found:
+        return (
+            _capital(f"{so_far}nowhere were two learning rates tried, so no largest healthy one can be told."),
+            "There is no difference to tell.",
+            _sure(None, 0, rulings),
+        )
+    known = sorted((b for b in found if math.isfinite(b.lr)), key=lambda b: b.lr)
+    told = found if len(found) <= _MOST_TOLD or len(known) < 2 else [known[0], known[-1]]
+    first = listed([f"{_boundary_text(b)}{f' at {cell_text(b.cell)}' if b.cell else ''}" for b in told[:_MOST_TOLD]])
+    first = f"the largest healthy lr is {first}" if told is found else f"the largest healthy lr goes from {first}"
+    second = "There are no two of these to compare."
+    if len(known) > 1:
+        low, high = known[0], known[-1]
+        second = f"At {cell_text(high.cell)} it is {ratio_text(high.lr / low.lr)} times that at {cell_text(low.cell)}."
+    fewest, most = (end(boundary.seeds for boundary in found) for end in (min, max))
+    sure = f"The intervals are at 95 %, over {f'{fewest} to ' if fewest < most else ''}{seeds_text(most)}"
+    if fewest == 1:
+        sure = "Where there is 1 seed, the brackets are the rates tried next to it, and tell nothing of chance"
+    return _capital(f"{so_far}{first}."), second, f"{sure}; {_claims_text(rulings)}."
+
+
+def _boundary_text(boundary: Boundary) -> str:
+    """`0.027 [0.024, 0.032]`, or what is known where a search ended at its limits."""
+    low, high = (ratio_text(end) for end in (boundary.low, boundary.high))
+    if math.isfinite(boundary.lr):
+        return f"{ratio_text(boundary.lr)} [{low}, {high}]"
+    if boundary.low:
+        return f"{low} or more"
+    return f"below {high}" if math.isfinite(boundary.high) else "not found"
+
+
+def search_answer(trials: Trials, rulings: Sequence[Ruling], *, unfinished: bool = False) -> tuple[str, str, str]:
+    """The answer of a search: the best of its stable trials, and how sure that is."""
+    total = len(trials.trials)
+    stable = sorted((trial for trial in trials.trials if trial.outcome == "stable"), key=lambda trial: trial.per)
+    so_far = "so far " if unfinished else ""
+    if not stable:
+        first = f"none of {total} trials is stable ({counts_text(trials.trials)}), so there is no best one"
+        return _capital(f"{so_far}{first}."), "There is no PER to tell.", _sure(None, 0, rulings)
+    best = stable[0]
+    where = cell_text({name: best.factors.get(name) for name in main_factors(trials)})
+    middle = float(np.median([trial.per for trial in stable]))
+    return (
+        _capital(f"{so_far}the best of {total} trials has PER {best.per:.3f}{f', at {where}' if where else ''}."),
+        f"{len(stable)} of {total} are stable ({counts_text(trials.trials)}), with a median PER of {middle:.3f}.",
+        f"The best of many is partly luck: train it with other seeds; {_claims_text(rulings)}.",
+    )
 
 
 def _strongest(trials: Trials, found: Sequence[Effect]) -> tuple[Effect | None, int]:
@@ -177,14 +246,19 @@ def _sure(effect: Effect | None, compared: int, rulings: Sequence[Ruling]) -> st
         chosen = f", not corrected for being the largest of {compared} effects" if compared > 1 else ""
         sure = f"that rests on {effect.matches} {matched} of {seeds_text(effect.seeds)}"
         sure += f" ({effect.test}: {p_text(effect.p)}{least}{chosen})"
+    claims = _claims_text(rulings)
+    return _capital(f"{sure}; {claims}." if sure else f"{claims}.")
+
+
+def _claims_text(rulings: Sequence[Ruling]) -> str:
+    """`of 3 claims, 1 confirmed, 0 refuted and 2 inconclusive`."""
     counts = Counter(ruling.ruling for ruling in rulings)
     not_run = sum(not ruling.seeds for ruling in rulings)
-    claims = "no claim was stated beforehand"
-    if rulings:
-        parts = [f"{counts[ruling]} {ruling}" for ruling in ("confirmed", "refuted", "inconclusive")]
-        claims = f"of {len(rulings)} claims, {listed(parts)}"
-        claims += f", {not_run} of these for want of trials" if not_run else ""
-    return _capital(f"{sure}; {claims}." if sure else f"{claims}.")
+    if not rulings:
+        return "no claim was stated beforehand"
+    parts = [f"{counts[ruling]} {ruling}" for ruling in ("confirmed", "refuted", "inconclusive")]
+    text = f"of {len(rulings)} claims, {listed(parts)}"
+    return f"{text}, {not_run} of these for want of trials" if not_run else text
 
 
 def _capital(text: str) -> str:

@@ -45,7 +45,7 @@ from omegaconf.errors import OmegaConfBaseException
 from scipy import stats
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from stability.config import CHECKOUT
+from stability.config import CHECKOUT, short_name
 from stability.diagnosis.finding import Outcome
 from stability.errors import StabilityError
 from stability.studies.effects import (
@@ -301,8 +301,9 @@ def _not_run(cell: Cell, trials: Trials) -> str:
         return "There is no trial." + lost
     for name, level in cell.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1, 0.0)
-            return f"There is no factor {name}; the nearest is {close[0]}."
+            dotted = {short_name(factor): factor for factor in known} | {factor: factor for factor in known}
+            close = difflib.get_close_matches(name, dotted, 1, 0.0)
+            return f"There is no factor {name}; the nearest is {dotted[close[0]]}."
         levels = ordered({trial.factors.get(name) for trial in trials.trials})
         if level not in levels:
             return f"No trial has {name}={level}; there are {', '.join(map(str, levels))}.{lost}"

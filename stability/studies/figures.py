@@ -214,10 +214,16 @@ def draw_effects(found: Sequence[Effect]) -> Picture | None:
 def save_figures(
     folder: Path, trials: Trials, found: Sequence[Effect], boundaries: Sequence[Boundary] = ()
 ) -> list[Picture]:
-    """Draw the figures that these trials and their effects give, and write each into `folder` as SVG and PNG."""
+    """Draw the figures that these trials and their effects give, and write each into `folder` as SVG and PNG.
+
+    Those of an earlier report that they do not give are removed.
+    """
     with rc_context(_STYLE):
         drawn = draw_phase(trials, boundaries), draw_curves(trials), draw_effects(found)
         pictures = [picture for picture in drawn if picture is not None]
+        for name in {"phase", "curves", "effects"} - {picture.name for picture in pictures}:
+            for kind in ("svg", "png"):
+                (folder / f"{name}.{kind}").unlink(missing_ok=True)
         for picture in pictures:
             for kind, options in (("svg", {"metadata": {"Date": None}, "transparent": True}), ("png", {"dpi": 150})):
                 image = io.BytesIO()

@@ -21,8 +21,8 @@ from stability.config import CHECKOUT, short_name
 from stability.errors import StabilityError
 from stability.files import REPORT, short_path, write_atomically
 from stability.studies import words
-from stability.studies.advice import advise, sweep_command, unfinished
-from stability.studies.answer import answer
+from stability.studies.advice import SEARCHES, advise, sweep_command, sweeper, unfinished
+from stability.studies.answer import answer, boundary_answer, search_answer
 from stability.studies.boundary import boundaries
 from stability.studies.claims import Ruling, read_claims, rule
 from stability.studies.compare import Difference, compare, find_trial, telling_pair
@@ -52,9 +52,10 @@ def write_report(
 ) -> Report:
     """Write what the trials in `folders` say into one HTML page, and its figures beside it.
 
-    The page is `out`, or `report.html` in the first folder; the figures are in a folder of the same name without
-    `.html`. `where` keeps the trials with these levels, `{dotted or short name: level}`. `pair` are the two trials to
-    compare, by name, its beginning, or folder. With `claims` None, none are ruled on. Works while a sweep is running.
+    The page is `out`, or `report.html` in the first folder, `report-WHERE.html` of a part; the figures are in a folder
+    of the same name without `.html`. `where` keeps the trials with these levels, `{dotted or short name: level}`.
+    `pair` are the two trials to compare, by name, its beginning, or folder. With `claims` None, none are ruled on.
+    Works while a sweep is running.
     Raises `StabilityError` for a folder, a file of claims, a factor or a trial that is not there.
     """
     if out and out.suffix != ".html":
@@ -64,16 +65,25 @@ def write_report(
     chosen = tuple(find_trial(trials, name) for name in pair) if pair else telling_pair(trials)
     found, rulings = effects(trials), rule(stated, trials)
     begun, _ = unfinished(trials)
-    sentences = answer(trials, found, rulings, unfinished=bool(begun))
-    page = out or folders[0] / "report.html"
-    place = page.with_suffix("") if out else page.with_name(REPORT)
+    edges = boundaries(trials)
+    how = {sweeper(folder) for folder in folders}
+    searched = bool(trials.trials) and len(how) == 1 and how <= {*SEARCHES}
+    if not searched:
+        sentences = answer(trials, found, rulings, unfinished=bool(begun))
+    elif how == {"BisectionSweeper"}:
+        sentences = boundary_answer(edges, rulings, unfinished=bool(begun))
+    else:
+        sentences = search_answer(trials, rulings, unfinished=bool(begun))
+    page = out or folders[0] / f"{_name(where or {})}.html"
+    place = page.with_suffix("")
     try:
         place.mkdir(parents=True, exist_ok=True)
-        pictures = save_figures(place, trials, found, boundaries(trials))
+        pictures = save_figures(place, trials, found, edges)
         content = {
             **_about(folders, where or {}),
             **_summary(trials, sentences, begun),
             "figures": {picture.name: _inlined(picture, place) for picture in pictures},
+            "searched": searched,
             "effects": [_effect_row(own) for own in _by_change(found)[:_MOST_EFFECTS]],
             **_ruled(rulings, claims),
             "pair": _pair(trials, *chosen) if chosen else None,
@@ -85,7 +95,8 @@ def write_report(
         write_atomically(page, template.render(content).encode())
     except OSError as error:
         raise StabilityError(
-            f"Cannot write {page}: {error.strerror or error}. Make room, or give another place: --out FILE.html"
+            f"Cannot write {page}: {error.strerror or error}. Make room, or write it elsewhere: "
+            f"{_command(folders, where or {})} --out FILE.html"
         ) from error
     figures = tuple(place / f"{picture.name}.{kind}" for picture in pictures for kind in ("svg", "png"))
     return Report(page, figures, sentences)
@@ -112,16 +123,25 @@ def _kept(trials: Trials, where: Mapping[str, Level]) -> Trials:
 
 def _about(folders: Sequence[Path], where: Mapping[str, Level]) -> dict[str, Any]:
     """What the page is of, and what made it."""
-    chosen = [word for name, level in where.items() for word in ("--where", words.override(name, level))]
     return {
         "title": words.listed(dict.fromkeys(folder.resolve().name for folder in folders)),
         "where": words.cell_text(where),
-        "command": shlex.join(["python", "-m", "stability.report", *map(short_path, folders), *chosen]),
+        "command": _command(folders, where),
         "sweeps": [(folder.resolve().name, sweep_command(folder)) for folder in folders if sweep_command(folder)],
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("stability", "torch", "scipy")),
         "commit": _commit(),
     }
+
+
+def _name(where: Mapping[str, Level]) -> str:
+    """`report`, or of a part `report-noise-1`: it takes the place of no report on all trials."""
+    return re.sub(r"[^\w.+-]+", "-", f"{REPORT} {words.cell_text(where)}".strip())
+
+
+def _command(folders: Sequence[Path], where: Mapping[str, Level]) -> str:
+    chosen = [word for name, level in where.items() for word in ("--where", words.override(name, level))]
+    return shlex.join(["python", "-m", "stability.report", *map(short_path, folders), *chosen])
 
 
 def _summary(trials: Trials, sentences: Sequence[str], begun: Sequence[Path]) -> dict[str, Any]:

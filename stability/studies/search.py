@@ -35,7 +35,7 @@ class ResumingSweeper(OptunaSweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take over what Hydra composed."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        self._settings = config.hydra.sweeper
+        self._whole, self._settings = config, config.hydra.sweeper
 
     def sweep(self, arguments: list[str]) -> None:
         """Search until there are `n_trials` finished trials, those of former sweeps included."""
@@ -43,6 +43,7 @@ class ResumingSweeper(OptunaSweeper):
 
         logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)  # crashes are told by us
         with _alone(_database(self._settings)):
+            OmegaConf.save(self._whole, Path(self._whole.hydra.sweep.dir) / "multirun.yaml")  # as Hydra's own does
             study = _study(self._settings)
             for trial in study.get_trials(states=[TrialState.RUNNING]):  # a killed process left them half-way
                 study.enqueue_trial(trial.params)

@@ -53,10 +53,14 @@ class Sweep(Callback):
             return
         try:
             self._progress.stop()
-            _tell_and_send(config, self._progress)
             missing = _missing(self._progress)
-            if missing and sys.exc_info()[0] is None:  # what else ended the sweep is told instead
-                raise StabilityError(missing)
+            trouble = [missing] if missing else []
+            try:
+                _tell_and_send(config, self._progress)
+            except StabilityError as error:
+                trouble.append(str(error))
+            if trouble and sys.exc_info()[0] is None:  # what else ended the sweep is told instead
+                raise StabilityError("\n".join(trouble))
         except Exception as error:
             raise Stop(error) from error
 

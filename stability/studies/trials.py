@@ -130,9 +130,7 @@ def _trial_folders(folder: Path) -> list[Path]:
         raise StabilityError(f"There is no folder {folder}: give the folder of a study, outputs/STUDY.")
     if (folder / CONFIG).exists() or (folder / VERDICT).exists():
         return [folder]
-    inner = sorted(
-        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".") and path.name != REPORT
-    )
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", REPORT)))
     if not inner:
         raise StabilityError(f"There is no trial in {folder}: give the folder of a study, outputs/STUDY.")
     return inner
