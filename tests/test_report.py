@@ -1,5 +1,6 @@
 """A study's report: what its page says, asserted from the HTML, and what it does with bad input."""
 
+import csv
 import re
 import resource
 import shutil
@@ -125,6 +126,15 @@ def test_the_page_stands_for_itself(report: Report, page: Page) -> None:
     names = [f"{name}.{kind}" for name in ("phase", "curves", "effects") for kind in ("svg", "png")]
     assert [path.name for path in report.figures] == names
     assert all(path.parent == report.page.with_name("report") and path.stat().st_size for path in report.figures)
+
+
+def test_every_trial_is_in_a_table_for_other_programs(report: Report, study: Path) -> None:
+    with (report.page.parent / "report/trials.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    trials = read_trials([study]).trials
+    assert {name: (row["outcome"], float(row["per"])) for name, row in rows.items()} == {
+        t.name: (t.outcome, pytest.approx(t.per, rel=1e-5)) for t in trials
+    }
 
 
 def test_rulings_are_in_a_table(page: Page) -> None:

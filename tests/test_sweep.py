@@ -178,6 +178,9 @@ def test_two_sweeps_at_once_do_not_disturb_each_other(cli: CommandLine) -> None:
         runs = "SELECT experiments.name, runs.name, count(*) FROM runs JOIN experiments USING (experiment_id) "
         counted = store.execute(runs + "WHERE runs.name LIKE 'eps%' GROUP BY 1, 2").fetchall()
     assert {(study, name, 1) for study in ("one", "other") for name in trials(cli, study)} == {*counted}
+    (cli.folder / "outputs/mlflow.db").rename(cli.folder / "elsewhere.db")
+    cli.run("--multirun", *FACTORS, *LONG, "tracking=mlflow", "study=one")
+    assert not (cli.folder / "outputs/mlflow.db").exists(), "of finished trials no store is asked"
 
 
 @pytest.mark.slow
@@ -198,7 +201,9 @@ SEARCH = ("--multirun", "experiment=search", "steps=30", "checkpoint_every=5", "
 
 
 def search_states(cli: CommandLine) -> list[tuple[str, dict[str, float], float | None]]:
-    study = optuna.load_study(study_name="search", storage=f"sqlite:///{cli.folder}/outputs/search/optuna.db")
+    storage = f"sqlite:///{cli.folder}/outputs/search/optuna.db"
+    (name,) = optuna.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
     return [(trial.state.name, trial.params, trial.value) for trial in study.trials]
 
 

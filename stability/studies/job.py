@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds
 
 def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
     """Train a sweep's trial in `folder`, and return what `live_in_sweep` does."""
-    if _is_finished(cfg, folder):
+    if (folder / VERDICT).exists() and is_finished(config.resolve(cfg), folder):
         return _objective(folder)
     from stability.training.together import train_together  # late: PyTorch takes seconds
 
@@ -40,10 +40,11 @@ def live_in_sweep(
     the reason, leaves the file `error.txt` and ends with NaN, as does one that another process is training.
     """
     try:
-        if not _is_finished(cfg, folder):
+        settings = config.resolve(cfg)
+        if not is_finished(settings, folder):
             from stability.training.trial import live  # late: PyTorch takes seconds
 
-            yield from live(config.resolve(cfg), folder, quiet=True, data=data)
+            yield from live(settings, folder, quiet=True, data=data)
         return _objective(folder)
     except Busy:
         return math.nan
@@ -61,9 +62,7 @@ def _objective(folder: Path) -> float:
     return trial.per if trial.outcome == "stable" else 1.0
 
 
-def _is_finished(cfg: DictConfig, folder: Path) -> bool:
+def is_finished(settings: config.Config, folder: Path) -> bool:
     """Whether nothing is left to do for the trial, as far as its folder tells."""
-    if not all((folder / name).exists() for name in (VERDICT, FIGURE)) or (folder / ERROR).exists():
-        return False
-    settings = config.resolve(cfg)
-    return not settings.fresh and is_sent(settings.tracking, folder, outputs=Path(settings.outputs))
+    there = all((folder / name).exists() for name in (VERDICT, FIGURE)) and not (folder / ERROR).exists()
+    return there and not settings.fresh and is_sent(settings.tracking, folder, outputs=Path(settings.outputs))

@@ -1,6 +1,8 @@
 """The report of a study: one page that stands for itself, and its figures."""
 
+import csv
 import difflib
+import io
 import math
 import re
 import shlex
@@ -79,6 +81,7 @@ def write_report(
     try:
         place.mkdir(parents=True, exist_ok=True)
         pictures = save_figures(place, trials, found, edges)
+        write_atomically(place / "trials.csv", _as_csv(trials).encode())
         content = {
             **_about(folders, where or {}),
             **_summary(trials, sentences, begun),
@@ -89,6 +92,7 @@ def write_report(
             "pair": _pair(trials, *chosen) if chosen else None,
             "advice": advise(trials, rulings),
             **_listed(trials),
+            "table": f"{place.name}/trials.csv",
         }
         text = Path(__file__).with_name("report.html.j2").read_text()
         template = Template(text, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -255,6 +259,20 @@ def _listed(trials: Trials) -> dict[str, Any]:
         "left_out": [(names[0], len(names), reason) for reason, names in [*by_reason.items()][:_MOST_LEFT_OUT]],
         "left_out_total": len(trials.left_out),
     }
+
+
+def _as_csv(trials: Trials) -> str:
+    """Every trial and its responses, a row each, for other programs."""
+    factors = main_factors(trials)
+    measured = ("outcome", "cause", "per", "steps", "censored", "excursion", "largest_norm", "phonemes", "loss")
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*map(short_name, factors), "seed", *measured, "name"])
+    for trial in sorted(trials.trials, key=lambda trial: trial.name):
+        values = (getattr(trial, name) for name in measured)
+        levels = (words.level_text(trial.factors.get(name)) for name in factors)
+        table.writerow([*levels, trial.seed, *(f"{v:.6g}" if isinstance(v, float) else v for v in values), trial.name])
+    return text.getvalue()
 
 
 def _trial_row(trial: Trial, factors: Iterable[str]) -> dict[str, Any]:

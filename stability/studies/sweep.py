@@ -18,6 +18,7 @@ from stability.errors import StabilityError, Stop
 from stability.files import ERROR, LOCK, VERDICT, short_path
 from stability.studies.bisection import BisectionSweeper
 from stability.studies.dry_run import show_plan, show_search
+from stability.studies.job import is_finished
 from stability.studies.launcher import StackedLauncher
 from stability.studies.plan import Plan, plan
 from stability.studies.progress import CRASHED, SweepProgress, why
@@ -31,6 +32,7 @@ class Sweep(Callback):
     def __init__(self) -> None:
         config.register()  # where a launcher's other process reads this, it has not composed yet
         self._progress: SweepProgress | None = None
+        self._sends = False
 
     def __reduce__(self) -> tuple[type["Sweep"], tuple[()]]:
         return Sweep, ()  # only the process that began the sweep watches it
@@ -43,7 +45,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Look at the whole sweep before any of it is trained."""
         try:
-            self._progress = _begin(config)
+            self._progress, self._sends = _begin(config)
         except Exception as error:
             raise Stop(error) from error
 
@@ -56,7 +58,7 @@ class Sweep(Callback):
             missing = _missing(self._progress)
             trouble = [missing] if missing else []
             try:
-                _tell_and_send(config, self._progress)
+                _tell_and_send(config, self._progress, self._sends)
             except StabilityError as error:
                 trouble.append(str(error))
             if trouble and sys.exc_info()[0] is None:  # what else ended the sweep is told instead
@@ -65,8 +67,8 @@ class Sweep(Callback):
             raise Stop(error) from error
 
 
-def _begin(cfg: DictConfig) -> SweepProgress:
-    """Check the sweep, and show it from now on. A dry run ends here."""
+def _begin(cfg: DictConfig) -> tuple[SweepProgress, bool]:
+    """Check the sweep, and show it from now on. A dry run ends here. Also whether there is anything to send."""
     study = Path(cfg.hydra.sweep.dir)
     if cfg.sweep.claims is not None:
         from stability.studies.claims import find_claims, read_claims  # late: SciPy takes a while
@@ -80,14 +82,16 @@ def _begin(cfg: DictConfig) -> SweepProgress:
         sys.exit()
     for note in _notes(planned, searched):
         print(note)
-    settings = planned.trials[0].config if planned else config.resolve(cfg)
-    open_study(settings.tracking, study, outputs=Path(settings.outputs))
+    done = planned is not None and all(is_finished(trial.config, trial.folder) for trial in planned.trials)
+    if not done:
+        settings = planned.trials[0].config if planned else config.resolve(cfg)
+        open_study(settings.tracking, study, outputs=Path(settings.outputs))
     progress = SweepProgress(study, planned, searched)
     progress.start()
-    return progress
+    return progress, not done
 
 
-def _tell_and_send(cfg: DictConfig, progress: SweepProgress) -> None:
+def _tell_and_send(cfg: DictConfig, progress: SweepProgress, sends: bool) -> None:
     """Write the report of the whole study, if any of its trials is finished, and tell and send what it says."""
     if not any((folder / VERDICT).exists() for folder in progress.folders()):
         return
@@ -96,8 +100,9 @@ def _tell_and_send(cfg: DictConfig, progress: SweepProgress) -> None:
 
     study, claims = Path(cfg.hydra.sweep.dir), cfg.sweep.claims
     report = write_report([study], claims=None if claims is None else find_claims(Path(claims)))
-    where = close_study(study, [report.page, *report.figures], " ".join(report.sentences))
-    print("", *report.sentences, f"report    {short_path(report.page)}", where, sep="\n")
+    print("", *report.sentences, f"report    {short_path(report.page)}", sep="\n")
+    if sends:
+        print(close_study(study, [report.page, *report.figures], " ".join(report.sentences)))
 
 
 def _notes(planned: Plan | None, searched: Search | None) -> list[str]:
