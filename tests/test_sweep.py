@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from stability import config
 from stability.files import ERROR
-from stability.studies.sweep import run_in_sweep
+from stability.studies.job import run_in_sweep
 from tests.commandline import CommandLine, ended, rows, the_message, wait_for
 from tests.configs import composed
 from tests.test_trials import write

@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # PyTorch takes seconds
 
 def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
     """Train a sweep's trial in `folder`, and return what `live_in_sweep` does."""
-    if _is_finished(cfg, folder):
-        return _objective(folder)
+    if is_finished(cfg, folder):
+        return objective(folder)
     from stability.training.together import train_together  # late: PyTorch takes seconds
 
     (end,) = train_together([live_in_sweep(cfg, folder)], 1)
@@ -40,11 +40,11 @@ def live_in_sweep(
     the reason, leaves the file `error.txt` and ends with NaN, as does one that another process is training.
     """
     try:
-        if not _is_finished(cfg, folder):
+        if not is_finished(cfg, folder):
             from stability.training.trial import live  # late: PyTorch takes seconds
 
             yield from live(config.resolve(cfg), folder, quiet=True, data=data)
-        return _objective(folder)
+        return objective(folder)
     except Busy:
         return math.nan
     except Exception as error:
@@ -55,13 +55,13 @@ def live_in_sweep(
         return math.nan
 
 
-def _objective(folder: Path) -> float:
+def objective(folder: Path) -> float:
     """What a search makes small."""
     (trial,) = read_trials([folder]).trials
     return trial.per if trial.outcome == "stable" else 1.0
 
 
-def _is_finished(cfg: DictConfig, folder: Path) -> bool:
+def is_finished(cfg: DictConfig, folder: Path) -> bool:
     """Whether nothing is left to do for the trial, as far as its folder tells."""
     if not all((folder / name).exists() for name in (VERDICT, FIGURE)) or (folder / ERROR).exists():
         return False
