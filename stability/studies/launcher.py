@@ -100,14 +100,14 @@ class StackedLauncher(Launcher):
         """Give each worker its part of the trials: neighbours, which share a seed and with it their batches."""
         from stability.studies.workers import run_in_workers  # late: PyTorch takes seconds
 
-        trials = [(kind, folder) for kind, stack in enumerate(stacks) for folder in stack]
+        trials = [(number, folder) for number, stack in enumerate(stacks) for folder in stack]
         count = min(self._workers, len(trials))
         bounds = [round(len(trials) * i / count) for i in range(count + 1)]
         portions: list[list[_Stack]] = []
         for begin, end in pairwise(bounds):
             portion: dict[int, _Stack] = {}
-            for kind, folder in trials[begin:end]:
-                portion.setdefault(kind, {})[folder] = stacks[kind][folder]
+            for number, folder in trials[begin:end]:
+                portion.setdefault(number, {})[folder] = stacks[number][folder]
             portions.append([*portion.values()])
         logs = Path(self._config.hydra.sweep.dir) / ".submitit"
         work = partial(self._work, time.time())
@@ -172,13 +172,17 @@ def _given_up(job: _Job) -> float:
     return math.nan
 
 
-def _kind(cfg: DictConfig) -> str:
+def kind(settings: Config) -> str:
     """What trials of one stack have in common."""
+    parts = (settings.model, settings.batch, settings.precision, settings.data)
+    return json.dumps([settings.device, *map(asdict, parts)])
+
+
+def _kind(cfg: DictConfig) -> str:
     try:
-        c = resolve(cfg)
+        return kind(resolve(cfg))
     except (StabilityError, OmegaConfBaseException):
         return "it cannot be trained; its life will say so"
-    return json.dumps([c.device, *(asdict(part) for part in (c.model, c.batch, c.precision, c.data))])
 
 
 def _open_once() -> "Callable[[Config], Dataset]":

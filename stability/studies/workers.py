@@ -43,10 +43,10 @@ def run_in_workers(
     executor = _executor(cluster, folder, parameters)
     gpus = _gpus() if local else []
     sharing = -(-len(portions) // max(1, len(gpus))) if local else 1
-    tasks = [
-        _Task(_Work(work, portion, sharing, gpus[i % len(gpus)] if gpus else None, len(portions) if local else 1))
-        for i, portion in enumerate(portions)
-    ]
+    tasks = []
+    for i, portion in enumerate(portions):
+        gpu = gpus[i % len(gpus)] if gpus else None
+        tasks.append(_Task(_Work(work, portion, sharing, gpu, len(portions) if local else 1), local))
     with stop_requests() as stop_requested:
         for task in tasks:
             task.begin(executor)
@@ -54,7 +54,7 @@ def run_in_workers(
             time.sleep(_PAUSE)
             for task in going_on:
                 if stop_requested():
-                    task.stop(local)
+                    task.stop()
                 elif task.job.done():
                     task.look(executor)
         if stop_requested():
@@ -92,8 +92,8 @@ class _Task(Generic[_Portion, _Result]):
     result: _Result | None = None
     failure: str = ""
 
-    def __init__(self, work: _Work[_Portion, _Result]) -> None:
-        self._work, self._tries = work, 0
+    def __init__(self, work: _Work[_Portion, _Result], local: bool) -> None:
+        self._work, self._local, self._tries = work, local, 0
 
     def begin(self, executor: Any) -> None:
         """Give it to a new worker."""
@@ -110,20 +110,22 @@ class _Task(Generic[_Portion, _Result]):
         from submitit.core.utils import UncompletedJobError
 
         job, self.job = self.job, None
-        error = job.exception()
-        if error is None:
-            self.result = job.result()
-        elif not isinstance(error, UncompletedJobError):
+        killed = self._local and not job.paths.result_pickle.exists()  # on a cluster's file system it may come late
+        error = None if killed else job.exception()
+        if killed or isinstance(error, UncompletedJobError):
+            if self._tries < _TRIES:
+                print(f"A worker was killed ({short_path(job.paths.stderr)}); another one goes on.", flush=True)
+                self.begin(executor)
+        elif error is not None:
             self.failure = f"A worker failed: {str(error).strip().splitlines()[-1]} ({short_path(job.paths.stderr)})"
-        elif self._tries < _TRIES:
-            print(f"A worker was killed ({short_path(job.paths.stderr)}); another one goes on.", flush=True)
-            self.begin(executor)
+        else:
+            self.result = job.result()
 
-    def stop(self, local: bool) -> None:
+    def stop(self) -> None:
         """Ask the worker to end, again until it has: it hears nothing before it trains."""
         if self.job.done():
             self.job = None
-        elif local:
+        elif self._local:
             os.kill(int(self.job.job_id), signal.SIGTERM)  # submitit's cancel() would send SIGINT
         else:
             self.job.cancel()

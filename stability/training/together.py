@@ -94,7 +94,7 @@ def train_together(
                 while waiting and len(seated) < size:
                     if (member := waiting.popleft()).begin():
                         seated.append(member)
-                before = None if measured or not seated else _Memory(seated[0].seat.stack.device)
+                before = None if measured or not seated else Memory(seated[0].seat.stack.device)
                 try:
                     trained = _fulfil(seated)
                     if before and trained:
@@ -157,7 +157,7 @@ class _Member(Generic[_End]):
             self.end = error
 
 
-class _Memory:
+class Memory:
     """What memory is like before the first trial's first steps."""
 
     def __init__(self, device: torch.device) -> None:
