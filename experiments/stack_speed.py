@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -118,7 +119,7 @@ def _steps(
         for _ in range(rounds + 1):
             times[0].append(_seconds(plain, 2))
             for k, stack in stacks.items():
-                times[k].append(_seconds(lambda steps, stack=stack: train_steps(stack, dataset.train, steps), 2) / k)
+                times[k].append(_seconds(partial(train_steps, stack, dataset.train), 2) / k)
         ratio = median(one / reference for one, reference in zip(times[1][1:], times[0][1:], strict=True))
         table.add_row(str(units), *(f"{median(t[1:]) * 1e3:.1f}" for t in times.values()), f"{ratio:.2f}")
     return table
@@ -140,7 +141,7 @@ def _shares(
             with FlopCounterMode(display=False) as counter:
                 train_steps(stack, dataset.train, 1)
             with _timed_parts(device) as spent:
-                whole = _seconds(lambda steps, stack=stack: train_steps(stack, dataset.train, steps), 2 * rounds)
+                whole = _seconds(partial(train_steps, stack, dataset.train), 2 * rounds)
             shares = {part: spent[part] / (2 * rounds) / whole for part in _PARTS}
             floor = counter.get_total_flops() / rate / whole
             cells = [*shares.values(), 1 - sum(shares.values()), floor]

@@ -5,32 +5,41 @@ import re
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
-import yaml
+from omegaconf import DictConfig, OmegaConf
 
+from stability.config import resolve
 from stability.errors import StabilityError
 from stability.studies.launcher import StackedLauncher
 from stability.studies.workers import run_in_workers
+from stability.training.trial import run_trial
 from tests.commandline import CommandLine, ended, rows, wait_for
-from tests.test_sweep import FACTORS, LONG, trials
-from tests.test_together import assert_same
+from tests.test_sweep import FACTORS, LONG, trials, without_heavy_imports
+from tests.test_together import assert_same, unpictured
 
 BASIC = ("--multirun", "hydra/launcher=basic", "sweep.claims=null")
 STACKED = ("--multirun", "hydra/launcher=stacked", "sweep.claims=null")
 
 
-def test_a_sweep_ends_as_with_the_basic_launcher(cli: CommandLine) -> None:
+def test_trials_of_a_sweep_end_as_alone(cli: CommandLine) -> None:
     """Two cells are one, and one diverges."""
-    jobs = ("init_from=null", "schedule.lr_max=0.005,5e-3,1e30", "schedule.warmup_steps=1", "optimizer.clip_norm=null")
+    jobs = ("schedule.lr_max=0.005,5e-3,1e30", "schedule.warmup_steps=1", "optimizer.clip_norm=null")
     cli.run(*STACKED, *jobs, "study=stacked")
-    cli.run(*BASIC, *jobs, "study=basic")
-    assert_same_files(cli, 2)
+    assert len(trials(cli, "stacked")) == 2
+    for name, folder in trials(cli, "stacked").items():
+        alone = resolve(DictConfig(OmegaConf.load(folder / "config.yaml")))
+        alone.outputs = str(cli.folder)
+        run_trial(alone, unpictured(cli.folder / name), quiet=True)
+        assert_same(folder, cli.folder / name)
+    without_heavy_imports(cli, *STACKED, *jobs, "study=stacked")  # which finished trials do not need
 
 
 @pytest.mark.slow
@@ -163,21 +172,26 @@ def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("setting", "told"),
     [
-        ("size=0", "hydra.launcher.size=0: it has to be 1 or more, or null."),
-        ("workers=0", "hydra.launcher.workers=0: it has to be 1 or more."),
-        ("cluster=cloud", "hydra.launcher.cluster=cloud: there are local and slurm."),
+        ({"size": 0}, "hydra.launcher.size=0: it has to be 1 or more, or null."),
+        ({"workers": 0}, "hydra.launcher.workers=0: it has to be 1 or more."),
+        ({"cluster": "cloud"}, "hydra.launcher.cluster=cloud: there are local and slurm."),
     ],
 )
-def test_a_launcher_that_cannot_be_is_refused(override: str, told: str) -> None:
-    name, _, value = override.partition("=")
-    settings = {"size": None, "workers": 1, "cluster": "local", "parameters": {}} | {name: yaml.safe_load(value)}
+def test_a_launcher_that_cannot_be_is_refused(setting: dict[str, Any], told: str) -> None:
+    settings: dict[str, Any] = {"size": None, "workers": 1, "cluster": "local", "parameters": {}}
     with pytest.raises(StabilityError, match=re.escape(told)):
-        StackedLauncher(**settings)
+        StackedLauncher(**settings | setting)
 
 
 def test_a_cluster_that_is_not_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StabilityError, match=r"hydra.launcher.cluster=slurm: .*srun"):
         run_in_workers(lambda portion, sharing: None, [1], "slurm", tmp_path / "logs", {})
+
+
+def test_workers_without_submitit_are_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(StabilityError, match=re.escape("pip install 'stability[cluster]'")):
+        run_in_workers(lambda portion, sharing: None, [1], "local", tmp_path / "logs", {})

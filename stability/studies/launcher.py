@@ -72,14 +72,18 @@ class StackedLauncher(Launcher):
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             try:
                 job = self._job(number, overrides)
+                stack, finished = kind(resolve(job.task)), is_finished(job.task, job.folder)
             except (HydraException, OmegaConfBaseException, StabilityError) as error:  # the others are trained
                 results.append(JobReturn(overrides, status=JobStatus.FAILED, _return_value=error))
+                continue
+            results.append(job.result)
+            if finished:
+                _tell([job], objective(job.folder))
             else:
-                results.append(job.result)
-                stacks.setdefault(_kind(job.task), {}).setdefault(job.folder, []).append(job)
+                stacks.setdefault(stack, {}).setdefault(job.folder, []).append(job)
         if self._workers == 1 and self._cluster == "local":
-            for stack in stacks.values():
-                self._train(stack)
+            for jobs in stacks.values():
+                self._train(jobs)
         elif stacks:
             self._train_in_workers([*stacks.values()])
         return results
@@ -105,10 +109,10 @@ class StackedLauncher(Launcher):
         bounds = [round(len(trials) * i / count) for i in range(count + 1)]
         portions: list[list[_Stack]] = []
         for begin, end in pairwise(bounds):
-            portion: dict[int, _Stack] = {}
+            parts: dict[int, _Stack] = {}
             for number, folder in trials[begin:end]:
-                portion.setdefault(number, {})[folder] = stacks[number][folder]
-            portions.append([*portion.values()])
+                parts.setdefault(number, {})[folder] = stacks[number][folder]
+            portions.append([*parts.values()])
         logs = Path(self._config.hydra.sweep.dir) / ".submitit"
         work = partial(self._work, time.time())
         ends = run_in_workers(work, portions, self._cluster, logs, self._parameters)
@@ -175,14 +179,7 @@ def _given_up(job: _Job) -> float:
 def kind(settings: Config) -> str:
     """What trials of one stack have in common."""
     parts = (settings.model, settings.batch, settings.precision, settings.data)
-    return json.dumps([settings.device, *map(asdict, parts)])
-
-
-def _kind(cfg: DictConfig) -> str:
-    try:
-        return kind(resolve(cfg))
-    except (StabilityError, OmegaConfBaseException):
-        return "it cannot be trained; its life will say so"
+    return json.dumps([settings.device, *(asdict(part) for part in parts)])
 
 
 def _open_once() -> "Callable[[Config], Dataset]":

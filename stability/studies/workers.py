@@ -99,11 +99,11 @@ class _Task(Generic[_Portion, _Result]):
         """Give it to a new worker."""
         self._tries += 1
         # The terminal's Ctrl-C is for us alone: submitit would kill the workers before they have written checkpoints.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.job = executor.submit(self._work)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def look(self, executor: Any) -> None:
         """See what became of the worker, which has ended."""
