@@ -74,9 +74,10 @@ def test_a_sweep_with_trials_that_crash_diverge_or_are_the_same(cli: CommandLine
     assert lines[0] == "2 trials are the same as others, and are trained once."
     assert lines[1] == "With one seed nothing can be ruled on: give several, as in 'seed=range(3)'."
     assert any(re.match(r"\[\d/4\] non_finite  lr 1e\+30  init_from None  seed 0  PER \d", line) for line in lines)
-    grid = [line.split() for line in lines[-4:]]
-    assert grid[:3] == [["init_from", "lr", "0.005", "lr", "1e+30"], ["first.pt", "1C", "1C"], ["None", "1U", "1N"]]
-    assert sorted(lines[-1].split("  ")) == ["C crashed 2", "N non_finite 1", "U undecided 1"]
+    end_of_grid = next(i for i, line in enumerate(lines) if line.startswith("C crashed"))
+    grid = [line.split() for line in lines[end_of_grid - 3 : end_of_grid]]
+    assert grid == [["init_from", "lr", "0.005", "lr", "1e+30"], ["first.pt", "1C", "1C"], ["None", "1U", "1N"]]
+    assert sorted(lines[end_of_grid].split("  ")) == ["C crashed 2", "N non_finite 1", "U undecided 1"]
     assert end.err.startswith("error: no verdict on 2 of the trials. The same command goes on")
     errors = sorted(cli.folder.glob(f"outputs/single/*/{ERROR}"))
     assert len(errors) == 2
@@ -262,4 +263,5 @@ def test_a_terminal_shows_the_verdicts_so_far(cli: CommandLine) -> None:
     assert any(re.fullmatch(r"epsilon [\de.-]+ +lr [\d.]+ +seed \d [━╸╺]+ +\d+/100", line) for line in lines)
     assert any(re.search(r"^0\.005 .*\d·", line) for line in lines), "a cell with trials to do"
     assert any(re.fullmatch(r"\[8/8\] \w+  epsilon .* PER .* s", line) for line in lines)
-    assert sum(int(count) for count in re.findall(r"\w \w+ (\d+)", lines[-1])) == 8, lines[-1]
+    legends = [re.findall(r"\b[A-Z] \w+ (\d+)", line) for line in lines]
+    assert sum(map(int, [legend for legend in legends if legend][-1])) == 8
