@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow benchmark benchmark-detection lint clean
+.PHONY: demo test test-slow benchmark benchmark-stacks benchmark-detection lint clean
 
 demo: .venv/installed
 	$(BIN)/python -m stability.train optimizer=official aug=strong
@@ -15,6 +15,10 @@ test-slow: .venv/installed
 
 benchmark: .venv/installed
 	$(BIN)/python experiments/step_speed.py
+
+benchmark-stacks: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[dev,benchmark]' -c constraints.txt
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.stack_speed
 
 benchmark-detection: .venv/installed experiments/detection/corpus.npz
 	$(BIN)/python -m experiments.detection.score

@@ -127,6 +127,11 @@ def test_a_dry_run_tells_what_would_be_and_does_nothing(cli: CommandLine) -> Non
         r"about \d+ (s|min|h) on this machine, one trial after another \(.* measured just now\)", lines[6]
     )
     assert len(lines) == 7
+    out = cli.run(*command, "sweep.dry_run=true", "hydra/launcher=stacked").out
+    expected = (
+        r"about \d+ (s|min|h) on this machine, in stacks of up to 7 \(.* ms a step and trial, measured just now\)"
+    )
+    assert re.fullmatch(expected, out.splitlines()[-1])
 
 
 def test_a_dry_run_of_one_trial_is_refused(cli: CommandLine) -> None:

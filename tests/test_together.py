@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from stability.config import Config
-from stability.data.t15 import Dataset, Split
+from stability.data.t15 import Split
 from stability.diagnosis.signals import read_table
 from stability.diagnosis.verdict import Verdict
 from stability.errors import Interrupted, StabilityError
+from stability.files import FIGURE
 from stability.training import together
 from stability.training.loop import Block, Stack, train_steps
 from stability.training.together import Train, train_together
@@ -33,47 +34,53 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All trials, each trained alone."""
     root = tmp_path_factory.mktemp("alone")
     for i, config in enumerate(configs(root)):
-        run_trial(config, root / str(i), quiet=True)
+        run_trial(config, unpictured(root / str(i)), quiet=True)
     return root
 
 
+def unpictured(folder: Path) -> Path:
+    """The folder of a trial whose figure, which takes longer than its steps, is not drawn."""
+    folder.mkdir(exist_ok=True)
+    (folder / FIGURE).touch()
+    return folder
+
+
 def configs(root: Path) -> list[Config]:
-    data = (*(f"data.synthetic.{s}" for s in _SET), f"outputs={root}", f"data.path={root.parent / 'set'}")
-    return [tiny("validate_every=10", "checkpoint_every=10", *data, *own) for own in _TRIALS]
+    common = ("validate_every=10", "checkpoint_every=10", *(f"data.synthetic.{setting}" for setting in _SET))
+    every = [tiny(*common, *own) for own in _TRIALS]
+    for config in every:
+        config.outputs, config.data.path = str(root), str(root.parent / "set")
+    return every
 
 
 def trained(root: Path, order: Sequence[int], size: int) -> list[Verdict | BaseException]:
     every = configs(root)
-    return train_together([live(every[i], root / str(i), quiet=True, data=cache_of_one()) for i in order], size)
-
-
-def cache_of_one():  # type: ignore[no-untyped-def]
-    opened: list[Dataset] = []
-
-    def data(config: Config) -> Dataset:
-        if not opened:
-            opened.append(open_data(config))
-        return opened[0]
-
-    return data
+    dataset = open_data(every[0])
+    lives = [live(every[i], unpictured(root / str(i)), quiet=True, data=lambda config: dataset) for i in order]
+    return train_together(lives, size)
 
 
 def assert_as_alone(alone: Path, root: Path, trials: Sequence[int]) -> None:
     for i in map(str, trials):
-        for name in ("signals.csv", "validation.csv"):
-            own, wanted = read_table(root / i / name), read_table(alone / i / name)
-            assert own.names == wanted.names
-            np.testing.assert_array_equal(own.steps, wanted.steps)
-            np.testing.assert_array_equal(own.measured, wanted.measured)
-            np.testing.assert_allclose(own.values, wanted.values, rtol=2e-3, atol=1e-5, err_msg=f"{name} of {i}")
-            losses = own["loss"][:50], wanted["loss"][:50]
-            np.testing.assert_allclose(*losses, rtol=1e-4, err_msg=f"losses of {i}")
-        verdict, wanted_verdict = (Verdict.from_json((r / i / "verdict.json").read_text()) for r in (root, alone))
-        assert (verdict.outcome, verdict.cause) == (wanted_verdict.outcome, wanted_verdict.cause)
-        assert verdict.onset_step == wanted_verdict.onset_step
+        assert_same(root / i, alone / i)
 
 
-@pytest.mark.parametrize("draw", range(3))
+def assert_same(folder: Path, other: Path) -> None:
+    """The two folders hold one trial, trained twice, in different company."""
+    for name in ("signals.csv", "validation.csv"):
+        own, wanted = read_table(folder / name), read_table(other / name)
+        assert own.names == wanted.names
+        np.testing.assert_array_equal(own.steps, wanted.steps)
+        np.testing.assert_array_equal(own.measured, wanted.measured)
+        np.testing.assert_allclose(own.values, wanted.values, rtol=2e-3, atol=1e-5, err_msg=f"{name} of {folder}")
+        losses = own["loss"][:50], wanted["loss"][:50]
+        np.testing.assert_allclose(*losses, rtol=1e-4, err_msg=f"losses of {folder}")
+    verdict, wanted_verdict = (Verdict.from_json((f / "verdict.json").read_text()) for f in (folder, other))
+    assert (verdict.outcome, verdict.cause) == (wanted_verdict.outcome, wanted_verdict.cause)
+    assert verdict.onset_step == wanted_verdict.onset_step
+
+
+@pytest.mark.parametrize("draw", range(2))
 def test_in_any_stack_and_any_order_a_trial_ends_as_alone(alone: Path, tmp_path: Path, draw: int) -> None:
     rng = np.random.default_rng(draw)
     order, size = rng.permutation(len(_TRIALS)).tolist(), int(rng.integers(2, 5))
@@ -121,8 +128,8 @@ def test_a_stack_that_is_stopped_goes_on_trial_by_trial(
     monkeypatch.setattr(together, "train_steps", interrupting)
     ends = trained(tmp_path, [0, 1, 3], 2)
     assert [type(end) for end in ends] == [Interrupted] * 3
-    assert not (tmp_path / "3").exists(), "what waited was not begun"
-    run_trial(configs(tmp_path)[1], tmp_path / "1", quiet=True)
+    assert not (tmp_path / "3/config.yaml").exists(), "what waited was not begun"
+    run_trial(configs(tmp_path)[1], unpictured(tmp_path / "1"), quiet=True)
     trained(tmp_path, [0, 3], 2)
     assert_as_alone(alone, tmp_path, [0, 1, 3])
 
@@ -159,7 +166,7 @@ def test_out_of_memory_halves_the_stack_and_loses_nothing(
 
 
 def test_one_that_cannot_begin_does_not_keep_the_others(alone: Path, tmp_path: Path) -> None:
-    (tmp_path / "0").write_text("a file where its folder should be")
+    (tmp_path / "0/config.yaml").mkdir(parents=True)  # where its file should be
     ends = trained(tmp_path, [0, 3], 2)
     assert isinstance(ends[0], StabilityError)
     assert_as_alone(alone, tmp_path, [3])

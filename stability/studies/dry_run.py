@@ -1,14 +1,17 @@
 """What a sweep would do: its trials, what of them is done, and how long the rest takes on this machine."""
 
 import time
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from stability.config import Config, short_name
 from stability.files import LAST, VERDICT
+from stability.studies.launcher import StackedLauncher, kind
 from stability.studies.plan import Plan, Planned, show_level
 from stability.studies.progress import duration
 from stability.studies.search import Search
@@ -17,8 +20,8 @@ _SECONDS = 2.0  # of training by which a kind of trial is timed, and before that
 _BLOCK = 5  # steps after which the clock is read
 
 
-def show_plan(plan: Plan) -> None:
-    """Print the cells with their trials, and the expected time."""
+def show_plan(plan: Plan, launcher: DictConfig) -> None:
+    """Print the cells with their trials, and the expected time with a launcher of these settings."""
     console = Console(highlight=False, soft_wrap=True)
     steps = {trial.folder: _steps(trial) for trial in plan.trials}  # None of a finished trial
     table = Table(*map(short_name, plan.factors), "seeds", box=None, header_style="dim")
@@ -33,18 +36,24 @@ def show_plan(plan: Plan) -> None:
     )
     if not todo:
         return
-    cost: dict[str, tuple[float, float]] = {}
+    kinds: dict[str, list[Planned]] = defaultdict(list)
     for trial in todo:
-        if _kind(trial.config) not in cost:
-            cost[_kind(trial.config)] = _timed(trial.config)
-    seconds = 0.0
-    for trial in todo:
-        step, validation = cost[_kind(trial.config)]
-        left = trial.config.steps - (steps[trial.folder] or 0)
-        seconds += left * step + (left // trial.config.validate_every + 1) * validation
-    each = ", ".join(sorted({f"{1000 * step:.0f} ms" for step, _ in cost.values()}))
+        kinds[kind(trial.config)].append(trial)
+    stacked = launcher._target_.endswith(f".{StackedLauncher.__name__}")
+    seconds, sizes, each = 0.0, [], set()
+    for trials in kinds.values():
+        size, step, validation = _timed([trial.config for trial in trials], launcher.size if stacked else 1)
+        for trial in trials:
+            left = trial.config.steps - (steps[trial.folder] or 0)
+            seconds += left * step + (left // trial.config.validate_every + 1) * validation
+        sizes.append(size)
+        each.add(f"{1000 * step:.0f} ms")
+    how = f"in stacks of up to {max(sizes)}" if max(sizes) > 1 else "one trial after another"
+    if stacked and launcher.workers > 1:
+        how = f"{how} by one worker"
     console.print(
-        f"about {duration(seconds)} on this machine, one trial after another ({each} a step, measured just now)"
+        f"about {duration(seconds)} on this machine, {how} "
+        f"({', '.join(sorted(each))} a step{' and trial' if max(sizes) > 1 else ''}, measured just now)"
     )
 
 
@@ -76,24 +85,26 @@ def _status(step: int | None) -> str:
     return "done" if step is None else f"resumes at step {step}" if step else "new"
 
 
-def _kind(settings: Config) -> str:
-    """What a step's time depends on."""
-    values = asdict(settings)
-    return repr([values[name] for name in ("model", "batch", "data", "precision", "device")])
+def _timed(configs: Sequence[Config], at_once: int | None) -> tuple[int, float, float]:
+    """How many of these trials are trained `at_once` (None: as memory allows), and what each takes then.
 
-
-def _timed(settings: Config) -> tuple[float, float]:
-    """How many seconds a step and a validation of such a trial take, by making some."""
+    That is the seconds of a step and of a validation, found by making some.
+    """
     import torch
 
     from stability.training.decoder import init_parameters
-    from stability.training.loop import evaluate, new_stack, train_steps
+    from stability.training.loop import Stack, evaluate, new_stack, train_steps
+    from stability.training.together import Memory
     from stability.training.trial import choose_device, open_data
 
     torch.set_flush_denormal(True)
-    dataset = open_data(settings)
-    parameters = init_parameters(settings.model, dataset.n_features, len(dataset.sessions), settings.seed)
-    stack = new_stack([settings], [parameters], choose_device(settings.device))
+    dataset, device = open_data(configs[0]), choose_device(configs[0].device)
+
+    def stack_of(size: int) -> Stack:
+        sessions = len(dataset.sessions)
+        chosen = configs[:size]
+        parameters = [init_parameters(c.model, dataset.n_features, sessions, c.seed) for c in chosen]
+        return new_stack(chosen, parameters, device)
 
     def steps(seconds: float) -> float:
         begun, made = time.perf_counter(), 0
@@ -102,8 +113,12 @@ def _timed(settings: Config) -> tuple[float, float]:
             made += _BLOCK
         return took / made
 
+    memory, stack = Memory(device), stack_of(1)
+    steps(0)
+    size = min(len(configs), at_once or memory.holds(1))
+    stack = stack_of(size)
     steps(_SECONDS / 2)
     step = steps(_SECONDS)
     begun = time.perf_counter()
     evaluate(stack, dataset.val)
-    return step, time.perf_counter() - begun
+    return size, step / size, (time.perf_counter() - begun) / size

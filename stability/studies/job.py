@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds
 def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
     """Train a sweep's trial in `folder`, and return what `live_in_sweep` does."""
     if (folder / VERDICT).exists() and is_finished(config.resolve(cfg), folder):
-        return _objective(folder)
+        return objective(folder)
     from stability.training.together import train_together  # late: PyTorch takes seconds
 
     (end,) = train_together([live_in_sweep(cfg, folder)], 1)
@@ -45,7 +45,7 @@ def live_in_sweep(
             from stability.training.trial import live  # late: PyTorch takes seconds
 
             yield from live(settings, folder, quiet=True, data=data)
-        return _objective(folder)
+        return objective(folder)
     except Busy:
         return math.nan
     except Exception as error:
@@ -56,7 +56,7 @@ def live_in_sweep(
         return math.nan
 
 
-def _objective(folder: Path) -> float:
+def objective(folder: Path) -> float:
     """What a search makes small."""
     (trial,) = read_trials([folder]).trials
     return trial.per if trial.outcome == "stable" else 1.0

@@ -1,15 +1,19 @@
 """A Hydra launcher that trains the trials of a sweep together, in stacks: `hydra/launcher=stacked`.
 
 Trials share a stack if they have the same model, batch, precision, data and device; other stacks follow. Each has its
-folder, its `.hydra` files and its log as with any launcher, and ends as it would alone.
+folder, its `.hydra` files and its log as with any launcher, and ends as it would alone. Workers are processes that
+train stacks at the same time; what became of a trial is told by its folder.
 """
 
 import copy
 import json
 import logging
-from collections.abc import Callable, Generator, Sequence
+import math
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +24,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from stability import config
 from stability.config import Config, resolve
 from stability.errors import StabilityError
-from stability.studies.job import live_in_sweep
+from stability.files import CONFIG, ERROR, write_atomically
+from stability.studies.job import is_finished, live_in_sweep, objective
 
 if TYPE_CHECKING:
     from stability.data.t15 import Dataset
@@ -39,13 +45,20 @@ class _Job:
     result: JobReturn
 
 
-class StackedLauncher(Launcher):
-    """Trains the sweep's trials in stacks of `size`, or of what memory holds."""
+_Stack = dict[Path, list[_Job]]  # jobs with one folder are one trial
 
-    def __init__(self, size: int | None) -> None:
+
+class StackedLauncher(Launcher):
+    """Chosen by `hydra/launcher=stacked`; its settings stand in that file of `conf`."""
+
+    def __init__(self, size: int | None, workers: int, cluster: str, parameters: Mapping[str, Any]) -> None:
         if size is not None and size < 1:
             raise StabilityError(f"hydra.launcher.size={size}: it has to be 1 or more, or null.")
-        self._size = size
+        if workers < 1:
+            raise StabilityError(f"hydra.launcher.workers={workers}: it has to be 1 or more.")
+        if cluster not in ("local", "slurm"):
+            raise StabilityError(f"hydra.launcher.cluster={cluster}: there are local and slurm.")
+        self._size, self._workers, self._cluster, self._parameters = size, workers, cluster, parameters
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take over what Hydra composed."""
@@ -54,18 +67,26 @@ class StackedLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Train a batch of the sweeper's jobs."""
         setup_globals()
-        stacks: dict[str, dict[Path, list[_Job]]] = {}
+        stacks: dict[str, _Stack] = {}
         results = []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             try:
                 job = self._job(number, overrides)
+                settings = resolve(job.task)
+                stack, finished = kind(settings), is_finished(settings, job.folder)
             except (HydraException, OmegaConfBaseException, StabilityError) as error:  # the others are trained
                 results.append(JobReturn(overrides, status=JobStatus.FAILED, _return_value=error))
+                continue
+            results.append(job.result)
+            if finished:
+                _tell([job], objective(job.folder))
             else:
-                results.append(job.result)
-                stacks.setdefault(_kind(job.task), {}).setdefault(job.folder, []).append(job)
-        for stack in stacks.values():
-            self._train(stack)
+                stacks.setdefault(stack, {}).setdefault(job.folder, []).append(job)
+        if self._workers == 1 and self._cluster == "local":
+            for jobs in stacks.values():
+                self._train(jobs)
+        elif stacks:
+            self._train_in_workers([*stacks.values()])
         return results
 
     def _job(self, number: int, overrides: Sequence[str]) -> _Job:
@@ -80,25 +101,57 @@ class StackedLauncher(Launcher):
         own = [*composed.hydra.overrides.task]
         return _Job(composed, task, folder, JobReturn(own, task, hydra, str(Path.cwd()), composed.hydra.job.name))
 
-    def _train(self, stack: dict[Path, list[_Job]]) -> None:
-        """Train the trials of one stack; jobs with one folder are one trial."""
+    def _train_in_workers(self, stacks: list[_Stack]) -> None:
+        """Give each worker its part of the trials: neighbours, which share a seed and with it their batches."""
+        from stability.studies.workers import run_in_workers  # late: PyTorch takes seconds
+
+        trials = [(number, folder) for number, stack in enumerate(stacks) for folder in stack]
+        count = min(self._workers, len(trials))
+        bounds = [round(len(trials) * i / count) for i in range(count + 1)]
+        portions: list[list[_Stack]] = []
+        for begin, end in pairwise(bounds):
+            parts: dict[int, _Stack] = {}
+            for number, folder in trials[begin:end]:
+                parts.setdefault(number, {})[folder] = stacks[number][folder]
+            portions.append([*parts.values()])
+        logs = Path(self._config.hydra.sweep.dir) / ".submitit"
+        work = partial(self._work, time.time())
+        ends = run_in_workers(work, portions, self._cluster, logs, self._parameters)
+        for portion, values in zip(portions, ends, strict=True):
+            for stack in portion:
+                for folder, jobs in stack.items():
+                    _tell(jobs, _given_up(jobs[0]) if values is None else values[folder])
+
+    def _work(self, since: float, stacks: list[_Stack], sharing: int) -> dict[Path, float]:
+        """Train stacks in a worker, and return what their trials' lives returned."""
+        config.register()
+        setup_globals()
+        for stack in stacks:
+            for folder, (job, *_) in stack.items():
+                if (folder / CONFIG).exists() and (folder / CONFIG).stat().st_mtime > since:
+                    job.task.fresh = False  # it was begun by a worker that was killed
+            self._train(stack, sharing)
+        return {folder: jobs[0].result.return_value for stack in stacks for folder, jobs in stack.items()}
+
+    def _train(self, stack: _Stack, sharing: int = 1) -> None:
+        """Train the trials of one stack."""
         from stability.training.together import train_together  # late: PyTorch takes seconds
 
         data = _open_once()
-        for end in train_together([self._life(jobs, data) for jobs in stack.values()], self._size):
+        for end in train_together([self._life(jobs, data) for jobs in stack.values()], self._size, sharing):
             if isinstance(end, BaseException):
                 raise end
 
     def _life(self, jobs: list[_Job], data: "Callable[[Config], Dataset]") -> "Generator[Wish, Any, float]":
         job = jobs[0]
+        job.folder.mkdir(parents=True, exist_ok=True)
         _write_hydra_files(job)
-        log = logging.FileHandler(job.folder / f"{job.result.task_name}.log", delay=True)
+        log = logging.FileHandler(job.folder / f"{job.result.task_name}.log")
         log.setFormatter(_LOG)
         self._context.callbacks.on_job_start(config=job.config, task_function=self._task)
         try:
             value = yield from _logged(live_in_sweep(job.task, job.folder, data), log)
-            for same in jobs:
-                same.result.return_value, same.result.status = value, JobStatus.COMPLETED
+            _tell(jobs, value)
             return value
         except BaseException as error:
             job.result.return_value, job.result.status = error, JobStatus.FAILED
@@ -108,13 +161,26 @@ class StackedLauncher(Launcher):
             self._context.callbacks.on_job_end(config=job.config, job_return=job.result)
 
 
-def _kind(cfg: DictConfig) -> str:
+def _tell(jobs: Sequence[_Job], value: float) -> None:
+    """Tell the sweeper what became of a trial."""
+    for job in jobs:
+        job.result.return_value, job.result.status = value, JobStatus.COMPLETED
+
+
+def _given_up(job: _Job) -> float:
+    """What became of the trial of a worker that was killed and not replaced."""
+    if is_finished(resolve(job.task), job.folder):
+        return objective(job.folder)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    reason = "Every worker that it was given to was killed, perhaps for want of memory: see .submitit in the study."
+    write_atomically(job.folder / ERROR, f"{reason}\n".encode())
+    return math.nan
+
+
+def kind(settings: Config) -> str:
     """What trials of one stack have in common."""
-    try:
-        c = resolve(cfg)
-    except (StabilityError, OmegaConfBaseException):
-        return "it cannot be trained; its life will say so"
-    return json.dumps([c.device, *(asdict(part) for part in (c.model, c.batch, c.precision, c.data))])
+    parts = (settings.model, settings.batch, settings.precision, settings.data)
+    return json.dumps([settings.device, *(asdict(part) for part in parts)])
 
 
 def _open_once() -> "Callable[[Config], Dataset]":
@@ -137,7 +203,7 @@ def _write_hydra_files(job: _Job) -> None:
     if job.config.hydra.output_subdir is None:
         return
     folder = job.folder / job.config.hydra.output_subdir
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     for name, content in (
         ("config", job.task),
         ("hydra", job.result.hydra_cfg),

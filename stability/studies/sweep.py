@@ -78,7 +78,7 @@ def _begin(cfg: DictConfig) -> tuple[SweepProgress, bool]:
         Plugins.instance().register(plugin)
     planned, searched = plan(cfg), look_up(cfg)
     if cfg.sweep.dry_run:
-        show_plan(planned) if planned else show_search(searched, study)
+        show_plan(planned, cfg.hydra.launcher) if planned else show_search(searched, study)
         sys.exit()
     for note in _notes(planned, searched):
         print(note)

@@ -73,29 +73,32 @@ _MOST = {"cpu": 8, "cuda": 64}  # trials in a stack, by device; more of them are
 _FILLED = 0.8  # of the free memory
 
 
-def train_together(lives: Sequence[Generator[Wish, Any, _End]], size: int | None = None) -> list[_End | BaseException]:
+def train_together(
+    lives: Sequence[Generator[Wish, Any, _End]], size: int | None = None, sharing: int = 1
+) -> list[_End | BaseException]:
     """Live all lives, at most `size` of them at a time, and return for each what it returned or raised.
 
-    Their trials have to fit into one stack. Without a size it is what the first one leaves memory for. Where that does
-    not suffice, half of the stack waits for the other half, and no later stack is larger. After Ctrl-C or SIGTERM those
-    that are being trained write their checkpoints and end as Interrupted, and so do those that wait.
+    Their trials have to fit into one stack. Without a size it is what the first one leaves memory for, of which
+    `sharing` processes have an equal part. Where that does not suffice, half of the stack waits for the other half, and
+    no later stack is larger. After Ctrl-C or SIGTERM those that are being trained write their checkpoints and end as
+    Interrupted, and so do those that wait.
     """
     members = [_Member(life) for life in lives]
     waiting, seated = deque(members), list[_Member[_End]]()
     measured, size = size is not None, size or 1
     try:
-        with _stop_requests() as stop_requested:
+        with stop_requests() as stop_requested:
             while waiting or seated:
                 if stop_requested():
                     _stop(waiting, seated)
                 while waiting and len(seated) < size:
                     if (member := waiting.popleft()).begin():
                         seated.append(member)
-                before = None if measured or not seated else _Memory(seated[0].seat.stack.device)
+                before = None if measured or not seated else Memory(seated[0].seat.stack.device)
                 try:
                     trained = _fulfil(seated)
                     if before and trained:
-                        measured, size = True, before.holds()
+                        measured, size = True, before.holds(sharing)
                 except _TooLarge:
                     size = len(seated) // 2
                     for member in reversed(seated[size:]):
@@ -154,7 +157,7 @@ class _Member(Generic[_End]):
             self.end = error
 
 
-class _Memory:
+class Memory:
     """What memory is like before the first trial's first steps."""
 
     def __init__(self, device: torch.device) -> None:
@@ -164,8 +167,8 @@ class _Memory:
         else:
             self._used = psutil.Process().memory_info().rss
 
-    def holds(self) -> int:
-        """How many trials there is room for, after one's first steps."""
+    def holds(self, sharing: int) -> int:
+        """How many trials there is room for in each of `sharing` processes, after one's first steps."""
         if self._device.type == "cuda":
             a_trial = torch.cuda.max_memory_allocated(self._device)
             kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
@@ -173,7 +176,7 @@ class _Memory:
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             a_trial, free = max(1, peak - self._used), psutil.virtual_memory().available
-        return min(_MOST[self._device.type], 1 + int(_FILLED * free / a_trial))
+        return min(_MOST[self._device.type], 1 + int(_FILLED * free / sharing / a_trial))
 
 
 def _stop(waiting: deque["_Member[_End]"], seated: Sequence["_Member[_End]"]) -> None:
@@ -244,7 +247,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
+def stop_requests() -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C or SIGTERM came. The first is noted, so that a step is never left half done; a second acts."""
     requested = False
 

@@ -1,0 +1,197 @@
+"""`hydra/launcher=stacked` on the command line: what is trained in stacks ends as one by one."""
+
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from stability.config import resolve
+from stability.errors import StabilityError
+from stability.studies.launcher import StackedLauncher
+from stability.studies.workers import run_in_workers
+from stability.training.trial import run_trial
+from tests.commandline import CommandLine, ended, rows, wait_for
+from tests.test_sweep import FACTORS, LONG, trials, without_heavy_imports
+from tests.test_together import assert_same, unpictured
+
+BASIC = ("--multirun", "hydra/launcher=basic", "sweep.claims=null")
+STACKED = ("--multirun", "hydra/launcher=stacked", "sweep.claims=null")
+
+
+def test_trials_of_a_sweep_end_as_alone(cli: CommandLine) -> None:
+    """Two cells are one, and one diverges."""
+    jobs = ("schedule.lr_max=0.005,5e-3,1e30", "schedule.warmup_steps=1", "optimizer.clip_norm=null")
+    cli.run(*STACKED, *jobs, "study=stacked")
+    assert len(trials(cli, "stacked")) == 2
+    for name, folder in trials(cli, "stacked").items():
+        alone = resolve(DictConfig(OmegaConf.load(folder / "config.yaml")))
+        alone.outputs = str(cli.folder)
+        run_trial(alone, unpictured(cli.folder / name), quiet=True)
+        assert_same(folder, cli.folder / name)
+    without_heavy_imports(cli, *STACKED, *jobs, "study=stacked")  # which finished trials do not need
+
+
+@pytest.mark.slow
+def test_what_cannot_share_a_stack_gets_others_and_what_cannot_begin_keeps_nobody(cli: CommandLine) -> None:
+    jobs = ("model.units=8,6", "batch.size=8,4", "init_from=first.pt,null")
+    stacked = cli.run(*STACKED, *jobs, "study=stacked", status=1)
+    basic = cli.run(*BASIC, *jobs, "study=basic", status=1)
+    assert stacked.err == basic.err.replace("/basic/", "/stacked/")
+    assert stacked.err.count("There is no checkpoint at first.pt.") == 4
+    assert_same_files(cli, 4)
+
+
+def assert_same_files(cli: CommandLine, count: int) -> None:
+    """They have the same files, too."""
+    assert_same_trials(cli, count)
+    ours, theirs = (files(cli, study) for study in ("stacked", "basic"))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        if name.endswith((".hydra/config.yaml", ".hydra/overrides.yaml", "train.log")):
+            assert ours[name].read_text().replace("stacked", "basic") == theirs[name].read_text(), name
+
+
+def assert_same_trials(cli: CommandLine, count: int) -> None:
+    """The studies `stacked` and `basic` have `count` trials with a verdict, and these are the same."""
+    assert len(trials(cli, "stacked")) == count
+    for name, folder in trials(cli, "basic").items():
+        assert_same(trials(cli, "stacked")[name], folder)
+
+
+def files(cli: CommandLine, study: str) -> dict[str, Path]:
+    """All files of a study, by their place in it."""
+    root = cli.folder / "outputs" / study
+    return {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_sweep_interrupted_in_mid_stack_goes_on_alone_and_in_a_stack(cli: CommandLine) -> None:
+    cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
+    command = (*STACKED, *FACTORS, *LONG, "study=stacked", "tracking=mlflow", "hydra.launcher.size=3")
+    process = cli.start(*command)
+    wait_for(lambda: begun(cli, 12) == 3, process)
+    process.send_signal(signal.SIGINT)
+    assert "The same command goes on from there." in ended(process, 130).err
+    assert len([*cli.folder.glob("outputs/stacked/*/checkpoints/last.pt")]) == 3
+    cli.run("optimizer=official", "seed=0", *LONG, "study=stacked", "tracking=mlflow")
+    cli.run(*command)
+    assert_same_trials(cli, 4)
+    with closing(sqlite3.connect(cli.folder / "outputs/mlflow.db")) as store:
+        runs = store.execute("SELECT name, status FROM runs WHERE name LIKE 'eps%'").fetchall()
+    assert sorted(runs) == [(name, "FINISHED") for name in trials(cli, "stacked")]
+
+
+def begun(cli: CommandLine, steps: int) -> int:
+    """How many trials of the study `stacked` have made more than so many steps."""
+    return sum(len(rows(table)) > steps for table in cli.folder.glob("outputs/stacked/*/signals.csv"))
+
+
+@pytest.mark.slow
+def test_a_search_has_its_batches_trained_together(cli: CommandLine) -> None:
+    search = ("experiment=search", "batch.size=8", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=3")
+    end = cli.run(*STACKED, *search, "init_from=null")
+    assert "[4/4]" in end.out
+    assert len(trials(cli, "search")) == 4
+    assert "The best of 4 trials: 1 " in end.out
+
+
+@pytest.mark.slow
+def test_a_bisection_has_its_rounds_trained_together(cli: CommandLine) -> None:
+    search = ("hydra/sweeper=bisection", "hydra.sweeper.tolerance=5", "hydra.sweeper.highest=0.1", "seed=0,1")
+    for launcher in (STACKED, BASIC):
+        cli.run(*launcher, *search, f"study={launcher[1].rpartition('=')[2]}")
+    tables = [(cli.folder / "outputs" / study / "boundary.csv").read_text() for study in ("stacked", "basic")]
+    assert tables[0] == tables[1]
+
+
+WORKERS = (*STACKED, *FACTORS, *LONG, "study=stacked", "hydra.launcher.workers=2")
+
+
+@pytest.mark.slow
+def test_what_killed_workers_had_is_given_to_others(cli: CommandLine) -> None:
+    """One is killed outright, the other told by the scheduler that its time is up."""
+    cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
+    process = cli.start(*WORKERS, "hydra.launcher.size=1", "fresh=true")
+    wait_for(lambda: len(workers(process)) == 2 and begun(cli, 7) == 2, process)
+    for worker, number in zip(workers(process), (signal.SIGKILL, signal.SIGUSR2), strict=True):
+        worker.send_signal(number)
+    assert ended(process, 0).out.count("; another one goes on.") == 2
+    assert_same_trials(cli, 4)
+
+
+@pytest.mark.slow
+def test_what_no_worker_lived_to_finish_is_told_of(cli: CommandLine) -> None:
+    process = cli.start(*WORKERS)
+    killed = set[int]()
+    while process.poll() is None and len(killed) < 6:
+        for worker in workers(process):
+            if worker.pid not in killed:
+                killed.add(worker.pid)
+                worker.kill()
+        time.sleep(0.1)
+    err = ended(process, 1).err
+    assert err.startswith("error: no verdict on 4 of the trials.")
+    assert err.count("Every worker that it was given to was killed") == 4
+    assert not trials(cli, "stacked")
+    assert cli.run(*WORKERS).out.count("/4] ") == 4
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_workers_after_a_checkpoint(cli: CommandLine) -> None:
+    cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
+    process = cli.start(*WORKERS, start_new_session=True)
+    wait_for(lambda: begun(cli, 12) == 4, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
+    ended(process, 130)
+    assert not workers(process)
+    for table in cli.folder.glob("outputs/stacked/*/signals.csv"):
+        state = torch.load(table.parent / "checkpoints/last.pt", weights_only=True)
+        assert state["stability"]["step"] == len(rows(table)), "no step was lost"
+    cli.run(*WORKERS)
+    assert_same_trials(cli, 4)
+
+
+def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The processes that train for a sweep."""
+    try:
+        below = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in below if "submitit.core._submit" in child.cmdline()]
+    except psutil.Error:  # one has just ended
+        return []
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"size": 0}, "hydra.launcher.size=0: it has to be 1 or more, or null."),
+        ({"workers": 0}, "hydra.launcher.workers=0: it has to be 1 or more."),
+        ({"cluster": "cloud"}, "hydra.launcher.cluster=cloud: there are local and slurm."),
+    ],
+)
+def test_a_launcher_that_cannot_be_is_refused(setting: dict[str, Any], told: str) -> None:
+    settings: dict[str, Any] = {"size": None, "workers": 1, "cluster": "local", "parameters": {}}
+    with pytest.raises(StabilityError, match=re.escape(told)):
+        StackedLauncher(**settings | setting)
+
+
+def test_a_cluster_that_is_not_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StabilityError, match=r"hydra.launcher.cluster=slurm: .*srun"):
+        run_in_workers(lambda portion, sharing: None, [1], "slurm", tmp_path / "logs", {})
+
+
+def test_workers_without_submitit_are_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(StabilityError, match=re.escape("pip install 'stability[cluster]'")):
+        run_in_workers(lambda portion, sharing: None, [1], "local", tmp_path / "logs", {})
