@@ -124,8 +124,8 @@ def test_the_page_stands_for_itself(report: Report, page: Page) -> None:
     assert all(target.startswith("#") for target in page.loads)
     assert len(page.ids) == len(set(page.ids))
     names = [f"{name}.{kind}" for name in ("phase", "curves", "effects") for kind in ("svg", "png")]
-    assert [path.name for path in report.figures] == names
-    assert all(path.parent == report.page.with_name("report") and path.stat().st_size for path in report.figures)
+    assert [path.name for path in report.files] == [*names, "trials.csv"]
+    assert all(path.parent == report.page.with_name("report") and path.stat().st_size for path in report.files)
 
 
 def test_every_trial_is_in_a_table_for_other_programs(report: Report, study: Path) -> None:
@@ -168,7 +168,7 @@ def test_two_trials_are_compared_in_all_they_differ_in(study: Path, tmp_path: Pa
     )
     page = Page(report.page.read_text())
     assert report.page == tmp_path / "both.html"
-    assert report.figures[0] == tmp_path / "both" / "phase.svg"
+    assert report.files[0] == tmp_path / "both" / "phase.svg"
     rows = {row[0].split()[0]: row for row in page.tables["Critical differences"][1:]}
     assert rows["noise"][1:4] == ["0.25", "1", "×4"]
     assert rows["noise"][4].startswith("+50 points [")
@@ -222,7 +222,7 @@ def test_nothing_is_finished(tmp_path: Path) -> None:
         verdict.unlink()
     report = write_report([study], claims=None)
     assert report.sentences[0] == "No trial is finished yet, so nothing can be said."
-    assert report.figures == ()
+    assert [path.name for path in report.files] == ["trials.csv"]
     assert "No trial is finished." in report.page.read_text()
 
 
@@ -243,8 +243,8 @@ def test_a_figure_that_is_no_more_is_removed(tmp_path: Path) -> None:
     report = write_report([small(tmp_path / "study")], claims=None)
     shutil.rmtree(tmp_path / "study" / "trial1-seed0")
     again = write_report([tmp_path / "study"], claims=None)
-    assert len(again.figures) < len(report.figures)
-    assert {*again.figures} == {*again.page.with_name("report").iterdir()}
+    assert len(again.files) < len(report.files)
+    assert {*again.files} == {*again.page.with_name("report").iterdir()}
 
 
 def chosen_by(sweeper: str, study: Path) -> Path:

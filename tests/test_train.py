@@ -22,6 +22,7 @@ import torch
 from omegaconf import OmegaConf
 
 from stability import config
+from stability.data import synthetic
 from stability.diagnosis.finding import Outcome
 from stability.training.replay import replay
 from tests.commandline import CommandLine, ended, rows, the_message, wait_for
@@ -187,7 +188,9 @@ def test_the_same_command_gives_the_same_bits(cli: CommandLine, undisturbed: Pat
 
 def test_the_kinds_of_data_are_one_layout(cli: CommandLine, undisturbed: Path) -> None:
     assert options("data") == ["synthetic", "t15"]
-    (folder,) = {path.parents[1] for path in cli.sets.rglob("data_train.hdf5")}
+    made_up = composed(*cli.synthetic).data.synthetic
+    assert made_up is not None
+    folder = synthetic.ensure(made_up, cli.sets)
     cli.run(*OFTEN, "data=t15", f"data.path={folder}")
     assert_equal_trials(cli.trial(), undisturbed)
 
@@ -372,7 +375,13 @@ def test_an_installed_wheel_has_all_it_needs(cli: CommandLine) -> None:
     ):
         subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, capture_output=True)
     environment = os.environ | {"PYTHONPATH": str(installed)}
-    assert f"path=file://{installed}/stability/conf" in cli.fail("optimizer=nope", env=environment)
+    program = (
+        "from stability import config; from stability.studies.claims import *; print(config.folder(), find_claims())"
+    )
+    where = [sys.executable, "-c", program]
+    found = subprocess.run(where, cwd=cli.folder, env=environment, check=True, capture_output=True, text=True).stdout
+    assert found.split() == [f"{installed}/stability/conf", f"{installed}/stability/experiments/claims.yaml"]
+    assert (installed / "stability/studies/report.html.j2").exists()
     cli.run("data.path=null", "steps=2", env=environment)  # writes its own set, from the wheel's words
     assert verdict(cli.trial())["outcome"] == "undecided"
     assert [*(cli.folder / "outputs/data").glob("synthetic-*/synthetic.day04/data_test.hdf5")]

@@ -37,10 +37,10 @@ _MOST_TRIALS, _MOST_LEFT_OUT, _MOST_EFFECTS = 300, 20, 120  # rows
 
 @dataclass(frozen=True)
 class Report:
-    """A written report: its page, its figures as SVG and PNG, and the answer in three sentences."""
+    """A written report: its page, its figures as SVG and PNG and its table, and the answer in three sentences."""
 
     page: Path
-    figures: tuple[Path, ...]
+    files: tuple[Path, ...]
     sentences: tuple[str, ...]
 
 
@@ -102,8 +102,8 @@ def write_report(
             f"Cannot write {page}: {error.strerror or error}. Make room, or write it elsewhere: "
             f"{_command(folders, where or {})} --out FILE.html"
         ) from error
-    figures = tuple(place / f"{picture.name}.{kind}" for picture in pictures for kind in ("svg", "png"))
-    return Report(page, figures, sentences)
+    figures = (place / f"{picture.name}.{kind}" for picture in pictures for kind in ("svg", "png"))
+    return Report(page, (*figures, place / "trials.csv"), sentences)
 
 
 def _kept(trials: Trials, where: Mapping[str, Level]) -> Trials:

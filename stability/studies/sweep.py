@@ -102,7 +102,7 @@ def _tell_and_send(cfg: DictConfig, progress: SweepProgress, sends: bool) -> Non
     report = write_report([study], claims=None if claims is None else find_claims(Path(claims)))
     print("", *report.sentences, f"report    {short_path(report.page)}", sep="\n")
     if sends:
-        print(close_study(study, [report.page, *report.figures], " ".join(report.sentences)))
+        print(close_study(study, [report.page, *report.files], " ".join(report.sentences)))
 
 
 def _notes(planned: Plan | None, searched: Search | None) -> list[str]:
