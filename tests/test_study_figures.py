@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from stability.studies.boundary import Boundary
 from stability.studies.effects import effects
 from stability.studies.figures import draw_curves, draw_effects, draw_phase
 from stability.studies.trials import Trial, Trials, read_trials
@@ -91,18 +91,11 @@ def test_one_factor_of_any_kind(levels: list[Any]) -> None:
     assert draw_phase(crossed({}, seeds=3)) is None
 
 
-@dataclass(frozen=True)
-class Edge:
-    """A measured boundary."""
-
-    cell: Mapping[str, Any]
-    lr: float
-    low: float
-    high: float
-
-
 def test_measured_boundaries_are_drawn_in_their_panel() -> None:
-    edges = [Edge({EPSILON: 1e-4, NOISE: 1.0}, 0.03, 0.02, 0.05), Edge({EPSILON: 0.1, NOISE: 0.25}, 0.3, 0.2, 0.5)]
+    edges = [
+        Boundary({EPSILON: 1e-4, NOISE: 1.0}, 0.03, 0.02, 0.05, ()),
+        Boundary({EPSILON: 0.1, NOISE: 0.25}, 0.3, 0.2, 0.5, ()),
+    ]
     picture = draw_phase(crossed(PHASE), edges)
     assert picture is not None
     right = picture.figure.axes[1]

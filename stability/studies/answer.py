@@ -142,10 +142,12 @@ def _strongest(trials: Trials, found: Sequence[Effect]) -> tuple[Effect | None, 
     levels = {name: own for name, own in main_factors(trials).items() if name in told}
     pairs = [effect for effect in found if effect.kind == "interaction" and effect.matches]
     compared = sum(math.comb(len(own), 2) for own in levels.values()) + len(pairs) // len(RESPONSES)
+    on_per = {(effect.factors, effect.levels): abs(effect.effect) for effect in pairs if effect.response == "per"}
     for response in _ORDER:
         singles = [e for name in levels if (e := _worst_against_best(trials, name, levels[name], response))]
         single = max(singles, key=_size, default=None)
-        pair = max((effect for effect in pairs if effect.response == response), key=_size, default=None)
+        alike = [effect for effect in pairs if effect.response == response]  # a single failed cell makes several so
+        pair = max(alike, key=lambda effect: (*_size(effect), on_per[effect.factors, effect.levels]), default=None)
         if pair and _size(pair)[1] > max(_NONE, _PAIR * _alone(trials, pair)) and _size(pair) >= _size(single or pair):
             return pair, compared
         if single and _size(single)[1] > _NONE:
