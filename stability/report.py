@@ -39,9 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--where", nargs="+", default=[], action="extend", metavar="FACTOR=LEVEL", help="only trials with these levels"
     )
     options = parser.parse_args(arguments)
-    from stability.studies.claims import (
-        find_claims,
-    )  # late: SciPy and matplotlib take a while, and --help needs neither
+    from stability.studies.claims import find_claims  # late: SciPy and matplotlib take a while
     from stability.studies.page import write_report
 
     try:

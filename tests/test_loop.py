@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stability.config import Config, Model
-from stability.data.batches import training_batch, validation_batches
-from stability.data.t15 import Dataset
+from stability.data.batches import Batch, training_batch, validation_batches
+from stability.data.t15 import Dataset, Split
 from stability.training import loop
 from stability.training.decoder import Dropout, Parameters, Watch, forward, init_parameters
 from stability.training.loop import Block, Stack, evaluate, join, new_stack, select, train_steps
@@ -122,6 +122,26 @@ def test_trials_come_and_go_at_steps_of_their_own(dataset: Dataset) -> None:
         _, alone = trained([config], dataset, len(own))
         np.testing.assert_array_equal(mask, np.ma.getmaskarray(alone.values[0]))
         np.testing.assert_allclose(own[~mask], alone.values.data[0][~mask], rtol=1e-4, atol=1e-6)
+
+
+def test_steps_that_were_made_before_one_that_cannot_be_are_told_of(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = trained([tiny()], dataset, 3)
+
+    def unreadable(split: Split, size: int, days: int, seed: int, step: int) -> Batch:
+        if step == 3:
+            raise OSError("the third batch")
+        return training_batch(split, size, days, seed, step)
+
+    monkeypatch.setattr(loop, "training_batch", unreadable)
+    stack = stack_of([tiny()], dataset)
+    block = train_steps(stack, dataset.train, 10)
+    assert block.steps == [range(3)]
+    np.testing.assert_array_equal(block.values.data, whole.values.data)
+    with pytest.raises(OSError, match="the third batch"):
+        train_steps(stack, dataset.train, 7)
+    assert stack.steps == [3]
 
 
 @pytest.mark.parametrize("how", ["absurd rate", "poisoned weight"])

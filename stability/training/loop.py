@@ -135,10 +135,20 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
 
 
 def train_steps(stack: Stack, split: Split, count: int) -> Block:
-    """Train every trial of the stack `count` steps further. The host waits for the device once, at the end."""
-    steps = [range(step, step + count) for step in stack.steps]
+    """Train every trial of the stack `count` steps further. The host waits for the device once, at the end.
+
+    Where one of them cannot be made, the block is of those before it, which are made; the first raises what is wrong.
+    """
     names = measure.signal_names(stack.configs[0].model.layers)
-    rows = [_train_step(stack, split) for _ in range(count)]
+    rows: list[dict[str, Tensor]] = []
+    for _ in range(count):
+        try:
+            rows.append(_train_step(stack, split))
+        except Exception:
+            if not rows:
+                raise
+            break
+    steps = [range(step - len(rows), step) for step in stack.steps]
     nothing = torch.zeros_like(stack.failed)
     table = torch.stack([torch.stack([row.get(name, nothing) for row in rows]) for name in names], 2)
     seldom = np.array([name in measure.DEAR for name in names])
