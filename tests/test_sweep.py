@@ -121,7 +121,7 @@ def test_a_dry_run_tells_what_would_be_and_does_nothing(cli: CommandLine) -> Non
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[0] == "epsilon noise seeds"
     assert re.fullmatch(r"0.1 0.25 0 done, 1 resumes at step \d+", lines[2])
-    assert [lines[1], *lines[3:5]] == ["0.1 1 0 new, 1 new", "1e-08 1 0 new, 1 new", "1e-08 0.25 0 new, 1 new"]
+    assert [lines[1], *lines[3:5]] == ["0.1 1 0 new, 1 new", "1e-8 1 0 new, 1 new", "1e-8 0.25 0 new, 1 new"]
     assert lines[5] == "8 trials: 1 done, 1 to resume, 6 new"
     assert re.fullmatch(
         r"about \d+ (s|min|h) on this machine, one trial after another \(.* measured just now\)", lines[6]

@@ -14,8 +14,8 @@ from stability.config import short_name
 from stability.files import CONFIG, ERROR, VERDICT
 from stability.studies.claims import Ruling
 from stability.studies.effects import cells_of, main_factors
-from stability.studies.trials import Level, Trial, Trials
-from stability.studies.words import LOOKS, cell_text, counts_text, level_of, level_text, listed, override
+from stability.studies.trials import Level, Trial, Trials, level_text
+from stability.studies.words import LOOKS, cell_text, counts_text, level_of, listed, override
 
 SEARCHES = ("BisectionSweeper", "ResumingSweeper")  # which choose the trials as they go
 _TRAIN = ("python", "-m", "stability.train")
@@ -125,6 +125,8 @@ def _decide(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
 
 def _ask(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
     """The first of the claims whose trials were not run, and the sweep that runs them."""
+    if trials.trials and sweeper(trials.trials[0].folder.parent) in SEARCHES:
+        return []
     known = {name for trial in trials.trials for name in trial.factors}
     lost = [(r.claim, [r.claim.where, *r.claim.cells]) for r in rulings if not r.seeds]
     asked = [(claim, cells) for claim, cells in lost if all(name in known for cell in cells for name in cell)]
@@ -137,7 +139,10 @@ def _ask(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
             levels.setdefault(name, {})[level] = None
     crossed = [f"{name}={','.join(map(level_text, own))}" for name, own in levels.items()]
     text = f"For {len(asked)} of the claims the trials were not run. Those of the first, {claim.id}:"
-    return [Advice(text, shlex.join([*_TRAIN, "--multirun", *crossed, f"seed=range({_FEW_SEEDS})"]))]
+    study = trials.trials[0].folder.parent
+    kept = [word for word in shlex.split(sweep_command(study)) if word.partition("=")[0] not in {*levels, "seed"}]
+    words = kept or [*_TRAIN, "--multirun", f"study={study.name}"]
+    return [Advice(text, shlex.join([*words, *crossed, f"seed=range({_FEW_SEEDS})"]))]
 
 
 def _fill(trials: Trials) -> list[Advice]:

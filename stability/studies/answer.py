@@ -20,12 +20,11 @@ from stability.studies.effects import (
     main_factors,
     match,
 )
-from stability.studies.trials import Level, Trial, Trials
+from stability.studies.trials import Level, Trial, Trials, level_text
 from stability.studies.words import (
     cell_text,
     counts_text,
     effect_text,
-    level_text,
     listed,
     names_text,
     p_text,

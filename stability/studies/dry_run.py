@@ -12,9 +12,10 @@ from rich.table import Table
 from stability.config import Config, short_name
 from stability.files import LAST, VERDICT
 from stability.studies.launcher import StackedLauncher, kind
-from stability.studies.plan import Plan, Planned, show_level
+from stability.studies.plan import Plan, Planned
 from stability.studies.progress import duration
 from stability.studies.search import Search
+from stability.studies.trials import level_text
 
 _SECONDS = 2.0  # of training by which a kind of trial is timed, and before that half of it to warm up
 _BLOCK = 5  # steps after which the clock is read
@@ -27,7 +28,7 @@ def show_plan(plan: Plan, launcher: DictConfig) -> None:
     table = Table(*map(short_name, plan.factors), "seeds", box=None, header_style="dim")
     for cell, trials in plan.cells.items():
         seeds = [f"{trial.config.seed} {_status(steps[trial.folder])}" for trial in trials]
-        table.add_row(*(show_level(level) for _, level in cell), ", ".join(seeds))
+        table.add_row(*(level_text(level) for _, level in cell), ", ".join(seeds))
     Console(highlight=False, soft_wrap=True, width=500).print(table)
     todo = [trial for trial in plan.trials if steps[trial.folder] is not None]
     begun = sum(bool(steps[trial.folder]) for trial in todo)

@@ -24,8 +24,8 @@ from stability.diagnosis.signals import SIGNALS, VALIDATION, read_table
 from stability.files import write_atomically
 from stability.studies.boundary import Boundary
 from stability.studies.effects import RATIOS, RESPONSES, Effect, cells_of, main_factors
-from stability.studies.trials import Level, Trial, Trials, is_number, ordered, read_verdict
-from stability.studies.words import LOOKS, cell_text, changed_text, counts_text, level_text
+from stability.studies.trials import Level, Trial, Trials, is_number, level_text, ordered, read_verdict
+from stability.studies.words import LOOKS, cell_text, changed_text, counts_text
 
 INK, RULE = "#1b1e23", "#d5d9de"  # of text and grids, which a page may replace by its own
 _EPSILON, _LR, _NOISE = "optimizer.epsilon", "schedule.lr_max", "aug.white_noise_std"

@@ -30,7 +30,7 @@ from stability.studies.claims import Ruling, read_claims, rule
 from stability.studies.compare import Difference, compare, find_trial, telling_pair
 from stability.studies.effects import RESPONSES, Effect, effects, main_factors
 from stability.studies.figures import INK, RULE, Picture, save_figures
-from stability.studies.trials import Level, Trial, Trials, is_number, ordered, read_trials, read_verdict
+from stability.studies.trials import Level, Trial, Trials, is_number, level_text, ordered, read_trials, read_verdict
 
 _MOST_TRIALS, _MOST_LEFT_OUT, _MOST_EFFECTS = 300, 20, 120  # rows
 
@@ -119,7 +119,7 @@ def _kept(trials: Trials, where: Mapping[str, Level]) -> Trials:
             raise StabilityError(f"--where {given}: there is no such factor; the nearest is {near}.")
         left = tuple(t for t in kept if words.level_of(t, dotted[given]) == level)
         if not left:
-            levels = ", ".join(words.level_text(x) for x in ordered({words.level_of(t, dotted[given]) for t in kept}))
+            levels = ", ".join(level_text(x) for x in ordered({words.level_of(t, dotted[given]) for t in kept}))
             raise StabilityError(f"No trial has {words.override(given, level)}; there are {levels}.")
         kept = left
     return replace(trials, trials=kept)
@@ -157,8 +157,7 @@ def _summary(trials: Trials, sentences: Sequence[str], begun: Sequence[Path]) ->
         "seeds": len({trial.seed for trial in trials.trials}),
         "begun": len(begun),
         "factors": {
-            short_name(name): [words.level_text(level) for level in levels]
-            for name, levels in main_factors(trials).items()
+            short_name(name): [level_text(level) for level in levels] for name, levels in main_factors(trials).items()
         },
     }
 
@@ -235,8 +234,8 @@ def _difference_row(difference: Difference) -> dict[str, Any]:
     return {
         "name": short_name(difference.name),
         "dotted": difference.name,
-        "first": words.level_text(a),
-        "second": words.level_text(b),
+        "first": level_text(a),
+        "second": level_text(b),
         "ratio": ratio,
         "note": difference.note,
         "effects": [
@@ -270,7 +269,7 @@ def _as_csv(trials: Trials) -> str:
     table.writerow([*map(short_name, factors), "seed", *measured, "name"])
     for trial in sorted(trials.trials, key=lambda trial: trial.name):
         values = (getattr(trial, name) for name in measured)
-        levels = (words.level_text(trial.factors.get(name)) for name in factors)
+        levels = (level_text(trial.factors.get(name)) for name in factors)
         table.writerow([*levels, trial.seed, *(f"{v:.6g}" if isinstance(v, float) else v for v in values), trial.name])
     return text.getvalue()
 
@@ -279,7 +278,7 @@ def _trial_row(trial: Trial, factors: Iterable[str]) -> dict[str, Any]:
     excursion = "not finite" if math.isinf(trial.excursion) else f"×{words.ratio_text(math.exp(trial.excursion))}"
     return {
         "name": trial.name,
-        "levels": [words.level_text(trial.factors.get(name)) for name in factors],
+        "levels": [level_text(trial.factors.get(name)) for name in factors],
         "seed": trial.seed,
         "outcome": trial.outcome,
         "look": words.LOOKS[trial.outcome],

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, open_dict
 from stability import config
 from stability.config import CHANGES_NO_RESULT, USUAL, Config, short_name
 from stability.errors import StabilityError
+from stability.studies.trials import level_text
 
 Cell = tuple[tuple[str, Any], ...]  # factors by their dotted names, with their levels
 
@@ -61,7 +62,8 @@ class Plan:
     def describe(self, trial: Planned) -> str:
         """What sets the trial apart from the others, in words."""
         values = config.flatten(trial.config)
-        return "  ".join(f"{short_name(name)} {show_level(values.get(name))}" for name in (*self.factors, "seed"))
+        levels = {name: _level(values.get(name)) for name in (*self.factors, "seed")}
+        return "  ".join(f"{short_name(name)} {level_text(level)}" for name, level in levels.items())
 
 
 def plan(cfg: DictConfig) -> Plan | None:
@@ -92,11 +94,6 @@ def grid(cfg: DictConfig) -> Sequence[list[str]]:
     if not jobs:
         raise StabilityError("There is nothing to sweep: a range or a list of choices is empty.")
     return jobs
-
-
-def show_level(level: Any) -> str:
-    """A level as people write it."""
-    return f"{level:g}" if isinstance(level, float) else str(level)
 
 
 def _level(value: Any) -> Any:

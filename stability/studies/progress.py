@@ -20,9 +20,9 @@ from rich.text import Text
 from stability.config import short_name
 from stability.diagnosis.signals import SIGNALS
 from stability.files import CONFIG, ERROR, VERDICT
-from stability.studies.plan import Cell, Plan, show_level
+from stability.studies.plan import Cell, Plan
 from stability.studies.search import Search
-from stability.studies.trials import ordered, read_trials
+from stability.studies.trials import level_text, ordered, read_trials
 from stability.terminal import colour
 
 CRASHED = "crashed"
@@ -176,7 +176,7 @@ def _grid(plan: Plan, outcomes: Mapping[Path, str]) -> Table:
     down = [name for name in plan.factors if name != across]
     table = Table(*map(short_name, down), box=None, header_style="dim")
     for level in levels[across]:
-        table.add_column(f"{short_name(across)} {show_level(level)}")
+        table.add_column(f"{short_name(across)} {level_text(level)}")
     rows: dict[Cell, dict[object, Text]] = {}
     for cell, trials in plan.cells.items():
         row = tuple((name, level) for name, level in cell if name != across)
@@ -185,7 +185,7 @@ def _grid(plan: Plan, outcomes: Mapping[Path, str]) -> Table:
         rows.setdefault(row, {})[dict(cell)[across]] = Text(" ").join(signs)
     for row in sorted(rows, key=lambda row: [levels[name].index(level) for name, level in row]):
         cells = [rows[row].get(level, Text()) for level in levels[across]]
-        table.add_row(*(show_level(level) for _, level in row), *cells)
+        table.add_row(*(level_text(level) for _, level in row), *cells)
     return table
 
 

@@ -121,6 +121,17 @@ def is_number(level: Level) -> bool:
     return isinstance(level, int | float) and not isinstance(level, bool)
 
 
+def level_text(level: Level) -> str:
+    """A level as it is typed on the command line: 1e-8, true, null, [a,b]."""
+    if is_number(level):
+        text = f"{level:.6g}"
+        mantissa, e, exponent = text.partition("e")
+        return f"{mantissa}e{int(exponent)}" if e else text
+    if isinstance(level, tuple):
+        return f"[{','.join(map(level_text, level))}]"
+    return level if isinstance(level, str) else json.dumps(level)
+
+
 class _NoTrial(Exception):
     """Why a folder has no trial that counts."""
 

@@ -1,6 +1,5 @@
 """How levels, cells, outcomes and effects are said, in text, tables and figures alike."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -8,7 +7,7 @@ from typing import NamedTuple
 
 from stability.config import short_name
 from stability.studies.effects import RATIOS, Effect
-from stability.studies.trials import Level, Trial, is_number
+from stability.studies.trials import Level, Trial, level_text
 
 
 class Look(NamedTuple):
@@ -31,17 +30,6 @@ LOOKS = {
     "non_finite": Look("#1B1E23", "X", True, "✖"),
     "bad_data": Look("#E69F00", "*", True, "★"),
 }
-
-
-def level_text(level: Level) -> str:
-    """A level as it is typed on the command line: 1e-8, true, null, [a,b]."""
-    if is_number(level):
-        text = f"{level:.6g}"
-        mantissa, e, exponent = text.partition("e")
-        return f"{mantissa}e{int(exponent)}" if e else text
-    if isinstance(level, tuple):
-        return f"[{','.join(map(level_text, level))}]"
-    return level if isinstance(level, str) else json.dumps(level)
 
 
 def level_of(trial: Trial, name: str) -> Level:

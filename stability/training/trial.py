@@ -36,6 +36,7 @@ from stability.terminal import Display, show_configuration, show_verdict
 from stability.tracking import Tracker, open_tracker
 from stability.training import checkpoint
 from stability.training.decoder import init_parameters
+from stability.training.host import prepare_host
 from stability.training.loop import Stack, new_stack
 from stability.training.measure import signal_names
 from stability.training.recorder import Recorder
@@ -94,8 +95,7 @@ def _live(config: Config, folder: Path, quiet: bool, data: Callable[[Config], Da
 def _reach_verdict(
     config: Config, folder: Path, quiet: bool, data: Callable[[Config], Dataset]
 ) -> Generator[Wish, Any, tuple[Verdict, Tracker]]:
-    # The gradients of a trial that says only blank sink into denormals, which a CPU multiplies far more slowly.
-    torch.set_flush_denormal(True)
+    prepare_host()
     device = choose_device(config.device)
     dataset = data(config)
     stack, best = _open_stack(config, folder, dataset, device)
