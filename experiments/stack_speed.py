@@ -35,6 +35,7 @@ from stability.config import Config
 from stability.data.t15 import Dataset
 from stability.training import loop, measure
 from stability.training.decoder import init_parameters
+from stability.training.host import prepare_host
 from stability.training.loop import Stack, new_stack, train_steps
 from stability.training.trial import choose_device, open_data
 
@@ -75,7 +76,7 @@ def main() -> None:
     units, trials = (_UNITS[:1], _TRIALS[1:3]) if quick else (_UNITS, _TRIALS)
     rounds, seconds = (2, 2.0) if quick else (5, 4.0)
     console = Console(highlight=False, width=150)
-    torch.set_flush_denormal(True)
+    prepare_host()
     configs = {number: _compose(f"model.units={number}") for number in units}
     dataset, device = open_data(configs[units[0]]), choose_device("auto")
     console.print(_steps(configs, trials, dataset, device, rounds))

@@ -91,14 +91,13 @@ def _timed(configs: Sequence[Config], at_once: int | None) -> tuple[int, float, 
 
     That is the seconds of a step and of a validation, found by making some.
     """
-    import torch
-
     from stability.training.decoder import init_parameters
+    from stability.training.host import prepare_host
     from stability.training.loop import Stack, evaluate, new_stack, train_steps
     from stability.training.together import Memory
     from stability.training.trial import choose_device, open_data
 
-    torch.set_flush_denormal(True)
+    prepare_host()
     dataset, device = open_data(configs[0]), choose_device(configs[0].device)
 
     def stack_of(size: int) -> Stack:

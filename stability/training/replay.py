@@ -21,6 +21,7 @@ from stability.errors import StabilityError
 from stability.files import CONFIG, FLIGHT_STATE
 from stability.training import checkpoint
 from stability.training.decoder import init_parameters
+from stability.training.host import prepare_host
 from stability.training.loop import Stack, examine, new_stack, train_steps
 from stability.training.recorder import Flight, hash_of, read_flight
 from stability.training.together import rows_of
@@ -66,7 +67,7 @@ def replay(folder: Path, device_name: str) -> Replay:
     """
     flight = read_flight(folder)
     device = choose_device(device_name)
-    torch.set_flush_denormal(True)  # as in training
+    prepare_host()  # as in training
     config = _configuration(folder, flight)
     dataset = open_data(config)
     batch = training_batch(dataset.train, config.batch.size, config.batch.days, config.seed, flight.step)
