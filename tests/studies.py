@@ -15,7 +15,7 @@ from stability.diagnosis.signals import append_rows
 from tests.configs import composed
 
 EPSILON, LR, NOISE = "optimizer.epsilon", "schedule.lr_max", "aug.white_noise_std"
-NAMES = ("loss", "blank_fraction", "grad_norm", "distinct_phonemes", "lr", "weight_norm", "update_ratio")
+NAMES = ("loss", "blank_fraction", "grad_norm", "distinct_phonemes", "frame_information", "lr", "weight_norm")
 _VARIANTS = 4  # of the tables of an outcome: trials with such seeds share the files
 
 
@@ -83,7 +83,7 @@ def _tables(folder: Path, outcome: str, variant: int, steps: int, columns: int) 
         if outcome == "non_finite":
             loss[-1] = norm[-1] = np.nan
         values = np.full((steps, columns), 1.0, np.float32)
-        values[:, :4] = np.stack([loss, blank, norm, np.full(steps, 12.0)], axis=1)
+        values[:, :5] = np.stack([loss, blank, norm, np.full(steps, 12.0), 2 * (1 - blank)], axis=1)
         names = [*NAMES, *(f"grad_norm.{i}" for i in range(columns - len(NAMES)))]
         append_rows(signals, names, range(steps), values)
         last = {"stable": 0.15, "slow": 0.7}.get(outcome, 0.97) + rng.normal(0, 0.01)

@@ -20,7 +20,7 @@ def write(
     folder: Path,
     *overrides: str,
     outcome: str = "stable",
-    blank: list[float] | None = None,
+    information: list[float] | None = None,
     norms: list[float] | None = None,
     per: list[float] | None = None,
     **columns: list[float],
@@ -29,17 +29,17 @@ def write(
     folder.mkdir(parents=True)
     config = composed("steps=20", *overrides)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    blank = [0.5] * 20 if blank is None else blank
-    norms = [1.0] * len(blank) if norms is None else norms
+    information = [0.5] * 20 if information is None else information
+    norms = [1.0] * len(information) if norms is None else norms
     values: dict[str, list[float]] = {
-        "loss": [3.0] * len(blank),
-        "blank_fraction": blank,
+        "loss": [3.0] * len(information),
+        "frame_information": information,
         "grad_norm": norms,
-        "distinct_phonemes": [9.0] * len(blank),
+        "distinct_phonemes": [9.0] * len(information),
     }
     values |= columns
     table = np.array(list(values.values()), np.float32).T
-    append_rows(folder / "signals.csv", list(values), range(len(blank)), table)
+    append_rows(folder / "signals.csv", list(values), range(len(information)), table)
     for step, rate in enumerate([0.9, 0.25] if per is None else per):
         append_rows(folder / "validation.csv", ("per", "loss"), [step], np.array([[rate, 1.0]], np.float32))
     verdict: dict[str, Any] = {
@@ -78,25 +78,27 @@ def test_factors_are_the_configuration_as_it_is_overridden(tmp_path: Path) -> No
     }
 
 
-HIGH, LOW = 0.97, 0.5
+NONE, SOME = 0.0, 0.5
 
 
 @pytest.mark.parametrize(
-    ("blank", "outcome", "expected"),
+    ("information", "outcome", "expected"),
     [
-        ([LOW] * 20, "stable", (1, False)),  # it was never on the plateau
-        ([LOW] * 3 + [HIGH] * 5 + [LOW] * 12, "stable", (9, False)),
-        ([HIGH] * 5 + [LOW] * 5 + [HIGH] + [LOW] * 9, "slow", (12, False)),
-        ([HIGH] * 5 + [math.nan] + [LOW] * 14, "stable", (7, False)),
-        ([HIGH] * 20, "undecided", (20, True)),
-        ([LOW] * 19 + [HIGH], "blank_collapse", (20, True)),
-        ([LOW] * 12, "non_finite", (12, True)),
-        ([HIGH] * 5 + [LOW] * 7, "mode_collapse", (12, True)),  # stopped before its budget
-        ([HIGH] * 5 + [LOW] * 15, "exploded", (20, True)),
+        ([SOME] * 20, "stable", (1, False)),  # it was never on the plateau
+        ([SOME] * 3 + [NONE] * 5 + [SOME] * 12, "stable", (9, False)),
+        ([NONE] * 5 + [SOME] * 5 + [NONE] + [SOME] * 9, "slow", (12, False)),
+        ([NONE] + [math.nan] * 9 + [0.08] + [math.nan] * 8 + [0.17], "stable", (14, False)),  # measured now and then
+        ([NONE] * 20, "undecided", (20, True)),
+        ([SOME] * 19 + [NONE], "blank_collapse", (20, True)),
+        ([SOME] * 12, "non_finite", (12, True)),
+        ([NONE] * 5 + [SOME] * 7, "mode_collapse", (12, True)),  # stopped before its budget
+        ([NONE] * 5 + [SOME] * 15, "exploded", (20, True)),
     ],
 )
-def test_steps_on_the_plateau(tmp_path: Path, blank: list[float], outcome: str, expected: tuple[int, bool]) -> None:
-    trial = read(write(tmp_path / "a", blank=blank, outcome=outcome))
+def test_steps_on_the_plateau(
+    tmp_path: Path, information: list[float], outcome: str, expected: tuple[int, bool]
+) -> None:
+    trial = read(write(tmp_path / "a", information=information, outcome=outcome))
     assert (trial.steps, trial.censored) == expected
     assert trial.healthy == (outcome in ("stable", "slow"))
 
@@ -114,8 +116,8 @@ def test_gradient_norm_excursions(tmp_path: Path) -> None:
     assert trial.largest_norm == 800
     norms[16] = math.inf
     assert read(write(tmp_path / "b", norms=norms)).excursion == math.inf
-    assert read(write(tmp_path / "c", norms=[1.0, math.nan], blank=[LOW] * 2)).excursion == math.inf
-    assert read(write(tmp_path / "d", norms=[2.0], blank=[LOW])).excursion == 0
+    assert read(write(tmp_path / "c", norms=[1.0, math.nan], information=[SOME] * 2)).excursion == math.inf
+    assert read(write(tmp_path / "d", norms=[2.0], information=[SOME])).excursion == 0
     assert read(write(tmp_path / "e", norms=[0.0] * 20)).excursion == 0
 
 
@@ -146,7 +148,7 @@ def test_every_folder_without_a_trial_has_its_reason(tmp_path: Path) -> None:
     write(study / "same")
     write(study / "unconfigured", "seed=4")
     (study / "unconfigured" / "config.yaml").unlink()
-    write(study / "empty", "seed=5", blank=[])
+    write(study / "empty", "seed=5", information=[])
     write(study / "garbage", "seed=6")
     (study / "garbage" / "signals.csv").write_text("step,loss\n0,what\n")
     (study / "notes").mkdir()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import typing
 from collections.abc import Iterable
@@ -23,9 +24,11 @@ from stability.files import CONFIG, ERROR, REPORT, VERDICT
 Level = Any  # a configuration's value: a number, a string, True, False, None, or a tuple of them
 
 _SUMMARY = "summary.json"  # a trial's responses, beside its tables: these take 2 ms for 500 steps, and it a tenth
-_FORMAT = 1  # of the summary; another number makes it anew
-_BLANK = 0.95  # share of blank frames on the plateau
-_SIGNALS = ("applied_norm", "blank_fraction", "distinct_phonemes", "grad_norm", "loss", "loss_scale")
+_FORMAT = 2  # of the summary; another number makes it anew
+# Nats of frame information below which a decoder says the same of every frame: the plateau that all begin on. In the
+# diagnosis' trials it is passed as the blank share falls below 0.95, which on other data that need not ever reach.
+_SAME = 0.1
+_SIGNALS = ("applied_norm", "frame_information", "distinct_phonemes", "grad_norm", "loss", "loss_scale")
 _FIRST = 10  # steps whose gradient norms are the start's, and no excursion
 # What is neither the subject of a study nor able to change a result.
 _NO_FACTORS = CHANGES_NO_RESULT | {"seed", "device"}
@@ -36,11 +39,12 @@ class Trial:
     """A trial that has its verdict.
 
     `factors` is {dotted name: value} of its configuration, without the seed and what changes no result. The responses:
-    `healthy`, the outcome is stable or slow. `steps`, the number of steps until the blank fraction is below 0.95 for
-    good; if `censored`, the plateau was not left in so many: the trial ended on it, diverged or was stopped. `per`, the
-    last validation's error rate, 1 where there is none. `excursion`, the natural logarithm of the largest gradient norm
-    after the first 10 steps over the median before it; inf if one was not finite. Beside them, `largest_norm` is that
-    norm, and `phonemes` and `loss` are medians of distinct phonemes and training loss over the last tenth, NaN
+    `healthy`, the outcome is stable or slow. `steps`, the number of steps until frames are told apart for good, which
+    is 0.1 nats of frame information; if `censored`, the plateau was not left in so many: the trial ended on it,
+    diverged or was stopped. `per`, the last validation's error rate, 1 where there is none. `excursion`, the natural
+    logarithm of the largest gradient norm after the first 10 steps over the median before it; inf if one was not
+    finite. Beside them, `largest_norm` is that norm, and `phonemes` and `loss` are medians of distinct phonemes and
+    training loss over the last tenth, NaN
     where not recorded. `folder` holds its files.
     """
 
@@ -197,7 +201,7 @@ def _computed(folder: Path) -> Trial:
         raise _NoTrial(f"{CONFIG} has no seed or no steps: another version of the program wrote it")
     signals = read_table(folder / SIGNALS, only=_SIGNALS)
     validation = read_table(folder / VALIDATION, only=("per",))
-    if missing := [name for name in ("blank_fraction", "grad_norm", "loss") if name not in signals.names]:
+    if missing := [name for name in ("frame_information", "grad_norm", "loss") if name not in signals.names]:
         raise _NoTrial(f"no {', '.join(missing)} in {SIGNALS}")
     if not len(signals.steps):
         raise _NoTrial(f"no step in {SIGNALS}")
@@ -231,12 +235,16 @@ def _parsed(group: str) -> Any:
 
 
 def _plateau(signals: Table) -> tuple[int, bool]:
-    """The number of steps to the first from which on the blank fraction stays below the plateau's; whether it does."""
-    measured = np.isfinite(signals["blank_fraction"])
-    steps, blank = signals.steps[measured], signals["blank_fraction"][measured]
-    (on,) = np.nonzero(blank >= _BLANK)
-    after = int(on[-1]) + 1 if len(on) else 0
-    return (int(steps[after]) + 1, True) if after < len(steps) else (0, False)
+    """The number of steps to that from which on the frame information stays above the plateau's; whether it does."""
+    measured = np.isfinite(signals["frame_information"])
+    steps, information = signals.steps[measured], signals["frame_information"][measured]
+    (on,) = np.nonzero(information < _SAME)
+    if not len(on):
+        return 1, len(steps) > 0
+    around = slice(on[-1], on[-1] + 2)
+    if len(steps[around]) < 2:
+        return 0, False
+    return math.ceil(np.interp(_SAME, information[around], steps[around])) + 1, True  # it is measured now and then
 
 
 def _excursion(signals: Table) -> tuple[float, float]:
