@@ -5,6 +5,7 @@ batched over the stack for everything else. The loop has its backward written ou
 that cannot be batched over time, and no graph is kept.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,12 +22,10 @@ def gru_layer(
 
     x: (K, N, I), the rows of frame 0, then of frame 1, …, `counts` of them, falling; h0: (K, counts[0], H);
     w_ih: (K, 3H, I); w_hh: (K, 3H, H); b_ih, b_hh: (K, 3H). Returns the hidden states (K, N, H). Under autocast
-    both engines multiply in its dtype.
+    the time loop multiplies in its dtype, and cuDNN in the one that PyTorch hands it then, which has been float16.
     """
     if x.is_cuda and x.shape[0] == 1:
-        weights = [w_ih[0], w_hh[0], b_ih[0], b_hh[0]]
-        states, _ = torch.gru(x[0], torch.tensor(counts), h0.contiguous(), weights, True, 1, 0.0, False, False)
-        return states.unsqueeze(0)
+        return _library_gru(x, h0, w_ih, w_hh, b_ih, b_hh, counts)
     operands = [x, h0, w_ih, w_hh, b_ih, b_hh]
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     operands = [v.to(dtype) for v in operands]
@@ -34,6 +33,18 @@ def gru_layer(
         operands = [v.float() for v in operands]
     looped: Tensor = _Loop.apply(*operands, counts)  # type: ignore[no-untyped-call]
     return looped.to(dtype)
+
+
+def _library_gru(
+    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, counts: Sequence[int]
+) -> Tensor:
+    """A stack of one by PyTorch's kernel. On CUDA it has a backward only where it is told that it trains."""
+    weights = [w_ih[0], w_hh[0], b_ih[0], b_hh[0]]
+    trains = torch.is_grad_enabled()
+    with warnings.catch_warnings():  # that weights which do not lie together are copied: little beside the recurrence
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+        states, _ = torch.gru(x[0], torch.tensor(counts), h0.contiguous(), weights, True, 1, 0.0, trains, False)
+    return states.unsqueeze(0)
 
 
 class _Loop(torch.autograd.Function):
