@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow benchmark benchmark-stacks benchmark-detection lint clean
+.PHONY: demo test test-slow benchmark benchmark-stacks benchmark-cuda benchmark-detection lint clean
 
 demo: .venv/installed
 	$(BIN)/python -m stability.train optimizer=official aug=strong
@@ -19,6 +19,9 @@ benchmark: .venv/installed
 benchmark-stacks: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[dev,benchmark]' -c constraints.txt
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.stack_speed
+
+benchmark-cuda: .venv/installed
+	$(BIN)/python -m experiments.cuda_speed $(OFFICIAL) $(if $(DATA),--data $(DATA)) $(if $(OFFICIAL_PYTHON),--python $(OFFICIAL_PYTHON))
 
 benchmark-detection: .venv/installed experiments/detection/corpus.npz
 	$(BIN)/python -m experiments.detection.score

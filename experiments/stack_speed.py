@@ -27,8 +27,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
+from experiments import step_floor
 from experiments.step_speed import plain_loop
 from stability import config
 from stability.config import Config
@@ -49,7 +49,7 @@ _LAUNCHERS = {
     "stacked": ("hydra/launcher=stacked",),
     "stacked, 2 workers": ("hydra/launcher=stacked", "hydra.launcher.workers=2"),
 }
-_PARTS = {  # of a step, by the functions in which it is spent; what one calls counts for itself
+PARTS = {  # of a step, by the functions in which it is spent; what one calls counts for itself
     "data": ((loop, "training_batch"),),
     "augmentation": ((loop, "_augmented"),),
     "forward": ((loop, "forward"),),
@@ -77,14 +77,15 @@ def main() -> None:
     rounds, seconds = (2, 2.0) if quick else (5, 4.0)
     console = Console(highlight=False, width=150)
     prepare_host()
-    configs = {number: _compose(f"model.units={number}") for number in units}
+    configs = {number: composed(f"model.units={number}") for number in units}
     dataset, device = open_data(configs[units[0]]), choose_device("auto")
     console.print(_steps(configs, trials, dataset, device, rounds))
     console.print(_shares(configs, trials, dataset, device, rounds))
     console.print(_sweeps(units, trials, seconds))
 
 
-def _compose(*overrides: str) -> Config:
+def composed(*overrides: str) -> Config:
+    """The configuration that these overrides make of the defaults."""
     config.register()
     with initialize_config_dir(str(config.folder())):
         return config.resolve(compose("config", overrides=[*overrides]))
@@ -134,16 +135,16 @@ def _shares(
         f"share of a step's time in each part, and in a floor of all its products at {rate / 1e9:.0f} GFLOP/s, "
         "the rate of one product of 1,024 x 1,024 (backward: that of CTC, too)"
     )
-    columns = ("units", "trials", "ms a step", *_PARTS, "rest", "floor")
+    columns = ("units", "trials", "ms a step", *PARTS, "rest", "floor")
     table = Table(*columns, title=title, title_justify="left", box=None, header_style="dim")
     for units, c in configs.items():
         for k in trials:
             stack = _stack(c, k, dataset, device)
-            with FlopCounterMode(display=False) as counter:
+            with step_floor.counter() as counter:
                 train_steps(stack, dataset.train, 1)
-            with _timed_parts(device) as spent:
+            with timed_parts(device) as spent:
                 whole = _seconds(partial(train_steps, stack, dataset.train), 2 * rounds)
-            shares = {part: spent[part] / (2 * rounds) / whole for part in _PARTS}
+            shares = {part: spent[part] / (2 * rounds) / whole for part in PARTS}
             floor = counter.get_total_flops() / rate / whole
             cells = [*shares.values(), 1 - sum(shares.values()), floor]
             table.add_row(str(units), str(k), f"{whole * 1e3:.1f}", *(f"{cell:.0%}" for cell in cells))
@@ -157,7 +158,7 @@ def _matrix_rate(device: torch.device) -> float:
 
 
 @contextmanager
-def _timed_parts(device: torch.device) -> Iterator[dict[str, float]]:
+def timed_parts(device: torch.device) -> Iterator[dict[str, float]]:
     """Seconds spent in each part of a step."""
     spent: dict[str, float] = defaultdict(float)
     running: list[str] = []
@@ -184,7 +185,7 @@ def _timed_parts(device: torch.device) -> Iterator[dict[str, float]]:
 
         return call
 
-    plain = [(part, module, name, getattr(module, name)) for part, names in _PARTS.items() for module, name in names]
+    plain = [(part, module, name, getattr(module, name)) for part, names in PARTS.items() for module, name in names]
     try:
         for part, module, name, function in plain:
             setattr(module, name, timed(part, function))
