@@ -49,7 +49,7 @@ from stability.training.trial import open_data
 _WORK = Path("outputs/benchmark-cuda")
 _SMOOTHED = 20  # steps over which a loss is a median
 _TIMED = 50  # steps of ours whose parts are timed
-_POLL = 0.005  # seconds
+_POLL = 0.02  # seconds
 _TAIL = 20  # lines of what a training said last
 _QUERY = "timestamp,memory.used,utilization.gpu"
 
@@ -254,8 +254,14 @@ def watch(training: Training, steps: int) -> Run:
 @contextmanager
 def _sampling() -> Iterator[Path]:
     """A file in which the driver writes what the GPU does, from before the body to its end."""
-    gpu = f"--id=GPU-{torch.cuda.get_device_properties(0).uuid}"
-    command = ("nvidia-smi", gpu, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits", "--loop-ms=100")
+    gpu = str(torch.cuda.get_device_properties(0).uuid).removeprefix("GPU-")
+    command = (
+        "nvidia-smi",
+        f"--id=GPU-{gpu}",
+        f"--query-gpu={_QUERY}",
+        "--format=csv,noheader,nounits",
+        "--loop-ms=100",
+    )
     with tempfile.NamedTemporaryFile() as file:
         try:
             process = subprocess.Popen(command, stdout=file, stderr=file)
