@@ -39,7 +39,7 @@ class Floor(NamedTuple):
 def floors(model: Model, features: int, bins: Tensor, labels: Tensor, weights: int, rates: Rates) -> dict[str, Floor]:
     """The floor of each part of a step, on utterances of so many bins (B,) and labels (B,), and of so many weights.
 
-    The layers of the recurrence come one after another, as dropout stands between them.
+    The layers of the recurrence are taken one after another, as they are run.
     """
     forward, backward = operations(model, features, bins)
     frames = frames_of(bins, model)

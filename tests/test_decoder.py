@@ -215,7 +215,7 @@ def _assert_engine_agrees(k: int, layers: int, counts: list[int], device: torch.
     for i in range(layers):
         h0, *weights = given[5 * i : 5 * i + 5]
         ours = gru([ours, h0, *weights], counts)
-        looped = _plain_gru(looped, *(v.double() for v in (h0, *weights)), counts)
+        looped = _plain_gru(looped, counts, *(v.double() for v in (h0, *weights)))
     initial = torch.stack(given[::5], 1)  # (K, layers, B, H)
     weights = [v for i, v in enumerate(given) if i % 5]
     theirs = []
@@ -228,7 +228,7 @@ def _assert_engine_agrees(k: int, layers: int, counts: list[int], device: torch.
 
 
 def _plain_gru(
-    x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, counts: Sequence[int]
+    x: Tensor, counts: Sequence[int], h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
 ) -> Tensor:
     states = []
     for frame, count in zip(torch.split(x, list(counts), 1), counts, strict=True):
