@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stability.data.store import padded
-from stability.data.t15 import Split
+from stability.data.t15 import Following, Split
 from stability.streams import numpy_stream
 
 
@@ -36,17 +35,14 @@ def training_batch(split: Split, size: int, days: int, seed: int, step: int) -> 
 
     Where `size` is no multiple of `days`, the first of the drawn days give one trial more.
     """
-    following = _drawn(split, size, days, seed, step + 1)
-    return _collate(split, _drawn(split, size, days, seed, step), following)
+    return _collate(split, _drawn(split, size, days, seed, step), lambda: _drawn(split, size, days, seed, step + 1))
 
 
 def validation_batches(split: Split, size: int) -> Iterator[Batch]:
     """Every trial of the split once, one day a batch, at most `size` trials each."""
-    batches = [
-        trials[start : start + size] for trials in split.by_day.values() for start in range(0, len(trials), size)
-    ]
-    for trials, following in zip_longest(batches, batches[1:], fillvalue=[]):
-        yield _collate(split, trials, following)
+    for trials in split.by_day.values():
+        for start in range(0, len(trials), size):
+            yield _collate(split, trials[start : start + size])
 
 
 def labels_of(split: Split, trial: int) -> NDArray[np.int64]:
@@ -65,7 +61,7 @@ def _drawn(split: Split, size: int, days: int, seed: int, step: int) -> list[int
     return drawn
 
 
-def _collate(split: Split, trials: list[int], following: list[int]) -> Batch:
+def _collate(split: Split, trials: list[int], following: Following = list) -> Batch:
     if split.rows is None:
         features = torch.from_numpy(padded([split.read(i) for i in trials]))
     else:

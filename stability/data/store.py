@@ -18,12 +18,13 @@ from torch import Tensor
 
 from stability.data import cache
 from stability.data.progress import progress
-from stability.data.t15 import Dataset, Rows, Split
+from stability.data.t15 import Dataset, Following, Rows, Split
+from stability.transfer import sent
 
 _CACHED_FROM = 256 << 20  # bytes; what is smaller is read from its files in a second
 _OF_GPU = 0.4  # of the free memory, which has to hold the training as well
 _OF_HOST = 0.25
-_AHEAD = 8  # batches copied before they are asked for, at most: one a seed in a stack
+_AHEAD = 16  # batches copied before they are asked for, at most: one a seed in a stack
 
 Values = NDArray[np.floating[Any]]  # (all bins, features), float32 or float16
 _Number = TypeVar("_Number", bound=np.generic)
@@ -49,13 +50,6 @@ def padded(rows: Sequence[NDArray[_Number]]) -> NDArray[_Number]:
     return whole
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the host on the device; neither waits for the other."""
-    if device.type != "cuda" or tensor.device == device:
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
 class OnHost:
     """Features in the host's memory, or mapped into it, for training on the CPU."""
 
@@ -68,8 +62,8 @@ class OnHost:
         """The features of trial `i`: (bins, features), not to be written to."""
         return self._own(i).astype(np.float32, copy=False)
 
-    def padded(self, trials: Sequence[int], following: Sequence[int]) -> Tensor:
-        """Some trials as a batch; `following` is what will be asked for next."""
+    def padded(self, trials: Sequence[int], following: Following) -> Tensor:
+        """Some trials as a batch."""
         return torch.from_numpy(padded([self.read(i) for i in trials]))
 
     def _own(self, i: int) -> Values:
@@ -87,12 +81,12 @@ class Copied(OnHost):
         self._thread = ThreadPoolExecutor(1)
         self._begun: dict[tuple[int, ...], Future[tuple[Tensor, torch.cuda.Event | None]]] = {}
 
-    def padded(self, trials: Sequence[int], following: Sequence[int]) -> Tensor:
-        """Some trials as a batch on the device. The copy of the `following` ones is begun."""
+    def padded(self, trials: Sequence[int], following: Following) -> Tensor:
+        """Some trials as a batch on the device. The copy of the following ones is begun."""
         self._begin(trials)
         begun = self._begun.pop(tuple(trials))
-        if following:
-            self._begin(following)
+        if next_trials := following():
+            self._begin(next_trials)
         batch, copied = begun.result()
         if copied is not None:
             stream = torch.cuda.current_stream(self._device)
@@ -101,10 +95,12 @@ class Copied(OnHost):
         return batch.float()
 
     def _begin(self, trials: Sequence[int]) -> None:
-        while len(self._begun) >= _AHEAD:  # of trials that have left the stack
+        key = tuple(trials)
+        if key in self._begun:
+            return
+        while len(self._begun) >= _AHEAD:  # nobody has come for the oldest
             del self._begun[next(iter(self._begun))]
-        if tuple(trials) not in self._begun:
-            self._begun[tuple(trials)] = self._thread.submit(self._copy, tuple(trials))
+        self._begun[key] = self._thread.submit(self._copy, key)
 
     def _copy(self, trials: Sequence[int]) -> tuple[Tensor, torch.cuda.Event | None]:
         features = [self._whole(i) for i in trials]
@@ -137,8 +133,8 @@ class OnDevice:
         own: NDArray[np.float32] = self._values[self._starts[i] : self._starts[i + 1]].float().cpu().numpy()
         return own
 
-    def padded(self, trials: Sequence[int], following: Sequence[int]) -> Tensor:
-        """Some trials as a batch on the device; there is nothing to do for the `following` ones."""
+    def padded(self, trials: Sequence[int], following: Following) -> Tensor:
+        """Some trials as a batch on the device."""
         starts, ends = self._starts[list(trials)], self._starts[[i + 1 for i in trials]]
         device = self._values.device
         start, bins = sent(torch.from_numpy(np.stack([starts, ends - starts])), device).unsqueeze(2)

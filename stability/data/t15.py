@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -99,14 +99,17 @@ class _Sink(io.FileIO):
             return self.tell()
 
 
+Following = Callable[[], Sequence[int]]
+
+
 class Rows(Protocol):
     """A split's features where training wants them."""
 
     def read(self, i: int) -> NDArray[np.float32]:
         """The features of trial `i`: (bins, features)."""
 
-    def padded(self, trials: Sequence[int], following: Sequence[int]) -> "Tensor":
-        """Some trials as a batch (B, T, F) in float32, padded with zeros; the `following` are asked for next."""
+    def padded(self, trials: Sequence[int], following: Following) -> "Tensor":
+        """Some trials as a batch (B, T, F) in float32, padded with zeros. `following` tells which come next."""
 
 
 class _Files:

@@ -12,7 +12,6 @@ from torch import Tensor
 from stability.config import Config
 from stability.data.augment import add_noise, draw_cut, smooth
 from stability.data.batches import Batch, labels_of, training_batch, validation_batches
-from stability.data.store import sent
 from stability.data.t15 import Split
 from stability.streams import torch_stream
 from stability.training import measure
@@ -28,6 +27,7 @@ from stability.training.optimizer import (
 )
 from stability.training.packing import Packing
 from stability.training.schedule import learning_rate
+from stability.transfer import sent
 
 _GROWTH_INTERVAL = 2000  # fp16: steps without an overflow after which the loss scale doubles
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
