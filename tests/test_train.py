@@ -82,7 +82,7 @@ def test_help_imports_neither_torch_nor_mlflow(cli: CommandLine) -> None:
         [sys.executable, "-c", program], cwd=cli.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     out = ended(process, 0).out
-    for group in ("optimizer: adam_default, official", "aug: none, strong, weak", "data: synthetic, synthetic_t15, t15"):
+    for group in ("optimizer: adam_default, official", "aug: none, strong, weak", "data: synthetic, synthetic_t15"):
         assert group in out
     assert "LOADED ['hydra']" in out
     assert [*cli.folder.iterdir()] == []

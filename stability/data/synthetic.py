@@ -75,21 +75,26 @@ def ensure(settings: config.Synthetic, root: Path) -> Path:
     folder = root / f"synthetic-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
     if folder.is_dir():
         return folder
-    unfinished = folder.with_suffix(".tmp")
     try:
         root.mkdir(parents=True, exist_ok=True)
         with locked(Path(f"{folder}.lock"), f"writing {folder}"):
             if not folder.is_dir():
-                shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed
-                _check_room(settings, root)
-                _write(settings, unfinished)
-                unfinished.rename(folder)
+                _write_whole(settings, folder)
     except OSError as error:
         raise StabilityError(f"the synthetic data cannot be written to {root}: {error}") from error
+    return folder
+
+
+def _write_whole(settings: config.Synthetic, folder: Path) -> None:
+    unfinished = folder.with_suffix(".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    _check_room(settings, folder.parent)
+    try:
+        _write(settings, unfinished)
+        unfinished.rename(folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    return folder
 
 
 def _check_room(settings: config.Synthetic, root: Path) -> None:
