@@ -29,8 +29,7 @@ SIZE = 4 * (50 + 60 + 70 + 2 * 45) * 4 * 4  # bytes: days, bins, features, float
 
 def write_day(root: Path, day: int, scale: float = 1.0) -> None:
     rng = np.random.default_rng(day)
-    for split, count, bins in (("train", 3, 50), ("val", 2, 45)):
-        lengths = bins + 10 * np.arange(count) if split == "train" else [bins] * count
+    for split, lengths in (("train", [50, 60, 70]), ("val", [45, 45])):
         trials = [
             Trial(scale * rng.normal(size=(length, 4)), rng.permutation(np.arange(1, 41))[:5], "", 0, number)
             for number, length in enumerate(lengths)

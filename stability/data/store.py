@@ -77,7 +77,7 @@ class Copied(OnHost):
         super().__init__(values, split)
         self._source = values  # through which pinned memory is copied without a detour
         self._device, self._pinned = device, pinned
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._thread = ThreadPoolExecutor(1)
         self._begun: dict[tuple[int, ...], Future[tuple[Tensor, torch.cuda.Event | None]]] = {}
 

@@ -295,7 +295,8 @@ def open_dataset(
     or to validate with, a file cannot be read, feature counts differ, or bad trials are there and are errors.
     """
     cuts = {"train": max_cut, "val": 0}
-    return Dataset(*_open(path, cuts, sessions, on_bad_trial, patch_size, patch_stride, index_dir))
+    train, val = _open(path, cuts, sessions, on_bad_trial, patch_size, patch_stride, index_dir)
+    return Dataset(train, val)
 
 
 def open_split(
