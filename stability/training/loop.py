@@ -193,8 +193,8 @@ def evaluate(stack: Stack, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Phoneme error rate and loss of each trial on a whole split: two arrays (K,).
 
     The rate is total edit distance over total label length. The loss, as configured, is averaged over the
-    utterances of a batch and then over the batches, one day each, as the official trainer does. The host waits for
-    the device when all batches are on their way.
+    utterances of a batch and then over the batches, one day each, as the official trainer does. Decoding is on
+    the device; what it says is fetched at the end.
     """
     configs = stack.configs
     losses: list[Tensor] = []  # (K,) by batch
