@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow benchmark benchmark-stacks benchmark-cuda benchmark-detection lint clean
+.PHONY: demo test test-slow benchmark benchmark-data benchmark-stacks benchmark-cuda benchmark-detection lint clean
 
 demo: .venv/installed
 	$(BIN)/python -m stability.train optimizer=official aug=strong
@@ -15,6 +15,9 @@ test-slow: .venv/installed
 
 benchmark: .venv/installed
 	$(BIN)/python experiments/step_speed.py
+
+benchmark-data: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/data_speed.py
 
 benchmark-stacks: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[dev,benchmark]' -c constraints.txt

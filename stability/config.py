@@ -1,4 +1,8 @@
-"""The configuration of a trial: the typed schema of `conf/`, its resolvers, and a trial's name."""
+"""The configuration of a trial: the typed schema of `conf/`, its resolvers, and a trial's name.
+
+A value with a default in the schema came later. At its default it is no part of a name, so that what was made before it
+keeps its own.
+"""
 
 import hashlib
 import json
@@ -102,6 +106,8 @@ class Synthetic:
     words: int
     noise: float
     drift: float
+    bins_per_phoneme: float = 9.0
+    recordings: int = 0
 
 
 @dataclass
@@ -206,6 +212,16 @@ def flatten(config: Config) -> dict[str, Any]:
     return dotted(asdict(config))
 
 
+def without_defaults(settings: Any) -> dict[str, Any]:
+    """The values that make a name: all but those at a default of the schema. Nested ones are dictionaries too."""
+    values = {f.name: (getattr(settings, f.name), f.default) for f in fields(settings)}
+    return {
+        name: without_defaults(value) if is_dataclass(value) else value
+        for name, (value, default) in values.items()
+        if value != default
+    }
+
+
 def dotted(value: Any, prefix: str = "") -> dict[str, Any]:
     """The values of nested dictionaries under dotted names."""
     if not isinstance(value, dict):
@@ -221,7 +237,7 @@ def short_name(name: str) -> str:
 
 def trial_name(config: Config) -> str:
     """What the trial is: the usual factors in clear, and a hash over all that can change its result."""
-    matters = {k: v for k, v in flatten(config).items() if k.split(".")[0] not in CHANGES_NO_RESULT}
+    matters = {k: v for k, v in dotted(without_defaults(config)).items() if k.split(".")[0] not in CHANGES_NO_RESULT}
     digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
     clear = {
         "eps": config.optimizer.epsilon,

@@ -117,7 +117,7 @@ def show_configuration(config: "Config", folder: Path, dataset: "Dataset", devic
         "batch": f"{b.size} trials of {b.days} days, loss {config.loss.reduction}",
         "model": f"GRU {config.model.layers} x {config.model.units}, {config.precision.dtype} on {device}",
         "data": f"{len(dataset.train.records)} trials to train and {len(dataset.val.records)} to validate, "
-        f"{len(dataset.sessions)} days, {dataset.n_features} features",
+        f"{len(dataset.sessions)} days, {dataset.n_features} features, {dataset.place}",
         "trial": f"seed {config.seed}, steps {step} to {config.steps}" + (" (resumed)" if step else ""),
         "folder": short_path(folder),
     }.items():

@@ -7,8 +7,11 @@ import pytest
 # Before PyTorch starts: with more threads, the workers of xdist fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
+
 from stability.config import Synthetic
 from stability.data import synthetic
+from stability.data.store import keep
 from stability.data.t15 import Dataset, open_dataset
 from tests.commandline import CommandLine
 
@@ -18,13 +21,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Four days of six features, with few and short trials."""
     root: Path = tmp_path_factory.mktemp("data")
     settings = Synthetic(seed=0, days=4, features=6, train_trials=6, val_trials=5, words=1, noise=0.5, drift=0.3)
-    return open_dataset(
-        synthetic.ensure(settings, root),
-        patch_size=14,
-        patch_stride=4,
-        max_cut=2,
-        index_dir=root / "index",
-    )
+    folder = synthetic.ensure(settings, root)
+    dataset = open_dataset(folder, patch_size=14, patch_stride=4, max_cut=2, index_dir=root / "index")
+    return keep(dataset, torch.device("cpu"), root)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,12 @@
 import dataclasses
 import hashlib
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -17,6 +19,7 @@ from stability.data import synthetic
 from stability.data.phonemes import PHONEMES, SILENCE
 from stability.data.t15 import Dataset, Split, open_dataset, open_split, write_session
 from stability.errors import StabilityError
+from tests.configs import composed
 
 DEFAULT = config.Synthetic(seed=0, days=6, features=32, train_trials=60, val_trials=16, words=3, noise=1.0, drift=0.3)
 SMALL = dataclasses.replace(DEFAULT, days=3, features=8, train_trials=6, val_trials=3)
@@ -135,6 +138,8 @@ def test_noise_hides_the_tuning(tmp_path: Path) -> None:
         {"noise": 100.0},
         {"noise": 0.0},
         {"drift": 1.0, "features": 9},
+        {"bins_per_phoneme": 5.0},
+        {"bins_per_phoneme": 5.0, "recordings": 1, "noise": 100.0},
         {"days": 1, "features": 2, "train_trials": 1, "val_trials": 1},
     ],
 )
@@ -184,14 +189,19 @@ def test_half_written_leftovers_do_not_count(tmp_path: Path, monkeypatch: pytest
         patch.setattr(synthetic, "write_session", failing)
         with pytest.raises(KeyboardInterrupt):
             synthetic.ensure(SMALL, tmp_path / "here")
-    assert all(file.exists() for file in written)
-    folder = synthetic.ensure(SMALL, tmp_path / "here")
-    assert digests(folder) == digests(synthetic.ensure(SMALL, tmp_path / "there"))
+    assert len(written) == 3
+    assert [path.suffix for path in (tmp_path / "here").iterdir()] == [".lock"]
+    there = synthetic.ensure(SMALL, tmp_path / "there")
+    killed = tmp_path / "here" / f"{there.name}.tmp" / "synthetic.day09"  # what a killed process leaves
+    killed.mkdir(parents=True)
+    (killed / "data_train.hdf5").write_bytes(b"half")
+    assert digests(synthetic.ensure(SMALL, tmp_path / "here")) == digests(there)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"bins_per_phoneme": 4.0}, "data.synthetic.bins_per_phoneme is 4.0; it has to be in 5 to 100"),
         ({"seed": -1}, "data.synthetic.seed is -1; it has to be at least 0"),
         ({"days": 0}, "data.synthetic.days is 0; it has to be in 1 to 99"),
         ({"words": 41}, "data.synthetic.words is 41; it has to be in 1 to 40"),
@@ -209,3 +219,69 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StabilityError, match="the synthetic data cannot be written to"):
         synthetic.ensure(SMALL, tmp_path / "file" / "root")
+
+
+# as large as T15
+
+
+@pytest.fixture(scope="module")
+def assembled(tmp_path_factory: pytest.TempPathFactory) -> tuple[config.Synthetic, Path]:
+    """The options of `data=synthetic_t15`, but with few features and trials, and its folder."""
+    options = composed("data=synthetic_t15").data.synthetic
+    assert options is not None
+    settings = dataclasses.replace(options, features=12, days=13, train_trials=12, val_trials=3)
+    return settings, synthetic.ensure(settings, tmp_path_factory.mktemp("assembled"))
+
+
+def test_the_stand_in_of_t15_has_its_shape(assembled: tuple[config.Synthetic, Path], tmp_path: Path) -> None:
+    _, folder = assembled
+    data = open_dataset(folder, patch_size=14, patch_stride=4, max_cut=3, index_dir=tmp_path)
+    assert list(data.train.by_day) == [*range(13)]
+    with_validation = [day for day in range(13) if day not in (1, 12)]
+    assert list(data.val.by_day) == with_validation
+    test = open_split(folder, "test", patch_size=14, patch_stride=4, index_dir=tmp_path)
+    assert [len(test.by_day[day]) for day in with_validation] == [3] * 11
+    bins = [record.n_time_steps for record in data.train.records]
+    labels = [len(record.labels) for record in data.train.records if record.labels is not None]
+    assert 800 <= np.mean(bins) <= 1000
+    assert min(bins) >= 100
+    assert 1400 <= max(bins) <= 2200
+    assert 27 <= np.mean(labels) <= 36
+    everything = np.concatenate(
+        [*features_of(data.train, 0), *features_of(data.val, 0), *features_of(test, 0)], dtype=np.float64
+    )
+    np.testing.assert_allclose(everything.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(everything.std(0), 1, atol=1e-4)
+
+
+def test_full_size_is_that_of_t15() -> None:
+    settings = composed("data=synthetic_t15").data.synthetic
+    assert settings is not None
+    assert (settings.days, settings.features) == (45, 512)
+    days = [synthetic._counts(settings, day) for day in range(45)]
+    total = {split: sum(day.get(split, 0) for day in days) for split in ("train", "val", "test")}
+    assert total == pytest.approx({"train": 8072, "val": 1426, "test": 1450}, rel=0.02)
+    assert sum("val" in day for day in days) == 41
+
+
+def test_what_is_said_can_be_told_from_the_features(assembled: tuple[config.Synthetic, Path], tmp_path: Path) -> None:
+    """A phoneme is spoken by the same channels in every trial of a day: quiet, which every trial begins with, too."""
+    settings, folder = assembled
+    data = open_dataset(folder, patch_size=14, patch_stride=4, max_cut=3, index_dir=tmp_path)
+    own = np.array([features[:5].mean(0) for features in features_of(data.train, 0)])
+    halves = own[: len(own) // 2].mean(0), own[len(own) // 2 :].mean(0)
+    assert np.corrcoef(*halves)[0, 1] > 0.8
+    again = digests(synthetic.ensure(dataclasses.replace(settings, days=1), tmp_path))
+    assert again == {file: digest for file, digest in digests(folder).items() if file in again}
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = composed("data=synthetic_t15").data.synthetic
+    assert settings is not None
+    monkeypatch.setattr(synthetic, "_write", None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000_000_000))
+    with pytest.raises(StabilityError, match=r"need about (19|20|21)\.\d GB, and \S+ has 3\.0 GB free: make room"):
+        synthetic.ensure(settings, tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]

@@ -7,15 +7,13 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
-import psutil
 import pytest
 
-from stability.data import t15
+from stability.data import progress, t15
 from stability.data.phonemes import BLANK, PHONEMES, SILENCE
 from stability.data.t15 import Dataset, Split, Trial, open_dataset, open_split, write_session
 from stability.errors import StabilityError
@@ -263,17 +261,6 @@ def test_transcription_is_read_from_its_codes_where_the_sentence_is_missing(root
     ]
 
 
-def test_features_are_held_in_memory_only_where_they_fit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = 10 * 60 * 4 * 4
-    for available, held in [(4 * size, True), (4 * size - 4, False)]:
-        memory = SimpleNamespace(available=available)
-        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
-        split = opened(root).train
-        assert (split.read(4) is split.read(4)) == held
-        with pytest.raises(ValueError, match="read-only"):
-            split.read(4)[0, 0] = 1
-
-
 def test_pickled_and_forked_copies_read_too(root: Path) -> None:
     data = opened(root)
     expected = data.train.read(5)
@@ -282,10 +269,7 @@ def test_pickled_and_forked_copies_read_too(root: Path) -> None:
 import os, sys
 from pathlib import Path
 import numpy as np
-import psutil
-from types import SimpleNamespace
 from stability.data.t15 import open_split
-psutil.virtual_memory = lambda: SimpleNamespace(available=0)  # so nothing is held
 root = Path(sys.argv[1])
 split = open_split(root, "train", patch_size=1, patch_stride=1, index_dir=root.parent / "index")
 before = split.read(5)
@@ -360,7 +344,7 @@ def test_an_index_that_cannot_be_written_is_named(root: Path, tmp_path: Path) ->
 def test_progress_shows_on_a_terminal_only(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(t15, "_QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", -1.0)
     opened(root)
     assert capsys.readouterr() == ("", "")
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -584,6 +568,13 @@ def test_a_file_that_goes_away_is_named(root: Path) -> None:
     data = opened(root)
     (root / "day.1/data_train.hdf5").unlink()
     with pytest.raises(StabilityError, match=r"day\.1/data_train\.hdf5 cannot be read as HDF5"):
+        data.train.read(0)
+
+
+def test_a_file_that_has_changed_since_it_was_checked_is_named(root: Path) -> None:
+    data = opened(root)
+    write_session(root / "day.1", "train", trials(3, bins=50))
+    with pytest.raises(StabilityError, match=r"day\.1/data_train\.hdf5 has changed since it was checked"):
         data.train.read(0)
 
 

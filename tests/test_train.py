@@ -82,7 +82,7 @@ def test_help_imports_neither_torch_nor_mlflow(cli: CommandLine) -> None:
         [sys.executable, "-c", program], cwd=cli.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     out = ended(process, 0).out
-    for group in ("optimizer: adam_default, official", "aug: none, strong, weak", "data: synthetic, t15"):
+    for group in ("optimizer: adam_default, official", "aug: none, strong, weak", "data: synthetic, synthetic_t15"):
         assert group in out
     assert "LOADED ['hydra']" in out
     assert [*cli.folder.iterdir()] == []
@@ -187,7 +187,7 @@ def test_the_same_command_gives_the_same_bits(cli: CommandLine, undisturbed: Pat
 
 
 def test_the_kinds_of_data_are_one_layout(cli: CommandLine, undisturbed: Path) -> None:
-    assert options("data") == ["synthetic", "t15"]
+    assert options("data") == ["synthetic", "synthetic_t15", "t15"]
     made_up = composed(*cli.synthetic).data.synthetic
     assert made_up is not None
     folder = synthetic.ensure(made_up, cli.sets)

@@ -9,13 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stability.data.t15 import Split
+from stability.data.store import padded
+from stability.data.t15 import Following, Split
 from stability.streams import numpy_stream
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some trials, padded with zeros to the longest: B trials of D distinct days, the rows of a day together."""
+    """Some trials, padded with zeros to the longest: B trials of D distinct days, the rows of a day together.
+
+    The features are where the split keeps them for training, all else is on the host.
+    """
 
     trials: tuple[int, ...]  # the trials' positions in their split
     features: Tensor  # (B, T, F) float32
@@ -31,11 +35,7 @@ def training_batch(split: Split, size: int, days: int, seed: int, step: int) -> 
 
     Where `size` is no multiple of `days`, the first of the drawn days give one trial more.
     """
-    stream = numpy_stream(seed, "batch", step)
-    chosen = stream.choice(sorted(split.by_day), size=days, replace=False)
-    counts = [size // days + (i < size % days) for i in range(days)]
-    trials = [stream.choice(split.by_day[day], size=n) for day, n in zip(chosen.tolist(), counts, strict=True)]
-    return _collate(split, np.concatenate(trials).tolist())
+    return _collate(split, _drawn(split, size, days, seed, step), lambda: _drawn(split, size, days, seed, step + 1))
 
 
 def validation_batches(split: Split, size: int) -> Iterator[Batch]:
@@ -52,20 +52,27 @@ def labels_of(split: Split, trial: int) -> NDArray[np.int64]:
     return labels
 
 
-def _collate(split: Split, trials: list[int]) -> Batch:
-    features = [split.read(i) for i in trials]
+def _drawn(split: Split, size: int, days: int, seed: int, step: int) -> list[int]:
+    stream = numpy_stream(seed, "batch", step)
+    chosen = stream.choice(sorted(split.by_day), size=days, replace=False)
+    counts = [size // days + (i < size % days) for i in range(days)]
+    trials = [stream.choice(split.by_day[day], size=n) for day, n in zip(chosen.tolist(), counts, strict=True)]
+    drawn: list[int] = np.concatenate(trials).tolist()
+    return drawn
+
+
+def _collate(split: Split, trials: list[int], following: Following = list) -> Batch:
+    if split.rows is None:
+        features = torch.from_numpy(padded([split.read(i) for i in trials]))
+    else:
+        features = split.rows.padded(trials, following)
     labels = [labels_of(split, i) for i in trials]
-    padded = np.zeros((len(trials), max(map(len, features)), features[0].shape[1]), np.float32)
-    padded_labels = np.zeros((len(trials), max(map(len, labels))), np.int64)
-    for row, (own, own_labels) in enumerate(zip(features, labels, strict=True)):
-        padded[row, : len(own)] = own
-        padded_labels[row, : len(own_labels)] = own_labels
     rows_per_day = Counter(split.records[i].day for i in trials)  # in the order of the rows
     return Batch(
         tuple(trials),
-        torch.from_numpy(padded),
-        torch.tensor([len(f) for f in features]),
-        torch.from_numpy(padded_labels),
+        features,
+        torch.tensor([split.records[i].n_time_steps for i in trials]),
+        torch.from_numpy(padded(labels)),
         torch.tensor([len(own) for own in labels]),
         list(rows_per_day),
         tuple(rows_per_day.values()),

@@ -5,17 +5,19 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib import resources
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
+from rich.filesize import decimal
 
 from stability import config
-from stability.data.phonemes import PHONEMES, SILENCE
+from stability.data.phonemes import BLANK, PHONEMES, SILENCE
+from stability.data.progress import locked, progress
 from stability.data.t15 import Trial, write_session
 from stability.errors import StabilityError
 
@@ -29,11 +31,15 @@ _BOUNDS = {
     "words": (1, 40),  # longer sentences could outgrow the layout
     "noise": (0, 100),
     "drift": (0, 1),
+    "bins_per_phoneme": (5, 100),
+    "recordings": (0, 100),
 }
 _TEST_TRIALS = 4
+_OVERHEAD = 10_000  # bytes of a trial beside its features
+
+_Words = list[tuple[str, list[int]]]  # each with the class ids of its phonemes and the silence after it
 
 # times are in bins of 20 ms; CTC can align even the shortest, cut by 2, in patches of 14 every 4
-_MEAN_DURATION = 9.0  # of a phoneme
 _DURATION_SHAPE = 8.0
 _SHORTEST = 5
 _QUIET = (8, 20)  # before the first and after the last word
@@ -54,31 +60,66 @@ def ensure(settings: config.Synthetic, root: Path) -> Path:
 
     root: the folder that keeps sets, made if it is missing. Several processes may ask at once.
 
-    Each day is a session folder synthetic.dayNN; the second has no validation trials, the last has test
-    trials too. Features are threshold crossings, then spike-band power of the same channels, in bins of
-    20 ms, z-scored per feature and day. The same settings give the same bytes. Raises StabilityError for
-    settings that make no data set and for a root that cannot be written.
+    Each day is a session folder synthetic.dayNN. Features are threshold crossings, then spike-band power of the
+    same channels, in bins of 20 ms, z-scored per feature and day. The second day has no validation trials, the last
+    has test trials too. With `recordings`, trials are put together from so many recordings of each phoneme a day,
+    which is fast at any size; and as in T15, one day in eleven has training trials alone, the others as many test as
+    validation trials. The same settings give the same bytes. Raises StabilityError for settings that make no data
+    set, and for a root that cannot be written or has no room for it.
     """
     for name, (least, most) in _BOUNDS.items():
         if not least <= getattr(settings, name) <= most:
             bounds = f"at least {least}" if most == math.inf else f"in {least} to {most}"
             raise StabilityError(f"data.synthetic.{name} is {getattr(settings, name)}; it has to be {bounds}")
-    recipe = json.dumps([_RECIPE, asdict(settings)], sort_keys=True)
+    recipe = json.dumps([_RECIPE, config.without_defaults(settings)], sort_keys=True)
     folder = root / f"synthetic-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
     if folder.is_dir():
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with locked(Path(f"{folder}.lock"), f"writing {folder}"):
             if not folder.is_dir():
-                unfinished = folder.with_suffix(".tmp")
-                if unfinished.exists():
-                    shutil.rmtree(unfinished)
-                _write(settings, unfinished)
-                unfinished.rename(folder)
+                _write_whole(settings, folder)
     except OSError as error:
         raise StabilityError(f"the synthetic data cannot be written to {root}: {error}") from error
     return folder
+
+
+def _write_whole(settings: config.Synthetic, folder: Path) -> None:
+    unfinished = folder.with_suffix(".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    _check_room(settings, folder.parent)
+    try:
+        _write(settings, unfinished)
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _check_room(settings: config.Synthetic, root: Path) -> None:
+    words = settings.words
+    mean_words = (words + 1) * (4 * words - 1) / (6 * words)  # the larger of two draws from 1 to `words`
+    mean_labels = mean_words * np.mean([len(labels) for _, labels in _vocabulary()])
+    quiet = 2 * settings.bins_per_phoneme if settings.recordings else sum(_QUIET)
+    bins = mean_labels * settings.bins_per_phoneme + quiet
+    trials = sum(sum(_counts(settings, day).values()) for day in range(settings.days))
+    needed = int(trials * (bins * settings.features * 4 + _OVERHEAD))
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        raise StabilityError(
+            f"the synthetic data need about {decimal(needed)}, and {root} has {decimal(free)} free: make room, give "
+            "another folder with data.path=FOLDER, or make fewer days with data.synthetic.days=N"
+        )
+
+
+def _counts(settings: config.Synthetic, day: int) -> dict[str, int]:
+    """How many trials of each split a day has."""
+    train, val = settings.train_trials, settings.val_trials
+    if settings.recordings:
+        return {"train": train} if day % 11 == 1 else {"train": train, "val": val, "test": val}
+    counts = {"train": train} if day == 1 else {"train": train, "val": val}
+    return counts | {"test": _TEST_TRIALS} if day == settings.days - 1 else counts
 
 
 def _write(settings: config.Synthetic, folder: Path) -> None:
@@ -86,29 +127,83 @@ def _write(settings: config.Synthetic, folder: Path) -> None:
     channels = (settings.features + 1) // 2
     shape = (len(PHONEMES), channels)
     tuning = np.random.default_rng([settings.seed, 0]).normal(size=shape)
-    for day in range(settings.days):
-        rng = np.random.default_rng([settings.seed, 1, day])
-        if day > 0:  # a random walk that keeps its variance
-            tuning = np.sqrt(1 - settings.drift**2) * tuning + settings.drift * rng.normal(size=shape)
-        scaled = tuning * np.exp(settings.drift * rng.normal(size=channels))
-        offset = settings.drift * rng.normal(size=channels)
-        counts = {"train": settings.train_trials, "val": settings.val_trials, "test": _TEST_TRIALS}
-        if day == 1:
-            del counts["val"]
-        if day < settings.days - 1:
-            del counts["test"]
-        session = {
-            split: [_trial(rng, words, scaled, offset, settings, block=block, number=number) for number in range(count)]
-            for block, (split, count) in enumerate(counts.items())
-        }
-        everything = np.concatenate([trial.features for trial in chain(*session.values())])
-        mean, std = everything.mean(axis=0), everything.std(axis=0)
-        for split, trials in session.items():
-            write_session(folder / f"synthetic.day{day + 1:02d}", split, _normalised(trials, mean, std))
+    make = _assembled_session if settings.recordings else _recorded_session
+    with progress("making up the data", settings.days) as advance:
+        for day in range(settings.days):
+            rng = np.random.default_rng([settings.seed, 1, day])
+            if day > 0:  # a random walk that keeps its variance
+                tuning = np.sqrt(1 - settings.drift**2) * tuning + settings.drift * rng.normal(size=shape)
+            scaled = tuning * np.exp(settings.drift * rng.normal(size=channels))
+            offset = settings.drift * rng.normal(size=channels)
+            for split, trials in make(rng, words, scaled, offset, settings, _counts(settings, day)).items():
+                write_session(folder / f"synthetic.day{day + 1:02d}", split, trials)
+            advance(1)
 
 
-def _vocabulary() -> list[tuple[str, list[int]]]:
-    """Each word with the class ids of its phonemes and the silence after it."""
+def _recorded_session(
+    rng: np.random.Generator,
+    words: _Words,
+    tuning: NDArray[np.float64],  # (classes, channels)
+    offset: NDArray[np.float64],  # (channels,)
+    settings: config.Synthetic,
+    counts: dict[str, int],
+) -> dict[str, Iterator[Trial]]:
+    """A day's trials, each recorded anew."""
+    session = {
+        split: [_trial(rng, words, tuning, offset, settings, block=block, number=number) for number in range(count)]
+        for block, (split, count) in enumerate(counts.items())
+    }
+    everything = np.concatenate([trial.features for trial in chain(*session.values())])
+    mean, std = everything.mean(axis=0), everything.std(axis=0)
+    return {split: _normalised(trials, mean, std) for split, trials in session.items()}
+
+
+class _Utterance(NamedTuple):
+    """A trial to be put together: which bins of the day's recording it has, and what is said."""
+
+    bins: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    text: str
+
+
+def _assembled_session(
+    rng: np.random.Generator,
+    words: _Words,
+    tuning: NDArray[np.float64],  # (classes, channels)
+    offset: NDArray[np.float64],  # (channels,)
+    settings: config.Synthetic,
+    counts: dict[str, int],
+) -> dict[str, Iterator[Trial]]:
+    """A day's trials, put together from one recording of all phonemes in any order."""
+    spoken = rng.permutation(np.repeat(np.arange(BLANK + 1, len(PHONEMES)), settings.recordings))
+    lengths = _durations(rng, len(spoken), settings)
+    drive = _coarticulated(tuning[np.repeat(spoken, lengths)]) + offset
+    recording = _recorded(rng, drive, settings.noise)[:, : settings.features]
+    pieces = np.split(np.arange(len(recording)), np.cumsum(lengths)[:-1])
+    of_phoneme = [[pieces[i] for i in np.flatnonzero(spoken == label)] for label in range(len(PHONEMES))]
+
+    def utterance() -> _Utterance:
+        text, labels = _sentence(rng, words, settings.words)
+        takes = rng.integers(settings.recordings, size=len(labels) + 2)
+        said = [SILENCE, *labels.tolist(), SILENCE]
+        bins = [of_phoneme[label][take] for label, take in zip(said, takes, strict=True)]
+        return _Utterance(np.concatenate(bins), labels, text)
+
+    session = {split: [utterance() for _ in range(count)] for split, count in counts.items()}
+    all_bins = np.concatenate([u.bins for u in chain(*session.values())])
+    weights = np.bincount(all_bins, minlength=len(recording))[:, None] / len(all_bins)
+    mean = (weights * recording).sum(0)
+    std = np.sqrt((weights * (recording - mean) ** 2).sum(0))
+    normalised = ((recording - mean) / np.where(std > 0, std, 1)).astype(np.float32)
+    return {split: _assembled(normalised, us, block) for block, (split, us) in enumerate(session.items())}
+
+
+def _assembled(recording: NDArray[np.float32], utterances: list[_Utterance], block: int) -> Iterator[Trial]:
+    for number, (bins, labels, text) in enumerate(utterances):
+        yield Trial(recording[bins], labels, text, block, number)
+
+
+def _vocabulary() -> _Words:
     lines = resources.files("stability.data").joinpath("words.txt").read_text().splitlines()
     ids = {name: index for index, name in enumerate(PHONEMES)}
     return [(word, [*(ids[name] for name in names), SILENCE]) for word, *names in map(str.split, lines)]
@@ -116,7 +211,7 @@ def _vocabulary() -> list[tuple[str, list[int]]]:
 
 def _trial(
     rng: np.random.Generator,
-    words: list[tuple[str, list[int]]],
+    words: _Words,
     tuning: NDArray[np.float64],  # (classes, channels)
     offset: NDArray[np.float64],  # (channels,)
     settings: config.Synthetic,
@@ -124,16 +219,27 @@ def _trial(
     block: int,
     number: int,
 ) -> Trial:
-    length = rng.integers(1, settings.words + 1, size=2).max()  # of two draws: longer sentences are likelier
-    chosen = [words[i] for i in rng.integers(len(words), size=length)]
-    labels = np.array([label for _, spoken in chosen for label in spoken])
-    durations = rng.gamma(_DURATION_SHAPE, _MEAN_DURATION / _DURATION_SHAPE, size=len(labels))
+    text, labels = _sentence(rng, words, settings.words)
+    durations = _durations(rng, len(labels), settings)
     before, after = rng.integers(*_QUIET, size=2)
-    lengths = np.array([before, *np.maximum(durations.round(), _SHORTEST), after], int)
+    lengths = np.array([before, *durations, after])
     states = np.repeat([SILENCE, *labels, SILENCE], lengths)
     drive = _coarticulated(tuning[states]) + offset
     features = _recorded(rng, drive, settings.noise)[:, : settings.features]
-    return Trial(features, labels, " ".join(word for word, _ in chosen), block, number)
+    return Trial(features, labels, text, block, number)
+
+
+def _sentence(rng: np.random.Generator, words: _Words, most: int) -> tuple[str, NDArray[np.int64]]:
+    """Some words, and the labels that spell them."""
+    length = rng.integers(1, most + 1, size=2).max()  # of two draws: longer sentences are likelier
+    chosen = [words[i] for i in rng.integers(len(words), size=length)]
+    return " ".join(word for word, _ in chosen), np.array([label for _, spoken in chosen for label in spoken])
+
+
+def _durations(rng: np.random.Generator, count: int, settings: config.Synthetic) -> NDArray[np.int64]:
+    """Of so many phonemes, in bins."""
+    durations = rng.gamma(_DURATION_SHAPE, settings.bins_per_phoneme / _DURATION_SHAPE, size=count)
+    return np.maximum(durations.round(), _SHORTEST).astype(int)
 
 
 def _recorded(rng: np.random.Generator, drive: NDArray[np.float64], noise: float) -> NDArray[np.float64]:

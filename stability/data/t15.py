@@ -5,22 +5,22 @@ import hashlib
 import io
 import json
 import os
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import h5py
 import numpy as np
-import psutil
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 
 from stability.data.phonemes import SILENCE
+from stability.data.progress import progress
 from stability.errors import StabilityError
+
+if TYPE_CHECKING:  # a set is read and written without PyTorch
+    from torch import Tensor
 
 SPLITS: Final = ("train", "val", "test")
 
@@ -28,7 +28,6 @@ _ROOM = 500  # entries of `seq_class_ids` and `transcription`, zero-padded
 _LAYOUT = "expected one folder a session with data_train.hdf5, data_val.hdf5 or data_test.hdf5 in it"
 _ON_BAD_TRIAL = ("error", "exclude")
 _LISTED = 10  # bad trials named in a message
-_QUIET_SECONDS = 2.0  # a scan shorter than this shows no progress bar
 _INDEX_VERSION = 1  # raise it when the scan learns to check more
 
 
@@ -100,58 +99,61 @@ class _Sink(io.FileIO):
             return self.tell()
 
 
-class _Store:
-    """Reads features from files that it keeps open, and holds them in memory if told to.
+Following = Callable[[], Sequence[int]]
 
-    A forked or unpickled copy opens the files anew: HDF5 handles do not survive either.
+
+class Rows(Protocol):
+    """A split's features where training wants them."""
+
+    def read(self, i: int) -> NDArray[np.float32]:
+        """The features of trial `i`: (bins, features)."""
+
+    def padded(self, trials: Sequence[int], following: Following) -> "Tensor":
+        """Some trials as a batch (B, T, F) in float32, padded with zeros. `following` tells which come next."""
+
+
+class _Files:
+    """Files that are kept open.
+
+    A forked or unpickled copy opens them anew: HDF5 handles do not survive either.
     """
 
-    def __init__(self, hold: bool) -> None:
-        self._hold = hold
-        self._held: dict[tuple[Path, str], NDArray[np.float32]] = {}
-        self._files: dict[tuple[int, Path], Any] = {}
+    def __init__(self) -> None:
+        self._open: dict[tuple[int, Path], Any] = {}
 
-    def __reduce__(self) -> tuple[type["_Store"], tuple[bool]]:
-        return _Store, (self._hold,)
+    def __reduce__(self) -> tuple[type["_Files"], tuple[()]]:
+        return _Files, ()
 
     def read(self, path: Path, name: str) -> NDArray[np.float32]:
-        features = self._held.get((path, name))
-        if features is None:
-            features = self._load(path, name)
-            features.flags.writeable = False
-            if self._hold:
-                self._held[path, name] = features
-        return features
+        try:
+            return _features(self._file(path)[name])
+        except (OSError, RuntimeError, KeyError) as error:
+            raise _unreadable(path, error) from error
 
     def numbers(self, path: Path, name: str) -> tuple[int | None, int | None]:
         try:
-            group = self._open(path)[name]
+            group = self._file(path)[name]
             return _integer(group, "block_num"), _integer(group, "trial_num")
         except (OSError, RuntimeError, KeyError) as error:
             raise _unreadable(path, error) from error
 
-    def _load(self, path: Path, name: str) -> NDArray[np.float32]:
-        try:
-            return _features(self._open(path)[name])
-        except (OSError, RuntimeError, KeyError) as error:
-            raise _unreadable(path, error) from error
-
-    def _open(self, path: Path) -> Any:
-        file = self._files.get((os.getpid(), path))
+    def _file(self, path: Path) -> Any:
+        file = self._open.get((os.getpid(), path))
         if file is None:
-            file = self._files[os.getpid(), path] = _open_file(path)
+            file = self._open[os.getpid(), path] = _open_file(path)
         return file
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The trials of all days that serve one purpose; their features stay in the files until they are read.
+    """The trials of all days that serve one purpose; their features stay in the files unless they are kept in `rows`.
 
     sessions: the names of the session folders; a day is a position in it.
     n_features: features a bin, the same in all trials.
     records: the trials, by day and then by name.
     by_day: the positions in `records` of each day's trials; days without any are not in it.
     excluded: a message for each bad trial that was left out.
+    rows: the features where training wants them; None: in the files.
     """
 
     sessions: tuple[str, ...]
@@ -160,20 +162,32 @@ class Split:
     by_day: dict[int, list[int]]
     excluded: tuple[str, ...]
     _paths: tuple[Path, ...]
-    _store: _Store
+    _files: _Files
+    rows: Rows | None = None
 
     def read(self, i: int) -> NDArray[np.float32]:
         """The features of trial `i`: (bins, features), not to be written to.
 
-        Raises StabilityError if the file has become unreadable since it was opened.
+        Raises StabilityError if the file has become unreadable, or another one, since it was checked.
         """
+        if self.rows is not None:
+            return self.rows.read(i)
         record = self.records[i]
-        return self._store.read(self._paths[record.day], record.name)
+        path = self._paths[record.day]
+        features = self._files.read(path, record.name)
+        if features.shape != (record.n_time_steps, self.n_features):
+            raise StabilityError(f"{path} has changed since it was checked: give the same command again")
+        return features
 
     def numbers(self, i: int) -> tuple[int | None, int | None]:
         """The block of trial `i` and its number in that; None where its file does not say. Raises as `read` does."""
         record = self.records[i]
-        return self._store.numbers(self._paths[record.day], record.name)
+        return self._files.numbers(self._paths[record.day], record.name)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the trials, by day."""
+        return tuple(self._paths[day] for day in self.by_day)
 
     @property
     def path(self) -> Path:
@@ -183,10 +197,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The training and validation trials of the same sessions, checked."""
+    """The training and validation trials of the same sessions, checked.
+
+    place: where their features are, in words. on_gpu: the bytes that they take there.
+    """
 
     train: Split
     val: Split
+    place: str = "read from its files"
+    on_gpu: int = 0
 
     @property
     def sessions(self) -> tuple[str, ...]:
@@ -276,7 +295,8 @@ def open_dataset(
     or to validate with, a file cannot be read, feature counts differ, or bad trials are there and are errors.
     """
     cuts = {"train": max_cut, "val": 0}
-    return Dataset(*_open(path, cuts, sessions, on_bad_trial, patch_size, patch_stride, index_dir))
+    train, val = _open(path, cuts, sessions, on_bad_trial, patch_size, patch_stride, index_dir)
+    return Dataset(train, val)
 
 
 def open_split(
@@ -383,8 +403,7 @@ def _open(
         raise StabilityError(f"feature counts differ in {path}: {counts}; all trials need the same")
 
     (count,) = n_features
-    size = sum(record.n_time_steps for record in chain(*records.values())) * count * 4
-    store = _Store(hold=size <= psutil.virtual_memory().available // 4)
+    opened = _Files()
     return [
         Split(
             sessions=names,
@@ -393,7 +412,7 @@ def _open(
             by_day=_by_day(records[split]),
             excluded=tuple(bad[split]),
             _paths=files[split],
-            _store=store,
+            _files=opened,
         )
         for split in cuts
     ]
@@ -465,18 +484,11 @@ def _scan_all(files: list[Path], index_dir: Path) -> dict[Path, list[_Entry]]:
         stats = [file.stat() for file in files]
     except OSError as error:
         raise StabilityError(f"a data file cannot be read: {error}") from error
-    console = Console(stderr=True)
-    progress = Progress(console=console, transient=True)
-    task = progress.add_task("checking the data", total=sum(stat.st_size for stat in stats))
-    start = time.monotonic()
     scanned = {}
-    with contextlib.ExitStack() as shown:
+    with progress("checking the data", sum(stat.st_size for stat in stats)) as advance:
         for file, stat in zip(files, stats, strict=True):
             scanned[file] = _scan(file, stat, index_dir)
-            progress.update(task, advance=stat.st_size)
-            late = time.monotonic() - start > _QUIET_SECONDS
-            if late and console.is_terminal and not progress.live.is_started:
-                shown.enter_context(progress)
+            advance(stat.st_size)
     return scanned
 
 

@@ -113,7 +113,7 @@ def _timed(configs: Sequence[Config], at_once: int | None) -> tuple[int, float, 
             made += _BLOCK
         return took / made
 
-    memory, stack = Memory(device), stack_of(1)
+    memory, stack = Memory(device, dataset), stack_of(1)
     steps(0)
     size = min(len(configs), at_once or memory.holds(1))
     stack = stack_of(size)

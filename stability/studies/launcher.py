@@ -190,7 +190,8 @@ def _open_once() -> "Callable[[Config], Dataset]":
     opened: dict[str, Dataset] = {}
 
     def data(settings: Config) -> "Dataset":
-        key = json.dumps([asdict(settings.data), asdict(settings.model), settings.batch.days, settings.aug.max_cut])
+        parts = (settings.device, asdict(settings.data), asdict(settings.model), settings.batch.days)
+        key = json.dumps([*parts, settings.aug.max_cut])
         if key not in opened:
             opened[key] = open_data(settings)
         return opened[key]

@@ -16,6 +16,7 @@ from stability.data.phonemes import PHONEMES
 from stability.streams import torch_stream
 from stability.training.packing import Packing, pack, unpack
 from stability.training.recurrent import gru_layer
+from stability.transfer import sent
 
 Parameters = dict[str, Tensor]
 Dropout = Callable[[Tensor, str, float, Packing | None], Tensor]  # activations, purpose, probability, if packed how
@@ -129,7 +130,7 @@ class _Patches(torch.autograd.Function):
         ctx.shape, ctx.packing, ctx.size, ctx.stride = x.shape, packing, size, stride
         windows = x.unfold(2, size, stride).transpose(-1, -2)  # (K, B, T', size, F)
         trial = torch.arange(k, device=x.device).unsqueeze(1)
-        return windows[trial, packing.row.to(x.device), packing.frame.to(x.device)].view(k, -1, size * f)
+        return windows[trial, sent(packing.row, x.device), sent(packing.frame, x.device)].view(k, -1, size * f)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -139,7 +140,7 @@ class _Patches(torch.autograd.Function):
         in_order = grad.new_zeros(k, counts[0], t * f)
         for frame, patch in enumerate(torch.split(grad, counts, 1)):
             in_order[:, : counts[frame]].narrow(2, frame * ctx.stride * f, ctx.size * f).add_(patch)
-        row = ctx.packing.row[:, : counts[0]].to(grad.device)
+        row = sent(ctx.packing.row[:, : counts[0]], grad.device)
         trial = torch.arange(k, device=grad.device).unsqueeze(1)
         total = grad.new_zeros(k, b, t * f).index_put_((trial, row), in_order)
         return total.view(k, b, t, f), None, None, None

@@ -16,7 +16,7 @@ from stability.data.t15 import Split
 from stability.streams import torch_stream
 from stability.training import measure
 from stability.training.decoder import Dropout, Parameters, Watch, forward, frames_of, unwatched
-from stability.training.loss import ctc_losses, edit_distance, greedy_decode
+from stability.training.loss import collapse, ctc_losses, edit_distance, without_blanks
 from stability.training.optimizer import (
     DAY_LAYER,
     Moments,
@@ -27,6 +27,7 @@ from stability.training.optimizer import (
 )
 from stability.training.packing import Packing
 from stability.training.schedule import learning_rate
+from stability.transfer import sent
 
 _GROWTH_INTERVAL = 2000  # fp16: steps without an overflow after which the loss scale doubles
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -192,10 +193,12 @@ def evaluate(stack: Stack, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Phoneme error rate and loss of each trial on a whole split: two arrays (K,).
 
     The rate is total edit distance over total label length. The loss, as configured, is averaged over the
-    utterances of a batch and then over the batches, one day each, as the official trainer does.
+    utterances of a batch and then over the batches, one day each, as the official trainer does. Decoding is on
+    the device; what it says is fetched at the end.
     """
     configs = stack.configs
-    errors, label_count, losses = np.zeros(len(configs), np.int64), 0, []
+    losses: list[Tensor] = []  # (K,) by batch
+    said: list[tuple[tuple[int, ...], Tensor]] = []  # trials, and the classes (K, B, T') of each
     for batch in validation_batches(split, configs[0].batch.size):
         features = batch.features.to(stack.device)
         with torch.no_grad(), _autocast(stack):
@@ -203,12 +206,16 @@ def evaluate(stack: Stack, split: Split) -> tuple[np.ndarray, np.ndarray]:
             x = torch.stack([smoothed[c.aug.smooth_std] for c in configs])
             inputs = _inputs(stack, x, [batch] * len(configs), [0] * len(configs))
             logits, nll = _predict(stack, _select_days(stack.parameters, inputs.days), inputs, None)
-        losses.append(_configured(stack, nll, inputs)[0].cpu().numpy())
-        targets = [labels_of(split, i).tolist() for i in batch.trials]
+        losses.append(_configured(stack, nll, inputs)[0])
+        classes = logits.argmax(-1).transpose(1, 2)
+        said.append((batch.trials, collapse(classes, sent(inputs.frames, stack.device)).to(torch.int8)))
+    errors, label_count = np.zeros(len(configs), np.int64), 0
+    for trials, spoken in said:
+        targets = [labels_of(split, i).tolist() for i in trials]
         label_count += sum(map(len, targets))
-        for k, classes in enumerate(logits.argmax(-1).transpose(1, 2).cpu()):
-            errors[k] += sum(map(edit_distance, greedy_decode(classes, inputs.frames[k]), targets))
-    return errors / label_count, np.mean(losses, 0)
+        for k, rows in enumerate(spoken.cpu()):
+            errors[k] += sum(map(edit_distance, without_blanks(rows), targets))
+    return errors / label_count, np.mean(torch.stack(losses).cpu().numpy(), 0)
 
 
 def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
@@ -282,10 +289,11 @@ class _Inputs(NamedTuple):
 def _inputs(stack: Stack, x: Tensor, batches: Sequence[Batch], cuts: Sequence[int]) -> _Inputs:
     model = stack.configs[0].model
     longest = max(b.labels.shape[1] for b in batches)
+    labels = torch.stack([F.pad(b.labels, (0, longest - b.labels.shape[1])) for b in batches])
     return _Inputs(
         x,
         torch.stack([frames_of(b.bins - cut, model) for b, cut in zip(batches, cuts, strict=True)]),
-        torch.stack([F.pad(b.labels, (0, longest - b.labels.shape[1])) for b in batches]).to(stack.device),
+        sent(labels, stack.device),
         torch.stack([b.label_counts for b in batches]),
         [b.days for b in batches],
         batches[0].rows_per_day,

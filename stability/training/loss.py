@@ -24,15 +24,25 @@ def ctc_losses(logits: Tensor, frames: Tensor, labels: Tensor, label_counts: Ten
     return losses.view(k, b)
 
 
-def greedy_decode(classes: Tensor, frames: Tensor) -> list[list[int]]:
-    """Best class a frame, repeats collapsed, blanks dropped. classes: (B, T), frames: (B,)."""
+def collapse(classes: Tensor, frames: Tensor) -> Tensor:
+    """Best class a frame, with blank for repeats and behind the last frame. classes: (..., T), frames: (...)."""
     repeated = torch.zeros_like(classes, dtype=torch.bool)
-    repeated[:, 1:] = classes[:, 1:] == classes[:, :-1]
-    beyond = torch.arange(classes.shape[1], device=classes.device) >= frames.unsqueeze(1)
-    kept = ~(repeated | beyond | (classes == BLANK))
-    flat = classes[kept].tolist()
+    repeated[..., 1:] = classes[..., 1:] == classes[..., :-1]
+    beyond = torch.arange(classes.shape[-1], device=classes.device) >= frames.unsqueeze(-1)
+    return classes.masked_fill(repeated | beyond, BLANK)
+
+
+def without_blanks(collapsed: Tensor) -> list[list[int]]:
+    """What each of B rows says. collapsed: (B, T), as `collapse` returns it."""
+    kept = collapsed != BLANK
+    flat = collapsed[kept].tolist()
     ends = kept.sum(1).cumsum(0).tolist()
     return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def greedy_decode(classes: Tensor, frames: Tensor) -> list[list[int]]:
+    """Best class a frame, repeats collapsed, blanks dropped. classes: (B, T), frames: (B,)."""
+    return without_blanks(collapse(classes, frames))
 
 
 def edit_distance(decoded: list[int], target: list[int]) -> int:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stability.transfer import sent
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -37,5 +39,5 @@ def unpack(packed: Tensor, packing: Packing, rows: int, longest: int) -> Tensor:
     """(K, N, C) as (K, longest, rows, C), zero where there is no slot."""
     k, _, c = packed.shape
     trial = torch.arange(k, device=packed.device).unsqueeze(1)
-    place = (trial, packing.frame.to(packed.device), packing.row.to(packed.device))
+    place = (trial, sent(packing.frame, packed.device), sent(packing.row, packed.device))
     return packed.new_zeros(k, longest, rows, c).index_put(place, packed)

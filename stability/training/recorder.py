@@ -139,9 +139,9 @@ def read_flight(folder: Path) -> Flight:
 
 
 def hash_of(batch: Batch) -> str:
-    """What the batch holds, in short."""
+    """What the batch holds, in short: the same wherever its features are kept, in float32 or in float16."""
     digest = hashlib.sha256()
-    for tensor in (batch.features, batch.bins, batch.labels, batch.label_counts, torch.tensor(batch.days)):
+    for tensor in (batch.features.half().cpu(), batch.bins, batch.labels, batch.label_counts, torch.tensor(batch.days)):
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:16]
 

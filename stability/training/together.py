@@ -94,7 +94,7 @@ def train_together(
                 while waiting and len(seated) < size:
                     if (member := waiting.popleft()).begin():
                         seated.append(member)
-                before = None if measured or not seated else Memory(seated[0].seat.stack.device)
+                before = None if measured or not seated else Memory(seated[0].seat.stack.device, seated[0].dataset)
                 try:
                     trained = _fulfil(seated)
                     if before and trained:
@@ -160,8 +160,9 @@ class _Member(Generic[_End]):
 class Memory:
     """What memory is like before the first trial's first steps."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, dataset: Dataset) -> None:
         self._device = device
+        self._data = dataset.on_gpu
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
@@ -170,7 +171,7 @@ class Memory:
     def holds(self, sharing: int) -> int:
         """How many trials there is room for in each of `sharing` processes, after one's first steps."""
         if self._device.type == "cuda":
-            a_trial = torch.cuda.max_memory_allocated(self._device)
+            a_trial = torch.cuda.max_memory_allocated(self._device) - self._data
             kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
             free = torch.cuda.mem_get_info(self._device)[0] + kept
         else:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from stability.config import Config
 from stability.data import synthetic
+from stability.data.store import keep
 from stability.data.t15 import Dataset, open_dataset
 from stability.diagnosis.history import History
 from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, append_rows, read_table, truncate
@@ -227,7 +228,10 @@ def _open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.de
 
 
 def open_data(config: Config) -> Dataset:
-    """The training and validation trials that the configuration names; a synthetic set is written the first time."""
+    """The training and validation trials that the configuration names, at hand for training on its device.
+
+    A synthetic set is written the first time.
+    """
     outputs, data = Path(config.outputs), config.data
     if data.synthetic is not None:
         path = synthetic.ensure(data.synthetic, Path(data.path) if data.path else outputs / "data")
@@ -235,6 +239,7 @@ def open_data(config: Config) -> Dataset:
         path = Path(data.path)
     else:
         raise StabilityError("data.path is null: give the folder that holds the session folders.")
+    device = choose_device(config.device)
     dataset = open_dataset(
         path,
         sessions=data.sessions,
@@ -250,7 +255,7 @@ def open_data(config: Config) -> Dataset:
             f"batch.days={config.batch.days}, but only {days} days of {path} have training trials: "
             f"give batch.days={days} or less."
         )
-    return dataset
+    return keep(dataset, device, outputs)
 
 
 def choose_device(name: str) -> torch.device:
