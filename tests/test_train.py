@@ -209,15 +209,17 @@ def test_a_killed_trial_goes_on_as_if_nothing_had_been(cli: CommandLine, undistu
     assert_equal_trials(cli.trial(), undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_stopped_trial_goes_on_as_if_nothing_had_been(
-    cli: CommandLine, undisturbed: Path, number: signal.Signals
+    cli: CommandLine, undisturbed: Path, number: signal.Signals, status: int
 ) -> None:
+    """A scheduler sends SIGTERM more than once, to the process and to its group."""
     signals = cli.folder / "outputs/single" / undisturbed.name / "signals.csv"
     process = cli.start(*OFTEN)
     wait_for(lambda: len(rows(signals)) > 10, process)
-    process.send_signal(number)
-    told = ended(process, 130).err
+    for _ in range(1 if number == signal.SIGINT else 3):
+        process.send_signal(number)
+    told = ended(process, status).err
     done = len(rows(signals))
     assert told == f"Stopped before step {done}. The same command goes on from there.\n"
     assert checkpoint(cli.trial())["stability"]["step"] == done
@@ -232,6 +234,14 @@ def test_a_trial_is_trained_by_one_process_at_a_time(cli: CommandLine) -> None:
     assert f"{cli.trial()} is being trained by another process" in message
     first.send_signal(signal.SIGINT)
     ended(first, 130)
+
+
+def test_sigterm_before_the_first_step_is_a_stop_as_well(cli: CommandLine) -> None:
+    process = cli.start("data.path=null", "data.synthetic.train_trials=3000")
+    wait_for(lambda: (cli.folder / "outputs/data").is_dir(), process)
+    process.terminate()
+    assert ended(process, 75).err == "Stopped. The same command goes on from there.\n"
+    assert not [*cli.folder.glob("outputs/data/synthetic-*/")], "half a set"
 
 
 def test_stopping_a_sweep_stops_all_of_it(cli: CommandLine) -> None:
