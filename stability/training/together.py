@@ -71,6 +71,7 @@ _End = TypeVar("_End")
 
 _MOST = {"cpu": 8, "cuda": 64}  # trials in a stack, by device; more of them are no faster
 _FILLED = 0.8  # of the free memory
+_OUT_OF_MEMORY = ("not enough memory", "out of memory", "ALLOC_FAILED")  # on a CPU, on CUDA, in CUDA's libraries
 
 
 def train_together(
@@ -266,7 +267,7 @@ def rows_of(block: Block, place: int) -> Table:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in str(error) for w in _OUT_OF_MEMORY)
 
 
 @contextmanager
