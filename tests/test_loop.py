@@ -576,7 +576,7 @@ def test_half_precision_trains_nearly_as_float32(dataset: Dataset, dtype: str, t
 
 @pytest.mark.parametrize(("has", "auto"), [(True, "bf16"), (False, "fp32")])
 def test_precision_on_a_gpu_with_bf16_and_on_one_without(monkeypatch: pytest.MonkeyPatch, has: bool, auto: str) -> None:
-    gpu = torch.device("cuda", 0)
+    gpu = torch.device("cuda", 98 + has)  # what is found of a GPU is kept
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_a_public_checkpoint_is_written_back_unchanged(tmp_path: Path, layers: i
     trainer = ReferenceTrainer(config, model)
     for step in range(2):
         trainer.step(data.train, step)
-    public = {
+    public: dict[str, Any] = {
         "model_state_dict": Compiled(model).state_dict(),
         "optimizer_state_dict": trainer.optimizer.state_dict(),
         "scheduler_state_dict": trainer.scheduler.state_dict(),

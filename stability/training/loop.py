@@ -1,8 +1,8 @@
 """The one training loop: a stack of trials, in lock-step. A plain run is a stack of one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, field
+from functools import cache, reduce
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ class Stack:
     failed: Tensor  # (K,) 1.0 once a loss or gradient was not finite: that trial is never stepped again
     loss_scale: Tensor  # (K,) 1 but in fp16
     steps_since_overflow: Tensor  # (K,)
-    micro_batches: int = 1  # parts in which a batch goes through the decoder, where memory does not hold it whole
+    micro_batches: int = field(default=1, kw_only=True)  # parts in which a batch is passed, for want of memory
 
     @property
     def step(self) -> int:
@@ -107,7 +107,7 @@ def select(stack: Stack, places: Sequence[int]) -> Stack:
         Moments(*map(chosen, stack.moments)),
         [stack.steps[k] for k in places],
         *(t.index_select(0, index) for t in (stack.failed, stack.loss_scale, stack.steps_since_overflow)),
-        stack.micro_batches,
+        micro_batches=stack.micro_batches,
     )
 
 
@@ -123,7 +123,7 @@ def join(stacks: Sequence[Stack]) -> Stack:
         Moments(*(joined(kind) for kind in zip(*(s.moments for s in stacks), strict=True))),
         [step for s in stacks for step in s.steps],
         *(torch.cat([getattr(s, n) for s in stacks]) for n in ("failed", "loss_scale", "steps_since_overflow")),
-        max(s.micro_batches for s in stacks),
+        micro_batches=max(s.micro_batches for s in stacks),
     )
 
 
@@ -143,9 +143,10 @@ def precision_on(config: Config, device: torch.device) -> Literal["fp32", "bf16"
     return dtype
 
 
+@cache  # it is asked at every step
 def _has_bf16(device: torch.device) -> bool:
     with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
