@@ -210,6 +210,8 @@ def test_micro_batches_have_the_same_mathematics(dataset: Dataset, parts: int) -
     blocks = [train_steps(s, dataset.train, 3) for s in (stack, divided)]
     np.testing.assert_array_equal(column(blocks[1], "input_max"), column(blocks[0], "input_max"))
     np.testing.assert_allclose(blocks[1].values, blocks[0].values, rtol=1e-3, atol=1e-5)
+    divided.parameters = stack.parameters
+    np.testing.assert_allclose(evaluate(divided, dataset.val), evaluate(stack, dataset.val), rtol=1e-5)
     assert divided.micro_batches == join([divided, stack]).micro_batches == select(divided, [1]).micro_batches == parts
 
 

@@ -1,7 +1,7 @@
 """The one training loop: a stack of trials, in lock-step. A plain run is a stack of one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, reduce
 from typing import Any, Literal, NamedTuple
 
@@ -281,9 +281,7 @@ def _pass(stack: Stack, split: Split, watch: Watch = unwatched) -> _Pass:
     with _autocast(stack):
         inputs = _augmented(stack, split)
     leaves = {n: p.detach().requires_grad_() for n, p in _select_days(stack.parameters, inputs.days).items()}
-    size, count = inputs.frames.shape[1], stack.micro_batches
-    parts = (slice(size * i // count, size * (i + 1) // count) for i in range(count))
-    return reduce(_added, (_pass_rows(stack, leaves, inputs, rows, watch) for rows in parts))
+    return reduce(_added, (_pass_rows(stack, leaves, inputs, rows, watch) for rows in _parts(stack, inputs)))
 
 
 def _pass_rows(stack: Stack, leaves: Parameters, inputs: "_Inputs", rows: slice, watch: Watch) -> _Pass:
@@ -357,6 +355,13 @@ def _augmented(stack: Stack, split: Split) -> _Inputs:
     return _inputs(stack, stacked, [batches[k] for k in order], [cuts[k] for k in order])
 
 
+def _parts(stack: Stack, inputs: _Inputs) -> list[slice]:
+    """The rows of each micro-batch."""
+    size = inputs.frames.shape[1]
+    count = min(stack.micro_batches, size)
+    return [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
+
+
 def _select_rows(inputs: _Inputs, rows: slice) -> _Inputs:
     """Some rows of a batch; a day to which none of them belongs has 0 rows."""
     days = torch.arange(len(inputs.rows_per_day))
@@ -409,6 +414,11 @@ def _predict(
     stack: Stack, parameters: Parameters, inputs: _Inputs, dropout: Dropout | None, watch: Watch = unwatched
 ) -> tuple[Tensor, Tensor]:
     """Logits (K, T', B, C) and each utterance's negative log-likelihood (K, B)."""
+    parts = _parts(stack, inputs)
+    if dropout is None and len(parts) > 1:  # in validation; in training each part goes back before the next
+        whole = replace(stack, micro_batches=1)
+        predicted = [_predict(whole, parameters, _select_rows(inputs, rows), None) for rows in parts]
+        return torch.cat([logits for logits, _ in predicted], 2), torch.cat([nll for _, nll in predicted], 1)
     logits = forward(parameters, inputs.x, inputs.frames, inputs.rows_per_day, stack.configs[0].model, dropout, watch)
     return logits, ctc_losses(logits, inputs.frames, inputs.labels, inputs.label_counts)
 
