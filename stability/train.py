@@ -3,19 +3,16 @@
 python -m stability.train optimizer=official aug=strong
 
 Exit status: 0 with a verdict, whatever it is; 1 with a message on what is wrong; 130 after Ctrl-C, and 75 (EX_TEMPFAIL)
-after SIGTERM, which schedulers send before they take a machine away. After these two the same command goes on from the
+after SIGTERM in training, which schedulers send before they take a machine away. After these two the same command goes on from the
 checkpoint that was written.
 """
 
 import logging
 import os
 import re
-import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from stability import config
-from stability.errors import Interrupted, StabilityError, Stop, Terminated, cannot_write
+from stability.errors import Interrupted, StabilityError, Stop, cannot_write
 
 
 @hydra.main(config_path=str(config.folder()), config_name="config", execution_whitelist="stability.*")
@@ -50,7 +47,6 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exceptions as they are, instead of printing them
     logging.raiseExceptions = False  # on a full disk Hydra's log of a job would fail with a traceback
     config.register()
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         _run()
     except StabilityError as error:
@@ -68,11 +64,6 @@ def main() -> None:
     except KeyboardInterrupt as error:
         print(str(error) or "Stopped. The same command goes on from there.", file=sys.stderr)
         sys.exit(error.exit_status if isinstance(error, Interrupted) else Interrupted.exit_status)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """Where no trial is trained that would be brought to a checkpoint first, SIGTERM does what Ctrl-C does."""
-    raise Terminated
 
 
 def _run() -> None:

@@ -236,14 +236,6 @@ def test_a_trial_is_trained_by_one_process_at_a_time(cli: CommandLine) -> None:
     ended(first, 130)
 
 
-def test_sigterm_before_the_first_step_is_a_stop_as_well(cli: CommandLine) -> None:
-    process = cli.start("data.path=null", "data.synthetic.train_trials=3000")
-    wait_for(lambda: (cli.folder / "outputs/data").is_dir(), process)
-    process.terminate()
-    assert ended(process, 75).err == "Stopped. The same command goes on from there.\n"
-    assert not [*cli.folder.glob("outputs/data/synthetic-*/")], "half a set"
-
-
 def test_stopping_a_sweep_stops_all_of_it(cli: CommandLine) -> None:
     sweep = cli.start("--multirun", ENDLESS, "seed=0,1")
     wait_for(lambda: any(cli.folder.glob("outputs/single/*/signals.csv")), sweep)
