@@ -2,9 +2,9 @@
 
 python -m stability.train optimizer=official aug=strong
 
-Exit status: 0 with a verdict, whatever it is; 1 with a message on what is wrong; 130 after Ctrl-C, and 75 (EX_TEMPFAIL)
-after SIGTERM in training, which schedulers send before they take a machine away. After these two the same command goes on from the
-checkpoint that was written.
+Exit status: 0 with a verdict, whatever it is; 1 with a message on what is wrong; 130 after Ctrl-C; and 75 (EX_TEMPFAIL)
+after SIGTERM in training, which schedulers send before they take a machine away. After the last two the same command
+goes on from the checkpoint that was written.
 """
 
 import logging
