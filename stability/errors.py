@@ -15,6 +15,14 @@ class Interrupted(KeyboardInterrupt):
     No `Exception`: a sweep must end with it, and not go on to its next trial.
     """
 
+    exit_status = 130  # what shells give a command that Ctrl-C ended
+
+
+class Terminated(Interrupted):
+    """As Interrupted, but by SIGTERM: not a person stopped it, a scheduler takes its machine away."""
+
+    exit_status = 75  # EX_TEMPFAIL: the command is to be run again
+
 
 class Stop(BaseException):
     """An error in a wrapping that gets it through Hydra, which makes a warning of an `Exception` in a callback."""

@@ -1,6 +1,10 @@
 """The front door: train one trial, or with --multirun a sweep of them, and rule on each.
 
 python -m stability.train optimizer=official aug=strong
+
+Exit status: 0 with a verdict, whatever it is; 1 with a message on what is wrong; 130 after Ctrl-C; and 75 (EX_TEMPFAIL)
+after SIGTERM in training, which schedulers send before they take a machine away. After the last two the same command
+goes on from the checkpoint that was written.
 """
 
 import logging
@@ -18,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from stability import config
-from stability.errors import StabilityError, Stop, cannot_write
+from stability.errors import Interrupted, StabilityError, Stop, cannot_write
 
 
 @hydra.main(config_path=str(config.folder()), config_name="config", execution_whitelist="stability.*")
@@ -59,7 +63,7 @@ def main() -> None:
         raise
     except KeyboardInterrupt as error:
         print(str(error) or "Stopped. The same command goes on from there.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(error.exit_status if isinstance(error, Interrupted) else Interrupted.exit_status)
 
 
 def _run() -> None:

@@ -166,7 +166,7 @@ def assert_goes_on(cli: CommandLine, outputs: Path) -> None:
     signals = trial / "signals.csv"
     wait_for(lambda: len(rows(signals)) > step + 20, process)
     process.terminate()
-    end = ended(process, 130)
+    end = ended(process, 75)
     assert f"steps {step} to 1000000 (resumed)" in end.out
     assert [int(row.split(",")[0]) for row in rows(signals)] == [*range(len(rows(signals)))]
 

@@ -1,8 +1,11 @@
 """Checkpoints: exchanged with the official layout in both directions, exact, atomic, and clear about what is wrong."""
 
 import math
+import pickletools
 from pathlib import Path
+from threading import Event
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -11,8 +14,8 @@ from torch import Tensor, nn
 
 from stability.config import Config
 from stability.data.t15 import Dataset, Trial, open_dataset, write_session
-from stability.errors import StabilityError
-from stability.training.checkpoint import Best, load_weights, restore, save
+from stability.errors import Interrupted, StabilityError
+from stability.training.checkpoint import Best, in_background, load_weights, restore, save
 from stability.training.decoder import init_parameters
 from stability.training.loop import Stack, evaluate, train_steps
 from tests.configs import composed, tiny
@@ -250,6 +253,66 @@ def test_a_failing_write_leaves_the_old_file(dataset: Dataset, tmp_path: Path, m
     save(path, stack, 0, Best(0.4, 1.0))
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
     assert read(path)["val_PER"] == 0.4
+
+
+def test_in_the_background_the_state_is_written_that_it_was_asked_of(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training goes on while the file is written, and the next file waits for it."""
+    stack, _ = trained([tiny()], dataset, 3)
+    save(tmp_path / "wanted.pt", stack, 0, Best(0.5, 1.0))
+    trained_on, torch_save = Event(), torch.save
+
+    def slow(content: object, file: Any) -> None:
+        assert trained_on.wait(60)
+        torch_save(content, file)
+
+    monkeypatch.setattr(torch, "save", slow)
+    best = Best(0.5, 1.0)
+    with in_background() as save_later:
+        save_later(tmp_path / "last.pt", stack, 0, best)
+        train_steps(stack, dataset.train, 2)
+        best.improve(0.1, 1.0)
+        assert not (tmp_path / "last.pt").exists()
+        trained_on.set()
+        save_later(tmp_path / "best.pt", stack, 0, best)
+        assert (tmp_path / "last.pt").read_bytes() == (tmp_path / "wanted.pt").read_bytes()
+    assert (read(tmp_path / "best.pt")["stability"]["step"], read(tmp_path / "best.pt")["val_PER"]) == (5, 0.1)
+
+
+@pytest.mark.parametrize("then", ["saved again", "ended", "stopped"])
+def test_a_file_that_could_not_be_written_in_the_background_is_told_of(
+    dataset: Dataset, tmp_path: Path, then: str
+) -> None:
+    stack, _ = trained([tiny()], dataset, 1)
+    (tmp_path / "last.pt.part").mkdir()
+    saved_again = False
+
+    def train() -> None:
+        nonlocal saved_again
+        with in_background() as save_later:
+            save_later(tmp_path / "last.pt", stack, 0, Best())
+            if then == "saved again":
+                save_later(tmp_path / "best.pt", stack, 0, Best())
+                saved_again = True
+            elif then == "stopped":  # it would say that it goes on from there
+                raise Interrupted
+
+    with pytest.raises(IsADirectoryError):
+        train()
+    assert not saved_again
+
+
+def test_a_checkpoint_names_no_device_and_nothing_of_pytorch_but_tensors(dataset: Dataset, tmp_path: Path) -> None:
+    """So it is read on another GPU and by another version."""
+    stack, _ = trained([tiny()], dataset, 1)
+    save(tmp_path / "last.pt", stack, 0, Best())
+    with ZipFile(tmp_path / "last.pt") as file:
+        (pickled,) = (name for name in file.namelist() if name.endswith("data.pkl"))
+        written = [*pickletools.genops(file.read(pickled))]
+    names = {str(argument) for operation, argument, _ in written if operation.name == "GLOBAL"}
+    assert names == {"torch._utils _rebuild_tensor_v2", "torch FloatStorage", "collections OrderedDict"}
+    assert not [argument for _, argument, _ in written if isinstance(argument, str) and "cuda" in argument]
 
 
 def test_the_official_model_trains_validates_and_is_kept(tmp_path: Path) -> None:

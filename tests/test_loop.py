@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from stability.config import Config, Model
 from stability.data.batches import Batch, training_batch, validation_batches
 from stability.data.t15 import Dataset, Split
+from stability.errors import StabilityError
 from stability.training import loop
 from stability.training.decoder import Dropout, Parameters, Watch, forward, init_parameters
-from stability.training.loop import Block, Stack, evaluate, join, new_stack, select, train_steps
+from stability.training.loop import Block, Stack, evaluate, join, new_stack, precision_on, select, train_steps
 from stability.training.packing import Packing
 from tests.configs import tiny
 from tests.reference import ReferenceDecoder, ReferenceTrainer, by_official_name, reference, smoothed
@@ -46,7 +48,6 @@ def copied(parameters: Parameters, k: int) -> Parameters:
 @pytest.mark.parametrize(
     ("overrides", "tolerance"),
     [
-        ([], 1e-5),
         (["optimizer=adam_default"], 1e-3),  # the sign of a gradient near zero decides there
         (["loss=per_label_mean", "optimizer.clip_norm=null", "batch.size=7"], 1e-5),
         (["aug=weak", "schedule.lr_max_day=0.02", "optimizer.weight_decay=0.1", "optimizer.fused=false"], 1e-5),
@@ -192,6 +193,25 @@ def test_dropout_masks(dataset: Dataset) -> None:
     assert not torch.equal(first, loop._dropout(stack, inputs)(ones, "layer 1", 0.2, None))
     stack.steps = [1] * len(stack.configs)
     assert not torch.equal(first, loop._dropout(stack, inputs)(ones, "input", 0.2, None))
+
+
+@pytest.mark.parametrize("parts", [2, 7])  # one row each, in the end
+def test_micro_batches_have_the_same_mathematics(dataset: Dataset, parts: int) -> None:
+    """Loss, gradients and signals of a batch in parts, its noise and dropout included, are those of the whole."""
+    configs = [replace(config, batch=tiny("batch.size=7").batch) for config in different()]
+    stack, _ = trained(configs, dataset, 3)
+    divided = replace(select(stack, range(4)), micro_batches=parts)
+    whole, added = (loop._pass(s, dataset.train) for s in (stack, divided))
+    torch.testing.assert_close(added.nll, whole.nll, rtol=1e-5, atol=0)
+    torch.testing.assert_close((added.loss, added.loss_per_label), (whole.loss, whole.loss_per_label))
+    for name, gradient in whole.gradients.items():
+        assert (added.gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+    blocks = [train_steps(s, dataset.train, 3) for s in (stack, divided)]
+    np.testing.assert_array_equal(column(blocks[1], "input_max"), column(blocks[0], "input_max"))
+    np.testing.assert_allclose(blocks[1].values, blocks[0].values, rtol=1e-3, atol=1e-5)
+    divided.parameters = stack.parameters
+    np.testing.assert_allclose(evaluate(divided, dataset.val), evaluate(stack, dataset.val), rtol=1e-5)
+    assert divided.micro_batches == join([divided, stack]).micro_batches == select(divided, [1]).micro_batches == parts
 
 
 @pytest.mark.parametrize("weight", ["out.bias", "gru.weight_hh_l1", "day_weights"])
@@ -553,6 +573,20 @@ def test_half_precision_trains_nearly_as_float32(dataset: Dataset, dtype: str, t
     assert not np.array_equal(column(half, "loss"), column(full, "loss"))
     assert all(p.dtype == torch.float32 for p in stack.parameters.values())
     np.testing.assert_allclose(column(half, "grad_norm"), column(full, "grad_norm"), rtol=20 * tolerance)
+
+
+@pytest.mark.parametrize(("has", "auto"), [(True, "bf16"), (False, "fp32")])
+def test_precision_on_a_gpu_with_bf16_and_on_one_without(monkeypatch: pytest.MonkeyPatch, has: bool, auto: str) -> None:
+    gpu = torch.device("cuda", 98 + has)  # what is found of a GPU is kept
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    found = [precision_on(tiny(f"precision={name}"), gpu) for name in ("auto", "fp32", "fp16")]
+    assert found == [auto, "fp32", "fp16"]
+    assert [precision_on(tiny(f"precision={name}"), CPU) for name in ("auto", "bf16")] == ["fp32", "bf16"]
+    if not has:
+        with pytest.raises(StabilityError, match="precision=bf16, but Tesla T4 has no bf16: give precision=fp32"):
+            precision_on(tiny("precision=bf16"), gpu)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from stability.config import Config
 from stability.data.t15 import Split
@@ -13,7 +15,8 @@ from stability.diagnosis.signals import read_table
 from stability.diagnosis.verdict import Verdict
 from stability.errors import Interrupted, StabilityError
 from stability.files import FIGURE
-from stability.training import together
+from stability.training import loop, together
+from stability.training.decoder import Parameters, forward
 from stability.training.loop import Block, Stack, train_steps
 from stability.training.together import Train, train_together
 from stability.training.trial import live, open_data, run_trial
@@ -163,6 +166,38 @@ def test_out_of_memory_halves_the_stack_and_loses_nothing(
     trained(tmp_path, range(len(_TRIALS)), 4)
     assert (sizes.count(4), sizes.count(3), max(sizes[1:])) == (1, 0, 2)
     assert_as_alone(alone, tmp_path, range(len(_TRIALS)))
+
+
+def holding(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A decoder that finds memory for so many rows; the rows it is given are noted."""
+    given = []
+
+    def decode(parameters: Parameters, x: Tensor, *rest: Any) -> Tensor:
+        given.append(x.shape[0] * x.shape[1])
+        if given[-1] > rows and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError
+        return forward(parameters, x, *rest)
+
+    monkeypatch.setattr(loop, "forward", decode)
+    return given
+
+
+def test_where_memory_holds_no_trial_its_batches_are_passed_in_parts(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = holding(2, monkeypatch)
+    trained(tmp_path, [0, 3], 2)
+    assert_as_alone(alone, tmp_path, [0, 3])
+    assert given[:4] == [12, 6, 6, 3], "the stack, the trial, and a half of its batch"
+    told = "The memory of cpu does not hold a batch of 6: it is passed in 4 parts. The mathematics are the same.\n"
+    assert capsys.readouterr().out == 2 * told, "once a trial"
+
+
+def test_where_memory_holds_no_utterance_the_trial_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    holding(0, monkeypatch)
+    (end,) = trained(tmp_path, [0], 1)
+    assert isinstance(end, StabilityError)
+    assert "The memory of cpu does not hold one utterance of a batch: give a smaller batch.size" in str(end)
 
 
 def test_one_that_cannot_begin_does_not_keep_the_others(alone: Path, tmp_path: Path) -> None:

@@ -209,15 +209,17 @@ def test_a_killed_trial_goes_on_as_if_nothing_had_been(cli: CommandLine, undistu
     assert_equal_trials(cli.trial(), undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_stopped_trial_goes_on_as_if_nothing_had_been(
-    cli: CommandLine, undisturbed: Path, number: signal.Signals
+    cli: CommandLine, undisturbed: Path, number: signal.Signals, status: int
 ) -> None:
+    """A scheduler sends SIGTERM more than once, to the process and to its group."""
     signals = cli.folder / "outputs/single" / undisturbed.name / "signals.csv"
     process = cli.start(*OFTEN)
     wait_for(lambda: len(rows(signals)) > 10, process)
-    process.send_signal(number)
-    told = ended(process, 130).err
+    for _ in range(1 if number == signal.SIGINT else 3):
+        process.send_signal(number)
+    told = ended(process, status).err
     done = len(rows(signals))
     assert told == f"Stopped before step {done}. The same command goes on from there.\n"
     assert checkpoint(cli.trial())["stability"]["step"] == done

@@ -4,8 +4,9 @@ A file holds `model_state_dict`, `optimizer_state_dict`, `scheduler_state_dict`,
 official trainer writes them, and under `stability` what a resume needs beyond that.
 """
 
-import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from stability.config import Config
 from stability.errors import StabilityError
-from stability.files import write_atomically
+from stability.files import replacing
 from stability.training.decoder import Parameters
 from stability.training.loop import Stack, learning_rates
 from stability.training.optimizer import DAY_LAYER, Moments, group_of
@@ -42,23 +43,65 @@ class Best:
         return better
 
 
+Save = Callable[[Path, Stack, int, Best], None]
+
+
 def save(path: Path, stack: Stack, k: int, best: Best) -> None:
     """Write trial `k` of a stack, atomically: a reader finds the old file or the new one, never a part."""
+    _write(path, _content(stack, k, best))
+
+
+@contextmanager
+def in_background() -> Iterator[Save]:
+    """A `save` that only copies the trial to the host's memory, and writes it in a thread while training goes on.
+
+    It waits for the file before, and the end of the `with` statement for the last one; both raise what OSError came of
+    it.
+    """
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1) as thread:
+
+        def save_in_background(path: Path, stack: Stack, k: int, best: Best) -> None:
+            nonlocal writing
+            if writing is not None:
+                writing.result()
+            writing = thread.submit(_write, path, _content(stack, k, best))
+
+        try:
+            yield save_in_background
+        finally:
+            if writing is not None:
+                writing.result()
+
+
+def _content(stack: Stack, k: int, best: Best) -> dict[str, Any]:
+    """What the file of trial `k` holds: copies in the host's memory, and plain numbers."""
     own = {name: p[k] for name, p in stack.parameters.items()}
     moments = Moments(*({name: t[k] for name, t in kind.items()} for kind in stack.moments))
     optimizer, scheduler = _torch_states(stack.configs[k], own, moments, stack.steps[k])
-    content = {
-        "model_state_dict": {_PREFIX + name: p.cpu().clone() for name, p in split_days(own).items()},
+    return {
+        "model_state_dict": {_PREFIX + name: _copied(p) for name, p in split_days(own).items()},
         "optimizer_state_dict": optimizer,
         "scheduler_state_dict": scheduler,
         "val_PER": best.per,
         "val_loss": best.loss,
         "stability": {"step": stack.steps[k], **{name: getattr(stack, name)[k].item() for name in _STACK_STATE}},
     }
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()  # on a full disk torch.save would hide the OSError behind a RuntimeError
-    torch.save(content, buffer)
-    write_atomically(path, buffer.getbuffer())
+    with replacing(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # of a full disk, which PyTorch hides
+                raise error.__context__ from None
+            raise
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", copy=True)
 
 
 def restore(path: Path, stack: Stack, k: int) -> Best:
@@ -171,9 +214,9 @@ def _torch_states(
     first, second, steps = (split_days(kind) for kind in moments)
     state = {
         index: {
-            "step": steps[n].cpu().clone(),
-            "exp_avg": first[n].cpu().clone(),
-            "exp_avg_sq": second[n].cpu().clone(),
+            "step": _copied(steps[n]),
+            "exp_avg": _copied(first[n]),
+            "exp_avg_sq": _copied(second[n]),
         }
         for index, n in enumerate(chain(*names.values()))
         if steps[n] > 0  # AdamW keeps nothing of a day it has not met

@@ -1,7 +1,8 @@
 """The one training loop: a stack of trials, in lock-step. A plain run is a stack of one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cache, reduce
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from stability.config import Config
 from stability.data.augment import add_noise, draw_cut, smooth
 from stability.data.batches import Batch, labels_of, training_batch, validation_batches
 from stability.data.t15 import Split
+from stability.errors import StabilityError
 from stability.streams import torch_stream
 from stability.training import measure
 from stability.training.decoder import Dropout, Parameters, Watch, forward, frames_of, unwatched
@@ -25,7 +27,7 @@ from stability.training.optimizer import (
     gradient_norms,
     zero_moments,
 )
-from stability.training.packing import Packing
+from stability.training.packing import Packing, pack
 from stability.training.schedule import learning_rate
 from stability.transfer import sent
 
@@ -47,6 +49,7 @@ class Stack:
     failed: Tensor  # (K,) 1.0 once a loss or gradient was not finite: that trial is never stepped again
     loss_scale: Tensor  # (K,) 1 but in fp16
     steps_since_overflow: Tensor  # (K,)
+    micro_batches: int = field(default=1, kw_only=True)  # parts in which a batch is passed, for want of memory
 
     @property
     def step(self) -> int:
@@ -105,6 +108,7 @@ def select(stack: Stack, places: Sequence[int]) -> Stack:
         Moments(*map(chosen, stack.moments)),
         [stack.steps[k] for k in places],
         *(t.index_select(0, index) for t in (stack.failed, stack.loss_scale, stack.steps_since_overflow)),
+        micro_batches=stack.micro_batches,
     )
 
 
@@ -120,14 +124,30 @@ def join(stacks: Sequence[Stack]) -> Stack:
         Moments(*(joined(kind) for kind in zip(*(s.moments for s in stacks), strict=True))),
         [step for s in stacks for step in s.steps],
         *(torch.cat([getattr(s, n) for s in stacks]) for n in ("failed", "loss_scale", "steps_since_overflow")),
+        micro_batches=max(s.micro_batches for s in stacks),
     )
 
 
 def precision_on(config: Config, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-    """The precision of the forward pass. `auto` is the official bf16 on CUDA and fp32 on a CPU."""
-    if config.precision.dtype == "auto":
-        return "bf16" if device.type == "cuda" else "fp32"
-    return config.precision.dtype
+    """The precision of the forward pass. `auto` is the official bf16 on a GPU that has it, and fp32 elsewhere.
+
+    Raises StabilityError where bf16 is asked of a GPU without it, which would be slow and say nothing.
+    """
+    dtype = config.precision.dtype
+    if dtype == "auto":
+        return "bf16" if device.type == "cuda" and _has_bf16(device) else "fp32"
+    if dtype == "bf16" and device.type == "cuda" and not _has_bf16(device):
+        raise StabilityError(
+            f"precision=bf16, but {torch.cuda.get_device_name(device)} has no bf16: "
+            "give precision=fp32, which has the same mathematics, or precision=fp16, which is faster."
+        )
+    return dtype
+
+
+@cache  # it is asked at every step
+def _has_bf16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
@@ -267,11 +287,28 @@ class _Pass(NamedTuple):
 def _pass(stack: Stack, split: Split, watch: Watch = unwatched) -> _Pass:
     with _autocast(stack):
         inputs = _augmented(stack, split)
-        leaves = {n: p.detach().requires_grad_() for n, p in _select_days(stack.parameters, inputs.days).items()}
-        logits, nll = _predict(stack, leaves, inputs, _dropout(stack, inputs), watch)
-    loss, loss_per_label = _configured(stack, nll, inputs)
+    leaves = {n: p.detach().requires_grad_() for n, p in _select_days(stack.parameters, inputs.days).items()}
+    return reduce(_added, (_pass_rows(stack, leaves, inputs, rows, watch) for rows in _parts(stack, inputs)))
+
+
+def _pass_rows(stack: Stack, leaves: Parameters, inputs: "_Inputs", rows: slice, watch: Watch) -> _Pass:
+    """What some rows of a batch add to its loss, a mean over all of them, and to its gradients."""
+    part = _select_rows(inputs, rows)
+    with _autocast(stack):
+        logits, nll = _predict(stack, leaves, part, _dropout(stack, inputs, rows), watch)
+    share = part.frames.shape[1] / inputs.frames.shape[1]
+    loss, loss_per_label = (share * mean for mean in _configured(stack, nll, part))
     gradients = dict(zip(leaves, torch.autograd.grad((loss * stack.loss_scale).sum(), [*leaves.values()]), strict=True))
-    return _Pass(inputs, logits, nll, loss, loss_per_label, gradients)
+    return _Pass(inputs, logits.detach(), nll.detach(), loss.detach(), loss_per_label.detach(), gradients)
+
+
+def _added(first: _Pass, second: _Pass) -> _Pass:
+    """The passes of two parts of a batch, whose rows follow one another, as one. Overwrites the first's gradients."""
+    for name, gradient in second.gradients.items():
+        first.gradients[name].add_(gradient)
+    logits, nll = torch.cat([first.logits, second.logits], 2), torch.cat([first.nll, second.nll], 1)
+    loss, loss_per_label = first.loss + second.loss, first.loss_per_label + second.loss_per_label
+    return _Pass(first.inputs, logits, nll, loss, loss_per_label, first.gradients)
 
 
 class _Inputs(NamedTuple):
@@ -326,8 +363,28 @@ def _augmented(stack: Stack, split: Split) -> _Inputs:
     return _inputs(stack, stacked, [batches[k] for k in order], [cuts[k] for k in order])
 
 
-def _dropout(stack: Stack, inputs: _Inputs) -> Dropout:
-    """Dropout whose masks depend on (seed, purpose, step) and the trial's own batch, not on its neighbours."""
+def _parts(stack: Stack, inputs: _Inputs) -> list[slice]:
+    """The rows of each micro-batch."""
+    size = inputs.frames.shape[1]
+    count = min(stack.micro_batches, size)
+    return [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
+
+
+def _select_rows(inputs: _Inputs, rows: slice) -> _Inputs:
+    """Some rows of a batch; a day to which none of them belongs has 0 rows."""
+    days = torch.arange(len(inputs.rows_per_day))
+    counts = days.repeat_interleave(torch.tensor(inputs.rows_per_day))[rows].bincount(minlength=len(days))
+    tensors = {name: getattr(inputs, name)[:, rows] for name in ("x", "frames", "labels", "label_counts")}
+    return inputs._replace(**tensors, rows_per_day=tuple(counts.tolist()))
+
+
+def _dropout(stack: Stack, inputs: _Inputs, rows: slice = slice(None)) -> Dropout:
+    """Dropout of some rows of a batch, whose masks depend on (seed, purpose, step) and the trial's own whole batch.
+
+    So neither its neighbours nor micro-batches change them.
+    """
+    size = inputs.frames.shape[1]
+    slots = _slots(inputs.frames, rows)
 
     def draw(k: int, shape: Sequence[int], purpose: str, p: float) -> Tensor:
         stream = torch_stream(stack.configs[k].seed, f"dropout {purpose}", stack.steps[k], stack.device)
@@ -340,21 +397,36 @@ def _dropout(stack: Stack, inputs: _Inputs) -> Dropout:
             if key in masks:
                 continue
             if packing is None:  # (K, B, T, F)
-                mask = draw(k, (x.shape[1], inputs.bins[k], x.shape[3]), purpose, p)
+                mask = draw(k, (size, inputs.bins[k], x.shape[3]), purpose, p)[rows]
                 masks[key] = F.pad(mask, (0, 0, 0, x.shape[2] - inputs.bins[k]))
             else:  # (K, N, H), of which a trial's own slots are some
                 own = packing.own_slots[k].to(x.device)
-                mask = draw(k, (len(own), x.shape[2]), purpose, p)
+                mask = draw(k, (int(inputs.frames[k].sum()), x.shape[2]), purpose, p)[slots[k]]
                 masks[key] = mask if len(own) == x.shape[1] else mask.new_zeros(x.shape[1:]).index_copy(0, own, mask)
         return x * torch.stack([masks[key] for key in keys]).to(x.dtype)
 
     return dropout
 
 
+def _slots(frames: Tensor, rows: slice) -> list[Tensor | slice]:
+    """Which of the slots of each trial's packed batch are of these rows. Packed alone, those have the same order."""
+    chosen = torch.zeros(frames.shape[1], dtype=torch.bool)
+    chosen[rows] = True
+    if chosen.all():
+        return [slice(None)] * len(frames)
+    packing = pack(frames)
+    return [chosen[packing.row[k, own]] for k, own in enumerate(packing.own_slots)]
+
+
 def _predict(
     stack: Stack, parameters: Parameters, inputs: _Inputs, dropout: Dropout | None, watch: Watch = unwatched
 ) -> tuple[Tensor, Tensor]:
     """Logits (K, T', B, C) and each utterance's negative log-likelihood (K, B)."""
+    parts = _parts(stack, inputs)
+    if dropout is None and len(parts) > 1:  # in validation; in training each part goes back before the next
+        whole = replace(stack, micro_batches=1)
+        predicted = [_predict(whole, parameters, _select_rows(inputs, rows), None) for rows in parts]
+        return torch.cat([logits for logits, _ in predicted], 2), torch.cat([nll for _, nll in predicted], 1)
     logits = forward(parameters, inputs.x, inputs.frames, inputs.rows_per_day, stack.configs[0].model, dropout, watch)
     return logits, ctc_losses(logits, inputs.frames, inputs.labels, inputs.label_counts)
 

@@ -112,6 +112,8 @@ class Recorder:
         """The trial's state before the onset. A step that was not applied left it in the stack itself."""
         step = verdict.onset_step
         assert step is not None
+        for kept in self._kept:
+            kept.micro_batches = stack.micro_batches  # as few as the memory asks for by now
         if verdict.outcome in FATAL and stack.failed.any():
             return replace(stack, steps=[step], failed=torch.zeros_like(stack.failed))
         before = [kept for kept in self._kept if kept.step <= step]

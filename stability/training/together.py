@@ -18,10 +18,10 @@ import numpy as np
 import psutil
 import torch
 
-from stability.data.t15 import Dataset
+from stability.data.t15 import Dataset, Split
 from stability.diagnosis.signals import Table
 from stability.diagnosis.verdict import Verdict
-from stability.errors import Interrupted, StabilityError
+from stability.errors import Interrupted, StabilityError, Terminated
 from stability.training.loop import Block, Stack, evaluate, join, select, train_steps
 
 
@@ -31,7 +31,7 @@ class Seat:
 
     stack: Stack
     place: int = 0
-    stopping: bool = False  # it is asked to write its checkpoint and to end
+    stopping: type[Interrupted] | None = None  # how it is to end, once it has written its checkpoint
 
     @property
     def step(self) -> int:
@@ -71,6 +71,7 @@ _End = TypeVar("_End")
 
 _MOST = {"cpu": 8, "cuda": 64}  # trials in a stack, by device; more of them are no faster
 _FILLED = 0.8  # of the free memory
+_OUT_OF_MEMORY = ("not enough memory", "out of memory", "ALLOC_FAILED")  # on a CPU, on CUDA, in CUDA's libraries
 
 
 def train_together(
@@ -80,8 +81,8 @@ def train_together(
 
     Their trials have to fit into one stack. Without a size it is what the first one leaves memory for, of which
     `sharing` processes have an equal part. Where that does not suffice, half of the stack waits for the other half, and
-    no later stack is larger. After Ctrl-C or SIGTERM those that are being trained write their checkpoints and end as
-    Interrupted, and so do those that wait.
+    no later stack is larger; where it does not hold one trial, that one's batches are passed in parts. After Ctrl-C or
+    SIGTERM those that are being trained write their checkpoints and end as Interrupted, and so do those that wait.
     """
     members = [_Member(life) for life in lives]
     waiting, seated = deque(members), list[_Member[_End]]()
@@ -89,8 +90,8 @@ def train_together(
     try:
         with stop_requests() as stop_requested:
             while waiting or seated:
-                if stop_requested():
-                    _stop(waiting, seated)
+                if how := stop_requested():
+                    _stop(waiting, seated, how)
                 while waiting and len(seated) < size:
                     if (member := waiting.popleft()).begin():
                         seated.append(member)
@@ -180,11 +181,11 @@ class Memory:
         return min(_MOST[self._device.type], 1 + int(_FILLED * free / sharing / a_trial))
 
 
-def _stop(waiting: deque["_Member[_End]"], seated: Sequence["_Member[_End]"]) -> None:
+def _stop(waiting: deque["_Member[_End]"], seated: Sequence["_Member[_End]"], how: type[Interrupted]) -> None:
     for member in seated:
-        member.seat.stopping = True
+        member.seat.stopping = how
     for member in waiting:
-        member.end = Interrupted("Stopped. The same command goes on from there.")
+        member.end = how("Stopped. The same command goes on from there.")
     waiting.clear()
 
 
@@ -207,24 +208,47 @@ def _train(seated: Sequence[_Member[_End]]) -> None:
     try:
         block = train_steps(_one_stack(seated), split, count)
     except Exception as error:
-        if len(seated) > 1 and _out_of_memory(error):
-            raise _TooLarge from error
-        for member in seated:  # one may be at fault: a batch that cannot be read
-            member.stand_up()
-            try:
-                block = train_steps(member.seat.stack, split, count)
-            except Exception as own:
-                member.fail(_no_room(member) if _out_of_memory(own) else own)
-            else:
-                member.answer(rows_of(block, 0))
+        too_large = len(seated) > 1 and _out_of_memory(error)
+    else:
+        for place, member in enumerate(seated):
+            member.answer(rows_of(block, place))
         return
-    for place, member in enumerate(seated):
-        member.answer(rows_of(block, place))
+    # Only here, where the error is gone, is the memory free that the failed step had.
+    if too_large:
+        raise _TooLarge
+    for member in seated:  # one may be at fault: a batch that cannot be read
+        if len(seated) > 1:
+            member.stand_up()
+        try:
+            block = _train_alone(member.seat.stack, split, count)
+        except Exception as error:
+            member.fail(error)
+        else:
+            member.answer(rows_of(block, 0))
 
 
-def _no_room(member: _Member[_End]) -> StabilityError:
-    device = member.seat.stack.device
-    return StabilityError(f"The memory of {device} does not hold one trial: give a smaller batch.size, or free some.")
+def _train_alone(stack: Stack, split: Split, count: int) -> Block:
+    """Make some steps of a stack of one, in as many micro-batches as the memory asks for."""
+    size, before = stack.configs[0].batch.size, stack.micro_batches
+    while True:
+        try:
+            block = train_steps(stack, split, count)
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
+            if stack.micro_batches == size:
+                raise StabilityError(
+                    f"The memory of {stack.device} does not hold one utterance of a batch: "
+                    "give a smaller batch.size or model, or free some."
+                ) from None
+            stack.micro_batches = min(2 * stack.micro_batches, size)
+        else:
+            if stack.micro_batches > before:
+                print(
+                    f"The memory of {stack.device} does not hold a batch of {size}: it is passed in "
+                    f"{stack.micro_batches} parts. The mathematics are the same."
+                )
+            return block
 
 
 def _one_stack(seated: Sequence[_Member[_End]]) -> Stack:
@@ -244,18 +268,24 @@ def rows_of(block: Block, place: int) -> Table:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in str(error) for w in _OUT_OF_MEMORY)
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM came. The first is noted, so that a step is never left half done; a second acts."""
-    requested = False
+def stop_requests() -> Iterator[Callable[[], type[Interrupted] | None]]:
+    """How to end, if Ctrl-C or SIGTERM came. The first is noted, so that a step is never left half done.
+
+    A second Ctrl-C acts at once. A second SIGTERM does nothing: schedulers send several, and kill when time is up.
+    """
+    requested: type[Interrupted] | None = None
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal requested
-        requested = True
-        signal.signal(number, previous[number])
+        if number == signal.SIGINT:
+            requested = requested or Interrupted
+            signal.signal(number, previous[number])
+        else:
+            requested = Terminated
 
     previous = {int(number): signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -18,7 +18,7 @@ from stability.data.t15 import Dataset, open_dataset
 from stability.diagnosis.history import History
 from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, append_rows, read_table, truncate
 from stability.diagnosis.verdict import FAULTS, Verdict, is_due, judge, stopped
-from stability.errors import Busy, Interrupted, StabilityError, cannot_write
+from stability.errors import Busy, StabilityError, cannot_write
 from stability.files import (
     BEST,
     CHECKPOINTS,
@@ -38,7 +38,7 @@ from stability.tracking import Tracker, open_tracker
 from stability.training import checkpoint
 from stability.training.decoder import init_parameters
 from stability.training.host import prepare_host
-from stability.training.loop import Stack, new_stack
+from stability.training.loop import Stack, new_stack, precision_on
 from stability.training.measure import signal_names
 from stability.training.recorder import Recorder
 from stability.training.together import Join, Life, Seat, Train, Validate, Wish, train_together
@@ -105,12 +105,14 @@ def _reach_verdict(
         write_atomically(folder / EXCLUDED, "".join(f"{line}\n" for line in dataset.excluded).encode())
     if not quiet:
         show_configuration(config, folder, dataset, device, stack.step)
+        if config.precision.dtype == "auto" and device.type == "cuda" and precision_on(config, device) == "fp32":
+            print(f"{torch.cuda.get_device_name(device)} has no bf16: it trains in fp32. precision=fp16 is faster.")
     tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
     seat, recorder = Seat(stack), Recorder(stack)
     try:
         yield Join(seat, dataset)
-        with Display(config.steps, seat.step, quiet) as display:
-            verdict = yield from _train(config, seat, dataset, folder, best, recorder, tracker, display)
+        with Display(config.steps, seat.step, quiet) as display, checkpoint.in_background() as save:
+            verdict = yield from _train(config, seat, dataset, folder, best, save, recorder, tracker, display)
         write_atomically(folder / VERDICT, verdict.to_json().encode())
     except BaseException as error:
         tracker.abort("KILLED" if isinstance(error, KeyboardInterrupt | GeneratorExit) else "FAILED")
@@ -124,6 +126,7 @@ def _train(
     dataset: Dataset,
     folder: Path,
     best: checkpoint.Best,
+    save: checkpoint.Save,
     recorder: Recorder,
     tracker: Tracker,
     display: Display,
@@ -149,20 +152,20 @@ def _train(
         recorder.passed(seat)
         # Before the look, as a resumed trial finds the validation in its folder.
         if count == to_validation:
-            yield from _validate(seat, folder, best, display)
+            yield from _validate(seat, folder, best, save, display)
         fault = _found(folder, history, FAULTS) if is_due(seat.step) else None
         ended = _ends(config, seat, folder, history, fault)
         if fault is not None and not ended and not (recorded or (folder / FLIGHT).exists()):
             recorded = True  # as long as the state before it is in memory, whatever becomes of the trial
             _record_fault(recorder, folder, seat, dataset, fault)
         if ended and count != to_validation:
-            yield from _validate(seat, folder, best, display)
+            yield from _validate(seat, folder, best, save, display)
         stopping = seat.stopping
         if ended or stopping or count == to_checkpoint:
-            checkpoint.save(folder / LAST, seat.stack, seat.place, best)
+            save(folder / LAST, seat.stack, seat.place, best)
         tracker.update()
         if stopping and not ended:
-            raise Interrupted(f"Stopped before step {seat.step}. The same command goes on from there.")
+            raise stopping(f"Stopped before step {seat.step}. The same command goes on from there.")
     verdict = _stopped(config, seat, folder, history)
     if verdict is None:
         return judge(read_table(folder / SIGNALS), read_table(folder / VALIDATION))
@@ -172,12 +175,14 @@ def _train(
     return verdict
 
 
-def _validate(seat: Seat, folder: Path, best: checkpoint.Best, display: Display) -> Generator[Wish, Any, None]:
+def _validate(
+    seat: Seat, folder: Path, best: checkpoint.Best, save: checkpoint.Save, display: Display
+) -> Generator[Wish, Any, None]:
     per, loss = yield Validate()
     append_rows(folder / VALIDATION, _VALIDATED, [seat.step - 1], np.array([[per, loss]], np.float32))
     display.validated(seat.step - 1, per, loss)
     if best.improve(per, loss):
-        checkpoint.save(folder / BEST, seat.stack, seat.place, best)
+        save(folder / BEST, seat.stack, seat.place, best)
 
 
 def _ends(config: Config, seat: Seat, folder: Path, history: History, fault: Verdict | None) -> bool:
