@@ -163,6 +163,6 @@ def test_a_crash_ends_one_search_and_nothing_healthy_is_told(cli: CommandLine) -
     ],
 )
 def test_what_cannot_be_searched(cli: CommandLine, override: str, told: list[str]) -> None:
-    message = cli.fail("--multirun", "experiment=boundary", override)
+    message = cli.refuse("--multirun", "experiment=boundary", override)
     assert all(text in message for text in told), message
     assert [*cli.folder.iterdir()] == []

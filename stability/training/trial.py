@@ -72,7 +72,7 @@ def live(config: Config, folder: Path, *, quiet: bool = False, data: Callable[[C
 def _live(config: Config, folder: Path, quiet: bool, data: Callable[[Config], Dataset]) -> Life:
     (folder / ERROR).unlink(missing_ok=True)
     if config.fresh:
-        _clear(folder)
+        clear(folder)
     finished_before = (folder / VERDICT).exists()
     if finished_before:
         verdict = Verdict.from_json((folder / VERDICT).read_text())
@@ -269,7 +269,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Forget the trial that the folder holds; what a person put there stays."""
     for inner in (CHECKPOINTS, FLIGHT):
         shutil.rmtree(folder / inner, ignore_errors=True)

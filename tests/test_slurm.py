@@ -1,0 +1,54 @@
+"""Workers on a real Slurm cluster, of which one machine will do: `tests/slurm.sh` makes it."""
+
+import shutil
+import signal
+import subprocess
+
+import pytest
+import torch
+
+from tests.commandline import CommandLine, ended, rows, wait_for
+from tests.test_launcher import BASIC, STACKED, assert_same_files, assert_same_trials, begun
+from tests.test_sweep import FACTORS, LONG
+
+SLURM = (*STACKED, *FACTORS, "study=stacked", "hydra.launcher.cluster=slurm", "hydra.launcher.workers=2")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cluster() -> None:
+    if shutil.which("sbatch") is None or subprocess.run(["sinfo"], capture_output=True).returncode:
+        pytest.skip("there is no Slurm here")
+
+
+def jobs() -> list[str]:
+    """The numbers of the jobs that wait, run or are about to end."""
+    command = ["squeue", "--me", "--noheader", "--format=%A"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_a_sweep_on_a_cluster_ends_as_one_by_one_though_a_job_is_killed(cli: CommandLine) -> None:
+    cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
+    process = cli.start(*SLURM, *LONG, "hydra.launcher.size=1")
+    wait_for(lambda: begun(cli, 7) == 2, process)
+    subprocess.run(["scancel", "--signal=KILL", min(jobs())], check=True)
+    assert ended(process, 0).out.count("A worker was killed") == 1
+    assert_same_trials(cli, 4)
+    assert not jobs()
+
+
+def test_a_job_whose_time_is_up_is_followed_by_another_and_ctrl_c_cancels_all(cli: CommandLine) -> None:
+    limit = "hydra.launcher.parameters={timeout_min:1,slurm_signal_delay_s:20}"
+    process = cli.start(*SLURM, limit, "steps=1000000")
+    assert process.stdout
+    for number in range(2):
+        line = process.stdout.readline()
+        assert "A worker is out of time" in line, line
+    wait_for(lambda: begun(cli, 0) == 4, process)
+    process.send_signal(signal.SIGINT)
+    ended(process, 130)
+    assert not jobs()
+    for table in cli.folder.glob("outputs/stacked/*/signals.csv"):
+        state = torch.load(table.parent / "checkpoints/last.pt", weights_only=True)
+        assert state["stability"]["step"] == len(rows(table)), "no step was lost"
