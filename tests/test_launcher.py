@@ -126,7 +126,8 @@ def test_what_killed_workers_had_is_given_to_others(cli: CommandLine) -> None:
     wait_for(lambda: len(workers(process)) == 2 and begun(cli, 7) == 2, process)
     for worker, number in zip(workers(process), (signal.SIGKILL, signal.SIGUSR2), strict=True):
         worker.send_signal(number)
-    assert ended(process, 0).out.count("; another one goes on.") == 2
+    out = ended(process, 0).out
+    assert [out.count(f"A worker {why} (") for why in ("was killed", "is out of time")] == [1, 1]
     assert_same_trials(cli, 4)
 
 
@@ -142,19 +143,36 @@ def test_what_no_worker_lived_to_finish_is_told_of(cli: CommandLine) -> None:
         time.sleep(0.1)
     err = ended(process, 1).err
     assert err.startswith("error: no verdict on 4 of the trials.")
-    assert err.count("Every worker that it was given to was killed") == 4
+    assert err.count("Every worker that began it was killed") == 4
     assert not trials(cli, "stacked")
     assert cli.run(*WORKERS).out.count("/4] ") == 4
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_workers_after_a_checkpoint(cli: CommandLine) -> None:
+def test_what_a_worker_has_not_begun_is_taken_by_another(cli: CommandLine) -> None:
+    process = cli.start(*WORKERS)
+    wait_for(lambda: len(workers(process)) == 2, process)
+    stuck = workers(process)[0]
+    stuck.suspend()
+    wait_for(lambda: len(trials(cli, "stacked")) == 4, process)
+    stuck.resume()
+    assert ended(process, 0).out.count("/4] ") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_their_parent_after_a_checkpoint(cli: CommandLine, number: signal.Signals) -> None:
     cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
     process = cli.start(*WORKERS, start_new_session=True)
     wait_for(lambda: begun(cli, 12) == 4, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
-    ended(process, 130)
-    assert not workers(process)
+    below = workers(process)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: to the workers, too
+        ended(process, 130)
+    else:
+        process.kill()
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert not alive
     for table in cli.folder.glob("outputs/stacked/*/signals.csv"):
         state = torch.load(table.parent / "checkpoints/last.pt", weights_only=True)
         assert state["stability"]["step"] == len(rows(table)), "no step was lost"
@@ -188,10 +206,10 @@ def test_a_launcher_that_cannot_be_is_refused(setting: dict[str, Any], told: str
 def test_a_cluster_that_is_not_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StabilityError, match=r"hydra.launcher.cluster=slurm: .*srun"):
-        run_in_workers(lambda portion, sharing: None, [1], "slurm", tmp_path / "logs", {})
+        run_in_workers(lambda number, sharing: None, 1, "slurm", tmp_path / "logs", {})
 
 
 def test_workers_without_submitit_are_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(StabilityError, match=re.escape("pip install 'stability[cluster]'")):
-        run_in_workers(lambda portion, sharing: None, [1], "local", tmp_path / "logs", {})
+        run_in_workers(lambda number, sharing: None, 1, "local", tmp_path / "logs", {})

@@ -39,12 +39,11 @@ def test_a_sweep_on_a_cluster_ends_as_one_by_one_though_a_job_is_killed(cli: Com
 
 
 def test_a_job_whose_time_is_up_is_followed_by_another_and_ctrl_c_cancels_all(cli: CommandLine) -> None:
-    limit = "hydra.launcher.parameters={timeout_min:1,slurm_signal_delay_s:20}"
-    process = cli.start(*SLURM, limit, "steps=1000000")
+    limit = [f"+hydra.launcher.parameters.{one}" for one in ("timeout_min=2", "slurm_signal_delay_s=60")]
+    process = cli.start(*SLURM, *limit, "steps=1000000")
     assert process.stdout
-    for number in range(2):
-        line = process.stdout.readline()
-        assert "A worker is out of time" in line, line
+    lines = [process.stdout.readline(), process.stdout.readline()]
+    assert all(line.startswith("A worker is out of time") for line in lines), lines
     wait_for(lambda: begun(cli, 0) == 4, process)
     process.send_signal(signal.SIGINT)
     ended(process, 130)

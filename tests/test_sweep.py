@@ -7,6 +7,7 @@ import re
 import signal
 import sqlite3
 import struct
+import sys
 import termios
 from contextlib import closing
 from pathlib import Path
@@ -93,8 +94,6 @@ def test_a_sweep_with_trials_that_crash_diverge_or_are_the_same(cli: CommandLine
     assert "crashed" not in cli.run(*command).out
     assert len(trials(cli)) == 4
     assert not [*cli.folder.glob(f"outputs/single/*/{ERROR}")]
-
-    assert "/4]" not in without_heavy_imports(cli, *command)
 
 
 def without_heavy_imports(cli: CommandLine, *command: str) -> str:
@@ -212,7 +211,8 @@ def search_states(cli: CommandLine) -> list[tuple[str, dict[str, float], float |
     return [(trial.state.name, trial.params, trial.value) for trial in study.trials]
 
 
-def test_a_search_makes_the_per_of_stable_trials_small(tmp_path: Path) -> None:
+def test_a_search_makes_the_per_of_stable_trials_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "stability.training.together", None)  # PyTorch, which finished trials do not need
     cfg = OmegaConf.structured(composed("tracking=none"))
     for outcome, objective in {"stable": 0.25, "slow": 1.0, "exploded": 1.0}.items():
         folder = write(tmp_path / outcome, outcome=outcome, per=[0.9, 0.25])
@@ -222,14 +222,15 @@ def test_a_search_makes_the_per_of_stable_trials_small(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_search_goes_on_to_its_total_and_no_further(cli: CommandLine) -> None:
-    process = cli.start(*SEARCH, "hydra.sweeper.n_trials=3")
+    """The three are chosen at once, and trained one after another when it is killed in the second."""
+    process = cli.start(*SEARCH, "hydra.sweeper.n_trials=3", "hydra.launcher.size=1")
     wait_for(lambda: len([*cli.folder.glob("outputs/search/*/checkpoints/last.pt")]) == 2, process)
     process.kill()
     process.communicate()
     cli.run(*SEARCH, "hydra.sweeper.n_trials=3")
     states = search_states(cli)
     assert [state for state, _, _ in states].count("COMPLETE") == 3
-    assert [state for state, _, _ in states if state != "COMPLETE"] in ([], ["FAIL"])
+    assert [state for state, _, _ in states if state != "COMPLETE"] in ([], 3 * ["FAIL"])
     for state, params, _ in states:
         assert state == "COMPLETE" or params in [p for s, p, _ in states if s == "COMPLETE"], "what was half done is"
     assert len(trials(cli, "search")) == 3

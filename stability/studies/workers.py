@@ -132,12 +132,14 @@ class _Worker:
         job, self.job = self.job, None
         log = short_path(job.paths.stderr)
         there = {path.name for path in job.paths.folder.iterdir()}  # a listing is never stale, on any file system
+        error = job.exception() if job.paths.result_pickle.name in there else "UncompletedJobError"
         trouble = ""
-        if job.paths.result_pickle.name not in there:
+        if "UncompletedJobError" in str(error):  # submitit's own of one whose time was up before it had begun
             self._killed += 1
             trouble = "was killed"
-        elif error := job.exception():
-            self.failure = f"A worker failed: {str(error).strip().splitlines()[-1]} ({log})"
+        elif error is not None:
+            (trace, *_) = str(error).rsplit("\n" + 22 * "-", 1)  # what follows says where logs are
+            self.failure = f"A worker failed: {trace.strip().splitlines()[-1]} ({log})"
         elif not job.result():
             trouble = "is out of time"
         if trouble and replace and self._killed < _TRIES:
