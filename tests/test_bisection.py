@@ -116,7 +116,9 @@ def test_a_search_that_was_killed_goes_on_and_a_crash_ends_its_own_alone(cli: Co
     assert f"{low:g} to {high:g}" in end.out
     (_, _, message) = end.err.rpartition("error: ")
     assert "1 of 2 searches ended early, the others are done" in message
-    assert "  device=nonsense: no verdict at lr 0.1, for its trial crashed: see outputs/single/eps1e-08-lr0.1-" in message
+    assert (
+        "  device=nonsense: no verdict at lr 0.1, for its trial crashed: see outputs/single/eps1e-08-lr0.1-" in message
+    )
     assert "the same command goes on" in message
 
     (crashed,) = (path.parent for path in study.glob("*/train.log") if not (path.parent / "verdict.json").exists())

@@ -39,7 +39,8 @@ def test_trials_of_a_sweep_end_as_alone(cli: CommandLine) -> None:
         alone.outputs = str(cli.folder)
         run_trial(alone, unpictured(cli.folder / name), quiet=True)
         assert_same(folder, cli.folder / name)
-    without_heavy_imports(cli, *STACKED, *jobs, "study=stacked")  # which finished trials do not need
+    again = without_heavy_imports(cli, *STACKED, *jobs, "study=stacked")  # which finished trials do not need
+    assert "/2]" not in again
 
 
 @pytest.mark.slow
@@ -99,11 +100,22 @@ def begun(cli: CommandLine, steps: int) -> int:
 
 @pytest.mark.slow
 def test_a_search_has_its_batches_trained_together(cli: CommandLine) -> None:
-    search = ("experiment=search", "batch.size=8", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=3")
-    end = cli.run(*STACKED, *search, "init_from=null")
+    end = cli.run(*SEARCH, "batch.size=8")
     assert "[4/4]" in end.out
     assert len(trials(cli, "search")) == 4
     assert "The best of 4 trials: 1 " in end.out
+
+
+SEARCH = (*STACKED, "experiment=search", "hydra.sweeper.n_trials=4")
+
+
+@pytest.mark.slow
+def test_a_trial_of_a_search_that_cannot_be_is_told_of_after_the_others(cli: CommandLine) -> None:
+    end = cli.run(*SEARCH, "batch.size=choice(8,2)", status=1)
+    done = len(trials(cli, "search"))
+    assert 0 < done < 4
+    assert f"error: {4 - done} of 4 trials cannot be, the others are done:\n  " in end.err
+    assert end.err.count("batch.size=2 cannot be shared out over batch.days=4") == 4 - done
 
 
 @pytest.mark.slow

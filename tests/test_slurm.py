@@ -3,12 +3,13 @@
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.commandline import CommandLine, ended, rows, wait_for
-from tests.test_launcher import BASIC, STACKED, assert_same_files, assert_same_trials, begun
+from tests.test_launcher import BASIC, STACKED, assert_same_trials, begun
 from tests.test_sweep import FACTORS, LONG
 
 SLURM = (*STACKED, *FACTORS, "study=stacked", "hydra.launcher.cluster=slurm", "hydra.launcher.workers=2")
@@ -24,7 +25,7 @@ def _cluster() -> None:
 
 def jobs() -> list[str]:
     """The numbers of the jobs that wait, run or are about to end."""
-    command = ["squeue", "--me", "--noheader", "--format=%A"]
+    command = ["squeue", "--me", "--name=stability", "--noheader", "--format=%A"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
@@ -35,6 +36,9 @@ def test_a_sweep_on_a_cluster_ends_as_one_by_one_though_a_job_is_killed(cli: Com
     subprocess.run(["scancel", "--signal=KILL", min(jobs())], check=True)
     assert ended(process, 0).out.count("A worker was killed") == 1
     assert_same_trials(cli, 4)
+    for folder in folders(cli):
+        assert (folder / ".hydra/overrides.yaml").read_text()
+        assert (folder / "train.log").exists()
     assert not jobs()
 
 
@@ -44,10 +48,20 @@ def test_a_job_whose_time_is_up_is_followed_by_another_and_ctrl_c_cancels_all(cl
     assert process.stdout
     lines = [process.stdout.readline(), process.stdout.readline()]
     assert all(line.startswith("A worker is out of time") for line in lines), lines
-    wait_for(lambda: begun(cli, 0) == 4, process)
+    made = max(steps(cli))
+    wait_for(lambda: min(steps(cli)) > made, process)
     process.send_signal(signal.SIGINT)
     ended(process, 130)
     assert not jobs()
-    for table in cli.folder.glob("outputs/stacked/*/signals.csv"):
-        state = torch.load(table.parent / "checkpoints/last.pt", weights_only=True)
-        assert state["stability"]["step"] == len(rows(table)), "no step was lost"
+    for folder, made in zip(folders(cli), steps(cli), strict=True):
+        state = torch.load(folder / "checkpoints/last.pt", weights_only=True)
+        assert state["stability"]["step"] == made, "no step was lost"
+
+
+def folders(cli: CommandLine) -> list[Path]:
+    return sorted(cli.folder.glob("outputs/stacked/eps*"))
+
+
+def steps(cli: CommandLine) -> list[int]:
+    """How many steps each trial has made."""
+    return [len(rows(folder / "signals.csv")) for folder in folders(cli)]

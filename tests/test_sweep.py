@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from stability import config
 from stability.files import ERROR
 from stability.studies.job import run_in_sweep
-from tests.commandline import CommandLine, ended, rows, the_message, wait_for
+from tests.commandline import CommandLine, ended, rows, wait_for
 from tests.configs import composed
 from tests.test_trials import write
 
@@ -134,13 +134,13 @@ def test_a_dry_run_tells_what_would_be_and_does_nothing(cli: CommandLine) -> Non
 
 
 def test_a_dry_run_of_one_trial_is_refused(cli: CommandLine) -> None:
-    assert "sweep.dry_run=true is for sweeps: give --multirun with it" in cli.fail("sweep.dry_run=true")
+    assert "sweep.dry_run=true is for sweeps: give --multirun with it" in cli.refuse("sweep.dry_run=true")
     assert not (cli.folder / "outputs").exists()
 
 
 def test_an_experiment_is_a_sweep_and_has_its_name(cli: CommandLine) -> None:
-    assert "An experiment is a sweep: give --multirun with it." in cli.fail("experiment=diagnosis")
-    message = cli.fail("--multirun", "experiment=diagnoses")
+    assert "An experiment is a sweep: give --multirun with it." in cli.refuse("experiment=diagnosis")
+    message = cli.refuse("--multirun", "experiment=diagnoses")
     assert "Could not find 'experiment/diagnoses'" in message
     assert message.endswith("test3\n"), "the last of those that there are"
     assert not (cli.folder / "outputs").exists()
@@ -155,13 +155,14 @@ def test_an_experiment_is_a_sweep_and_has_its_name(cli: CommandLine) -> None:
             ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "seed=0,1,2", "hydra.sweeper.n_trials=2"],
             "n_trials=2, but the grid has 3 combinations, of which GridSampler would leave out 1",
         ),
+        (["hydra/sweeper=optuna", "hydra.sweeper.trials=2"], "'hydra.sweeper.trials'"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_before_anything_is_trained(
     cli: CommandLine, overrides: list[str], told: str
 ) -> None:
     (cli.folder / "half.yaml").write_text("a: 1")
-    assert told in the_message(ended(cli.start_plain("--multirun", *overrides), 1))
+    assert told in cli.refuse("--multirun", *overrides)
     assert not (cli.folder / "outputs").exists()
 
 

@@ -67,16 +67,16 @@ class StackedLauncher(Launcher):
         self._context, self._task, self._config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Train a batch of the sweeper's jobs."""
+        """Train a batch of the sweeper's jobs. At the end StabilityError names those that cannot be."""
         setup_globals()
         stacks: dict[str, _Stack] = {}
-        results = []
+        results, troubles = [], []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             try:
                 job = self._job(number, overrides)
                 stack, finished = kind(job.settings), is_finished(job.settings, job.folder)
             except (HydraException, OmegaConfBaseException, StabilityError) as error:  # the others are trained
-                results.append(JobReturn(overrides, status=JobStatus.FAILED, _return_value=error))
+                troubles.append(f"  {' '.join(overrides)}: {error}")
                 continue
             results.append(job.result)
             if finished:
@@ -89,6 +89,9 @@ class StackedLauncher(Launcher):
                 self._train(jobs)
         elif stacks:
             self._train_in_workers([*stacks.values()])
+        if troubles:
+            count = f"{len(troubles)} of {len(job_overrides)} trials cannot be, the others are done:"
+            raise StabilityError("\n".join([count, *troubles]))
         return results
 
     def _job(self, number: int, overrides: Sequence[str]) -> _Job:

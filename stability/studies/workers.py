@@ -76,21 +76,25 @@ class _Task:
     parent: int | None = None  # the process without which it is not to go on
 
     def __call__(self) -> bool:
-        import torch
-
-        if self.gpu is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
-        torch.set_num_threads(max(1, torch.get_num_threads() // self.beside))
-        if self.parent is not None:
-            threading.Thread(target=_end_after, args=[self.parent], daemon=True).start()
         time_is_up = False
 
-        def note(*_: object) -> None:
+        def ask(number: int, frame: object) -> None:
+            """Ask for the end a little later, and again until trials are being trained: then it is heard."""
             nonlocal time_is_up
-            time_is_up = True
-            signal.raise_signal(signal.SIGTERM)  # checkpoints are written
+            time_is_up |= number == signal.SIGUSR2
+            again = threading.Timer(_PAUSES["local"], os.kill, (os.getpid(), signal.SIGTERM))
+            again.daemon = True
+            again.start()
 
-        signal.signal(signal.SIGUSR2, note)  # with which submitit and Slurm say so
+        signal.signal(signal.SIGTERM, ask)
+        signal.signal(signal.SIGUSR2, ask)  # with which submitit and Slurm say that time is up
+        if self.parent is not None:
+            threading.Thread(target=_end_after, args=(self.parent,), daemon=True).start()
+        if self.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // self.beside))
         try:
             self.work(self.number, self.sharing)
         except Interrupted:
@@ -101,12 +105,10 @@ class _Task:
 
 
 def _end_after(parent: int) -> None:
-    """Ask this process to end when its parent has, again until it does: it hears nothing before it trains."""
+    """Ask this process to end, as Ctrl-C does, when its parent has."""
     with suppress(psutil.NoSuchProcess):
         psutil.Process(parent).wait()
-    while True:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_PAUSES["local"])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Worker:
@@ -152,7 +154,7 @@ def _ended_here(workers: Sequence[_Worker]) -> list[_Worker]:
 
 
 def _stop_here(worker: _Worker) -> None:
-    """Ask a worker to end; to be done again until it has, for it hears nothing before it trains."""
+    """Ask a worker to end; to be done again until it has, for at first it hears nothing."""
     os.kill(int(worker.job.job_id), signal.SIGTERM)  # submitit's cancel() would send SIGINT
 
 
