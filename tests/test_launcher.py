@@ -2,12 +2,14 @@
 
 import os
 import re
+import resource
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,15 @@ def files(cli: CommandLine, study: str) -> dict[str, Path]:
     """All files of a study, by their place in it."""
     root = cli.folder / "outputs" / study
     return {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_trial_too_large_for_the_memory_is_told_of_and_the_others_are_done(cli: CommandLine) -> None:
+    memory = 3 << 30
+    limited = partial(resource.setrlimit, resource.RLIMIT_AS, (memory, memory))
+    end = cli.run(*STACKED, "model.units=8,4000000", status=1, preexec_fn=limited)
+    assert end.err.count("The memory of device=auto does not hold one trial: give a smaller batch.size or model.") == 1
+    assert len(trials(cli)) == 1
 
 
 @pytest.mark.slow
@@ -166,8 +177,10 @@ def test_what_a_worker_has_not_begun_is_taken_by_another(cli: CommandLine) -> No
     wait_for(lambda: len(workers(process)) == 2, process)
     stuck = workers(process)[0]
     stuck.suspend()
-    wait_for(lambda: len(trials(cli, "stacked")) == 4, process)
-    stuck.resume()
+    try:
+        wait_for(lambda: len(trials(cli, "stacked")) == 4, process)
+    finally:
+        stuck.resume()
     assert ended(process, 0).out.count("/4] ") == 4
 
 

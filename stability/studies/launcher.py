@@ -168,7 +168,7 @@ def _tell(jobs: Sequence[_Job], value: float) -> None:
 
 def _forget(job: _Job) -> None:
     """Forget that a trial crashed and, if it is to be trained anew, all of it: what is found later is this sweep's."""
-    from stability.training.trial import clear
+    from stability.training.trial import clear  # late: PyTorch takes seconds
 
     job.folder.mkdir(parents=True, exist_ok=True)
     if not is_busy(job.folder):

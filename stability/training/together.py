@@ -21,7 +21,7 @@ import torch
 from stability.data.t15 import Dataset
 from stability.diagnosis.signals import Table
 from stability.diagnosis.verdict import Verdict
-from stability.errors import Interrupted, StabilityError
+from stability.errors import Interrupted
 from stability.training.loop import Block, Stack, evaluate, join, select, train_steps
 
 
@@ -206,24 +206,19 @@ def _train(seated: Sequence[_Member[_End]]) -> None:
     try:
         block = train_steps(_one_stack(seated), split, count)
     except Exception as error:
-        if len(seated) > 1 and _out_of_memory(error):
+        if len(seated) > 1 and is_out_of_memory(error):
             raise _TooLarge from error
         for member in seated:  # one may be at fault: a batch that cannot be read
             member.stand_up()
             try:
                 block = train_steps(member.seat.stack, split, count)
             except Exception as own:
-                member.fail(_no_room(member) if _out_of_memory(own) else own)
+                member.fail(own)
             else:
                 member.answer(rows_of(block, 0))
         return
     for place, member in enumerate(seated):
         member.answer(rows_of(block, place))
-
-
-def _no_room(member: _Member[_End]) -> StabilityError:
-    device = member.seat.stack.device
-    return StabilityError(f"The memory of {device} does not hold one trial: give a smaller batch.size, or free some.")
 
 
 def _one_stack(seated: Sequence[_Member[_End]]) -> Stack:
@@ -242,8 +237,9 @@ def rows_of(block: Block, place: int) -> Table:
     return Table(block.names, np.array(block.steps[place]), values.data, ~np.ma.getmaskarray(values))
 
 
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether there was no memory, on whatever device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 @contextmanager

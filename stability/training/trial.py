@@ -39,7 +39,7 @@ from stability.training.decoder import init_parameters
 from stability.training.loop import Stack, new_stack
 from stability.training.measure import signal_names
 from stability.training.recorder import Recorder
-from stability.training.together import Join, Life, Seat, Train, Validate, Wish, train_together
+from stability.training.together import Join, Life, Seat, Train, Validate, Wish, is_out_of_memory, train_together
 
 _VALIDATED = ("per", "loss")  # the columns of `validation.csv`
 _BLOCK = 10  # steps after which the signals are fetched from the device, written, shown and looked at
@@ -67,6 +67,13 @@ def live(config: Config, folder: Path, *, quiet: bool = False, data: Callable[[C
         raise Busy(f"{folder} is being trained by another process: wait for it.") from None
     except OSError as error:
         raise cannot_write(folder, error) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StabilityError(
+            f"The memory of device={config.device} does not hold one trial: give a smaller batch.size or model.units, "
+            "or free some."
+        ) from error
 
 
 def _live(config: Config, folder: Path, quiet: bool, data: Callable[[Config], Dataset]) -> Life:
