@@ -86,7 +86,7 @@ def _explain(error: BaseException) -> str:
     )
     text = re.sub("|".join(internals), "", text)
     owner = re.search(r"not in '(\w+)'", text)
-    if owner:
+    if owner and hasattr(config, owner[1]):  # ours, and not Hydra's
         text += f"\nThere are: {', '.join(f.name for f in fields(getattr(config, owner[1])))}."
     return text
 

@@ -1,12 +1,20 @@
 """The real command line, in processes of its own."""
 
+import contextlib
+import logging
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+
+from stability.train import main
 
 _MODEL = ("model.units=8", "model.layers=2", "batch.size=8", "steps=12", "tracking=none")
 _SET = ("features=8", "days=4", "words=1", "train_trials=10", "val_trials=4")
@@ -51,6 +59,19 @@ class CommandLine:
     def fail(self, *overrides: str, **options: Any) -> str:
         """Run a tiny trial that cannot be, and return the one message that says so."""
         return the_message(self.run(*overrides, status=1, **options))
+
+    def refuse(self, *overrides: str) -> str:
+        """As `fail`, of a command that trains nothing: in this process, which is much quicker."""
+        log = logging.getLogger()
+        handlers, level = [*log.handlers], log.level
+        arguments = ["stability.train", *_MODEL, *self.synthetic, *overrides]
+        with mock.patch.object(sys, "argv", arguments), contextlib.chdir(self.folder), warnings.catch_warnings():
+            warnings.simplefilter("default")  # as in a process of its own
+            with pytest.raises(SystemExit) as end:
+                main()
+        log.handlers[:] = handlers  # without Hydra's
+        log.setLevel(level)
+        return the_message(Ended("", f"{end.value}\n"))
 
     def trial(self, study: str = "single", outputs: str = "outputs") -> Path:
         """The folder of the only trial of a study."""

@@ -114,6 +114,9 @@ def test_as_people_read_it() -> None:
         }
         for epsilon in ("1e-08", "1")
     ]  # fmt: skip
+    (row,) = as_rows(found(trial(0.01, "undecided"), trial(0.1, "undecided")))
+    assert (row["lr"], row["low"], row["high"]) == ("nan", "0", "inf")
+    assert "no healthy rate in 1 of 1 seeds" in row["notes"]
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 10])

@@ -2,12 +2,14 @@
 
 import os
 import re
+import resource
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,8 @@ def test_trials_of_a_sweep_end_as_alone(cli: CommandLine) -> None:
         alone.outputs = str(cli.folder)
         run_trial(alone, unpictured(cli.folder / name), quiet=True)
         assert_same(folder, cli.folder / name)
-    without_heavy_imports(cli, *STACKED, *jobs, "study=stacked")  # which finished trials do not need
+    again = without_heavy_imports(cli, *STACKED, *jobs, "study=stacked")  # which finished trials do not need
+    assert "/2]" not in again
 
 
 @pytest.mark.slow
@@ -76,6 +79,15 @@ def files(cli: CommandLine, study: str) -> dict[str, Path]:
 
 
 @pytest.mark.slow
+def test_a_trial_too_large_for_the_memory_is_told_of_and_the_others_are_done(cli: CommandLine) -> None:
+    memory = 3 << 30
+    limited = partial(resource.setrlimit, resource.RLIMIT_AS, (memory, memory))
+    end = cli.run(*STACKED, "model.units=8,4000000", status=1, preexec_fn=limited)
+    assert end.err.count("The memory of device=auto does not hold one trial: give a smaller batch.size or model.") == 1
+    assert len(trials(cli)) == 1
+
+
+@pytest.mark.slow
 def test_a_sweep_interrupted_in_mid_stack_goes_on_alone_and_in_a_stack(cli: CommandLine) -> None:
     cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
     command = (*STACKED, *FACTORS, *LONG, "study=stacked", "tracking=mlflow", "hydra.launcher.size=3")
@@ -99,11 +111,22 @@ def begun(cli: CommandLine, steps: int) -> int:
 
 @pytest.mark.slow
 def test_a_search_has_its_batches_trained_together(cli: CommandLine) -> None:
-    search = ("experiment=search", "batch.size=8", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=3")
-    end = cli.run(*STACKED, *search, "init_from=null")
+    end = cli.run(*SEARCH, "batch.size=8")
     assert "[4/4]" in end.out
     assert len(trials(cli, "search")) == 4
     assert "The best of 4 trials: 1 " in end.out
+
+
+SEARCH = (*STACKED, "experiment=search", "hydra.sweeper.n_trials=4")
+
+
+@pytest.mark.slow
+def test_a_trial_of_a_search_that_cannot_be_is_told_of_after_the_others(cli: CommandLine) -> None:
+    end = cli.run(*SEARCH, "batch.size=choice(8,2)", status=1)
+    done = len(trials(cli, "search"))
+    assert 0 < done < 4
+    assert f"error: {4 - done} of 4 trials cannot be, the others are done:\n  " in end.err
+    assert end.err.count("batch.size=2 cannot be shared out over batch.days=4") == 4 - done
 
 
 @pytest.mark.slow
@@ -126,7 +149,8 @@ def test_what_killed_workers_had_is_given_to_others(cli: CommandLine) -> None:
     wait_for(lambda: len(workers(process)) == 2 and begun(cli, 7) == 2, process)
     for worker, number in zip(workers(process), (signal.SIGKILL, signal.SIGUSR2), strict=True):
         worker.send_signal(number)
-    assert ended(process, 0).out.count("; another one goes on.") == 2
+    out = ended(process, 0).out
+    assert [out.count(f"A worker {why} (") for why in ("was killed", "is out of time")] == [1, 1]
     assert_same_trials(cli, 4)
 
 
@@ -142,19 +166,38 @@ def test_what_no_worker_lived_to_finish_is_told_of(cli: CommandLine) -> None:
         time.sleep(0.1)
     err = ended(process, 1).err
     assert err.startswith("error: no verdict on 4 of the trials.")
-    assert err.count("Every worker that it was given to was killed") == 4
+    assert err.count("Every worker that began it was killed") == 4
     assert not trials(cli, "stacked")
     assert cli.run(*WORKERS).out.count("/4] ") == 4
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_workers_after_a_checkpoint(cli: CommandLine) -> None:
+def test_what_a_worker_has_not_begun_is_taken_by_another(cli: CommandLine) -> None:
+    process = cli.start(*WORKERS)
+    wait_for(lambda: len(workers(process)) == 2, process)
+    stuck = workers(process)[0]
+    stuck.suspend()
+    try:
+        wait_for(lambda: len(trials(cli, "stacked")) == 4, process)
+    finally:
+        stuck.resume()
+    assert ended(process, 0).out.count("/4] ") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_their_parent_after_a_checkpoint(cli: CommandLine, number: signal.Signals) -> None:
     cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
     process = cli.start(*WORKERS, start_new_session=True)
     wait_for(lambda: begun(cli, 12) == 4, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
-    ended(process, 130)
-    assert not workers(process)
+    below = workers(process)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: to the workers, too
+        ended(process, 130)
+    else:
+        process.kill()
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert not alive
     for table in cli.folder.glob("outputs/stacked/*/signals.csv"):
         state = torch.load(table.parent / "checkpoints/last.pt", weights_only=True)
         assert state["stability"]["step"] == len(rows(table)), "no step was lost"
@@ -188,10 +231,10 @@ def test_a_launcher_that_cannot_be_is_refused(setting: dict[str, Any], told: str
 def test_a_cluster_that_is_not_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StabilityError, match=r"hydra.launcher.cluster=slurm: .*srun"):
-        run_in_workers(lambda portion, sharing: None, [1], "slurm", tmp_path / "logs", {})
+        run_in_workers(lambda number, sharing: None, 1, "slurm", tmp_path / "logs", {})
 
 
 def test_workers_without_submitit_are_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(StabilityError, match=re.escape("pip install 'stability[cluster]'")):
-        run_in_workers(lambda portion, sharing: None, [1], "local", tmp_path / "logs", {})
+        run_in_workers(lambda number, sharing: None, 1, "local", tmp_path / "logs", {})

@@ -7,6 +7,7 @@ import re
 import signal
 import sqlite3
 import struct
+import sys
 import termios
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 from stability import config
 from stability.files import ERROR
 from stability.studies.job import run_in_sweep
-from tests.commandline import CommandLine, ended, rows, the_message, wait_for
+from tests.commandline import CommandLine, ended, rows, wait_for
 from tests.configs import composed
 from tests.test_trials import write
 
@@ -94,8 +95,6 @@ def test_a_sweep_with_trials_that_crash_diverge_or_are_the_same(cli: CommandLine
     assert len(trials(cli)) == 4
     assert not [*cli.folder.glob(f"outputs/single/*/{ERROR}")]
 
-    assert "/4]" not in without_heavy_imports(cli, *command)
-
 
 def without_heavy_imports(cli: CommandLine, *command: str) -> str:
     """What a command says where PyTorch, MLflow and HDF5 cannot be imported."""
@@ -135,13 +134,13 @@ def test_a_dry_run_tells_what_would_be_and_does_nothing(cli: CommandLine) -> Non
 
 
 def test_a_dry_run_of_one_trial_is_refused(cli: CommandLine) -> None:
-    assert "sweep.dry_run=true is for sweeps: give --multirun with it" in cli.fail("sweep.dry_run=true")
+    assert "sweep.dry_run=true is for sweeps: give --multirun with it" in cli.refuse("sweep.dry_run=true")
     assert not (cli.folder / "outputs").exists()
 
 
 def test_an_experiment_is_a_sweep_and_has_its_name(cli: CommandLine) -> None:
-    assert "An experiment is a sweep: give --multirun with it." in cli.fail("experiment=diagnosis")
-    message = cli.fail("--multirun", "experiment=diagnoses")
+    assert "An experiment is a sweep: give --multirun with it." in cli.refuse("experiment=diagnosis")
+    message = cli.refuse("--multirun", "experiment=diagnoses")
     assert "Could not find 'experiment/diagnoses'" in message
     assert message.endswith("test3\n"), "the last of those that there are"
     assert not (cli.folder / "outputs").exists()
@@ -156,13 +155,14 @@ def test_an_experiment_is_a_sweep_and_has_its_name(cli: CommandLine) -> None:
             ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "seed=0,1,2", "hydra.sweeper.n_trials=2"],
             "n_trials=2, but the grid has 3 combinations, of which GridSampler would leave out 1",
         ),
+        (["hydra/sweeper=optuna", "hydra.sweeper.trials=2"], "'hydra.sweeper.trials'"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_before_anything_is_trained(
     cli: CommandLine, overrides: list[str], told: str
 ) -> None:
     (cli.folder / "half.yaml").write_text("a: 1")
-    assert told in the_message(ended(cli.start_plain("--multirun", *overrides), 1))
+    assert told in cli.refuse("--multirun", *overrides)
     assert not (cli.folder / "outputs").exists()
 
 
@@ -212,7 +212,8 @@ def search_states(cli: CommandLine) -> list[tuple[str, dict[str, float], float |
     return [(trial.state.name, trial.params, trial.value) for trial in study.trials]
 
 
-def test_a_search_makes_the_per_of_stable_trials_small(tmp_path: Path) -> None:
+def test_a_search_makes_the_per_of_stable_trials_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "stability.training.together", None)  # PyTorch, which finished trials do not need
     cfg = OmegaConf.structured(composed("tracking=none"))
     for outcome, objective in {"stable": 0.25, "slow": 1.0, "exploded": 1.0}.items():
         folder = write(tmp_path / outcome, outcome=outcome, per=[0.9, 0.25])
@@ -222,14 +223,15 @@ def test_a_search_makes_the_per_of_stable_trials_small(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_search_goes_on_to_its_total_and_no_further(cli: CommandLine) -> None:
-    process = cli.start(*SEARCH, "hydra.sweeper.n_trials=3")
+    """The three are chosen at once, and trained one after another when it is killed in the second."""
+    process = cli.start(*SEARCH, "hydra.sweeper.n_trials=3", "hydra.launcher.size=1")
     wait_for(lambda: len([*cli.folder.glob("outputs/search/*/checkpoints/last.pt")]) == 2, process)
     process.kill()
     process.communicate()
     cli.run(*SEARCH, "hydra.sweeper.n_trials=3")
     states = search_states(cli)
     assert [state for state, _, _ in states].count("COMPLETE") == 3
-    assert [state for state, _, _ in states if state != "COMPLETE"] in ([], ["FAIL"])
+    assert [state for state, _, _ in states if state != "COMPLETE"] in ([], 3 * ["FAIL"])
     for state, params, _ in states:
         assert state == "COMPLETE" or params in [p for s, p, _ in states if s == "COMPLETE"], "what was half done is"
     assert len(trials(cli, "search")) == 3

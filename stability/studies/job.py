@@ -6,11 +6,12 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from stability import config
 from stability.errors import Busy, StabilityError
-from stability.files import ERROR, FIGURE, VERDICT, write_atomically
+from stability.files import ERROR, FIGURE, LOCK, VERDICT, write_atomically
 from stability.studies.trials import read_trials
 from stability.tracking import is_sent
 
@@ -66,3 +67,14 @@ def is_finished(settings: config.Config, folder: Path) -> bool:
     """Whether nothing is left to do for the trial, as far as its folder tells."""
     there = all((folder / name).exists() for name in (VERDICT, FIGURE)) and not (folder / ERROR).exists()
     return there and not settings.fresh and is_sent(settings.tracking, folder, outputs=Path(settings.outputs))
+
+
+def is_busy(folder: Path) -> bool:
+    """Whether a process is training the trial."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True

@@ -2,18 +2,19 @@
 
 Trials share a stack if they have the same model, batch, precision, data and device; other stacks follow. Each has its
 folder, its `.hydra` files and its log as with any launcher, and ends as it would alone. Workers are processes that
-train stacks at the same time; what became of a trial is told by its folder.
+train stacks at the same time, each a part of the trials, and then what others have not begun: a trial's lock tells who
+trains it, and its folder what became of it.
 """
 
 import copy
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 from stability import config
 from stability.config import Config, resolve
 from stability.errors import StabilityError
-from stability.files import CONFIG, ERROR, write_atomically
-from stability.studies.job import is_finished, live_in_sweep, objective
+from stability.files import ERROR, VERDICT, write_atomically
+from stability.studies.job import is_busy, is_finished, live_in_sweep, objective
 
 if TYPE_CHECKING:
     from stability.data.t15 import Dataset
@@ -41,6 +42,7 @@ _LOG = logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")
 class _Job:
     config: DictConfig
     task: DictConfig  # without Hydra's own part
+    settings: Config
     folder: Path
     result: JobReturn
 
@@ -65,28 +67,31 @@ class StackedLauncher(Launcher):
         self._context, self._task, self._config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Train a batch of the sweeper's jobs."""
+        """Train a batch of the sweeper's jobs. At the end StabilityError names those that cannot be."""
         setup_globals()
         stacks: dict[str, _Stack] = {}
-        results = []
+        results, troubles = [], []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             try:
                 job = self._job(number, overrides)
-                settings = resolve(job.task)
-                stack, finished = kind(settings), is_finished(settings, job.folder)
+                stack, finished = kind(job.settings), is_finished(job.settings, job.folder)
             except (HydraException, OmegaConfBaseException, StabilityError) as error:  # the others are trained
-                results.append(JobReturn(overrides, status=JobStatus.FAILED, _return_value=error))
+                troubles.append(f"  {' '.join(overrides)}: {error}")
                 continue
             results.append(job.result)
             if finished:
                 _tell([job], objective(job.folder))
             else:
+                _forget(job)
                 stacks.setdefault(stack, {}).setdefault(job.folder, []).append(job)
         if self._workers == 1 and self._cluster == "local":
             for jobs in stacks.values():
                 self._train(jobs)
         elif stacks:
             self._train_in_workers([*stacks.values()])
+        if troubles:
+            count = f"{len(troubles)} of {len(job_overrides)} trials cannot be, the others are done:"
+            raise StabilityError("\n".join([count, *troubles]))
         return results
 
     def _job(self, number: int, overrides: Sequence[str]) -> _Job:
@@ -99,39 +104,31 @@ class StackedLauncher(Launcher):
         with open_dict(task):
             del task["hydra"]
         own = [*composed.hydra.overrides.task]
-        return _Job(composed, task, folder, JobReturn(own, task, hydra, str(Path.cwd()), composed.hydra.job.name))
+        result = JobReturn(own, task, hydra, str(Path.cwd()), composed.hydra.job.name)
+        return _Job(composed, task, resolve(task), folder, result)
 
     def _train_in_workers(self, stacks: list[_Stack]) -> None:
-        """Give each worker its part of the trials: neighbours, which share a seed and with it their batches."""
         from stability.studies.workers import run_in_workers  # late: PyTorch takes seconds
 
-        trials = [(number, folder) for number, stack in enumerate(stacks) for folder in stack]
-        count = min(self._workers, len(trials))
-        bounds = [round(len(trials) * i / count) for i in range(count + 1)]
-        portions: list[list[_Stack]] = []
-        for begin, end in pairwise(bounds):
-            parts: dict[int, _Stack] = {}
-            for number, folder in trials[begin:end]:
-                parts.setdefault(number, {})[folder] = stacks[number][folder]
-            portions.append([*parts.values()])
+        jobs = {folder: jobs for stack in stacks for folder, jobs in stack.items()}
+        count = min(self._workers, len(jobs))
         logs = Path(self._config.hydra.sweep.dir) / ".submitit"
-        work = partial(self._work, time.time())
-        ends = run_in_workers(work, portions, self._cluster, logs, self._parameters)
-        for portion, values in zip(portions, ends, strict=True):
-            for stack in portion:
-                for folder, jobs in stack.items():
-                    _tell(jobs, _given_up(jobs[0]) if values is None else values[folder])
+        run_in_workers(partial(self._work, stacks, count), count, self._cluster, logs, self._parameters)
+        for folder, same in jobs.items():
+            _tell(same, _told_by(folder))
 
-    def _work(self, since: float, stacks: list[_Stack], sharing: int) -> dict[Path, float]:
-        """Train stacks in a worker, and return what their trials' lives returned."""
+    def _work(self, stacks: list[_Stack], count: int, number: int, sharing: int) -> None:
+        """Train as worker `number`: its part of the trials, and then what others have not begun, the last first.
+
+        A part is of neighbours, which share a seed and with it their batches.
+        """
         config.register()
         setup_globals()
-        for stack in stacks:
-            for folder, (job, *_) in stack.items():
-                if (folder / CONFIG).exists() and (folder / CONFIG).stat().st_mtime > since:
-                    job.task.fresh = False  # it was begun by a worker that was killed
-            self._train(stack, sharing)
-        return {folder: jobs[0].result.return_value for stack in stacks for folder, jobs in stack.items()}
+        trials = [(stack, folder) for stack in range(len(stacks)) for folder in stacks[stack]]
+        begin, end = (round(len(trials) * i / count) for i in (number, number + 1))
+        for part in (trials[begin:end], [*reversed(trials[:begin] + trials[end:])]):
+            for stack, trials_of_stack in groupby(part, key=itemgetter(0)):
+                self._train({folder: stacks[stack][folder] for _, folder in trials_of_stack}, sharing)
 
     def _train(self, stack: _Stack, sharing: int = 1) -> None:
         """Train the trials of one stack."""
@@ -144,7 +141,9 @@ class StackedLauncher(Launcher):
 
     def _life(self, jobs: list[_Job], data: "Callable[[Config], Dataset]") -> "Generator[Wish, Any, float]":
         job = jobs[0]
-        job.folder.mkdir(parents=True, exist_ok=True)
+        if (job.folder / ERROR).exists() or is_finished(job.settings, job.folder):  # another worker had it
+            _tell(jobs, math.nan)
+            return math.nan
         _write_hydra_files(job)
         log = logging.FileHandler(job.folder / f"{job.result.task_name}.log")
         log.setFormatter(_LOG)
@@ -167,13 +166,25 @@ def _tell(jobs: Sequence[_Job], value: float) -> None:
         job.result.return_value, job.result.status = value, JobStatus.COMPLETED
 
 
-def _given_up(job: _Job) -> float:
-    """What became of the trial of a worker that was killed and not replaced."""
-    if is_finished(resolve(job.task), job.folder):
-        return objective(job.folder)
+def _forget(job: _Job) -> None:
+    """Forget that a trial crashed and, if it is to be trained anew, all of it: what is found later is this sweep's."""
+    from stability.training.trial import clear  # late: PyTorch takes seconds
+
     job.folder.mkdir(parents=True, exist_ok=True)
-    reason = "Every worker that it was given to was killed, perhaps for want of memory: see .submitit in the study."
-    write_atomically(job.folder / ERROR, f"{reason}\n".encode())
+    if not is_busy(job.folder):
+        (job.folder / ERROR).unlink(missing_ok=True)
+        if job.settings.fresh:
+            clear(job.folder)
+    job.task.fresh = job.settings.fresh = False
+
+
+def _told_by(folder: Path) -> float:
+    """What became of a trial that workers were to train."""
+    if not (folder / ERROR).exists() and not is_busy(folder):
+        if (folder / VERDICT).exists():
+            return objective(folder)
+        reason = "Every worker that began it was killed, perhaps for want of memory: see .submitit in the study."
+        write_atomically(folder / ERROR, f"{reason}\n".encode())
     return math.nan
 
 

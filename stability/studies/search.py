@@ -49,10 +49,7 @@ class ResumingSweeper(OptunaSweeper):
                 study.enqueue_trial(trial.params)
                 study.tell(trial.number, state=TrialState.FAIL)
             self.sweeper.n_trials = max(0, self._settings.n_trials - _finished(study))
-            if self._settings.sampler.get("seed") is not None:
-                another = {"seed": self._settings.sampler.seed + len(study.trials)}  # or the same would be drawn again
-                sampler = OmegaConf.merge(self._settings.sampler, another)
-                self.sweeper.sampler = instantiate(sampler, _execution_whitelist_="optuna.samplers.*")
+            self.sweeper.sampler = _sampler(self._settings, len(study.trials))
             try:
                 super().sweep(arguments)
             except ValueError:
@@ -109,6 +106,16 @@ def _study(settings: DictConfig) -> Any:
         direction=getattr(settings.direction, "name", settings.direction),
         load_if_exists=True,
     )
+
+
+def _sampler(settings: DictConfig, chosen: int) -> Any:
+    """The sampler, to go on after it has chosen so many trials."""
+    changes: dict[str, Any] = {}
+    if settings.sampler.get("seed") is not None:
+        changes["seed"] = settings.sampler.seed + chosen  # or the same would be drawn again
+    if "constant_liar" in settings.sampler:  # TPE
+        changes["constant_liar"] = settings.n_jobs > 1  # or those chosen at once would be neighbours
+    return instantiate(OmegaConf.merge(settings.sampler, changes), _execution_whitelist_="optuna.samplers.*")
 
 
 def _finished(study: Any) -> int:

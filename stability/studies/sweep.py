@@ -8,17 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from stability import config
 from stability.errors import StabilityError, Stop
-from stability.files import ERROR, LOCK, VERDICT, short_path
+from stability.files import ERROR, VERDICT, short_path
 from stability.studies.bisection import BisectionSweeper
 from stability.studies.dry_run import show_plan, show_search
-from stability.studies.job import is_finished
+from stability.studies.job import is_busy, is_finished
 from stability.studies.launcher import StackedLauncher
 from stability.studies.plan import Plan, plan
 from stability.studies.progress import CRASHED, SweepProgress, why
@@ -124,7 +123,7 @@ def _missing(progress: SweepProgress) -> str:
     for folder in progress.folders():
         if folder in progress.outcomes:
             continue
-        if _is_busy(folder):
+        if is_busy(folder):
             reasons[folder] = "another process is training it"
         elif progress.plan:
             reasons[folder] = "it was not trained, or its process was killed"
@@ -134,14 +133,3 @@ def _missing(progress: SweepProgress) -> str:
     return "\n".join(
         [f"no verdict on {len(reasons)} of the trials. The same command goes on with what is missing.", *lines]
     )
-
-
-def _is_busy(folder: Path) -> bool:
-    """Whether a process is training the trial."""
-    if not (folder / LOCK).exists():
-        return False
-    try:
-        with FileLock(folder / LOCK).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True

@@ -1,134 +1,173 @@
-"""Processes that share out work, on this machine or on the nodes of a Slurm cluster, started through submitit.
+"""Processes that work side by side, on this machine or on the nodes of a Slurm cluster, started through submitit.
 
-The work of one that is killed is given to another, so it has to be such that it can be gone on with.
+One that is killed is replaced, so its work has to be such that it can be gone on with.
 """
 
 import os
 import signal
+import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
+
+import psutil
 
 from stability.errors import Interrupted, StabilityError
 from stability.files import short_path
 
-_PAUSE = 0.5  # seconds between two looks at the workers
-_TRIES = 3  # processes that a portion of the work is given to, one after another
-_YEAR = 365 * 24 * 60  # minutes; submitit ends what runs longer than it was told
-
-_Portion = TypeVar("_Portion")
-_Result = TypeVar("_Result")
+_PAUSES = {"local": 0.5, "slurm": 5.0}  # seconds between two looks at the workers; Slurm has others to answer
+_LIMITS = {"local": 365 * 24 * 60, "slurm": 4 * 60}  # minutes after which a worker ends and another one goes on
+_TRIES = 3  # processes that are killed before nobody goes on
 
 
 def run_in_workers(
-    work: Callable[[_Portion, int], _Result],
-    portions: Sequence[_Portion],
-    cluster: str,
-    folder: Path,
-    parameters: Mapping[str, Any],
-) -> list[_Result | None]:
-    """Have `work(portion, n)` run for every portion at once, each in a process that shares its device with n in all.
+    work: Callable[[int, int], object], count: int, cluster: str, folder: Path, parameters: Mapping[str, Any]
+) -> None:
+    """Have `work(i, n)` run at once for every i below `count`, each in a process that shares its device with n in all.
 
-    Returns the results in their order, None of a portion whose process was killed three times. The workers leave their
-    logs in `folder`; `parameters` are those of submitit's jobs. On this machine each sees one of the GPUs, in turn.
-    Raises StabilityError where submitit or Slurm is missing and for a worker that failed, when the others have ended,
-    and Interrupted after Ctrl-C or SIGTERM, when all have.
+    One whose time is up, or that is killed, is replaced; the third that is killed is not. The workers leave their logs
+    in `folder`; `parameters` are those of submitit's jobs. On this machine each sees one of the GPUs, in turn, and ends
+    after this process has, as after Ctrl-C; on a cluster they go on without it. Raises StabilityError where submitit or
+    Slurm is missing and for a worker that failed, when the others have ended, and Interrupted after Ctrl-C or SIGTERM,
+    when all have.
     """
     from stability.training.together import stop_requests  # late: PyTorch takes seconds
 
     local = cluster == "local"
     executor = _executor(cluster, folder, parameters)
     gpus = _gpus() if local else []
-    sharing = -(-len(portions) // max(1, len(gpus))) if local else 1
-    tasks = []
-    for i, portion in enumerate(portions):
+    sharing = -(-count // max(1, len(gpus))) if local else 1
+    workers = []
+    for i in range(count):
         gpu = gpus[i % len(gpus)] if gpus else None
-        tasks.append(_Task(_Work(work, portion, sharing, gpu, len(portions) if local else 1), local))
+        task = _Task(work, i, sharing, gpu, count, os.getpid()) if local else _Task(work, i, sharing)
+        workers.append(_Worker(task, executor))
     with stop_requests() as stop_requested:
-        for task in tasks:
-            task.begin(executor)
-        while going_on := [task for task in tasks if task.job is not None]:
-            time.sleep(_PAUSE)
-            for task in going_on:
-                if stop_requested():
-                    task.stop()
-                elif task.job.done():
-                    task.look(executor)
-        if stop_requested():
-            raise Interrupted("Stopped. The same command goes on from there.")
-    if failed := [task.failure for task in tasks if task.failure]:
+        for worker in workers:
+            worker.begin()
+        while going_on := [worker for worker in workers if worker.job is not None]:
+            time.sleep(_PAUSES[cluster])
+            ended = _ended_here(going_on) if local else _ended_on_slurm(going_on)
+            for worker in going_on:
+                if worker in ended:
+                    worker.look(replace=not stop_requested())
+                elif stop_requested():
+                    _stop_here(worker) if local else _stop_on_slurm(worker)
+        if how := stop_requested():
+            raise how("Stopped. The same command goes on from there.")
+    if failed := [worker.failure for worker in workers if worker.failure]:
         raise StabilityError("\n".join(failed))
-    return [task.result for task in tasks]
 
 
 @dataclass
-class _Work(Generic[_Portion, _Result]):
-    """What a worker is sent."""
+class _Task:
+    """What a worker is sent. It returns whether it came to its end, which it does not if its time is up before."""
 
-    work: Callable[[_Portion, int], _Result]
-    portion: _Portion
+    work: Callable[[int, int], object]
+    number: int
     sharing: int  # workers on its device
-    gpu: str | None
-    beside: int  # workers on its machine
+    gpu: str | None = None
+    beside: int = 1  # workers on its machine
+    parent: int | None = None  # the process without which it is not to go on
 
-    def __call__(self) -> _Result:
-        import torch
+    def __call__(self) -> bool:
+        time_is_up = False
 
+        def ask(number: int, frame: object) -> None:
+            """Ask for the end a little later, and again until trials are being trained: then it is heard."""
+            nonlocal time_is_up
+            time_is_up |= number == signal.SIGUSR2
+            again = threading.Timer(_PAUSES["local"], os.kill, (os.getpid(), signal.SIGTERM))
+            again.daemon = True
+            again.start()
+
+        signal.signal(signal.SIGTERM, ask)
+        signal.signal(signal.SIGUSR2, ask)  # with which submitit and Slurm say that time is up
+        if self.parent is not None:
+            threading.Thread(target=_end_after, args=(self.parent,), daemon=True).start()
         if self.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
+        import torch
+
         torch.set_num_threads(max(1, torch.get_num_threads() // self.beside))
-        # With this Slurm says that time is up: checkpoints are written, and another worker goes on.
-        signal.signal(signal.SIGUSR2, lambda *_: signal.raise_signal(signal.SIGTERM))
-        return self.work(self.portion, self.sharing)
+        try:
+            self.work(self.number, self.sharing)
+        except Interrupted:
+            if not time_is_up:
+                raise
+            return False
+        return True
 
 
-class _Task(Generic[_Portion, _Result]):
-    """A portion of the work, and the worker that has it."""
+def _end_after(parent: int) -> None:
+    """Ask this process to end, as Ctrl-C does, when its parent has."""
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(parent).wait()
+    os.kill(os.getpid(), signal.SIGTERM)
 
-    job: Any = None  # submitit's, while there is a worker
-    result: _Result | None = None
+
+class _Worker:
+    """A part of the work, and the process that does it."""
+
+    job: Any = None  # submitit's, while there is a process
     failure: str = ""
 
-    def __init__(self, work: _Work[_Portion, _Result], local: bool) -> None:
-        self._work, self._local, self._tries = work, local, 0
+    def __init__(self, task: _Task, executor: Any) -> None:
+        self._task, self._executor, self._killed = task, executor, 0
 
-    def begin(self, executor: Any) -> None:
-        """Give it to a new worker."""
-        self._tries += 1
+    def begin(self) -> None:
+        """Start a process."""
         # The terminal's Ctrl-C is for us alone: submitit would kill the workers before they have written checkpoints.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self.job = executor.submit(self._work)
+            self.job = self._executor.submit(self._task)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def look(self, executor: Any) -> None:
-        """See what became of the worker, which has ended."""
-        from submitit.core.utils import UncompletedJobError
-
+    def look(self, *, replace: bool) -> None:
+        """See what became of the process, which has ended, and replace it if it has to be."""
         job, self.job = self.job, None
-        killed = self._local and not job.paths.result_pickle.exists()  # on a cluster's file system it may come late
-        error = None if killed else job.exception()
-        if killed or isinstance(error, UncompletedJobError):
-            if self._tries < _TRIES:
-                print(f"A worker was killed ({short_path(job.paths.stderr)}); another one goes on.", flush=True)
-                self.begin(executor)
+        log = short_path(job.paths.stderr)
+        there = {path.name for path in job.paths.folder.iterdir()}  # a listing is never stale, on any file system
+        error = job.exception() if job.paths.result_pickle.name in there else "UncompletedJobError"
+        trouble = ""
+        if "UncompletedJobError" in str(error):  # submitit's own of one whose time was up before it had begun
+            self._killed += 1
+            trouble = "was killed"
         elif error is not None:
-            self.failure = f"A worker failed: {str(error).strip().splitlines()[-1]} ({short_path(job.paths.stderr)})"
-        else:
-            self.result = job.result()
+            (trace, *_) = str(error).rsplit("\n" + 22 * "-", 1)  # what follows says where logs are
+            self.failure = f"A worker failed: {trace.strip().splitlines()[-1]} ({log})"
+        elif not job.result():
+            trouble = "is out of time"
+        if trouble and replace and self._killed < _TRIES:
+            print(f"A worker {trouble} ({log}); another one goes on.", flush=True)
+            self.begin()
 
-    def stop(self) -> None:
-        """Ask the worker to end, again until it has: it hears nothing before it trains."""
-        if self.job.done():
-            self.job = None
-        elif self._local:
-            os.kill(int(self.job.job_id), signal.SIGTERM)  # submitit's cancel() would send SIGINT
-        else:
-            self.job.cancel()
+
+def _ended_here(workers: Sequence[_Worker]) -> list[_Worker]:
+    return [worker for worker in workers if worker.job.done()]
+
+
+def _stop_here(worker: _Worker) -> None:
+    """Ask a worker to end; to be done again until it has, for at first it hears nothing."""
+    os.kill(int(worker.job.job_id), signal.SIGTERM)  # submitit's cancel() would send SIGINT
+
+
+def _ended_on_slurm(workers: Sequence[_Worker]) -> list[_Worker]:
+    """Those whose jobs are not in the queue. Submitit would ask Slurm's accounting, which not every cluster has."""
+    queue = subprocess.run(["squeue", "--me", "--noheader", "--format=%A"], capture_output=True, text=True)
+    if queue.returncode:  # the controller does not answer: it may do so again
+        return []
+    return [worker for worker in workers if worker.job.job_id not in queue.stdout.split()]
+
+
+def _stop_on_slurm(worker: _Worker) -> None:
+    subprocess.run(["scancel", "--quiet", worker.job.job_id], capture_output=True)
 
 
 def _executor(cluster: str, folder: Path, parameters: Mapping[str, Any]) -> Any:
@@ -140,8 +179,8 @@ def _executor(cluster: str, folder: Path, parameters: Mapping[str, Any]) -> Any:
     own = tempfile.mkdtemp(dir=folder, prefix=time.strftime("%Y-%m-%d-%H%M%S-"))  # local job numbers come again
     try:
         executor = AutoExecutor(own, cluster=cluster)
-        executor.update_parameters(**{"timeout_min": _YEAR, "name": "stability", **parameters})
-    except (RuntimeError, ValueError, TypeError, NameError) as error:  # no Slurm here, no such parameter
+        executor.update_parameters(**{"timeout_min": _LIMITS[cluster], "name": "stability", **parameters})
+    except (RuntimeError, ValueError, TypeError, NameError, AssertionError) as error:  # no Slurm, no such parameter
         raise StabilityError(f"hydra.launcher.cluster={cluster}: {error}") from None
     return executor
 

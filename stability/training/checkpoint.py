@@ -4,6 +4,7 @@ A file holds `model_state_dict`, `optimizer_state_dict`, `scheduler_state_dict`,
 official trainer writes them, and under `stability` what a resume needs beyond that.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -188,6 +189,13 @@ def _by_group(parameters: Mapping[str, Tensor]) -> dict[str, list[str]]:
     return groups
 
 
+class _AdamW(torch.optim.AdamW):
+    """The same, without a decoration that imports PyTorch's compiler, which takes as long as all else of PyTorch."""
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+
+
 def _torch_states(
     config: Config, own: Parameters, moments: Moments, step: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -204,7 +212,7 @@ def _torch_states(
         }
         for group, members in names.items()
     ]
-    optimizer = torch.optim.AdamW(groups, betas=(o.beta1, o.beta2), eps=o.epsilon, fused=o.fused or None)
+    optimizer = _AdamW(groups, betas=(o.beta1, o.beta2), eps=o.epsilon, fused=o.fused or None)
     scheduler = LambdaLR(optimizer, [lambda _: 1.0] * len(groups)).state_dict()
     rate, day_rate = learning_rates(config, step)
     last = [day_rate if group == "day_layer" else rate for group in names]

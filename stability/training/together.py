@@ -71,7 +71,7 @@ _End = TypeVar("_End")
 
 _MOST = {"cpu": 8, "cuda": 64}  # trials in a stack, by device; more of them are no faster
 _FILLED = 0.8  # of the free memory
-_OUT_OF_MEMORY = ("not enough memory", "out of memory", "ALLOC_FAILED")  # on a CPU, on CUDA, in CUDA's libraries
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # on a CPU, on CUDA, in CUDA's libraries
 
 
 def train_together(
@@ -208,7 +208,7 @@ def _train(seated: Sequence[_Member[_End]]) -> None:
     try:
         block = train_steps(_one_stack(seated), split, count)
     except Exception as error:
-        too_large = len(seated) > 1 and _out_of_memory(error)
+        too_large = len(seated) > 1 and is_out_of_memory(error)
     else:
         for place, member in enumerate(seated):
             member.answer(rows_of(block, place))
@@ -234,7 +234,7 @@ def _train_alone(stack: Stack, split: Split, count: int) -> Block:
         try:
             block = train_steps(stack, split, count)
         except Exception as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if stack.micro_batches == size:
                 raise StabilityError(
@@ -267,7 +267,8 @@ def rows_of(block: Block, place: int) -> Table:
     return Table(block.names, np.array(block.steps[place]), values.data, ~np.ma.getmaskarray(values))
 
 
-def _out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether there was no memory, on whatever device."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in str(error) for w in _OUT_OF_MEMORY)
 
 

@@ -41,7 +41,7 @@ from stability.training.host import prepare_host
 from stability.training.loop import Stack, new_stack, precision_on
 from stability.training.measure import signal_names
 from stability.training.recorder import Recorder
-from stability.training.together import Join, Life, Seat, Train, Validate, Wish, train_together
+from stability.training.together import Join, Life, Seat, Train, Validate, Wish, is_out_of_memory, train_together
 
 _VALIDATED = ("per", "loss")  # the columns of `validation.csv`
 _BLOCK = 10  # steps after which the signals are fetched from the device, written, shown and looked at
@@ -69,12 +69,19 @@ def live(config: Config, folder: Path, *, quiet: bool = False, data: Callable[[C
         raise Busy(f"{folder} is being trained by another process: wait for it.") from None
     except OSError as error:
         raise cannot_write(folder, error) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StabilityError(
+            f"The memory of device={config.device} does not hold one trial: give a smaller batch.size or model.units, "
+            "or free some."
+        ) from error
 
 
 def _live(config: Config, folder: Path, quiet: bool, data: Callable[[Config], Dataset]) -> Life:
     (folder / ERROR).unlink(missing_ok=True)
     if config.fresh:
-        _clear(folder)
+        clear(folder)
     finished_before = (folder / VERDICT).exists()
     if finished_before:
         verdict = Verdict.from_json((folder / VERDICT).read_text())
@@ -279,7 +286,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Forget the trial that the folder holds; what a person put there stays."""
     for inner in (CHECKPOINTS, FLIGHT):
         shutil.rmtree(folder / inner, ignore_errors=True)
