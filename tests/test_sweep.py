@@ -74,9 +74,9 @@ def test_a_sweep_with_trials_that_crash_diverge_or_are_the_same(cli: CommandLine
     lines = end.out.splitlines()
     assert lines[0] == "2 trials are the same as others, and are trained once."
     assert lines[1] == "With one seed nothing can be ruled on: give several, as in 'seed=range(3)'."
-    assert any(re.match(r"\[\d/4\] non_finite  lr 1e\+30  init_from None  seed 0  PER \d", line) for line in lines)
+    assert any(re.match(r"\[\d/4\] non_finite  lr 1e30  init_from null  seed 0  PER \d", line) for line in lines)
     *grid, counts = lines[lines.index("") - 4 : lines.index("")]  # above the report
-    cells = [["init_from", "lr", "0.005", "lr", "1e+30"], ["first.pt", "1C", "1C"], ["None", "1U", "1N"]]
+    cells = [["init_from", "lr", "0.005", "lr", "1e30"], ["first.pt", "1C", "1C"], ["null", "1U", "1N"]]
     assert [line.split() for line in grid] == cells
     assert sorted(counts.split("  ")) == ["C crashed 2", "N non_finite 1", "U undecided 1"]
     assert end.err.startswith("error: no verdict on 2 of the trials. The same command goes on")
