@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stability.streams import numpy_stream, torch_stream
+from stability.transfer import sent
 
 _TAPS = 100  # taps of the official kernel before the small ones are dropped
 _SMALLEST_TAP = 0.01
@@ -46,7 +47,7 @@ def smooth(x: Tensor, std: float) -> Tensor:
     """Gaussian smoothing over time with zero padding, channel by channel. x: (..., T, F); std in bins, 0: none."""
     if std == 0:
         return x
-    kernel = torch.as_tensor(smoothing_kernel(std), dtype=x.dtype, device=x.device)
+    kernel = sent(torch.from_numpy(smoothing_kernel(std)).to(x.dtype), x.device)
     *lead, t, f = x.shape
     flat = x.reshape(-1, t, f).transpose(1, 2)
     smoothed = F.conv1d(flat, kernel.expand(f, 1, -1), padding="same", groups=f)

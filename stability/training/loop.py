@@ -245,12 +245,12 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     signals = {"loss": loss.detach(), "loss_per_label": loss_per_label.detach()} | measure.norms_by_part(norms)
     norm = signals["grad_norm"]
     limit = torch.tensor([torch.inf if c.optimizer.clip_norm is None else c.optimizer.clip_norm for c in configs])
-    limit = limit.to(device)
+    limit = sent(limit, device)
     signals["loss_scale"] = stack.loss_scale
     clipped_norm = norm * stack.loss_scale if configs[0].precision.clip_before_unscale else norm
     coefficients = clip_coefficients(clipped_norm, limit)
     signals["clipped"] = (clipped_norm > limit).float()
-    frames, label_counts = inputs.frames.to(device), inputs.label_counts.to(device)
+    frames, label_counts = sent(inputs.frames, device), sent(inputs.label_counts, device)
     signals |= measure.output_signals(logits, frames)
     signals["input_max"] = measure.input_max(inputs.x)
     signals["infeasible_targets"] = measure.infeasible_targets(inputs.labels, label_counts, frames).sum(1).float()
@@ -260,7 +260,7 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     signals["applied_norm"] = torch.where(skip > 0, 0, norm * coefficients)
     divisors = signals["loss_scale"] / coefficients
     rates = [learning_rates(c, step) for c, step in zip(configs, stack.steps, strict=True)]
-    signals["lr"] = torch.tensor([rate for rate, _ in rates], device=device)
+    signals["lr"] = sent(torch.tensor([rate for rate, _ in rates]), device)
     dear = any(step % measure.DEAR_EVERY == 0 for step in stack.steps)
     before = {n: p.clone() for n, p in stack.parameters.items()} if dear else {}
     optimizers = [c.optimizer for c in configs]
@@ -400,7 +400,7 @@ def _dropout(stack: Stack, inputs: _Inputs, rows: slice = slice(None)) -> Dropou
                 mask = draw(k, (size, inputs.bins[k], x.shape[3]), purpose, p)[rows]
                 masks[key] = F.pad(mask, (0, 0, 0, x.shape[2] - inputs.bins[k]))
             else:  # (K, N, H), of which a trial's own slots are some
-                own = packing.own_slots[k].to(x.device)
+                own = sent(packing.own_slots[k], x.device)
                 mask = draw(k, (int(inputs.frames[k].sum()), x.shape[2]), purpose, p)[slots[k]]
                 masks[key] = mask if len(own) == x.shape[1] else mask.new_zeros(x.shape[1:]).index_copy(0, own, mask)
         return x * torch.stack([masks[key] for key in keys]).to(x.dtype)
@@ -433,14 +433,14 @@ def _predict(
 
 def _configured(stack: Stack, nll: Tensor, inputs: _Inputs) -> tuple[Tensor, Tensor]:
     """Each trial's loss as its configuration reduces it, and per label: two tensors (K,)."""
-    per_label = (nll / inputs.label_counts.to(nll.device)).mean(1)
+    per_label = (nll / sent(inputs.label_counts, nll.device)).mean(1)
     by_label = [c.loss.reduction == "per_label_mean" for c in stack.configs]
-    return torch.where(torch.tensor(by_label, device=nll.device), per_label, nll.mean(1)), per_label
+    return torch.where(sent(torch.tensor(by_label), nll.device), per_label, nll.mean(1)), per_label
 
 
 def _select_days(parameters: Parameters, days: list[list[int]]) -> Parameters:
     """The parameters, with the day layers of only the days in the batch: (K, D, ...)."""
-    index = torch.tensor(days, device=parameters["day_weights"].device)
+    index = sent(torch.tensor(days), parameters["day_weights"].device)
     trial = torch.arange(len(days), device=index.device).unsqueeze(1)
     return {name: p[trial, index] if name in DAY_LAYER else p for name, p in parameters.items()}
 

@@ -13,6 +13,7 @@ from stability.config import Optimizer
 from stability.data.phonemes import BLANK
 from stability.training.decoder import Parameters
 from stability.training.optimizer import Moments
+from stability.transfer import sent
 
 DEAR_EVERY = 10  # steps from one measurement of the dear signals to the next; they cost a pass over all parameters
 DEAR = ("update_ratio", "weight_norm", "frame_information", "effective_lr", "epsilon_dominance")
@@ -103,8 +104,8 @@ def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequ
     batch has held yet has no second moment, and is not counted.
     """
     device = moments.steps["h0"].device
-    beta2 = torch.tensor([o.beta2 for o in settings], device=device)
-    epsilon = torch.tensor([o.epsilon for o in settings], device=device)
+    beta2 = sent(torch.tensor([o.beta2 for o in settings]), device)
+    epsilon = sent(torch.tensor([o.epsilon for o in settings]), device)
     stride = sample_stride([second[0].shape for second in moments.second.values()])
     samples = []
     for name, second in moments.second.items():
@@ -116,7 +117,7 @@ def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequ
     roots = torch.cat(samples, 1).sqrt_()
     return {
         "epsilon_dominance": (roots < epsilon.unsqueeze(1)).sum(1) / (~roots.isnan()).sum(1),
-        "effective_lr": torch.tensor(rates, device=device) / (roots.nanmedian(1).values + epsilon),
+        "effective_lr": sent(torch.tensor(rates), device) / (roots.nanmedian(1).values + epsilon),
     }
 
 
