@@ -140,7 +140,7 @@ def open_study(settings: config.Tracking, folder: Path, *, outputs: Path) -> Non
 def close_study(folder: Path, attachments: Sequence[Path], note: str) -> str:
     """Send what a study came to, and return where it can be looked at, in words.
 
-    `note`, Markdown, becomes the description, followed by links to the trials of each outcome; `attachments` become
+    `note`, Markdown, becomes the description, after links to the trials of each outcome; `attachments` become
     artifacts. The run ends as FINISHED if every trial in `folder` has its verdict, FAILED if one crashed, else KILLED.
     """
     state = _read_state(folder)
@@ -537,7 +537,8 @@ class _StudySender(_Sender):
         for outcome, number in self._outcomes().most_common():
             query = {"searchFilter": f"{_children(run_id)} and tags.outcome = '{outcome}'", **_SORTED}
             links.append(f"[{number} {outcome}]({runs}&{urlencode(query, quote_via=quote)})")
-        return "\n\n".join(filter(None, (self._state.note, f"Trials: {', '.join(links)}.")))
+        # The links come first: of a longer description MLflow shows but the beginning.
+        return "\n\n".join(filter(None, (f"Trials: {', '.join(links)}.", self._state.note)))
 
 
 def _children(run_id: str) -> str:

@@ -341,7 +341,8 @@ def test_a_sweep_from_start_to_end(cli: CommandLine, empty_store: Path) -> None:
 
     note = closed.tags["mlflow.note.content"]
     answer = " ".join(out[out.index("\n\n") + 2 :].splitlines()[:3])
-    assert note.startswith(f"{answer}\n\nTrials: [all](#/experiments/")
+    assert note.startswith("Trials: [all](#/experiments/")
+    assert note.endswith(f"\n\n{answer}")
     by_error = [run.name for run in sorted(trials, key=lambda run: run.metrics["validation/per"][-1][1])]
     links = dict(re.findall(r"\[([^]]+)\]\(([^)]+)\)", note))
     assert sorted(found_by(links.pop("all"), uri)) == sorted(by_error)
@@ -363,7 +364,7 @@ def test_how_a_study_ended(outputs: Path) -> None:
         tracking.close_study(folder, [], f"It is {status}.")
         (run,) = look(store(outputs))
         assert run.status == status
-        assert run.tags["mlflow.note.content"].startswith(f"It is {status}.\n\nTrials: [all]")
+        assert run.tags["mlflow.note.content"].endswith(f".\n\nIt is {status}.")
 
 
 def test_a_trial_makes_the_parent_that_an_outage_has_left_unmade(
@@ -404,7 +405,7 @@ def test_a_study_is_sent_later(outputs: Path, capsys: pytest.CaptureFixture[str]
         assert (child.name, child.steps("loss")) == ("trial", list(range(10)))
         assert (study.status, study.artifacts) == ("FINISHED", {"report.html"})
         assert study.metrics["outcome.exploded"] == [(0, 1)]
-        assert study.tags["mlflow.note.content"].startswith("The answer.\n\nTrials: [all]")
+        assert study.tags["mlflow.note.content"].endswith(".\n\nThe answer.")
 
 
 def test_trials_that_were_sent_before_their_study(outputs: Path) -> None:
