@@ -122,11 +122,11 @@ SEARCH = (*STACKED, "experiment=search", "hydra.sweeper.n_trials=4")
 
 @pytest.mark.slow
 def test_a_trial_of_a_search_that_cannot_be_is_told_of_after_the_others(cli: CommandLine) -> None:
-    end = cli.run(*SEARCH, "batch.size=choice(8,2)", status=1)
+    end = cli.run(*SEARCH, "optimizer.beta1=choice(0.9,1.0)", status=1)
     done = len(trials(cli, "search"))
     assert 0 < done < 4
     assert f"error: {4 - done} of 4 trials cannot be, the others are done:\n  " in end.err
-    assert end.err.count("batch.size=2 cannot be shared out over batch.days=4") == 4 - done
+    assert end.err.count("optimizer.beta1=1.0: it has to be at least 0 and below 1") == 4 - done
 
 
 @pytest.mark.slow
