@@ -245,6 +245,7 @@ def test_the_claims_of_the_document_are_all_there_and_read() -> None:
         "schedule.lr_max",
         "aug.white_noise_std",
         "loss.reduction",
+        "precision.clip_before_unscale",
         "model.time_scale",
         "steps",
     }

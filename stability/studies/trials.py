@@ -127,7 +127,7 @@ def is_number(level: Level) -> bool:
 
 def level_text(level: Level) -> str:
     """A level as it is typed on the command line: 1e-8, true, null, [a,b]."""
-    if is_number(level):
+    if isinstance(level, float):
         text = f"{level:.6g}"
         mantissa, e, exponent = text.partition("e")
         return f"{mantissa}e{int(exponent)}" if e else text
