@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from stability.report import main
+from stability.studies.answer import answer
+from stability.studies.effects import effects
 from stability.studies.page import Report, write_report
 from stability.studies.trials import read_trials
 from tests.studies import EPSILON, LR, NOISE, write_study
@@ -251,6 +253,18 @@ def chosen_by(sweeper: str, study: Path) -> Path:
     kept = f"hydra: {{sweeper: {{_target_: {sweeper}}}, overrides: {{task: [experiment=some]}}}}\n"
     (study / "multirun.yaml").write_text(kept)
     return study
+
+
+def test_a_factor_with_too_many_levels_to_be_compared_is_named(tmp_path: Path) -> None:
+    rates = [0.001 * 2**i for i in range(13)]
+    study = write_study(
+        tmp_path / "wide",
+        {"seed": [0, 1], LR: rates, NOISE: [0.25, 1.0]},
+        lambda t: "slow" if t[NOISE] == 1 else "stable",
+    )
+    trials = read_trials([study])
+    first, *_ = answer(trials, effects(trials), [])
+    assert first.endswith(" most is noise (lr, with more than 12 levels, not compared).")
 
 
 def test_a_study_by_bisection_is_answered_by_its_boundary(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from stability.config import short_name
 from stability.studies.boundary import Boundary
 from stability.studies.claims import Ruling
 from stability.studies.effects import (
+    MOST_LEVELS,
     RESPONSES,
     Cell,
     Effect,
@@ -68,6 +69,8 @@ def answer(
     else:
         second = _pair(trials, strongest) if strongest.kind == "interaction" else _single(trials, strongest)
         subject = ("the pair of " if strongest.kind == "interaction" else "") + names_text(strongest.factors)
+        if uncompared := [name for name, levels in main_factors(trials).items() if len(levels) > MOST_LEVELS]:
+            subject += f" ({names_text(uncompared)}, with more than {MOST_LEVELS} levels, not compared)"
         if strongest.response == "healthy":
             first += f", and what decides that most is {subject}"
         else:

@@ -47,7 +47,7 @@ RATIOS: tuple[Response, ...] = ("steps", "excursion")  # compared by their logar
 _CAP = math.log(1e6)  # of an excursion
 _LEVEL = 0.95
 _EXACT = 1 << 13  # combinations of signs that are all tried; of more, that many are drawn
-_MOST_LEVELS = 12  # of a factor of a grid; a search draws a level a trial, of which no two trials can be matched
+MOST_LEVELS = 12  # of a factor of a grid; a search draws a level a trial, of which no two trials can be matched
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def effects(trials: Trials) -> list[Effect]:
     effect that no trials can tell is in the list with no matches, a NaN effect and p = 1. Factors with more than 12
     levels, as a search has them, are left out.
     """
-    factors = {name: levels for name, levels in main_factors(trials).items() if len(levels) <= _MOST_LEVELS}
+    factors = {name: levels for name, levels in main_factors(trials).items() if len(levels) <= MOST_LEVELS}
     slim = _slim(trials)
     found = []
     for name, levels in factors.items():
