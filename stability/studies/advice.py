@@ -33,8 +33,14 @@ class Advice:
 
 
 def advise(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
-    """What is worth doing next: go on, mend the failed cells, decide the claims, fill the gaps."""
-    return [*_go_on(trials), *_mend(trials), *_decide(trials, rulings), *_ask(trials, rulings), *_fill(trials)]
+    """What is worth doing next: go on, mend the failed cells, decide the claims, fill the gaps.
+
+    A search leaves out what a grid would have by design: that is no gap.
+    """
+    found = [*_go_on(trials), *_mend(trials), *_decide(trials, rulings)]
+    if trials.trials and sweeper(trials.trials[0].folder.parent) in SEARCHES:
+        return found
+    return [*found, *_ask(trials, rulings), *_fill(trials)]
 
 
 def unfinished(trials: Trials) -> tuple[list[Path], list[Path]]:
@@ -125,8 +131,6 @@ def _decide(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
 
 def _ask(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
     """The first of the claims whose trials were not run, and the sweep that runs them."""
-    if trials.trials and sweeper(trials.trials[0].folder.parent) in SEARCHES:
-        return []
     known = {name for trial in trials.trials for name in trial.factors}
     lost = [(r.claim, [r.claim.where, *r.claim.cells]) for r in rulings if not r.seeds]
     asked = [(claim, cells) for claim, cells in lost if all(name in known for cell in cells for name in cell)]
@@ -146,9 +150,7 @@ def _ask(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
 
 
 def _fill(trials: Trials) -> list[Advice]:
-    """The combinations of a grid that were not run; a search leaves most out by design."""
-    if trials.trials and sweeper(trials.trials[0].folder.parent) in SEARCHES:
-        return []
+    """The combinations of a grid that were not run."""
     factors = main_factors(trials) | {"seed": tuple(sorted({trial.seed for trial in trials.trials}))}
     size = math.prod(map(len, factors.values()))
     there = {tuple(level_of(trial, name) for name in factors) for trial in trials.trials}
