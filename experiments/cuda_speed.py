@@ -33,11 +33,10 @@ from rich.table import Table
 from experiments import official, step_floor
 from experiments.stack_speed import PARTS, composed, timed_parts
 from experiments.step_floor import Floor, Rates
-from stability.config import Config
+from stability.config import Config, Synthetic
+from stability.data import synthetic
 from stability.data.augment import draw_cut
 from stability.data.batches import training_batch
-from stability.data.phonemes import SILENCE
-from stability.data.t15 import Trial, write_session
 from stability.diagnosis.logs import read_log
 from stability.diagnosis.signals import SIGNALS, VALIDATION
 from stability.errors import StabilityError
@@ -150,8 +149,7 @@ def _benchmark(clone: Path | None, data: Path | None, python: str, size: _Size) 
     console = Console(highlight=False, width=150)
     work, gpu = _WORK.absolute(), torch.device("cuda")
     if data is None:
-        data = work / f"data-{size.days}"
-        write_sessions(data, size)
+        data = synthetic.ensure(made_up(size), work)
     console.print(f"{torch.cuda.get_device_name(gpu)}; official on PyTorch {theirs}, ours on {torch.__version__}")
     # What was compiled and indexed before goes, so that the first start is one.
     shutil.rmtree(work / "runs", ignore_errors=True)
@@ -174,20 +172,12 @@ def _benchmark(clone: Path | None, data: Path | None, python: str, size: _Size) 
     console.print(_parts(c, gpu, rates))
 
 
-def write_sessions(data: Path, size: _Size) -> None:
-    """Made-up sessions of the size of the real ones; those that are there already are left."""
-    for day in range(size.days):
-        session = data / f"made-up.day{day + 1:02d}"
-        for split, trials in (("train", size.train_trials), ("val", size.val_trials)):
-            if not (session / f"data_{split}.hdf5").exists():
-                write_session(session, split, _made_up(trials, np.random.default_rng([day, trials])))
-
-
-def _made_up(trials: int, random: np.random.Generator) -> Iterator[Trial]:
-    for number in range(trials):
-        bins = int(np.clip(random.gamma(6, 150), 250, 2000))
-        labels = random.integers(1, SILENCE + 1, bins // 30)
-        yield Trial(random.standard_normal((bins, 512), np.float32), labels, "made up", 1, number)
+def made_up(size: _Size) -> Synthetic:
+    """The settings of sessions with the shape of the real ones, and as many of them as the benchmark needs."""
+    trials = (f"data.synthetic.train_trials={size.train_trials}", f"data.synthetic.val_trials={size.val_trials}")
+    settings = composed("data=synthetic_t15", f"data.synthetic.days={size.days}", *trials).data.synthetic
+    assert settings is not None
+    return settings
 
 
 def _trainings(

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,13 +23,14 @@ from experiments.cuda_speed import (
     Training,
     _Size,
     comparison,
+    made_up,
     parse_samples,
     parts_table,
     progress,
     watch,
-    write_sessions,
 )
 from experiments.step_floor import Floor, Rates
+from stability.data import synthetic
 from stability.data.t15 import Trial, open_dataset, write_session
 from stability.diagnosis.signals import SIGNALS, VALIDATION, append_rows
 from stability.errors import StabilityError
@@ -161,19 +163,17 @@ def test_sessions_that_the_official_trainer_cannot_read(trainer: Path, tmp_path:
         official.prepare(trainer, tmp_path / "other", tmp_path / "1", 30, "python3")
 
 
-def test_made_up_sessions_are_as_long_as_real_ones(tmp_path: Path) -> None:
-    write_sessions(tmp_path, size := _Size(1, 1, 1, days=2, train_trials=1, val_trials=1))
-    files = sorted(tmp_path.glob("*/*.hdf5"))
-    index = tmp_path.parent / "index"
-    dataset = open_dataset(tmp_path, patch_size=14, patch_stride=4, max_cut=2, index_dir=index)
+def test_both_trainers_can_read_the_made_up_sessions(trainer: Path, tmp_path: Path) -> None:
+    settings = replace(made_up(_Size(1, 1, 1, days=3, train_trials=3, val_trials=1)), recordings=1)
+    data = synthetic.ensure(settings, tmp_path / "work")
+    dataset = open_dataset(data, patch_size=14, patch_stride=4, max_cut=2, index_dir=tmp_path / "index")
     assert dataset.n_features == 512
-    assert [250 <= record.n_time_steps <= 2000 for record in dataset.train.records] == [True] * 2
+    assert len(dataset.train.records) == 9
     assert not dataset.excluded
-    files[0].unlink()
-    before = [file.stat().st_mtime_ns for file in files[1:]]
-    write_sessions(tmp_path, size)
-    assert [file.stat().st_mtime_ns for file in files[1:]] == before
-    assert files[0].exists()
+    official.prepare(trainer, data, tmp_path / "run", 30, "python3")
+    args = OmegaConf.load(tmp_path / "run" / "rnn_args.yaml")
+    assert len(args.dataset.sessions) == 3
+    assert args.dataset.dataset_probability_val == [1, 0, 1]  # the second day has training trials alone
 
 
 def test_progress_of_the_official_trainer(tmp_path: Path) -> None:

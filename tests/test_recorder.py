@@ -9,12 +9,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from stability import diagnose
 from stability.config import Config
@@ -22,7 +24,9 @@ from stability.data.batches import training_batch
 from stability.data.t15 import Dataset
 from stability.diagnosis.signals import append_rows
 from stability.diagnosis.verdict import Verdict
+from stability.training import loop
 from stability.training.checkpoint import restore
+from stability.training.decoder import Parameters, forward
 from stability.training.loop import Stack, examine, train_steps
 from stability.training.recorder import Recorder, read_flight
 from stability.training.replay import replay
@@ -279,6 +283,22 @@ def test_a_trial_that_went_bad_on_the_disk(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert diagnose.main(["--replay", str(tmp_path / "trial"), "--device", "cpu"]) == 0
     assert re.search(rf"{record.name}, block 0.* nan +input not finite, loss not finite", capsys.readouterr().out)
+
+
+def test_where_memory_does_not_hold_the_wider_step_it_is_made_in_parts(
+    trial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = replay(trial, "cpu")
+
+    def decode(parameters: Parameters, x: Tensor, *rest: Any) -> Tensor:
+        if x.dtype == torch.float64 and x.shape[1] > 3:
+            raise torch.OutOfMemoryError
+        return forward(parameters, x, *rest)
+
+    monkeypatch.setattr(loop, "forward", decode)
+    in_parts = replay(trial, "cpu")
+    assert in_parts.kind == whole.kind == "precision"
+    assert in_parts.attempts["fp64"].loss == pytest.approx(whole.attempts["fp64"].loss, rel=1e-12)
 
 
 def test_a_recording_from_another_device(trial: Path, capsys: pytest.CaptureFixture[str]) -> None:

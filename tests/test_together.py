@@ -168,14 +168,15 @@ def test_out_of_memory_halves_the_stack_and_loses_nothing(
     assert_as_alone(alone, tmp_path, range(len(_TRIALS)))
 
 
-def holding(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A decoder that finds memory for so many rows; the rows it is given are noted."""
+def holding(rows: int, monkeypatch: pytest.MonkeyPatch, training: bool = True) -> list[int]:
+    """A decoder that finds memory for so many rows in training, or in validation; the rows it is given are noted."""
     given = []
 
     def decode(parameters: Parameters, x: Tensor, *rest: Any) -> Tensor:
-        given.append(x.shape[0] * x.shape[1])
-        if given[-1] > rows and torch.is_grad_enabled():
-            raise torch.OutOfMemoryError
+        if torch.is_grad_enabled() == training:
+            given.append(x.shape[0] * x.shape[1])
+            if given[-1] > rows:
+                raise torch.OutOfMemoryError
         return forward(parameters, x, *rest)
 
     monkeypatch.setattr(loop, "forward", decode)
@@ -193,8 +194,20 @@ def test_where_memory_holds_no_trial_its_batches_are_passed_in_parts(
     assert capsys.readouterr().out == 2 * told, "once a trial"
 
 
-def test_where_memory_holds_no_utterance_the_trial_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    holding(0, monkeypatch)
+def test_where_memory_holds_no_validation_it_is_done_by_parts(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = holding(2, monkeypatch, training=False)
+    trained(tmp_path, [0, 3], 2)
+    assert_as_alone(alone, tmp_path, [0, 3])
+    assert given[:4] == [8, 4, 2, 2], "of both, of one, and of the parts of its batch of 6"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_where_memory_holds_no_utterance_the_trial_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: bool
+) -> None:
+    holding(0, monkeypatch, training)
     (end,) = trained(tmp_path, [0], 1)
     assert isinstance(end, StabilityError)
     assert "The memory of cpu does not hold one utterance of a batch: give a smaller batch.size" in str(end)

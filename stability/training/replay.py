@@ -24,7 +24,7 @@ from stability.training.decoder import init_parameters
 from stability.training.host import prepare_host
 from stability.training.loop import Stack, examine, new_stack, train_steps
 from stability.training.recorder import Flight, hash_of, read_flight
-from stability.training.together import rows_of
+from stability.training.together import in_parts, rows_of
 from stability.training.trial import choose_device, open_data, remember
 
 Kind = Literal["transient", "precision", "true fault"]
@@ -111,18 +111,19 @@ def _configuration(folder: Path, flight: Flight) -> Config:
 
 
 def _attempt(stack: Stack, split: Split, flight: Flight, signals: Table, validation: Table) -> Attempt:
-    seen = examine(stack, split)
+    seen = in_parts(stack, lambda: examine(stack, split))  # fp64 needs twice the memory that the trial had
     fatal = flight.outcome in FATAL
     # What grows may be seen some steps sooner or later in another precision.
     last = flight.detected_step if fatal else min(flight.detected_step + _LATER, int(signals.steps[-1]))
-    block = train_steps(stack, split, last - flight.step + 1)
-    again = rows_of(block, 0)
     past = signals.steps < flight.step
     history = History()
     remember(history, Table(signals.names, signals.steps[past], signals.values[past], signals.measured[past]))
-    remember(history, again)
+    made: list[Table] = []
+    while stack.step <= last:
+        made.append(rows_of(in_parts(stack, lambda: train_steps(stack, split, last + 1 - stack.step)), 0))
+        remember(history, made[-1])
     fault = stopped(history.table(), validation, FATAL if fatal else [flight.outcome])
-    loss, norm = float(again["loss"][0]), float(again["grad_norm"][0])
+    loss, norm = float(made[0]["loss"][0]), float(made[0]["grad_norm"][0])
     place = next(iter(seen.not_finite), None if math.isfinite(norm) else "gradient norm, of finite gradients")
     bad_rows = frozenset(torch.nonzero(~seen.nll.isfinite()).flatten().tolist())
     return Attempt(fault is not None, loss, norm, place, bad_rows)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -68,6 +69,7 @@ class Validate(NamedTuple):
 Wish = Join | Train | Validate
 Life = Generator[Wish, Any, Verdict]
 _End = TypeVar("_End")
+_Result = TypeVar("_Result")
 
 _MOST = {"cpu": 8, "cuda": 64}  # trials in a stack, by device; more of them are no faster
 _FILLED = 0.8  # of the free memory
@@ -193,13 +195,29 @@ def _fulfil(seated: Sequence[_Member[_End]]) -> bool:
     """Fulfil the wishes for validation; if there are none, make some steps of all, and say so."""
     validating = [m for m in seated if isinstance(m.wish, Validate)]
     if validating:
-        part = select(_one_stack(seated), [m.seat.place for m in validating]) if validating != seated else None
-        rates, losses = evaluate(part or _one_stack(seated), seated[0].dataset.val)
-        for member, per, loss in zip(validating, rates.tolist(), losses.tolist(), strict=True):
-            member.answer((per, loss))
+        _validate(_one_stack(seated), validating, seated[0].dataset.val)
     elif seated:
         _train(seated)
     return not validating and bool(seated)
+
+
+def _validate(stack: Stack, members: Sequence[_Member[_End]], split: Split) -> None:
+    """Validate some of those who are seated in the stack, half of them at a time where memory does not hold all."""
+    own = stack if len(members) == len(stack.configs) else select(stack, [m.seat.place for m in members])
+    try:
+        measured = evaluate(own, split) if len(members) > 1 else in_parts(own, lambda: evaluate(own, split))
+    except Exception as error:
+        if not (too_large := len(members) > 1 and is_out_of_memory(error)):
+            for member in members:
+                member.fail(error)
+    else:
+        for member, per, loss in zip(members, *(numbers.tolist() for numbers in measured), strict=True):
+            member.answer((per, loss))
+        return
+    if too_large:
+        middle = len(members) // 2
+        _validate(stack, members[:middle], split)
+        _validate(stack, members[middle:], split)
 
 
 def _train(seated: Sequence[_Member[_End]]) -> None:
@@ -220,19 +238,22 @@ def _train(seated: Sequence[_Member[_End]]) -> None:
         if len(seated) > 1:
             member.stand_up()
         try:
-            block = _train_alone(member.seat.stack, split, count)
+            block = in_parts(member.seat.stack, partial(train_steps, member.seat.stack, split, count))
         except Exception as error:
             member.fail(error)
         else:
             member.answer(rows_of(block, 0))
 
 
-def _train_alone(stack: Stack, split: Split, count: int) -> Block:
-    """Make some steps of a stack of one, in as many micro-batches as the memory asks for."""
+def in_parts(stack: Stack, work: Callable[[], _Result]) -> _Result:
+    """Do it with a stack of one, in as many micro-batches as the memory asks for.
+
+    Raises StabilityError where it does not hold one utterance.
+    """
     size, before = stack.configs[0].batch.size, stack.micro_batches
     while True:
         try:
-            block = train_steps(stack, split, count)
+            result = work()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -248,7 +269,7 @@ def _train_alone(stack: Stack, split: Split, count: int) -> Block:
                     f"The memory of {stack.device} does not hold a batch of {size}: it is passed in "
                     f"{stack.micro_batches} parts. The mathematics are the same."
                 )
-            return block
+            return result
 
 
 def _one_stack(seated: Sequence[_Member[_End]]) -> Stack:
