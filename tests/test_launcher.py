@@ -231,10 +231,10 @@ def test_a_launcher_that_cannot_be_is_refused(setting: dict[str, Any], told: str
 def test_a_cluster_that_is_not_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StabilityError, match=r"hydra.launcher.cluster=slurm: .*srun"):
-        run_in_workers(lambda number, sharing: None, 1, "slurm", tmp_path / "logs", {})
+        run_in_workers(lambda number, sharing: None, lambda: False, 1, "slurm", tmp_path / "logs", {})
 
 
 def test_workers_without_submitit_are_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(StabilityError, match=re.escape("pip install 'stability[cluster]'")):
-        run_in_workers(lambda number, sharing: None, 1, "local", tmp_path / "logs", {})
+        run_in_workers(lambda number, sharing: None, lambda: False, 1, "local", tmp_path / "logs", {})

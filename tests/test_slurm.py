@@ -58,6 +58,21 @@ def test_a_job_whose_time_is_up_is_followed_by_another_and_ctrl_c_cancels_all(cl
         assert state["stability"]["step"] == made, "no step was lost"
 
 
+def test_a_sweep_does_not_wait_for_a_job_that_has_nothing_left_to_do(cli: CommandLine) -> None:
+    """One of the machine's two processors is taken, and the job that waits for it is not to begin."""
+    taken = ["sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 600"]
+    other = subprocess.run(taken, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        process = cli.start(*SLURM)
+        wait_for(lambda: len(jobs()) == 2, process)
+        subprocess.run(["scontrol", "hold", max(jobs())], check=True)
+        assert "A worker" not in ended(process, 0).out
+        assert len(steps(cli)) == 4
+    finally:
+        subprocess.run(["scancel", other], check=True)
+    assert not jobs()
+
+
 def folders(cli: CommandLine) -> list[Path]:
     return sorted(cli.folder.glob("outputs/stacked/eps*"))
 

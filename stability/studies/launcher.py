@@ -113,7 +113,8 @@ class StackedLauncher(Launcher):
         jobs = {folder: jobs for stack in stacks for folder, jobs in stack.items()}
         count = min(self._workers, len(jobs))
         logs = Path(self._config.hydra.sweep.dir) / ".submitit"
-        run_in_workers(partial(self._work, stacks, count), count, self._cluster, logs, self._parameters)
+        done = partial(_are_done, jobs)
+        run_in_workers(partial(self._work, stacks, count), done, count, self._cluster, logs, self._parameters)
         for folder, same in jobs.items():
             _tell(same, _told_by(folder))
 
@@ -141,7 +142,7 @@ class StackedLauncher(Launcher):
 
     def _life(self, jobs: list[_Job], data: "Callable[[Config], Dataset]") -> "Generator[Wish, Any, float]":
         job = jobs[0]
-        if (job.folder / ERROR).exists() or is_finished(job.settings, job.folder):  # another worker had it
+        if _are_done({job.folder: jobs}):  # another worker had it
             _tell(jobs, math.nan)
             return math.nan
         _write_hydra_files(job)
@@ -158,6 +159,11 @@ class StackedLauncher(Launcher):
         finally:
             log.close()
             self._context.callbacks.on_job_end(config=job.config, job_return=job.result)
+
+
+def _are_done(trials: _Stack) -> bool:
+    """Whether each of the trials is finished or has crashed."""
+    return all((folder / ERROR).exists() or is_finished(same[0].settings, folder) for folder, same in trials.items())
 
 
 def _tell(jobs: Sequence[_Job], value: float) -> None:

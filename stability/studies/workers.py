@@ -26,15 +26,20 @@ _TRIES = 3  # processes that are killed before nobody goes on
 
 
 def run_in_workers(
-    work: Callable[[int, int], object], count: int, cluster: str, folder: Path, parameters: Mapping[str, Any]
+    work: Callable[[int, int], object],
+    is_done: Callable[[], bool],
+    count: int,
+    cluster: str,
+    folder: Path,
+    parameters: Mapping[str, Any],
 ) -> None:
     """Have `work(i, n)` run at once for every i below `count`, each in a process that shares its device with n in all.
 
     One whose time is up, or that is killed, is replaced; the third that is killed is not. The workers leave their logs
     in `folder`; `parameters` are those of submitit's jobs. On this machine each sees one of the GPUs, in turn, and ends
-    after this process has, as after Ctrl-C; on a cluster they go on without it. Raises StabilityError where submitit or
-    Slurm is missing and for a worker that failed, when the others have ended, and Interrupted after Ctrl-C or SIGTERM,
-    when all have.
+    after this process has, as after Ctrl-C. On a cluster they go on without it; those that have not begun when
+    `is_done()` are cancelled. Raises StabilityError where submitit or Slurm is missing and for a worker that failed,
+    when the others have ended, and Interrupted after Ctrl-C or SIGTERM, when all have.
     """
     from stability.training.together import stop_requests  # late: PyTorch takes seconds
 
@@ -53,11 +58,14 @@ def run_in_workers(
         while going_on := [worker for worker in workers if worker.job is not None]:
             time.sleep(_PAUSES[cluster])
             ended = _ended_here(going_on) if local else _ended_on_slurm(going_on)
+            done = (ended or len(going_on) < count) and is_done()
             for worker in going_on:
                 if worker in ended:
-                    worker.look(replace=not stop_requested())
+                    worker.look(replace=not (done or stop_requested()))
                 elif stop_requested():
                     _stop_here(worker) if local else _stop_on_slurm(worker)
+                elif done and not local:
+                    _stop_on_slurm(worker, "--state=PENDING")
         if how := stop_requested():
             raise how("Stopped. The same command goes on from there.")
     if failed := [worker.failure for worker in workers if worker.failure]:
@@ -166,8 +174,8 @@ def _ended_on_slurm(workers: Sequence[_Worker]) -> list[_Worker]:
     return [worker for worker in workers if worker.job.job_id not in queue.stdout.split()]
 
 
-def _stop_on_slurm(worker: _Worker) -> None:
-    subprocess.run(["scancel", "--quiet", worker.job.job_id], capture_output=True)
+def _stop_on_slurm(worker: _Worker, *which: str) -> None:
+    subprocess.run(["scancel", "--quiet", *which, worker.job.job_id], capture_output=True)
 
 
 def _executor(cluster: str, folder: Path, parameters: Mapping[str, Any]) -> Any:
