@@ -176,6 +176,15 @@ def test_every_folder_without_a_trial_has_its_reason(tmp_path: Path) -> None:
         assert all(text in reasons[name] for name, text in expected.items())
 
 
+def test_a_trial_from_before_a_setting_of_the_made_up_data_has_its_default(tmp_path: Path) -> None:
+    new, old = write(tmp_path / "new", "seed=0"), write(tmp_path / "old", "seed=1")
+    config = OmegaConf.load(old / "config.yaml")
+    del config.data.synthetic.bins_per_phoneme
+    OmegaConf.save(config, old / "config.yaml")
+    assert read_trials([new, old]).factors == {}
+    assert [trial.factors["data.synthetic.bins_per_phoneme"] for trial in read_trials([new, old]).trials] == [9.0, 9.0]
+
+
 def test_folders_that_are_not_there_or_empty(tmp_path: Path) -> None:
     with pytest.raises(StabilityError, match=r"There is no folder .*nowhere: give the folder of a study"):
         read_trials([tmp_path / "nowhere"])

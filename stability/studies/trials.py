@@ -7,7 +7,7 @@ import re
 import typing
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from stability.config import CHANGES_NO_RESULT, Config, dotted
+from stability.config import CHANGES_NO_RESULT, Config, Synthetic, dotted
 from stability.diagnosis.finding import Outcome
 from stability.diagnosis.signals import SIGNALS, VALIDATION, Table, read_table
 from stability.errors import StabilityError
@@ -279,6 +279,9 @@ def _with_tuples(factors: dict[str, Any]) -> dict[str, Level]:
 
 def _current(factors: dict[str, Any]) -> dict[str, Any]:
     """The factors, if they are those that this version's configuration has."""
+    if any(name.startswith("data.synthetic.") for name in factors):  # a later setting was at its default before
+        later = {f"data.synthetic.{f.name}": f.default for f in fields(Synthetic) if f.default is not MISSING}
+        factors = later | factors
     known = _schema()
     names = {name for name in factors if not name.startswith("data.synthetic")}  # not there where data are real
     if names != known:
