@@ -7,6 +7,7 @@ that cannot be batched over time, and no graph is kept.
 
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -68,15 +69,12 @@ class _Loop(torch.autograd.Function):
         w_hh_t = w_hh.transpose(1, 2).contiguous()
         # All views are made beforehand: one a frame and operand would cost as much as the arithmetic.
         operands = (states, *(gates[..., a * h : b * h] for a, b in ((0, 3), (1, 3), (0, 1), (1, 2), (2, 3), (3, 4))))
-        state = h0
-        for count, (out, from_state, rz, rec_n, r, z, n) in zip(
-            counts, zip(*(torch.split(v, list(counts), 1) for v in operands), strict=True), strict=True
-        ):
-            state = state[:, :count]
-            from_state.baddbmm_(state, w_hh_t)
+        slots = (torch.split(v, list(counts), 1) for v in operands)
+        for before, out, from_state, rz, rec_n, r, z, n in zip(_before(h0, states, counts), *slots, strict=True):
+            from_state.baddbmm_(before, w_hh_t)
             rz.sigmoid_()
             n.addcmul_(r, rec_n).tanh_()
-            state = torch.lerp(n, state, z, out=out)
+            torch.lerp(n, before, z, out=out)
         ctx.counts = counts
         ctx.save_for_backward(x, h0, w_ih, w_hh, gates, states)
         return states
@@ -85,9 +83,7 @@ class _Loop(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, h0, w_ih, w_hh, gates, states = ctx.saved_tensors
         counts, h = ctx.counts, w_hh.shape[-1]
-        before = torch.cat(
-            [h0, *(s[:, :n] for s, n in zip(torch.split(states, counts, 1), counts[1:], strict=False))], 1
-        )
+        before = torch.cat(_before(h0, states, counts), 1)
         rec_n, r, z, n = torch.split(gates, h, -1)
         # First d(state) / d(pre-activation of each gate), but for the chain through time: all frames at once.
         d_gates = torch.empty_like(gates)
@@ -97,22 +93,28 @@ class _Loop(torch.autograd.Function):
         aten.sigmoid_backward.grad_input(to_n * rec_n, r, grad_input=to_r)
         aten.sigmoid_backward.grad_input(before - n, z, grad_input=to_z)
         # Then the loss's: of the states, beginning with the initial one, and by the states of the gates.
-        d_states = torch.cat([torch.zeros_like(h0), grad], 1)
-        d_state = torch.split(d_states, [h0.shape[1], *counts], 1)
-        d_before = [d[:, :count] for d, count in zip(d_state, counts, strict=False)]
+        d_h0, d_states = torch.zeros_like(h0), grad.clone(memory_format=torch.contiguous_format)
         by_gate = d_gates.view(*d_gates.shape[:2], 4, h)
-        slots = (torch.split(v, counts, 1) for v in (z, by_gate, d_gates[..., : 3 * h]))
-        for d, d_b, z_t, d_by_gate, d_from_state in reversed([*zip(d_state[1:], d_before, *slots, strict=True)]):
-            d_by_gate.mul_(d.unsqueeze(-2))
-            d_b.addcmul_(d, z_t).baddbmm_(d_from_state, w_hh)
+        operands = (d_states, d_states.unsqueeze(-2), z, by_gate, d_gates[..., : 3 * h])
+        slots = (torch.split(v, counts, 1) for v in operands)
+        frames = [*zip(_before(d_h0, d_states, counts), *slots, strict=True)]
+        for d_before, d, d_of_gates, z_t, d_by_gate, d_from_state in reversed(frames):
+            d_by_gate.mul_(d_of_gates)
+            d_before.addcmul_(d, z_t).baddbmm_(d_from_state, w_hh)
         d_from_x, d_from_state = d_gates[..., h:], d_gates[..., : 3 * h]
         d_bias = d_gates.sum(1)
         return (
             torch.bmm(d_from_x, w_ih) if ctx.needs_input_grad[0] else None,
-            d_states[:, : h0.shape[1]],
+            d_h0,
             torch.bmm(d_from_x.transpose(1, 2), x),
             torch.bmm(d_from_state.transpose(1, 2), before).roll(-h, 1),
             d_bias[:, h:],
             d_bias[:, : 3 * h].roll(-h, 1),
             None,
         )
+
+
+def _before(h0: Tensor, states: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """What the rows of each frame had one frame before: views, made by one split, as slices cost four times as much."""
+    sizes = [size for now, then in pairwise([*counts, 0]) for size in (then, now - then)]
+    return [h0, *torch.split(states, sizes, 1)[:-2:2]]
