@@ -45,6 +45,9 @@ def _job(cfg: DictConfig) -> float | None:
 def main() -> None:
     """Run Hydra on the command line. What a user can mend ends in one message and exit status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exceptions as they are, instead of printing them
+    # PyTorch's threads spin while they wait, and starve all else on their cores. So many turns take a millisecond;
+    # then they sleep. It is read when PyTorch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     logging.raiseExceptions = False  # on a full disk Hydra's log of a job would fail with a traceback
     config.register()
     try:
