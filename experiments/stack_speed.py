@@ -1,9 +1,11 @@
 """How fast are stacks? Steps beside a plain PyTorch loop, where their time goes, and whole sweeps by each launcher.
 
     python -m experiments.stack_speed [--quick]          # make benchmark-stacks
+    python -m experiments.stack_speed model=official data=synthetic_t15 data.synthetic.days=6 --trials 1 4 16
 
-Interleaved and repeated, in about 20 minutes. Eight trials share a seed, and with it their batches, as in
-`experiment=diagnosis`. Run it with OMP_NUM_THREADS=1 and nothing beside it.
+Interleaved and repeated, in about 20 minutes; with overrides, of that configuration's steps alone. Eight trials share a
+seed, and with it their batches, as in `experiment=diagnosis`. Run it with nothing beside it, and on a CPU with
+OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -36,7 +38,7 @@ from stability.data.t15 import Dataset
 from stability.training import loop, measure
 from stability.training.decoder import init_parameters
 from stability.training.host import prepare_host
-from stability.training.loop import Stack, new_stack, train_steps
+from stability.training.loop import Stack, compute_dtype, new_stack, train_steps
 from stability.training.trial import choose_device, open_data
 
 _UNITS, _TRIALS = (32, 64, 128, 256), (1, 2, 4, 8, 16, 32)
@@ -71,17 +73,22 @@ PARTS = {  # of a step, by the functions in which it is spent; what one calls co
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("overrides", nargs="*", help="the steps of this configuration, and no sweeps")
+    parser.add_argument("--trials", nargs="+", type=int, help="stacks of so many")
     parser.add_argument("--quick", action="store_true", help="a look at the smallest, in two minutes")
-    quick = parser.parse_args().quick
-    units, trials = (_UNITS[:1], _TRIALS[1:3]) if quick else (_UNITS, _TRIALS)
-    rounds, seconds = (2, 2.0) if quick else (5, 4.0)
+    arguments = parser.parse_intermixed_args()
+    units, trials = (_UNITS[:1], _TRIALS[1:3]) if arguments.quick else (_UNITS, _TRIALS)
+    trials = arguments.trials or trials
+    rounds, seconds = (2, 2.0) if arguments.quick else (5, 4.0)
     console = Console(highlight=False, width=150)
     prepare_host()
-    configs = {number: composed(f"model.units={number}") for number in units}
-    dataset, device = open_data(configs[units[0]]), choose_device("auto")
+    every = [arguments.overrides] if arguments.overrides else [[f"model.units={number}"] for number in units]
+    configs = {c.model.units: c for c in (composed(*overrides) for overrides in every)}
+    dataset, device = open_data(next(iter(configs.values()))), choose_device("auto")
     console.print(_steps(configs, trials, dataset, device, rounds))
     console.print(_shares(configs, trials, dataset, device, rounds))
-    console.print(_sweeps(units, trials, seconds))
+    if not arguments.overrides:
+        console.print(_sweeps(units, trials, seconds))
 
 
 def composed(*overrides: str) -> Config:
@@ -130,10 +137,12 @@ def _steps(
 def _shares(
     configs: dict[int, Config], trials: Sequence[int], dataset: Dataset, device: torch.device, rounds: int
 ) -> Table:
-    rate = _matrix_rate(device)
+    size = 8192 if device.type == "cuda" else 1024
+    dtype = compute_dtype(next(iter(configs.values())), device)
+    rate = _matrix_rate(device, dtype, size)
     title = (
-        f"share of a step's time in each part, and in a floor of all its products at {rate / 1e9:.0f} GFLOP/s, "
-        "the rate of one product of 1,024 x 1,024 (backward: that of CTC, too)"
+        f"share of a step's time in each part, and in a floor of all its products at {rate / 1e9:.0f} GFLOP/s, the "
+        f"rate of one of {size} x {size} in {str(dtype).removeprefix('torch.')} (backward: that of CTC, too)"
     )
     columns = ("units", "trials", "ms a step", *PARTS, "rest", "floor")
     table = Table(*columns, title=title, title_justify="left", box=None, header_style="dim")
@@ -151,10 +160,10 @@ def _shares(
     return table
 
 
-def _matrix_rate(device: torch.device) -> float:
+def _matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     """Operations a second of a product of matrices."""
-    a = torch.randn(1024, 1024, device=device)
-    return 2 * 1024**3 / min(_seconds(lambda steps: [a @ a for _ in range(steps)], 5) for _ in range(5))
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    return 2 * size**3 / min(_seconds(lambda steps: [a @ a for _ in range(steps)], 5) for _ in range(5))
 
 
 @contextmanager

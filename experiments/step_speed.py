@@ -22,7 +22,7 @@ from stability.data.augment import smooth
 from stability.data.batches import training_batch
 from stability.data.t15 import Dataset
 from stability.training.decoder import frames_of, init_parameters
-from stability.training.loop import learning_rates, new_stack, train_steps
+from stability.training.loop import compute_dtype, learning_rates, new_stack, train_steps
 from stability.training.trial import open_data
 
 ROUNDS, STEPS = 10, 10
@@ -70,6 +70,7 @@ def plain_loop(  # type: ignore[no-untyped-def]
     model = PlainDecoder(c, dataset.n_features, len(dataset.sessions)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, eps=c.optimizer.epsilon, fused=True)
     watch = watched_by(model, optimizer)
+    dtype = compute_dtype(c, device)
     step = 0
 
     def train(steps: int) -> None:
@@ -80,8 +81,9 @@ def plain_loop(  # type: ignore[no-untyped-def]
             x = x + torch.randn_like(x) * c.aug.white_noise_std
             x = x + torch.randn(len(x), 1, x.shape[2], device=device) * c.aug.constant_offset_std
             days = [day for day, n in zip(batch.days, batch.rows_per_day, strict=True) for _ in range(n)]
-            logits = model(smooth(x, c.aug.smooth_std), days)
-            log_probs = logits.log_softmax(-1).transpose(0, 1)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                logits = model(smooth(x, c.aug.smooth_std), days)
+            log_probs = logits.float().log_softmax(-1).transpose(0, 1)
             frames = frames_of(batch.bins, c.model)
             loss = F.ctc_loss(log_probs, batch.labels.to(device), frames, batch.label_counts, reduction="none").mean()
             optimizer.zero_grad()
