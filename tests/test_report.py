@@ -293,6 +293,22 @@ def test_a_study_by_bisection_is_answered_by_its_boundary(tmp_path: Path) -> Non
     assert lost.sentences[0] == "The largest healthy lr is below 0.01 at epsilon 1e-8 and below 0.01 at epsilon 0.1."
 
 
+def test_of_many_boundaries_two_are_told_by_what_they_differ_in(tmp_path: Path) -> None:
+    rates = [0.01, 0.1, 1.0]
+    levels: dict[str, list[Any]] = {"seed": [0, 1], EPSILON: [1e-8, 0.1], NOISE: [0.1, 0.5, 0.7, 1.0], LR: rates}
+    study = write_study(
+        tmp_path / "boundary",
+        levels,
+        lambda t: "exploded" if t[LR] > (0.1 if (t[EPSILON], t[NOISE]) == (0.1, 0.1) else 0.01) else "stable",
+        steps=20,
+    )
+    found = write_report([chosen_by("stability.studies.bisection.BisectionSweeper", study)], claims=None)
+    first, second, _ = found.sentences
+    lowest, highest = "0.032 [8.1e-5, 12] at epsilon 1e-8", "0.32 [0.00081, 120] at epsilon 0.1"
+    assert first == f"The largest healthy lr goes from {lowest} to {highest}."
+    assert second == "At epsilon 0.1 it is 10 times that at epsilon 1e-8."
+
+
 def test_a_search_is_answered_by_its_best_trial(tmp_path: Path) -> None:
     study = chosen_by("stability.studies.search.ResumingSweeper", small(tmp_path / "search"))
     best = float((study / "trial0-seed0" / "validation.csv").read_text().splitlines()[-1].split(",")[1])

@@ -97,17 +97,25 @@ def boundary_answer(
         )
     known = sorted((b for b in found if math.isfinite(b.lr)), key=lambda b: b.lr)
     told = found if len(found) <= _MOST_TOLD or len(known) < 2 else [known[0], known[-1]]
-    first = listed([f"{_boundary_text(b)}{f' at {cell_text(b.cell)}' if b.cell else ''}" for b in told[:_MOST_TOLD]])
-    first = f"the largest healthy lr is {first}" if told is found else f"the largest healthy lr goes from {first}"
+    cells = zip(told[:_MOST_TOLD], _apart(told[:_MOST_TOLD]), strict=True)
+    rates = [f"{_boundary_text(boundary)}{f' at {cell}' if cell else ''}" for boundary, cell in cells]
+    first = f"is {listed(rates)}" if told is found else f"goes from {' to '.join(rates)}"
     second = "There are no two of these to compare."
     if len(known) > 1:
         low, high = known[0], known[-1]
-        second = f"At {cell_text(high.cell)} it is {ratio_text(high.lr / low.lr)} times that at {cell_text(low.cell)}."
+        of_low, of_high = _apart([low, high])
+        second = f"At {of_high} it is {ratio_text(high.lr / low.lr)} times that at {of_low}."
     fewest, most = (end(boundary.seeds for boundary in found) for end in (min, max))
     sure = f"The intervals are at 95 %, over {f'{fewest} to ' if fewest < most else ''}{seeds_text(most)}"
     if fewest == 1:
         sure = "Where there is 1 seed, the brackets are the rates tried next to it, and tell nothing of chance"
-    return _capital(f"{so_far}{first}."), second, f"{sure}; {_claims_text(rulings)}."
+    return _capital(f"{so_far}the largest healthy lr {first}."), second, f"{sure}; {_claims_text(rulings)}."
+
+
+def _apart(told: Sequence[Boundary]) -> list[str]:
+    """Each one's cell, by the factors in which they differ."""
+    differing = [name for name in told[0].cell if len({boundary.cell[name] for boundary in told}) > 1]
+    return [cell_text({name: boundary.cell[name] for name in differing}) for boundary in told]
 
 
 def _boundary_text(boundary: Boundary) -> str:
