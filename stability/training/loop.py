@@ -403,7 +403,7 @@ def _dropout(stack: Stack, inputs: _Inputs, rows: slice = slice(None)) -> Dropou
                 own = sent(packing.own_slots[k], x.device)
                 mask = draw(k, (int(inputs.frames[k].sum()), x.shape[2]), purpose, p)[slots[k]]
                 masks[key] = mask if len(own) == x.shape[1] else mask.new_zeros(x.shape[1:]).index_copy(0, own, mask)
-        whole = mask.unsqueeze(0) if len(masks) == 1 else torch.stack([masks[key] for key in keys])
+        whole = masks[keys[0]].unsqueeze(0) if len(masks) == 1 else torch.stack([masks[key] for key in keys])
         return x * whole.to(x.dtype)
 
     return dropout
