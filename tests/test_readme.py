@@ -25,7 +25,11 @@ def test_every_option_is_listed_with_its_command_at_its_head() -> None:
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)]*)\)", README))
 def test_links_lead_somewhere(target: str) -> None:
-    assert (ROOT / target).exists()
+    path, _, section = target.partition("#")
+    assert (ROOT / path).exists()
+    if section:
+        headings = re.findall(r"^#+ (.*)", (ROOT / path).read_text(), re.MULTILINE)
+        assert section in [heading.lower().replace(" ", "-") for heading in headings]
 
 
 def code_with(word: str) -> str:
