@@ -117,13 +117,24 @@ def test_curves_show_every_outcome_and_its_onset(tmp_path: Path) -> None:
     picture = draw_curves(trials)
     assert picture is not None
     assert "Shown are 8 of 14 cells" in picture.caption
-    rows = [axes for axes in picture.figure.axes if axes.get_title(loc="left")]
+    texts = [(text.get_text(), axes) for axes in picture.figure.axes for text in axes.texts]
+    rows = {text: axes for text, axes in texts if text.startswith("lr ")}
     assert len(rows) == 8
-    assert all(any(outcome in row.get_title(loc="left") for row in rows) for outcome in outcomes)
-    (failed,) = (row for row in rows if "exploded" in row.get_title(loc="left"))
+    assert all(any(outcome in text for text in rows) for outcome in outcomes)
+    (failed,) = (axes for text, axes in rows.items() if "exploded" in text)
     curves = [line for line in failed.lines if len(line.get_xdata()) == 30]  # type: ignore[arg-type]
     assert len(curves) == 2
     assert [line.get_xdata()[0] for line in failed.lines if line.get_marker() == "v"] == [6, 6]  # type: ignore[index]
+
+
+def test_a_cell_of_many_factors_does_not_push_the_panels_apart(tmp_path: Path) -> None:
+    factors = (LR, EPSILON, NOISE, "optimizer.weight_decay_day", "schedule.warmup_steps", "data.synthetic.train_trials")
+    levels: dict[str, list[Any]] = {"seed": [0], **{name: [1, 2] for name in factors}}
+    picture = draw_curves(read_trials([write_study(tmp_path / "study", levels, lambda _: "stable", steps=30)]))
+    assert picture is not None
+    picture.figure.draw_without_rendering()
+    first, second = (axes.get_position() for axes in picture.figure.axes[:2])
+    assert second.x0 - first.x1 < first.width / 2
 
 
 def test_curves_of_trials_whose_tables_are_gone(tmp_path: Path) -> None:

@@ -131,14 +131,16 @@ def draw_curves(trials: Trials) -> Picture | None:
     chosen = _telling(cells)
     if not chosen:
         return None
-    figure = Figure(figsize=(9.6, 0.7 + 1.35 * len(chosen)), layout=ConstrainedLayoutEngine(hspace=0.03, h_pad=0.03))
+    figure = Figure(figsize=(9.6, 0.7 + 1.35 * len(chosen)), layout=ConstrainedLayoutEngine(hspace=0.03, h_pad=0.12))
     panels = figure.subplots(len(chosen), len(_CURVES), squeeze=False, sharex=True, sharey="col")
     for row, cell in zip(panels, chosen, strict=True):
         own = cells[cell]
         for trial in own[:_MOST_SEEDS]:
             _draw_trial(row, trial)
         name = cell_text(dict(zip(main_factors(trials), cell, strict=True)))
-        row[0].set_title(f"{name}  ({counts_text(own)})" if name else counts_text(own), loc="left", fontsize=9)
+        title = f"{name}  ({counts_text(own)})" if name else counts_text(own)
+        heading = row[0].annotate(title, (0, 1), (0, 5), "axes fraction", "offset points", fontsize=9)
+        heading.set_in_layout(False)  # it is wider than its panel, and goes on over the next
     for column, (signal, label) in zip(panels.T, _CURVES.items(), strict=True):
         column[0].annotate(label, (0.5, 1), (0, 19), "axes fraction", "offset points", ha="center", weight="bold")
         column[-1].set_xlabel("step")
