@@ -33,7 +33,7 @@ def test_a_sweep_on_a_cluster_ends_as_one_by_one_though_a_job_is_killed(cli: Com
     cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
     process = cli.start(*SLURM, *LONG, "hydra.launcher.size=1")
     wait_for(lambda: begun(cli, 7) == 2, process)
-    subprocess.run(["scancel", "--signal=KILL", min(jobs())], check=True)
+    subprocess.run(["scancel", "--signal=KILL", min(jobs(), key=int)], check=True)
     assert ended(process, 0).out.count("A worker was killed") == 1
     assert_same_trials(cli, 4)
     for folder in folders(cli):
@@ -65,7 +65,7 @@ def test_a_sweep_does_not_wait_for_a_job_that_has_nothing_left_to_do(cli: Comman
     try:
         process = cli.start(*SLURM)
         wait_for(lambda: len(jobs()) == 2, process)
-        subprocess.run(["scontrol", "hold", max(jobs())], check=True)
+        subprocess.run(["scontrol", "hold", max(jobs(), key=int)], check=True)
         assert "A worker" not in ended(process, 0).out
         assert len(steps(cli)) == 4
     finally:
