@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stability.config import Model
 from stability.data.phonemes import PHONEMES
+from stability.training import compiled
 from stability.training.decoder import Parameters, _Patches, _Softsign, forward, frames_of, init_parameters
 from stability.training.packing import Packing, pack
 from stability.training.recurrent import gru_layer
@@ -195,6 +196,14 @@ def test_recurrent_engine_agrees_with_pytorch_and_a_float64_loop(k: int, layers:
     _assert_engine_agrees(k, layers, [3, 3, 3, 2, 1, 1], torch.device("cpu"))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("k", [1, 3, 64])
+def test_compiled_recurrent_engine_agrees(k: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiled.applies(torch.zeros(1), 32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    _assert_engine_agrees(k, 2, [33, 33, 25, 14, 9, 8, 7, 5, 1], torch.device("cpu"), units=32)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:RNN module weights")  # of torch.nn.GRU, which is given weights that lie apart
 @pytest.mark.parametrize("layers", [1, 2, 5])
@@ -204,10 +213,10 @@ def test_recurrent_engine_agrees_on_cuda(k: int, layers: int, monkeypatch: pytes
     _assert_engine_agrees(k, layers, [4] * 15 + [3] * 20 + [1] * 5, torch.device("cuda"))
 
 
-def _assert_engine_agrees(k: int, layers: int, counts: list[int], device: torch.device) -> None:
+def _assert_engine_agrees(k: int, layers: int, counts: list[int], device: torch.device, units: int = 6) -> None:
     """With torch.nn.GRU, a trial at a time, and with a plain loop in float64: values, and gradients of all operands."""
     names = [f"{kind}_l{i}" for i in range(layers) for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-    stacks = [gru_operands(k, counts, 7 if i == 0 else 6, 6, torch.float32) for i in range(layers)]
+    stacks = [gru_operands(k, counts, 7 if i == 0 else units, units, torch.float32) for i in range(layers)]
     x = stacks[0][0]
     operands = [x, *(v for stack in stacks for v in stack[1:])]
     ours, *given = (v.to(device) for v in operands)
@@ -222,7 +231,7 @@ def _assert_engine_agrees(k: int, layers: int, counts: list[int], device: torch.
     for i in range(k):
         packed = nn.utils.rnn.PackedSequence(x[i].to(device), torch.tensor(counts))
         named = {name: w[i] for name, w in zip(names, weights, strict=True)}
-        called, _ = torch.func.functional_call(nn.GRU(7, 6, layers).to(device), named, (packed, initial[i]))
+        called, _ = torch.func.functional_call(nn.GRU(7, units, layers).to(device), named, (packed, initial[i]))
         theirs.append(called.data)
     _assert_same_with_gradients(ours, [torch.stack(theirs), looped], operands, 1e-5)
 

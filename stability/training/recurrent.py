@@ -1,8 +1,8 @@
 """One GRU layer for a stack of trials over packed frames, in PyTorch's gate order (reset, update, new).
 
-Two engines compute the same: PyTorch's own kernel (cuDNN on CUDA) for a stack of one on a GPU, and a time loop
-batched over the stack for everything else. The loop has its backward written out: one product a frame is all
-that cannot be batched over time, and no graph is kept.
+Three engines compute the same: PyTorch's own kernel (cuDNN) for a stack of one on a GPU; for float32 on a CPU a
+compiled loop over frames; and a loop of PyTorch's operations, batched over the stack, for everything else. The loops
+have their backward written out: one product a frame is all that cannot be batched over time, and no graph is kept.
 """
 
 import warnings
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from stability.training import compiled
 
 aten = torch.ops.aten
 
@@ -32,7 +34,7 @@ def gru_layer(
     operands = [v.to(dtype) for v in operands]
     if dtype == torch.float16 and not x.is_cuda:  # which a CPU multiplies ten times slower than the same in float32
         operands = [v.float() for v in operands]
-    looped: Tensor = _Loop.apply(*operands, counts)  # type: ignore[no-untyped-call]
+    looped: Tensor = _Layer.apply(*operands, counts)  # type: ignore[no-untyped-call]
     return looped.to(dtype)
 
 
@@ -48,7 +50,7 @@ def _library_gru(
     return states.unsqueeze(0)
 
 
-class _Loop(torch.autograd.Function):
+class _Layer(torch.autograd.Function):
     """The gates of a slot lie side by side: the new gate's recurrent share, then reset, update and new.
 
     So the input reaches the last three by one product, the state the first three, both added in place, and what the
@@ -60,47 +62,21 @@ class _Loop(torch.autograd.Function):
         ctx: Any, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, counts: Sequence[int]
     ) -> Tensor:
         h = w_hh.shape[-1]
-        w_hh = w_hh.roll(h, 1)
-        bias = torch.cat([b_hh[:, 2 * h :], b_ih], 1)
-        bias[:, h : 3 * h] += b_hh[:, : 2 * h]
-        gates = bias.unsqueeze(1).repeat(1, x.shape[1], 1)
-        gates[..., h:].baddbmm_(x, w_ih.transpose(1, 2))
-        states = torch.empty_like(gates[..., :h], memory_format=torch.contiguous_format)
-        w_hh_t = w_hh.transpose(1, 2).contiguous()
-        # All views are made beforehand: one a frame and operand would cost as much as the arithmetic.
-        operands = (states, *(gates[..., a * h : b * h] for a, b in ((0, 3), (1, 3), (0, 1), (1, 2), (2, 3), (3, 4))))
-        slots = (torch.split(v, list(counts), 1) for v in operands)
-        for before, out, from_state, rz, rec_n, r, z, n in zip(_before(h0, states, counts), *slots, strict=True):
-            from_state.baddbmm_(before, w_hh_t)
-            rz.sigmoid_()
-            n.addcmul_(r, rec_n).tanh_()
-            torch.lerp(n, before, z, out=out)
-        ctx.counts = counts
+        w_hh, h0 = w_hh.roll(h, 1), h0.contiguous()
+        biases = torch.cat([b_hh[:, 2 * h :], b_ih], 1)
+        biases[:, h : 3 * h] += b_hh[:, : 2 * h]
+        gates = x.new_empty(*x.shape[:2], 4 * h)
+        gates[..., h:].baddbmm_(x, w_ih.transpose(1, 2), beta=0)
+        ctx.compiled, ctx.counts = compiled.applies(x, h), counts
+        states = (compiled.forward if ctx.compiled else forward_loop)(gates, biases, h0, w_hh, counts)
         ctx.save_for_backward(x, h0, w_ih, w_hh, gates, states)
         return states
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, h0, w_ih, w_hh, gates, states = ctx.saved_tensors
-        counts, h = ctx.counts, w_hh.shape[-1]
-        before = torch.cat(_before(h0, states, counts), 1)
-        rec_n, r, z, n = torch.split(gates, h, -1)
-        # First d(state) / d(pre-activation of each gate), but for the chain through time: all frames at once.
-        d_gates = torch.empty_like(gates)
-        to_rec_n, to_r, to_z, to_n = torch.split(d_gates, h, -1)
-        aten.tanh_backward.grad_input(1 - z, n, grad_input=to_n)
-        torch.mul(to_n, r, out=to_rec_n)
-        aten.sigmoid_backward.grad_input(to_n * rec_n, r, grad_input=to_r)
-        aten.sigmoid_backward.grad_input(before - n, z, grad_input=to_z)
-        # Then the loss's: of the states, beginning with the initial one, and by the states of the gates.
-        d_h0, d_states = torch.zeros_like(h0), grad.clone(memory_format=torch.contiguous_format)
-        by_gate = d_gates.view(*d_gates.shape[:2], 4, h)
-        operands = (d_states, d_states.unsqueeze(-2), z, by_gate, d_gates[..., : 3 * h])
-        slots = (torch.split(v, counts, 1) for v in operands)
-        frames = [*zip(_before(d_h0, d_states, counts), *slots, strict=True)]
-        for d_before, d, d_of_gates, z_t, d_by_gate, d_from_state in reversed(frames):
-            d_by_gate.mul_(d_of_gates)
-            d_before.addcmul_(d, z_t).baddbmm_(d_from_state, w_hh)
+        loop, h = compiled.backward if ctx.compiled else backward_loop, w_hh.shape[-1]
+        before, d_gates, d_h0 = loop(gates, states, h0, w_hh, grad, ctx.counts)
         d_from_x, d_from_state = d_gates[..., h:], d_gates[..., : 3 * h]
         d_bias = d_gates.sum(1)
         return (
@@ -112,6 +88,57 @@ class _Loop(torch.autograd.Function):
             d_bias[:, : 3 * h].roll(-h, 1),
             None,
         )
+
+
+def forward_loop(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Sequence[int]) -> Tensor:
+    """The states (K, N, H), frame by frame.
+
+    gates: (K, N, 4H), of which the last three hold the input's share; all four are completed. biases: (K, 4H), of the
+    gates; h0: (K, counts[0], H); w_hh: (K, 3H, H), of the first three.
+    """
+    h = h0.shape[-1]
+    gates[..., :h] = 0
+    gates += biases.unsqueeze(1)
+    states = gates.new_empty(*gates.shape[:2], h)
+    w_hh_t = w_hh.transpose(1, 2).contiguous()
+    # All views are made beforehand: one a frame and operand would cost as much as the arithmetic.
+    operands = (states, *(gates[..., a * h : b * h] for a, b in ((0, 3), (1, 3), (0, 1), (1, 2), (2, 3), (3, 4))))
+    slots = (torch.split(v, list(counts), 1) for v in operands)
+    for before, out, from_state, rz, rec_n, r, z, n in zip(_before(h0, states, counts), *slots, strict=True):
+        from_state.baddbmm_(before, w_hh_t)
+        rz.sigmoid_()
+        n.addcmul_(r, rec_n).tanh_()
+        torch.lerp(n, before, z, out=out)
+    return states
+
+
+def backward_loop(
+    gates: Tensor, states: Tensor, h0: Tensor, w_hh: Tensor, d_states: Tensor, counts: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each slot's state before it (K, N, H), and the loss's derivatives by the gates (K, N, 4H) and by h0.
+
+    gates and states are as the forward left them; d_states: (K, N, H), the loss's derivatives by the states.
+    """
+    h = h0.shape[-1]
+    before = torch.cat(_before(h0, states, counts), 1)
+    rec_n, r, z, n = torch.split(gates, h, -1)
+    # First d(state) / d(pre-activation of each gate), but for the chain through time: all frames at once.
+    d_gates = torch.empty_like(gates)
+    to_rec_n, to_r, to_z, to_n = torch.split(d_gates, h, -1)
+    aten.tanh_backward.grad_input(1 - z, n, grad_input=to_n)
+    torch.mul(to_n, r, out=to_rec_n)
+    aten.sigmoid_backward.grad_input(to_n * rec_n, r, grad_input=to_r)
+    aten.sigmoid_backward.grad_input(before - n, z, grad_input=to_z)
+    # Then the loss's: of the states, beginning with the initial one, and by the states of the gates.
+    d_h0, d_states = torch.zeros_like(h0), d_states.clone(memory_format=torch.contiguous_format)
+    by_gate = d_gates.view(*d_gates.shape[:2], 4, h)
+    operands = (d_states, d_states.unsqueeze(-2), z, by_gate, d_gates[..., : 3 * h])
+    slots = (torch.split(v, list(counts), 1) for v in operands)
+    frames = [*zip(_before(d_h0, d_states, counts), *slots, strict=True)]
+    for d_before, d, d_of_gates, z_t, d_by_gate, d_from_state in reversed(frames):
+        d_by_gate.mul_(d_of_gates)
+        d_before.addcmul_(d, z_t).baddbmm_(d_from_state, w_hh)
+    return before, d_gates, d_h0
 
 
 def _before(h0: Tensor, states: Tensor, counts: Sequence[int]) -> list[Tensor]:

@@ -1,0 +1,110 @@
+"""The frame loops of `gru.c`, which the machine's C compiler makes for its own processor when they are first needed."""
+
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import CDLL, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_SOURCE = Path(__file__).with_name("gru.c")
+_FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+
+
+def applies(x: Tensor, units: int) -> bool:
+    """Whether a layer of so many units can be run by this, on an input such as x."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return False
+    library = _library()
+    return library is not None and units % (2 * library.width()) == 0
+
+
+def forward(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Sequence[int]) -> Tensor:
+    """`recurrent.forward_loop`, a hundred times less often in Python."""
+    library = _library()
+    assert library is not None
+    k, units, width = len(gates), h0.shape[-1], library.width()
+    weights = w_hh.view(k, 3, units // width, width, units).permute(0, 2, 4, 1, 3).contiguous()
+    states = gates.new_empty(*gates.shape[:2], units)
+    _in_shares(library.forward, counts, h0, (weights, biases, gates, states))
+    return states
+
+
+def backward(
+    gates: Tensor, states: Tensor, h0: Tensor, w_hh: Tensor, d_states: Tensor, counts: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`recurrent.backward_loop`, in the same way."""
+    library = _library()
+    assert library is not None
+    k, units, width = len(gates), h0.shape[-1], 2 * library.width()
+    weights = w_hh.view(k, 3 * units, units // width, width).transpose(1, 2).contiguous()
+    befores, d_gates, d_h0 = torch.empty_like(states), torch.empty_like(gates), torch.zeros_like(h0)
+    _in_shares(library.backward, counts, h0, (weights, gates, states, d_states.contiguous(), befores, d_gates, d_h0))
+    return befores, d_gates, d_h0
+
+
+def _in_shares(function: Any, counts: Sequence[int], h0: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Call it on as many threads as PyTorch's own operations have."""
+    shares, (k, _, units) = torch.get_num_threads(), h0.shape
+    pointers = [c_void_p(t.data_ptr()) for t in (h0, *tensors)]
+    rest = (shares, k, len(counts), (c_int64 * len(counts))(*counts), units, *pointers)
+    others = [_threads(shares).submit(function, share, *rest) for share in range(1, shares)]
+    function(0, *rest)
+    for other in others:
+        other.result()
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "gru")
+
+
+@cache
+def _library() -> CDLL | None:
+    """The compiled loops. None where there is no compiler, which is said once."""
+    kind = hashlib.sha256(b"\0".join([_SOURCE.read_bytes(), *map(str.encode, _FLAGS), _processor()])).hexdigest()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stability"
+    path = folder / f"gru-{kind[:16]}.so"
+    try:
+        if not path.exists():
+            _compile(path)
+        return CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = (isinstance(error, subprocess.CalledProcessError) and error.stderr.strip()) or error
+        log.warning(
+            "The GRU's loop over frames was not compiled, and takes twice as long by PyTorch's operations: install a C "
+            "compiler, or name one in CC; XDG_CACHE_HOME says where the result is kept. What went wrong: %s",
+            said,
+        )
+        return None
+
+
+def _compile(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # another process may be doing the same
+        made = Path(folder) / path.name
+        command = [os.environ.get("CC") or "cc", *_FLAGS, "-o", str(made), str(_SOURCE)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        made.replace(path)
+
+
+def _processor() -> bytes:
+    """What `-march=native` depends on: a home folder may be shared by unlike machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return b"\n".join(
+        sorted({line for line in lines if line.startswith((b"model name", b"flags", b"Features", b"CPU"))})
+    )

@@ -1,0 +1,198 @@
+/* The frame loops of a GRU layer, forward and back, in float32 on a CPU: `compiled.py` compiles and calls them.
+
+   The product of a frame is so small that a library call takes longer than its arithmetic, and what follows it goes to
+   memory and back between operations. Here both are one pass. No row of a batch reads another, so rows share out over
+   threads without waiting, and a trial's numbers are the same, bit for bit, in any stack.
+
+   Shapes, with the slots of all frames one after another, `counts` to a frame: gates and d_gates (trials, slots, 4,
+   units), the new gate's recurrent share, reset, update, new; states, befores and d_states (trials, slots, units); h0 and
+   d_h0 (trials, counts[0], units). Units are a multiple of 2 * WIDTH. */
+
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+enum { WIDTH = 16, ROWS = 8 }; /* floats in a register, and rows whose sums fit into the registers */
+#elif defined(__AVX__)
+enum { WIDTH = 8, ROWS = 4 };
+#else
+enum { WIDTH = 4, ROWS = 8 };
+#endif
+
+typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(4 * WIDTH), aligned(4)));
+#define INLINE static inline __attribute__((always_inline))
+
+int width(void) { return WIDTH; }
+
+INLINE vec load(const float *from) { return *(const vec *)from; }
+INLINE void store(float *to, vec values) { *(vec *)to = values; }
+INLINE vec choose(ivec where, vec a, vec b) { return (vec)((where & (ivec)a) | (~where & (ivec)b)); }
+
+/* exp(x) - 1 and, into `exp`, exp(x): x = n log(2) + r with |r| <= log(2) / 2, and a Taylor series for r. */
+INLINE vec expm1_and_exp(vec x, vec *exp) {
+    const float limit = 87.0f, to_integer = 12582912.0f; /* 1.5 * 2^23: adding it rounds, and leaves n in the low bits */
+    x = choose(x < -limit, (vec){} - limit, x);          /* NaN stays NaN */
+    x = choose(x > limit, (vec){} + limit, x);
+    const vec shifted = x * 1.44269504f + to_integer, n = shifted - to_integer;
+    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f; /* log(2) in two parts, the product with the first exact */
+    vec series = (vec){} + 1.0f / 5040;
+    series = series * r + 1.0f / 720;
+    series = series * r + 1.0f / 120;
+    series = series * r + 1.0f / 24;
+    series = series * r + 1.0f / 6;
+    series = series * r + 1.0f / 2;
+    series = series * r * r + r;
+    const vec power = (vec)(((ivec)shifted << 23) + (127 << 23)); /* 2^n */
+    *exp = power * series + power;
+    return power * series + (power - 1.0f);
+}
+
+INLINE vec sigmoid(vec x) {
+    vec exp;
+    expm1_and_exp(-x, &exp);
+    return 1.0f / (1.0f + exp);
+}
+
+INLINE vec tanh_of(vec x) { /* by exp(2x) - 1, which is exact where x is small */
+    vec exp;
+    const vec expm1 = expm1_and_exp(2.0f * x, &exp);
+    return expm1 / (expm1 + 2.0f);
+}
+
+/* sums[row][v] += sum over i < depth of left[row * stride + i] * right[i][v], v being one of `vectors` registers. */
+INLINE void multiply(vec sums[ROWS][3], const float *left, int stride, const float *right, int depth, int rows,
+                     int vectors) {
+    for (int i = 0; i < depth; i++, right += vectors * WIDTH) {
+        vec along[3];
+#pragma GCC unroll 3
+        for (int v = 0; v < vectors; v++) along[v] = load(right + v * WIDTH);
+#pragma GCC unroll 8
+        for (int row = 0; row < rows; row++)
+#pragma GCC unroll 3
+            for (int v = 0; v < vectors; v++) sums[row][v] += left[row * stride + i] * along[v];
+    }
+}
+
+/* WIDTH units of some rows of one frame: the gates, which hold the input's share, and the states. */
+INLINE void forward_block(int rows, int units, const float *before, float *gates, float *states,
+                          const float *weights, const float *biases, int unit) {
+    vec sums[ROWS][3];
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 3
+        for (int gate = 0; gate < 3; gate++) sums[row][gate] = load(biases + gate * units + unit);
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 4
+        for (int gate = 0; gate < 4; gate++) __builtin_prefetch(gates + (row * 4 + gate) * units + unit, 1);
+    multiply(sums, before, units, weights, units, rows, 3);
+    const vec bias = load(biases + 3 * units + unit);
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; row++) {
+        float *gate = gates + row * 4 * units + unit;
+        const vec last = load(before + row * units + unit);
+        const vec reset = sigmoid(sums[row][1] + load(gate + units));
+        const vec update = sigmoid(sums[row][2] + load(gate + 2 * units));
+        const vec new = tanh_of(load(gate + 3 * units) + bias + reset * sums[row][0]);
+        store(gate, sums[row][0]);
+        store(gate + units, reset);
+        store(gate + 2 * units, update);
+        store(gate + 3 * units, new);
+        store(states + row * units + unit, new + update * (last - new));
+    }
+}
+
+/* What one row's gates get from its state of one frame; `carried` is what comes from later frames. */
+INLINE void backward_row(int units, const float *before, const float *gate, const float *d_state, float *copied,
+                         float *d_gate, float *carried) {
+    for (int unit = 0; unit < units; unit += WIDTH) {
+        const vec recurrent = load(gate + unit), reset = load(gate + units + unit);
+        const vec update = load(gate + 2 * units + unit), new = load(gate + 3 * units + unit);
+        const vec last = load(before + unit), d = load(carried + unit) + load(d_state + unit);
+        const vec d_new = d * (1.0f - update) * (1.0f - new * new);
+        store(d_gate + unit, d_new * reset);
+        store(d_gate + units + unit, d_new * recurrent * reset * (1.0f - reset));
+        store(d_gate + 2 * units + unit, d * (last - new) * update * (1.0f - update));
+        store(d_gate + 3 * units + unit, d_new);
+        store(carried + unit, d * update);
+        store(copied + unit, last);
+    }
+}
+
+/* What the gates of some rows of one frame hand back to 2 * WIDTH units of the state before. */
+INLINE void backward_block(int rows, int units, const float *d_gates, float *carried,
+                           const float *weights, int unit) {
+    vec sums[ROWS][3];
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; v++) sums[row][v] = load(carried + row * units + unit + v * WIDTH);
+    multiply(sums, d_gates, 4 * units, weights, 3 * units, rows, 2);
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; v++) store(carried + row * units + unit + v * WIDTH, sums[row][v]);
+}
+
+/* Call a block with its number of rows as a constant, so that its sums stay in registers. */
+#define WITH_ROWS(block, rows, ...)                                                                                    \
+    switch (rows) {                                                                                                    \
+    case 1: block(1, __VA_ARGS__); break;                                                                              \
+    case 2: block(2, __VA_ARGS__); break;                                                                              \
+    case 3: block(3, __VA_ARGS__); break;                                                                              \
+    case 4: block(4, __VA_ARGS__); break;                                                                              \
+    case 5: block(ROWS < 5 ? ROWS : 5, __VA_ARGS__); break;                                                            \
+    case 6: block(ROWS < 6 ? ROWS : 6, __VA_ARGS__); break;                                                            \
+    case 7: block(ROWS < 7 ? ROWS : 7, __VA_ARGS__); break;                                                            \
+    default: block(ROWS, __VA_ARGS__); break;                                                                          \
+    }
+
+/* Of each ROWS * shares rows of a frame the ROWS of this share, from the first frame to the last.
+   weights: (trials, units / WIDTH, units, 3, WIDTH), of the gates that the state reaches; biases: (trials, 4, units). */
+void forward(int share, int shares, int trials, int frames, const int64_t *counts, int units, const float *h0,
+             const float *weights, const float *biases, float *gates, float *states) {
+    for (int trial = 0; trial < trials; trial++) {
+        const float *before = h0;
+        for (int frame = 0; frame < frames; frame++) {
+            for (int unit = 0; unit < units; unit += WIDTH)
+                for (int64_t row = share * ROWS; row < counts[frame]; row += shares * ROWS)
+                    WITH_ROWS(forward_block, counts[frame] - row, units, before + row * units, gates + 4 * row * units,
+                              states + row * units, weights + 3 * unit * (int64_t)units, biases, unit)
+            before = states;
+            states += counts[frame] * units;
+            gates += counts[frame] * 4 * units;
+        }
+        h0 += counts[0] * units;
+        weights += 3 * units * (int64_t)units;
+        biases += 4 * units;
+    }
+}
+
+/* The same rows from the last frame to the first. d_h0 begins at zero, and carries what goes back through time.
+   weights: (trials, units / (2 * WIDTH), 3 * units, 2 * WIDTH). */
+void backward(int share, int shares, int trials, int frames, const int64_t *counts, int units, const float *h0,
+              const float *weights, const float *gates, const float *states, const float *d_states, float *befores,
+              float *d_gates, float *d_h0) {
+    int64_t slots = 0;
+    for (int frame = 0; frame < frames; frame++) slots += counts[frame];
+    for (int trial = 0; trial < trials; trial++) {
+        int64_t slot = (trial + 1) * slots;
+        for (int frame = frames - 1; frame >= 0; frame--) {
+            slot -= counts[frame];
+            const float *before = frame ? states + (slot - counts[frame - 1]) * units : h0;
+            for (int64_t first = share * ROWS; first < counts[frame]; first += shares * ROWS)
+                for (int64_t row = first; row < counts[frame] && row < first + ROWS; row++) {
+                    const int64_t here = (slot + row) * units;
+                    backward_row(units, before + row * units, gates + 4 * here, d_states + here, befores + here,
+                                 d_gates + 4 * here, d_h0 + row * units);
+                }
+            for (int unit = 0; unit < units; unit += 2 * WIDTH)
+                for (int64_t row = share * ROWS; row < counts[frame]; row += shares * ROWS)
+                    WITH_ROWS(backward_block, counts[frame] - row, units, d_gates + 4 * (slot + row) * units,
+                              d_h0 + row * units, weights + 3 * unit * (int64_t)units, unit)
+        }
+        h0 += counts[0] * units;
+        d_h0 += counts[0] * units;
+        weights += 3 * units * (int64_t)units;
+    }
+}

@@ -1,0 +1,99 @@
+"""The compiled frame loops beside the same of PyTorch's operations."""
+
+import logging
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from stability.training import compiled
+from stability.training.recurrent import backward_loop, forward_loop
+
+COUNTS, UNITS = [13, 13, 12, 9, 8, 8, 3, 1], 64
+PROCESSORS = ["native", "haswell", "x86-64"] if platform.machine() == "x86_64" else ["native"]
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Nothing compiled yet, and where what is compiled goes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled._library.cache_clear()
+    yield tmp_path / "stability"
+    compiled._library.cache_clear()
+
+
+def _operands(k: int) -> list[Tensor]:
+    """The input's share of the gates, their biases, the initial state and its weights."""
+    shapes = [(k, sum(COUNTS), 4 * UNITS), (k, 4 * UNITS), (k, COUNTS[0], UNITS), (k, 3 * UNITS, UNITS)]
+    generator = torch.Generator().manual_seed(k)
+    return [torch.randn(shape, generator=generator) / (8 if i == 3 else 1) for i, shape in enumerate(shapes)]
+
+
+def _forward_and_back(operands: list[Tensor], by_pytorch: bool = False) -> tuple[Tensor, ...]:
+    gates, biases, h0, w_hh = (v.clone() for v in operands)
+    loops = (forward_loop, backward_loop) if by_pytorch else (compiled.forward, compiled.backward)
+    states = loops[0](gates, biases, h0, w_hh, COUNTS)
+    return states, *loops[1](gates, states, h0, w_hh, states.cos(), COUNTS)
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_registers_of_every_width_agree_with_pytorch(
+    processor: str, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "_FLAGS", [*compiled._FLAGS, f"-march={processor}", "-Wall", "-Wextra", "-Werror"])
+    operands = _operands(3)
+    assert compiled.applies(operands[0], UNITS)
+    for ours, theirs in zip(_forward_and_back(operands), _forward_and_back(operands, by_pytorch=True), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gates_far_out_saturate_and_nan_stays_in_its_row() -> None:
+    gates, *rest = _operands(1)
+    gates[0, 0, UNITS:] = torch.tensor([-torch.inf, -1e30, -100, 0, 1e-30, 100, 1e30, torch.inf]).repeat(3 * UNITS // 8)
+    gates[0, 1] = torch.nan
+    ours, theirs = (_forward_and_back([gates, *rest], by_pytorch) for by_pytorch in (False, True))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert ours[0][0, :2].isnan().any(1).tolist() == [False, True]
+    assert not ours[0][0, 2 : COUNTS[0]].isnan().any()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_trial_is_bit_for_bit_the_same_in_any_stack(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = _operands(4)
+    whole = _forward_and_back(together)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for a, b in zip(_forward_and_back([v[2:3] for v in together]), whole, strict=True):
+        assert torch.equal(a[0], b[2])
+
+
+def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiled.applies(torch.zeros(1), UNITS)
+    (made,) = fresh.iterdir()
+    compiled._library.cache_clear()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert compiled.applies(torch.zeros(1), UNITS)
+    assert [*fresh.iterdir()] == [made]
+
+
+@pytest.mark.parametrize(("compiler", "said"), [("no-such-compiler", "no-such-compiler"), ("false", "exit status 1")])
+def test_without_a_compiler_pytorch_does_it_and_that_is_said_once(
+    compiler: str, said: str, fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    with caplog.at_level(logging.WARNING):
+        assert not compiled.applies(torch.zeros(1), UNITS)
+        assert not compiled.applies(torch.zeros(1), UNITS)
+    (message,) = caplog.messages
+    assert "install a C compiler" in message
+    assert said in message
+    assert not [*fresh.glob("*")]
+
+
+def test_leaves_to_pytorch_what_it_cannot_do() -> None:
+    assert not compiled.applies(torch.zeros(1, dtype=torch.float64), UNITS)
+    assert not compiled.applies(torch.zeros(1, dtype=torch.bfloat16), UNITS)
+    assert not compiled.applies(torch.zeros(1), 50)
