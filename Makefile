@@ -21,7 +21,7 @@ benchmark-data: .venv/installed
 
 benchmark-stacks: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[dev,benchmark]' -c constraints.txt
-	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.stack_speed
+	$(BIN)/python -m experiments.stack_speed
 
 benchmark-cuda: .venv/installed
 	$(BIN)/python -m experiments.cuda_speed $(OFFICIAL) $(if $(DATA),--data $(DATA)) $(if $(OFFICIAL_PYTHON),--python $(OFFICIAL_PYTHON))

@@ -7,7 +7,6 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -55,19 +54,16 @@ def backward(
 
 
 def _in_shares(function: Any, counts: Sequence[int], h0: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Call it on as many threads as PyTorch's own operations have."""
-    shares, (k, _, units) = torch.get_num_threads(), h0.shape
+    """Call it on PyTorch's own threads, which are awake: others would have to be woken for every layer."""
+    parallel, (k, _, units) = _parallel(), h0.shape
+    threads = torch.get_num_threads() if parallel else 1
     pointers = [c_void_p(t.data_ptr()) for t in (h0, *tensors)]
-    rest = (shares, k, len(counts), (c_int64 * len(counts))(*counts), units, *pointers)
-    others = [_threads(shares).submit(function, share, *rest) for share in range(1, shares)]
-    function(0, *rest)
-    for other in others:
-        other.result()
+    function(parallel, threads, k, len(counts), (c_int64 * len(counts))(*counts), units, *pointers)
 
 
 @cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, "gru")
+def _parallel() -> Any:
+    return getattr(CDLL(None), "GOMP_parallel", None)
 
 
 @cache

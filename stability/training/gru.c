@@ -147,52 +147,93 @@ INLINE void backward_block(int rows, int units, const float *d_gates, float *car
     default: block(ROWS, __VA_ARGS__); break;                                                                          \
     }
 
-/* Of each ROWS * shares rows of a frame the ROWS of this share, from the first frame to the last.
-   weights: (trials, units / WIDTH, units, 3, WIDTH), of the gates that the state reaches; biases: (trials, 4, units). */
-void forward(int share, int shares, int trials, int frames, const int64_t *counts, int units, const float *h0,
-             const float *weights, const float *biases, float *gates, float *states) {
-    for (int trial = 0; trial < trials; trial++) {
-        const float *before = h0;
-        for (int frame = 0; frame < frames; frame++) {
-            for (int unit = 0; unit < units; unit += WIDTH)
-                for (int64_t row = share * ROWS; row < counts[frame]; row += shares * ROWS)
+/* What the loops are called with, and how many of its shares have been taken. */
+struct layer {
+    int shares, trials, frames, units;
+    const int64_t *counts;
+    const float *h0, *weights, *biases, *d_states;
+    float *gates, *states, *befores, *d_gates, *d_h0;
+    int taken;
+};
+
+/* Of each ROWS * shares rows of a frame the ROWS of one share, from the first frame to the last. */
+static void forward_share(const struct layer *layer, int share) {
+    const int units = layer->units, step = layer->shares * ROWS;
+    const int64_t *counts = layer->counts;
+    float *gates = layer->gates, *states = layer->states;
+    for (int64_t trial = 0; trial < layer->trials; trial++) {
+        const float *before = layer->h0 + trial * counts[0] * units, *biases = layer->biases + trial * 4 * units;
+        for (int frame = 0; frame < layer->frames; frame++) {
+            for (int unit = 0; unit < units; unit += WIDTH) {
+                const float *weights = layer->weights + (trial * units + unit) * 3 * units;
+                for (int64_t row = share * ROWS; row < counts[frame]; row += step)
                     WITH_ROWS(forward_block, counts[frame] - row, units, before + row * units, gates + 4 * row * units,
-                              states + row * units, weights + 3 * unit * (int64_t)units, biases, unit)
+                              states + row * units, weights, biases, unit)
+            }
             before = states;
             states += counts[frame] * units;
             gates += counts[frame] * 4 * units;
         }
-        h0 += counts[0] * units;
-        weights += 3 * units * (int64_t)units;
-        biases += 4 * units;
     }
 }
 
-/* The same rows from the last frame to the first. d_h0 begins at zero, and carries what goes back through time.
-   weights: (trials, units / (2 * WIDTH), 3 * units, 2 * WIDTH). */
-void backward(int share, int shares, int trials, int frames, const int64_t *counts, int units, const float *h0,
-              const float *weights, const float *gates, const float *states, const float *d_states, float *befores,
-              float *d_gates, float *d_h0) {
+/* The same rows from the last frame to the first. */
+static void backward_share(const struct layer *layer, int share) {
+    const int units = layer->units, step = layer->shares * ROWS;
+    const int64_t *counts = layer->counts;
     int64_t slots = 0;
-    for (int frame = 0; frame < frames; frame++) slots += counts[frame];
-    for (int trial = 0; trial < trials; trial++) {
+    for (int frame = 0; frame < layer->frames; frame++) slots += counts[frame];
+    for (int64_t trial = 0; trial < layer->trials; trial++) {
+        float *carried = layer->d_h0 + trial * counts[0] * units;
         int64_t slot = (trial + 1) * slots;
-        for (int frame = frames - 1; frame >= 0; frame--) {
+        for (int frame = layer->frames - 1; frame >= 0; frame--) {
             slot -= counts[frame];
-            const float *before = frame ? states + (slot - counts[frame - 1]) * units : h0;
-            for (int64_t first = share * ROWS; first < counts[frame]; first += shares * ROWS)
+            const float *before = frame ? layer->states + (slot - counts[frame - 1]) * units
+                                        : layer->h0 + trial * counts[0] * units;
+            for (int64_t first = share * ROWS; first < counts[frame]; first += step)
                 for (int64_t row = first; row < counts[frame] && row < first + ROWS; row++) {
                     const int64_t here = (slot + row) * units;
-                    backward_row(units, before + row * units, gates + 4 * here, d_states + here, befores + here,
-                                 d_gates + 4 * here, d_h0 + row * units);
+                    backward_row(units, before + row * units, layer->gates + 4 * here, layer->d_states + here,
+                                 layer->befores + here, layer->d_gates + 4 * here, carried + row * units);
                 }
-            for (int unit = 0; unit < units; unit += 2 * WIDTH)
-                for (int64_t row = share * ROWS; row < counts[frame]; row += shares * ROWS)
-                    WITH_ROWS(backward_block, counts[frame] - row, units, d_gates + 4 * (slot + row) * units,
-                              d_h0 + row * units, weights + 3 * unit * (int64_t)units, unit)
+            for (int unit = 0; unit < units; unit += 2 * WIDTH) {
+                const float *weights = layer->weights + (trial * units + unit) * 3 * units;
+                for (int64_t row = share * ROWS; row < counts[frame]; row += step)
+                    WITH_ROWS(backward_block, counts[frame] - row, units, layer->d_gates + 4 * (slot + row) * units,
+                              carried + row * units, weights, unit)
+            }
         }
-        h0 += counts[0] * units;
-        d_h0 += counts[0] * units;
-        weights += 3 * units * (int64_t)units;
     }
+}
+
+static void forward_shares(void *data) {
+    struct layer *layer = data;
+    for (int share; (share = __atomic_fetch_add(&layer->taken, 1, __ATOMIC_RELAXED)) < layer->shares;)
+        forward_share(layer, share);
+}
+
+static void backward_shares(void *data) {
+    struct layer *layer = data;
+    for (int share; (share = __atomic_fetch_add(&layer->taken, 1, __ATOMIC_RELAXED)) < layer->shares;)
+        backward_share(layer, share);
+}
+
+/* OpenMP's call of a function on several threads. */
+typedef void (*parallel)(void (*function)(void *), void *data, unsigned threads, unsigned flags);
+
+/* weights: (trials, units / WIDTH, units, 3, WIDTH), of the gates that the state reaches; biases: (trials, 4, units).
+   The gates hold the input's share, without biases. */
+void forward(parallel run, int shares, int trials, int frames, const int64_t *counts, int units, const float *h0,
+             const float *weights, const float *biases, float *gates, float *states) {
+    struct layer layer = {shares, trials, frames, units, counts, h0, weights, biases, .gates = gates, .states = states};
+    run ? run(forward_shares, &layer, shares, 0) : forward_shares(&layer);
+}
+
+/* weights: (trials, units / (2 * WIDTH), 3 * units, 2 * WIDTH). d_h0 is zero: it carries what goes back through time. */
+void backward(parallel run, int shares, int trials, int frames, const int64_t *counts, int units, const float *h0,
+              const float *weights, float *gates, float *states, const float *d_states, float *befores, float *d_gates,
+              float *d_h0) {
+    struct layer layer = {shares, trials, frames,   units, counts, h0,      weights, 0,
+                          d_states, gates, states, befores, d_gates, d_h0, 0};
+    run ? run(backward_shares, &layer, shares, 0) : backward_shares(&layer);
 }
