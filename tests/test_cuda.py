@@ -1,0 +1,95 @@
+"""The training loop on a CUDA device, where there is none: its devices, its dtypes, and that the host does not wait."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stability.data.store import OnDevice
+from stability.data.t15 import Dataset, Split
+from stability.training import loop
+from stability.training.decoder import _Patches, _Softsign, init_parameters
+from stability.training.loop import Stack, join, new_stack, select
+from stability.training.packing import pack
+from stability.training.recurrent import _Layer
+from tests.configs import tiny
+from tests.fake_cuda import FakeCuda, fake_cuda
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="here CUDA need not be made up")
+CUDA = torch.device("cuda", 0)
+LENGTHS_OF_CTC = {"_to_copy": 2}  # which PyTorch copies by itself; a few numbers
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    with fake_cuda(monkeypatch) as device:
+        yield device
+
+
+def stack_on_cuda(k: int, dataset: Dataset, *overrides: str) -> Stack:
+    configs = [tiny(f"seed={seed}", *overrides) for seed in range(k)]
+    parameters = [init_parameters(c.model, dataset.n_features, len(dataset.sessions), c.seed) for c in configs]
+    return new_stack(configs, parameters, CUDA)
+
+
+def on_cuda(split: Split) -> Split:
+    """The split with its features on the device in half precision."""
+    bins = sum(record.n_time_steps for record in split.records)
+    return replace(split, rows=OnDevice(torch.empty(bins, split.n_features, dtype=torch.float16, device=CUDA), split))
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "fp16", "fp16_clip_before_unscale"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_step_mixes_no_devices_and_never_waits(k: int, precision: str, dataset: Dataset, cuda: FakeCuda) -> None:
+    stack, split = stack_on_cuda(k, dataset, f"precision={precision}"), on_cuda(dataset.train)
+    cuda.waits.clear()
+    signals = loop._train_step(stack, split)
+    assert cuda.waits == LENGTHS_OF_CTC
+    assert {v.device for v in (*signals.values(), *stack.parameters.values())} == {CUDA}
+    assert {v.dtype for v in (*signals.values(), *stack.parameters.values())} == {torch.float32}
+
+
+def test_trials_join_and_leave_a_stack_without_a_wait(dataset: Dataset, cuda: FakeCuda) -> None:
+    stack = stack_on_cuda(2, dataset)
+    cuda.waits.clear()
+    stack = join([select(stack, [1]), stack])
+    assert cuda.waits == {"_to_copy": 1}  # which places
+    loop._train_step(stack, on_cuda(dataset.train))
+
+
+class Context:
+    """What a Function keeps from its forward for its backward."""
+
+    needs_input_grad = (True,) * 8
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        self.saved_tensors = tensors
+
+
+def forward_and_back(function: Any, *operands: Any) -> Sequence[Tensor]:
+    context = Context()
+    result = function.forward(context, *operands)
+    gradients = function.backward(context, torch.ones_like(result))
+    return gradients if isinstance(gradients, tuple) else (gradients,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_way_back_mixes_no_devices_and_never_waits(dtype: torch.dtype, cuda: FakeCuda) -> None:
+    k, h, counts = 3, 32, [4, 4, 2, 1]
+    shapes = [(k, sum(counts), 5), (k, counts[0], h), (k, 3 * h, 5), (k, 3 * h, h), (k, 3 * h), (k, 3 * h)]
+    layer = [torch.empty(shape, dtype=dtype, device=CUDA) for shape in shapes]
+    x = torch.empty(k, 4, 30, 6, dtype=dtype, device=CUDA)
+    packing = pack(torch.tensor([[4, 3, 2, 2]] * k))
+    cases: list[tuple[Any, list[Tensor], list[Any]]] = [
+        (_Layer, layer, [counts]),
+        (_Patches, [x], [packing, 14, 4]),
+        (_Softsign, [x], []),
+    ]
+    for function, operands, rest in cases:
+        gradients = forward_and_back(function, *operands, *rest)
+        for gradient, operand in zip(gradients, operands, strict=False):
+            assert (gradient.shape, gradient.dtype, gradient.device) == (operand.shape, dtype, CUDA)
+    assert not cuda.waits
