@@ -5,8 +5,10 @@ Of the real frames only; of the bytes, what a part has to read and to leave, eac
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stability.config import Model
 from stability.data.phonemes import PHONEMES
+from stability.training import compiled
 from stability.training.decoder import frames_of
 
 _WHOLE, _HALF = 4, 2  # bytes: of a weight, a feature or a logit; of an activation
@@ -73,13 +76,17 @@ def operations(model: Model, features: int, bins: Tensor) -> tuple[int, int]:
     return day + rest, day + 2 * rest  # nothing before the day layer wants a gradient
 
 
-def counter() -> FlopCounterMode:
-    """Counts the operations of products, also of those in place, which PyTorch's own registry leaves out."""
+@contextmanager
+def counter() -> Iterator[FlopCounterMode]:
+    """Counts the operations of products: those in place, which PyTorch's own registry leaves out, and those of the
+    compiled loops, which it does not see and does itself meanwhile."""
 
     def product(_: Sequence[int], a: Sequence[int], b: Sequence[int], **others: object) -> int:
         return 2 * math.prod(a) * b[-1]
 
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: product})
+    counts = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: product})
+    with patch.object(compiled, "applies", return_value=False), counts:
+        yield counts
 
 
 def measure(device: torch.device, dtype: torch.dtype, rows: int, units: int, size: int, copied: int) -> Rates:

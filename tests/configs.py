@@ -9,7 +9,7 @@ from stability import config
 from stability.config import Config
 
 TINY = (
-    *("model.layers=2", "model.units=8", "batch.size=6", "batch.days=3"),
+    *("model.layers=2", "model.units=32", "batch.size=6", "batch.days=3"),
     *("schedule.warmup_steps=4", "schedule.decay_steps=30", "tracking=none", "device=cpu"),
 )
 

@@ -72,7 +72,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
 
 @contextmanager
 def _guarded() -> Iterator[None]:
-    """Indexing switches to the tensor's device by a table in PyTorch, where CUDA gets what `meta` has: it does nothing."""
+    """Indexing switches devices by a table of PyTorch, where CUDA gets what `meta` has, which does nothing."""
     library = CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     guards = (c_void_p * 16).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
     own, guards[_CUDA] = guards[_CUDA], guards[_META]

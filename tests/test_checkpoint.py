@@ -55,7 +55,7 @@ def test_ours_go_on_in_the_official_trainer(dataset: Dataset, tmp_path: Path, ov
     assert content["val_PER"] == 0.5
     assert content["val_loss"] == 20.0
 
-    model = ReferenceDecoder(6, 4, layers=2, units=8)
+    model = ReferenceDecoder(6, 4, layers=2, units=32)
     compiled = Compiled(model)
     trainer = ReferenceTrainer(config, model)
     compiled.load_state_dict(content["model_state_dict"], strict=True)
@@ -73,7 +73,7 @@ def test_ours_go_on_in_the_official_trainer(dataset: Dataset, tmp_path: Path, ov
 def test_optimizer_state_is_what_pytorch_writes(dataset: Dataset, tmp_path: Path) -> None:
     """Same groups in the same order, same settings, same state after the same steps."""
     config = tiny("batch.days=2")
-    model = ReferenceDecoder(6, 4, layers=2, units=8)
+    model = ReferenceDecoder(6, 4, layers=2, units=32)
     model.load_state_dict(by_official_name(init_parameters(config.model, 6, 4, 0)))
     trainer = ReferenceTrainer(config, model)
     for step in range(3):
@@ -101,7 +101,7 @@ def test_optimizer_state_is_what_pytorch_writes(dataset: Dataset, tmp_path: Path
 @pytest.mark.parametrize("val_loss", [12.5, np.float64(12.5), np.float32(12.5)])
 def test_public_checkpoints_load(dataset: Dataset, tmp_path: Path, prefixed: bool, val_loss: Any) -> None:
     config = tiny("seed=5")
-    model = ReferenceDecoder(6, 4, layers=2, units=8)
+    model = ReferenceDecoder(6, 4, layers=2, units=32)
     for weight in model.parameters():
         nn.init.normal_(weight)
     written = Compiled(model) if prefixed else model
@@ -184,7 +184,7 @@ def test_best_is_the_lowest_rate_and_then_the_lowest_loss() -> None:
 @pytest.mark.parametrize(
     ("overrides", "days", "features", "named"),
     [
-        (["model.units=16"], 4, 6, "gru.bias_hh_l0 is (24,) and should be (48,)"),
+        (["model.units=16"], 4, 6, "gru.bias_hh_l0 is (96,) and should be (48,)"),
         (["model.layers=3"], 4, 6, "gru.weight_ih_l2 is missing"),
         (["model.layers=1"], 4, 6, "gru.weight_ih_l1 is not in the model"),
         ([], 5, 6, "day_weights.4 is missing"),

@@ -254,8 +254,9 @@ def test_comparison_from_given_runs() -> None:
     assert busy[1:] == ["80% (80% to 80%)", "80% (80% to 80%)", "1.00"]
 
 
-def test_operations_are_those_of_the_decoder() -> None:
-    model, features, bins = tiny("model.layers=3").model, 6, torch.tensor([37, 37, 37])
+@pytest.mark.parametrize("units", [8, 32])  # by PyTorch's operations, and compiled
+def test_operations_are_those_of_the_decoder(units: int) -> None:
+    model, features, bins = tiny("model.layers=3", f"model.units={units}").model, 6, torch.tensor([37, 37, 37])
     parameters = {n: p.unsqueeze(0).requires_grad_() for n, p in init_parameters(model, features, 1, 0).items()}
     frames = torch.full((1, 3), 6)
     with step_floor.counter() as counter:

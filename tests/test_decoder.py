@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -154,6 +155,15 @@ def test_forward_and_gradients_agree_with_the_reference(rows_per_day: tuple[int,
         for name, parameter in ref.named_parameters():
             wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             torch.testing.assert_close(ours[name], wanted, atol=1e-11, rtol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("units", [8, 32])  # by PyTorch's operations, and compiled
+def test_an_utterance_without_a_frame_changes_nothing(units: int) -> None:
+    model, k = replace(small_model(layers=2), units=units), 2
+    p = {n: torch.stack([t, t + 0.1]) for n, t in init_parameters(model, 6, 1, 0).items()}
+    x, frames = torch.randn(k, 3, 37, 6), torch.tensor([[6, 0, 3]] * k)
+    with_it, without = forward(p, x, frames, (3,), model), forward(p, x[:, [0, 2]], frames[:, [0, 2]], (2,), model)
+    torch.testing.assert_close(with_it[:, :, [0, 2]], without)
 
 
 def _perturbed(p: Parameters) -> Parameters:

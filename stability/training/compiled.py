@@ -23,33 +23,27 @@ _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
 
 def applies(x: Tensor, units: int) -> bool:
     """Whether a layer of so many units can be run by this, on an input such as x."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return False
-    library = _library()
-    return library is not None and units % (2 * library.width()) == 0
+    plain = x.device.type == "cpu" and x.dtype == torch.float32
+    return plain and _library() is not None and units % (2 * _library().width()) == 0
 
 
 def forward(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Sequence[int]) -> Tensor:
-    """`recurrent.forward_loop`, a hundred times less often in Python."""
-    library = _library()
-    assert library is not None
-    k, units, width = len(gates), h0.shape[-1], library.width()
+    """What `recurrent.forward_loop` does."""
+    k, units, width = len(gates), h0.shape[-1], _library().width()
     weights = w_hh.view(k, 3, units // width, width, units).permute(0, 2, 4, 1, 3).contiguous()
     states = gates.new_empty(*gates.shape[:2], units)
-    _in_shares(library.forward, counts, h0, (weights, biases, gates, states))
+    _in_shares(_library().forward, counts, h0, (weights, biases, gates, states))
     return states
 
 
 def backward(
     gates: Tensor, states: Tensor, h0: Tensor, w_hh: Tensor, d_states: Tensor, counts: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`recurrent.backward_loop`, in the same way."""
-    library = _library()
-    assert library is not None
-    k, units, width = len(gates), h0.shape[-1], 2 * library.width()
+    """What `recurrent.backward_loop` does."""
+    k, units, width = len(gates), h0.shape[-1], 2 * _library().width()
     weights = w_hh.view(k, 3 * units, units // width, width).transpose(1, 2).contiguous()
     befores, d_gates, d_h0 = torch.empty_like(states), torch.empty_like(gates), torch.zeros_like(h0)
-    _in_shares(library.backward, counts, h0, (weights, gates, states, d_states.contiguous(), befores, d_gates, d_h0))
+    _in_shares(_library().backward, counts, h0, (weights, gates, states, d_states.contiguous(), befores, d_gates, d_h0))
     return befores, d_gates, d_h0
 
 
@@ -67,7 +61,7 @@ def _parallel() -> Any:
 
 
 @cache
-def _library() -> CDLL | None:
+def _library() -> Any:
     """The compiled loops. None where there is no compiler, which is said once."""
     kind = hashlib.sha256(b"\0".join([_SOURCE.read_bytes(), *map(str.encode, _FLAGS), _processor()])).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stability"

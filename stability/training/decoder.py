@@ -100,7 +100,7 @@ def forward(
     if dropout is not None:
         x = dropout(x, "input", model.input_dropout, None)
     h: Tensor = _Patches.apply(x, packing, model.patch_size, model.patch_stride)  # type: ignore[no-untyped-call]
-    h0 = parameters["h0"].reshape(k, 1, -1).expand(k, b, -1)
+    h0 = parameters["h0"].reshape(k, 1, -1).expand(k, packing.counts[0], -1)
     for layer in range(model.layers):
         if layer > 0 and dropout is not None:
             h = dropout(h, f"layer {layer}", model.rnn_dropout, packing)

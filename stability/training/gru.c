@@ -2,7 +2,7 @@
 
    The product of a frame is so small that a library call takes longer than its arithmetic, and what follows it goes to
    memory and back between operations. Here both are one pass. No row of a batch reads another, so rows share out over
-   threads without waiting, and a trial's numbers are the same, bit for bit, in any stack.
+   threads without waiting, and no number depends on the stack or on the threads.
 
    Shapes, with the slots of all frames one after another, `counts` to a frame: gates and d_gates (trials, slots, 4,
    units), the new gate's recurrent share, reset, update, new; states, befores and d_states (trials, slots, units); h0 and
@@ -74,8 +74,8 @@ INLINE void multiply(vec sums[ROWS][3], const float *left, int stride, const flo
 }
 
 /* WIDTH units of some rows of one frame: the gates, which hold the input's share, and the states. */
-INLINE void forward_block(int rows, int units, const float *before, float *gates, float *states,
-                          const float *weights, const float *biases, int unit) {
+INLINE void forward_block(int rows, int units, const float *before, float *gates, float *states, const float *weights,
+                          const float *biases, int unit) {
     vec sums[ROWS][3];
 #pragma GCC unroll 8
     for (int row = 0; row < rows; row++)
@@ -84,7 +84,8 @@ INLINE void forward_block(int rows, int units, const float *before, float *gates
 #pragma GCC unroll 8
     for (int row = 0; row < rows; row++)
 #pragma GCC unroll 4
-        for (int gate = 0; gate < 4; gate++) __builtin_prefetch(gates + (row * 4 + gate) * units + unit, 1);
+        for (int gate = 0; gate < 4; gate++) /* they come from memory while the product is made */
+            __builtin_prefetch(gates + (row * 4 + gate) * units + unit, 1);
     multiply(sums, before, units, weights, units, rows, 3);
     const vec bias = load(biases + 3 * units + unit);
 #pragma GCC unroll 8
@@ -120,8 +121,7 @@ INLINE void backward_row(int units, const float *before, const float *gate, cons
 }
 
 /* What the gates of some rows of one frame hand back to 2 * WIDTH units of the state before. */
-INLINE void backward_block(int rows, int units, const float *d_gates, float *carried,
-                           const float *weights, int unit) {
+INLINE void backward_block(int rows, int units, const float *d_gates, float *carried, const float *weights, int unit) {
     vec sums[ROWS][3];
 #pragma GCC unroll 8
     for (int row = 0; row < rows; row++)
@@ -225,7 +225,8 @@ typedef void (*parallel)(void (*function)(void *), void *data, unsigned threads,
    The gates hold the input's share, without biases. */
 void forward(parallel run, int shares, int trials, int frames, const int64_t *counts, int units, const float *h0,
              const float *weights, const float *biases, float *gates, float *states) {
-    struct layer layer = {shares, trials, frames, units, counts, h0, weights, biases, .gates = gates, .states = states};
+    struct layer layer = {.shares = shares, .trials = trials, .frames = frames, .units = units, .counts = counts,
+                          .h0 = h0, .weights = weights, .biases = biases, .gates = gates, .states = states};
     run ? run(forward_shares, &layer, shares, 0) : forward_shares(&layer);
 }
 
@@ -233,7 +234,8 @@ void forward(parallel run, int shares, int trials, int frames, const int64_t *co
 void backward(parallel run, int shares, int trials, int frames, const int64_t *counts, int units, const float *h0,
               const float *weights, float *gates, float *states, const float *d_states, float *befores, float *d_gates,
               float *d_h0) {
-    struct layer layer = {shares, trials, frames,   units, counts, h0,      weights, 0,
-                          d_states, gates, states, befores, d_gates, d_h0, 0};
+    struct layer layer = {.shares = shares, .trials = trials, .frames = frames, .units = units, .counts = counts,
+                          .h0 = h0, .weights = weights, .gates = gates, .states = states, .d_states = d_states,
+                          .befores = befores, .d_gates = d_gates, .d_h0 = d_h0};
     run ? run(backward_shares, &layer, shares, 0) : backward_shares(&layer);
 }
