@@ -3,9 +3,8 @@
     python -m experiments.stack_speed [--quick]          # make benchmark-stacks
     python -m experiments.stack_speed model=official data=synthetic_t15 data.synthetic.days=6 --trials 1 4 16
 
-Interleaved and repeated, in about 40 minutes; with overrides, of that configuration's steps alone. Eight trials share a
-seed, and with it their batches, as in `experiment=diagnosis`. Run it with nothing beside it, and on a CPU with
-OMP_NUM_THREADS=1.
+Interleaved and repeated, in about 35 minutes; with overrides, of that configuration's steps alone. Eight trials share a
+seed, and with it their batches, as in `experiment=diagnosis`. Run it with nothing beside it.
 """
 
 import argparse

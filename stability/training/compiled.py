@@ -64,13 +64,13 @@ def _parallel() -> Any:
 def _library() -> Any:
     """The compiled loops. None where there is no compiler, which is said once."""
     kind = hashlib.sha256(b"\0".join([_SOURCE.read_bytes(), *map(str.encode, _FLAGS), _processor()])).hexdigest()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stability"
-    path = folder / f"gru-{kind[:16]}.so"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stability"
+        path = folder / f"gru-{kind[:16]}.so"
         if not path.exists():
             _compile(path)
         return CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home
         said = (isinstance(error, subprocess.CalledProcessError) and error.stderr.strip()) or error
         log.warning(
             "The GRU's loop over frames was not compiled, and takes twice as long by PyTorch's operations: install a C "
