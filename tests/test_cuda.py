@@ -11,12 +11,13 @@ from torch import Tensor
 from stability.data.store import OnDevice
 from stability.data.t15 import Dataset, Split
 from stability.training import loop
-from stability.training.decoder import _Patches, _Softsign, init_parameters
-from stability.training.loop import Stack, join, new_stack, select
+from stability.training.decoder import _Patches, _Softsign
+from stability.training.loop import Stack, join, select
 from stability.training.packing import pack
 from stability.training.recurrent import _Layer
 from tests.configs import tiny
 from tests.fake_cuda import FakeCuda, fake_cuda
+from tests.test_loop import stack_of
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="here CUDA need not be made up")
 CUDA = torch.device("cuda", 0)
@@ -30,9 +31,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
 
 
 def stack_on_cuda(k: int, dataset: Dataset, *overrides: str) -> Stack:
-    configs = [tiny(f"seed={seed}", *overrides) for seed in range(k)]
-    parameters = [init_parameters(c.model, dataset.n_features, len(dataset.sessions), c.seed) for c in configs]
-    return new_stack(configs, parameters, CUDA)
+    return stack_of([tiny(f"seed={seed}", *overrides) for seed in range(k)], dataset, CUDA)
 
 
 def on_cuda(split: Split) -> Split:

@@ -26,9 +26,9 @@ from tests.test_loss import collapsed, levenshtein
 CPU = torch.device("cpu")
 
 
-def stack_of(configs: Sequence[Config], dataset: Dataset) -> Stack:
+def stack_of(configs: Sequence[Config], dataset: Dataset, device: torch.device = CPU) -> Stack:
     days, features = len(dataset.sessions), dataset.n_features
-    return new_stack(configs, [init_parameters(c.model, features, days, c.seed) for c in configs], CPU)
+    return new_stack(configs, [init_parameters(c.model, features, days, c.seed) for c in configs], device)
 
 
 def trained(configs: Sequence[Config], dataset: Dataset, steps: int) -> tuple[Stack, Block]:

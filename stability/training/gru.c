@@ -147,8 +147,9 @@ INLINE void backward_block(int rows, int units, const float *d_gates, float *car
     default: block(ROWS, __VA_ARGS__); break;                                                                          \
     }
 
-/* What the loops are called with, and how many of its shares have been taken. */
+/* What the loops are called with, which of them, and how many of its shares have been taken. */
 struct layer {
+    void (*loop)(const struct layer *, int share);
     int shares, trials, frames, units;
     const int64_t *counts;
     const float *h0, *weights, *biases, *d_states;
@@ -206,36 +207,34 @@ static void backward_share(const struct layer *layer, int share) {
     }
 }
 
-static void forward_shares(void *data) {
+static void take_shares(void *data) {
     struct layer *layer = data;
     for (int share; (share = __atomic_fetch_add(&layer->taken, 1, __ATOMIC_RELAXED)) < layer->shares;)
-        forward_share(layer, share);
-}
-
-static void backward_shares(void *data) {
-    struct layer *layer = data;
-    for (int share; (share = __atomic_fetch_add(&layer->taken, 1, __ATOMIC_RELAXED)) < layer->shares;)
-        backward_share(layer, share);
+        layer->loop(layer, share);
 }
 
 /* OpenMP's call of a function on several threads. */
 typedef void (*parallel)(void (*function)(void *), void *data, unsigned threads, unsigned flags);
 
+static void run_layer(parallel run, struct layer layer) {
+    run ? run(take_shares, &layer, layer.shares, 0) : take_shares(&layer);
+}
+
 /* weights: (trials, units / WIDTH, units, 3, WIDTH), of the gates that the state reaches; biases: (trials, 4, units).
    The gates hold the input's share, without biases. */
 void forward(parallel run, int shares, int trials, int frames, const int64_t *counts, int units, const float *h0,
              const float *weights, const float *biases, float *gates, float *states) {
-    struct layer layer = {.shares = shares, .trials = trials, .frames = frames, .units = units, .counts = counts,
-                          .h0 = h0, .weights = weights, .biases = biases, .gates = gates, .states = states};
-    run ? run(forward_shares, &layer, shares, 0) : forward_shares(&layer);
+    run_layer(run, (struct layer){.loop = forward_share, .shares = shares, .trials = trials, .frames = frames,
+                                  .units = units, .counts = counts, .h0 = h0, .weights = weights, .biases = biases,
+                                  .gates = gates, .states = states});
 }
 
 /* weights: (trials, units / (2 * WIDTH), 3 * units, 2 * WIDTH). d_h0 is zero: it carries what goes back through time. */
 void backward(parallel run, int shares, int trials, int frames, const int64_t *counts, int units, const float *h0,
               const float *weights, float *gates, float *states, const float *d_states, float *befores, float *d_gates,
               float *d_h0) {
-    struct layer layer = {.shares = shares, .trials = trials, .frames = frames, .units = units, .counts = counts,
-                          .h0 = h0, .weights = weights, .gates = gates, .states = states, .d_states = d_states,
-                          .befores = befores, .d_gates = d_gates, .d_h0 = d_h0};
-    run ? run(backward_shares, &layer, shares, 0) : backward_shares(&layer);
+    run_layer(run, (struct layer){.loop = backward_share, .shares = shares, .trials = trials, .frames = frames,
+                                  .units = units, .counts = counts, .h0 = h0, .weights = weights, .gates = gates,
+                                  .states = states, .d_states = d_states, .befores = befores, .d_gates = d_gates,
+                                  .d_h0 = d_h0});
 }

@@ -97,8 +97,8 @@ def forward_loop(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts
     gates; h0: (K, counts[0], H); w_hh: (K, 3H, H), of the first three.
     """
     h = h0.shape[-1]
-    gates[..., :h] = 0
-    gates += biases.unsqueeze(1)
+    gates[..., :h] = biases[:, None, :h]
+    gates[..., h:] += biases[:, None, h:]
     states = gates.new_empty(*gates.shape[:2], h)
     w_hh_t = w_hh.transpose(1, 2).contiguous()
     # All views are made beforehand: one a frame and operand would cost as much as the arithmetic.
