@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow benchmark benchmark-data benchmark-stacks benchmark-cuda benchmark-detection lint clean
+.PHONY: demo test test-slow benchmark benchmark-data benchmark-engines benchmark-stacks benchmark-cuda \
+	benchmark-detection lint clean
 
 demo: .venv/installed
 	$(BIN)/python -m stability.train optimizer=official aug=strong
@@ -18,6 +19,9 @@ benchmark: .venv/installed
 
 benchmark-data: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python experiments/data_speed.py
+
+benchmark-engines: .venv/installed
+	$(BIN)/python -m experiments.engine_speed
 
 benchmark-stacks: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[dev,benchmark]' -c constraints.txt

@@ -143,10 +143,12 @@ def _shares(
         f"share of a step's time in each part, and in a floor of all its products at {rate / 1e9:.0f} GFLOP/s, the "
         f"rate of one of {size} x {size} in {str(dtype).removeprefix('torch.')} (backward: that of CTC, too)"
     )
-    columns = ("units", "trials", "ms a step", *PARTS, "rest", "floor")
+    columns = ("units", "trials", "ms a step", *PARTS, "rest", "floor", "GB of GPU, at most")
     table = Table(*columns, title=title, title_justify="left", box=None, header_style="dim")
     for units, c in configs.items():
         for k in trials:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
             stack = _stack(c, k, dataset, device)
             with step_floor.counter() as counter:
                 train_steps(stack, dataset.train, 1)
@@ -154,8 +156,9 @@ def _shares(
                 whole = _seconds(partial(train_steps, stack, dataset.train), 2 * rounds)
             shares = {part: spent[part] / (2 * rounds) / whole for part in PARTS}
             floor = counter.get_total_flops() / rate / whole
-            cells = [*shares.values(), 1 - sum(shares.values()), floor]
-            table.add_row(str(units), str(k), f"{whole * 1e3:.1f}", *(f"{cell:.0%}" for cell in cells))
+            cells = [f"{cell:.0%}" for cell in (*shares.values(), 1 - sum(shares.values()), floor)]
+            memory = f"{torch.cuda.max_memory_allocated() / 1e9:.1f}" if device.type == "cuda" else ""
+            table.add_row(str(units), str(k), f"{whole * 1e3:.1f}", *cells, memory)
     return table
 
 

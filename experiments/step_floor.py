@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stability.config import Model
 from stability.data.phonemes import PHONEMES
-from stability.training import compiled
+from stability.training import recurrent
 from stability.training.decoder import frames_of
 
 _WHOLE, _HALF = 4, 2  # bytes: of a weight, a feature or a logit; of an activation
@@ -79,13 +79,14 @@ def operations(model: Model, features: int, bins: Tensor) -> tuple[int, int]:
 @contextmanager
 def counter() -> Iterator[FlopCounterMode]:
     """Counts the operations of products: those in place, which PyTorch's own registry leaves out, and those of the
-    compiled loops, which it does not see and does itself meanwhile."""
+    other engines of the recurrence, which it does not see: PyTorch's operations do them meanwhile."""
 
     def product(_: Sequence[int], a: Sequence[int], b: Sequence[int], **others: object) -> int:
         return 2 * math.prod(a) * b[-1]
 
     counts = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: product})
-    with patch.object(compiled, "applies", return_value=False), counts:
+    loops = patch.object(recurrent, "_loops", return_value=(recurrent.forward_loop, recurrent.backward_loop))
+    with loops, patch.object(recurrent, "_library_gru", recurrent.looped_gru), counts:
         yield counts
 
 

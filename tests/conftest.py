@@ -9,6 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+# Before Triton starts: without a GPU it interprets its kernels, which then run on the CPU.
+os.environ["TRITON_INTERPRET"] = str(int(not torch.cuda.is_available()))
+
 from stability.config import Synthetic
 from stability.data import synthetic
 from stability.data.store import keep

@@ -5,9 +5,10 @@ for the device is counted. Gradients are zeros: PyTorch's engine has to ask the 
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from ctypes import CDLL, c_void_p
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-aten = torch.ops.aten
+from stability.training import loss, recurrent
+
+pytest.importorskip("triton")
+
+from stability.training import fused_ctc, fused_gru
+
 _CUDA, _META = 1, 14  # the numbers of c10::DeviceType
 
 
@@ -36,13 +42,13 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if to != "cuda" and not any(isinstance(leaf, FakeTensor) for leaf in leaves):
             return func(*args, **kwargs)
-        if to == "cpu" or (func.overloadpacket not in _CTC and any(map(_is_pageable, leaves))):
+        if to == "cpu" or any(map(_is_pageable, leaves)):
             self.waits[func.overloadpacket.__name__] += 1
         if "generator" in kwargs:
             kwargs = kwargs | {"generator": None}
         with self._fake:
             args, kwargs = tree_map(self._as_fake, (args, kwargs))
-            return _CTC.get(func.overloadpacket, func)(*args, **kwargs)
+            return func(*args, **kwargs)
 
     def _as_fake(self, leaf: Any) -> Any:
         real = isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor)
@@ -60,6 +66,11 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         patch.setattr("stability.training.loop._has_bf16", lambda device: True)
         patch.setattr(torch, "Generator", lambda device: host_generator())
         patch.setattr(torch, "gru", _cudnn_gru)
+        patch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
+        patch.setattr(recurrent, "_loops_on_gpu", lambda *_: (fused_gru.forward, fused_gru.backward))
+        patch.setattr(loss, "_on_gpu", lambda _: fused_ctc.losses)
+        for module, name in product((fused_ctc, fused_gru), ("_forward", "_backward")):
+            patch.setattr(module, name, _Kernel())
         patch.setattr(torch.autograd, "grad", lambda outputs, inputs: [torch.zeros_like(v) for v in inputs])
         patch.setattr(Tensor, "pin_memory", _pinned)
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) makes it on the host and copies it
@@ -99,12 +110,13 @@ def _cudnn_gru(x: Tensor, counts: Tensor, h0: Tensor, weights: list[Tensor], *_:
     return gates[:, : h0.shape[-1]], h0
 
 
-def _ctc_loss(log_probs: Tensor, targets: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    t, b, _classes = log_probs.shape
-    return log_probs.new_empty(b), log_probs.new_empty(b, t, 2 * targets.shape[1] + 1)
+class _Kernel:
+    """A Triton kernel that can be launched, on tensors of the device alone, and does nothing."""
 
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        assert all(isinstance(size, int) and size > 0 for size in grid)
 
-# CTC has its lengths on the host, and no fake implementation in PyTorch.
-_CTC = {aten._ctc_loss: _ctc_loss, aten._use_cudnn_ctc_loss: lambda *_: False}
-if hasattr(aten, "_use_miopen_ctc_loss"):
-    _CTC[aten._use_miopen_ctc_loss] = lambda *_: False
+        def launch(*arguments: Any) -> None:
+            assert all(isinstance(v, FakeTensor) and v.is_contiguous() for v in arguments if isinstance(v, Tensor))
+
+        return launch

@@ -24,16 +24,19 @@ pytestmark = pytest.mark.slow
     ],
 )
 def test_benchmark(cli: CommandLine, module: str, arguments: tuple[str, ...], told: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        f"experiments.{module}",
-        *_TINY,
-        *cli.synthetic,
-        f"outputs={cli.folder}",
-        *arguments,
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "COLUMNS": "200"}
-    out = subprocess.run(command, cwd=cli.folder, env=environment, capture_output=True, text=True, check=True).stdout
+    out = said(cli, module, *_TINY, *cli.synthetic, f"outputs={cli.folder}", *arguments)
     assert told in out
     assert "nan" not in out
+
+
+def test_benchmark_of_the_engines(cli: CommandLine) -> None:
+    out = said(cli, "engine_speed", "--units", "32", "--trials", "1", "2", "--rows", "4", "--frames", "6")
+    assert "PyTorch's GRU, in turn" in out
+    assert "nan" not in out
+
+
+def said(cli: CommandLine, module: str, *arguments: str) -> str:
+    """What the benchmark prints."""
+    command = [sys.executable, "-m", f"experiments.{module}", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "COLUMNS": "200"}
+    return subprocess.run(command, cwd=cli.folder, env=environment, capture_output=True, text=True, check=True).stdout

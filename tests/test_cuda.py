@@ -16,12 +16,15 @@ from stability.training.loop import Stack, join, select
 from stability.training.packing import pack
 from stability.training.recurrent import _Layer
 from tests.configs import tiny
-from tests.fake_cuda import FakeCuda, fake_cuda
 from tests.test_loop import stack_of
+
+pytest.importorskip("triton")
+
+from stability.training import fused_ctc
+from tests.fake_cuda import FakeCuda, fake_cuda
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="here CUDA need not be made up")
 CUDA = torch.device("cuda", 0)
-LENGTHS_OF_CTC = {"_to_copy": 2}  # which PyTorch copies by itself; a few numbers
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def test_a_step_mixes_no_devices_and_never_waits(k: int, precision: str, dataset
     stack, split = stack_on_cuda(k, dataset, f"precision={precision}"), on_cuda(dataset.train)
     cuda.waits.clear()
     signals = loop._train_step(stack, split)
-    assert cuda.waits == LENGTHS_OF_CTC
+    assert not cuda.waits
     assert {v.device for v in (*signals.values(), *stack.parameters.values())} == {CUDA}
     assert {v.dtype for v in (*signals.values(), *stack.parameters.values())} == {torch.float32}
 
@@ -81,14 +84,17 @@ def test_the_way_back_mixes_no_devices_and_never_waits(dtype: torch.dtype, cuda:
     shapes = [(k, sum(counts), 5), (k, counts[0], h), (k, 3 * h, 5), (k, 3 * h, h), (k, 3 * h), (k, 3 * h)]
     layer = [torch.empty(shape, dtype=dtype, device=CUDA) for shape in shapes]
     x = torch.empty(k, 4, 30, 6, dtype=dtype, device=CUDA)
+    log_probs = torch.empty(k, 8, 4, 41, device=CUDA)
+    spelled, lengths = (torch.zeros(*shape, dtype=torch.int64, device=CUDA) for shape in ((k, 4, 16), (2, k, 4)))
     packing = pack(torch.tensor([[4, 3, 2, 2]] * k))
     cases: list[tuple[Any, list[Tensor], list[Any]]] = [
         (_Layer, layer, [counts]),
         (_Patches, [x], [packing, 14, 4]),
         (_Softsign, [x], []),
+        (fused_ctc._Losses, [log_probs], [spelled, lengths]),
     ]
     for function, operands, rest in cases:
         gradients = forward_and_back(function, *operands, *rest)
         for gradient, operand in zip(gradients, operands, strict=False):
-            assert (gradient.shape, gradient.dtype, gradient.device) == (operand.shape, dtype, CUDA)
+            assert (gradient.shape, gradient.dtype, gradient.device) == (operand.shape, operand.dtype, CUDA)
     assert not cuda.waits

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from stability.config import Model
 from stability.data.phonemes import PHONEMES
 from stability.training import compiled
-from stability.training.decoder import Parameters, _Patches, _Softsign, forward, frames_of, init_parameters
+from stability.training.decoder import (
+    Parameters,
+    _fold_by_part,
+    _Patches,
+    _Softsign,
+    forward,
+    frames_of,
+    init_parameters,
+)
 from stability.training.packing import Packing, pack
 from stability.training.recurrent import gru_layer
 from tests.configs import composed, tiny
@@ -123,7 +131,10 @@ def test_gradient_of_patches(bins: int, size: int, stride: int) -> None:
     x = torch.randn(2, 2, bins, 3, dtype=torch.float64, requires_grad=True)
     longest = (bins - size) // stride + 1
     packing = pack(torch.tensor([[longest, 1], [max(1, longest - 1), longest]]))
+    patches = _Patches.apply(x, packing, size, stride)  # type: ignore[no-untyped-call]
     assert torch.autograd.gradcheck(lambda v: _Patches.apply(v, packing, size, stride), x)  # type: ignore[no-untyped-call]
+    on_gpu = _fold_by_part(patches.detach(), x.shape, packing, size, stride)
+    torch.testing.assert_close(on_gpu, torch.autograd.grad(patches, x, patches)[0])
 
 
 @pytest.mark.parametrize("rows_per_day", [(2, 2), (3, 2, 2), (1, 4), (5,)])
@@ -218,9 +229,10 @@ def test_compiled_recurrent_engine_agrees(k: int, threads: int, monkeypatch: pyt
 @pytest.mark.filterwarnings("ignore:RNN module weights")  # of torch.nn.GRU, which is given weights that lie apart
 @pytest.mark.parametrize("layers", [1, 2, 5])
 @pytest.mark.parametrize("k", [1, 2, 16, 64])
-def test_recurrent_engine_agrees_on_cuda(k: int, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("units", [6, 96])  # by PyTorch's operations, and by Triton's kernels
+def test_recurrent_engine_agrees_on_cuda(units: int, k: int, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    _assert_engine_agrees(k, layers, [4] * 15 + [3] * 20 + [1] * 5, torch.device("cuda"))
+    _assert_engine_agrees(k, layers, [4] * 15 + [3] * 20 + [1] * 5, torch.device("cuda"), units)
 
 
 def _assert_engine_agrees(k: int, layers: int, counts: list[int], device: torch.device, units: int = 6) -> None:

@@ -134,16 +134,34 @@ class _Patches(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        k, b, t, f = ctx.shape
-        counts = ctx.packing.counts
-        # Patches overlap, so frame by frame, in the order of the packing, where each frame's rows lie together.
-        in_order = grad.new_zeros(k, counts[0], t * f)
-        for frame, patch in enumerate(torch.split(grad, counts, 1)):
-            in_order[:, : counts[frame]].narrow(2, frame * ctx.stride * f, ctx.size * f).add_(patch)
-        row = sent(ctx.packing.row[:, : counts[0]], grad.device)
-        trial = torch.arange(k, device=grad.device).unsqueeze(1)
-        total = grad.new_zeros(k, b, t * f).index_put_((trial, row), in_order)
-        return total.view(k, b, t, f), None, None, None
+        # Twice as fast as the other on a CPU, but a launch a frame on a GPU.
+        fold = _fold_by_part if grad.is_cuda else _fold_by_frame
+        return fold(grad, ctx.shape, ctx.packing, ctx.size, ctx.stride), None, None, None
+
+
+def _fold_by_frame(grad: Tensor, shape: torch.Size, packing: Packing, size: int, stride: int) -> Tensor:
+    """Packed patches, which overlap, added up to (K, B, T, F): in the order of the packing, a frame's lie together."""
+    k, b, t, f = shape
+    counts = packing.counts
+    in_order = grad.new_zeros(k, counts[0], t * f)
+    for frame, patch in enumerate(torch.split(grad, counts, 1)):
+        in_order[:, : counts[frame]].narrow(2, frame * stride * f, size * f).add_(patch)
+    trial = torch.arange(k, device=grad.device).unsqueeze(1)
+    row = sent(packing.row[:, : counts[0]], grad.device)
+    return grad.new_zeros(k, b, t * f).index_put_((trial, row), in_order).view(shape)
+
+
+def _fold_by_part(grad: Tensor, shape: torch.Size, packing: Packing, size: int, stride: int) -> Tensor:
+    """The same by parts of a patch that are a stride wide: those of all frames lie side by side."""
+    k, b, t, f = shape
+    frames = len(packing.counts)
+    unpacked = unpack(grad, packing, b, frames)
+    total = grad.new_zeros(shape)
+    for start in range(0, size, stride):
+        width = min(stride, size - start) * f
+        part = total.as_strided((k, frames, b, width), (b * t * f, stride * f, t * f, 1), start * f)
+        part += unpacked[..., start * f : start * f + width]
+    return total
 
 
 class _Softsign(torch.autograd.Function):

@@ -1,11 +1,15 @@
 """CTC loss and phoneme error rate."""
 
+from collections.abc import Callable
+from functools import cache
+
 import editdistance
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stability.data.phonemes import BLANK
+from stability.training import trusted
 
 
 def ctc_losses(logits: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
@@ -15,13 +19,40 @@ def ctc_losses(logits: Tensor, frames: Tensor, labels: Tensor, label_counts: Ten
     float64 logits.
     An utterance that cannot be aligned gives inf: infinities are not hidden.
     """
-    k, t, b, c = logits.shape
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_probs = precise.log_softmax(-1).transpose(0, 1).reshape(t, k * b, c)
-    losses = F.ctc_loss(
-        log_probs, labels.flatten(0, 1), frames.flatten(), label_counts.flatten(), BLANK, reduction="none"
-    )
-    return losses.view(k, b)
+    log_probs = precise.log_softmax(-1)
+    if log_probs.is_cuda and log_probs.dtype == torch.float32:
+        return _on_gpu(log_probs.device)(log_probs, frames, labels, label_counts)
+    return _by_pytorch(log_probs, frames, labels, label_counts)
+
+
+def _by_pytorch(log_probs: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
+    k, t, b, c = log_probs.shape
+    lengths = (frames.flatten(), label_counts.flatten())
+    flat = log_probs.transpose(0, 1).reshape(t, k * b, c)
+    return F.ctc_loss(flat, labels.flatten(0, 1), *lengths, BLANK, reduction="none").view(k, b)
+
+
+@cache
+def _on_gpu(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 30, 3, 41, generator=generator)
+    labels = torch.randint(1, 41, (2, 3, 9), generator=generator)
+    labels[..., 1] = labels[..., 0]
+    frames, label_counts = torch.tensor([[[30, 29, 19], [25, 30, 1]], [[9, 5, 0], [1, 8, 0]]])
+
+    def results(function: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        x = logits.to(device, dtype).requires_grad_()
+        losses = function(x.log_softmax(-1), frames, labels.to(device), label_counts)
+        return losses.detach(), torch.autograd.grad(losses.sum(), x)[0]
+
+    def kernels() -> Callable[..., Tensor]:
+        from stability.training import fused_ctc
+
+        trusted.compare(results(fused_ctc.losses, torch.float32), results(_by_pytorch, torch.float64))
+        return fused_ctc.losses
+
+    return trusted.tried(kernels, _by_pytorch, "CTC makes the host wait for the GPU twice a step")
 
 
 def collapse(classes: Tensor, frames: Tensor) -> Tensor:

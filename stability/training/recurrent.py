@@ -1,21 +1,24 @@
 """One GRU layer for a stack of trials over packed frames, in PyTorch's gate order (reset, update, new).
 
-Three engines compute the same: PyTorch's own kernel (cuDNN) for a stack of one on a GPU; for float32 on a CPU a
-compiled loop over frames; and a loop of PyTorch's operations, batched over the stack, for everything else. The loops
+Four engines compute the same: on a GPU PyTorch's own kernel (cuDNN) for a stack of one, and for larger ones a loop of
+Triton kernels over frames; for float32 on a CPU a compiled loop; for all else a loop of PyTorch's operations. The loops
 have their backward written out: one product a frame is all that cannot be batched over time, and no graph is kept.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stability.training import compiled
+from stability.training import compiled, trusted
 
 aten = torch.ops.aten
+
+_Loops = tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor, Tensor]]]  # over frames, forward and back
 
 
 def gru_layer(
@@ -27,8 +30,14 @@ def gru_layer(
     w_ih: (K, 3H, I); w_hh: (K, 3H, H); b_ih, b_hh: (K, 3H). Returns the hidden states (K, N, H). Under autocast
     the time loop multiplies in its dtype, and cuDNN in the one that PyTorch hands it then, which has been float16.
     """
-    if x.is_cuda and x.shape[0] == 1:
-        return _library_gru(x, h0, w_ih, w_hh, b_ih, b_hh, counts)
+    engine = _library_gru if x.is_cuda and x.shape[0] == 1 else looped_gru
+    return engine(x, h0, w_ih, w_hh, b_ih, b_hh, counts)
+
+
+def looped_gru(
+    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, counts: Sequence[int]
+) -> Tensor:
+    """What `gru_layer` does, by a loop over frames."""
     operands = [x, h0, w_ih, w_hh, b_ih, b_hh]
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     operands = [v.to(dtype) for v in operands]
@@ -67,16 +76,16 @@ class _Layer(torch.autograd.Function):
         biases[:, h : 3 * h] += b_hh[:, : 2 * h]
         gates = x.new_empty(*x.shape[:2], 4 * h)
         gates[..., h:].baddbmm_(x, w_ih.transpose(1, 2), beta=0)
-        ctx.compiled, ctx.counts = compiled.applies(x, h), counts
-        states = (compiled.forward if ctx.compiled else forward_loop)(gates, biases, h0, w_hh, counts)
+        loop, ctx.loop_back = _loops(gates, h)
+        states, ctx.counts = loop(gates, biases, h0, w_hh, counts), counts
         ctx.save_for_backward(x, h0, w_ih, w_hh, gates, states)
         return states
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, h0, w_ih, w_hh, gates, states = ctx.saved_tensors
-        loop, h = compiled.backward if ctx.compiled else backward_loop, w_hh.shape[-1]
-        before, d_gates, d_h0 = loop(gates, states, h0, w_hh, grad, ctx.counts)
+        h = w_hh.shape[-1]
+        before, d_gates, d_h0 = ctx.loop_back(gates, states, h0, w_hh, grad, ctx.counts)
         d_from_x, d_from_state = d_gates[..., h:], d_gates[..., : 3 * h]
         d_bias = d_gates.sum(1)
         return (
@@ -88,6 +97,37 @@ class _Layer(torch.autograd.Function):
             d_bias[:, : 3 * h].roll(-h, 1),
             None,
         )
+
+
+def _loops(gates: Tensor, units: int) -> _Loops:
+    """The fastest loops there are for such gates."""
+    if compiled.applies(gates, units):
+        return compiled.forward, compiled.backward
+    if gates.is_cuda and gates.dtype != torch.float64 and units % 32 == 0:
+        return _loops_on_gpu(gates.device, gates.dtype, units)
+    return forward_loop, backward_loop
+
+
+@cache
+def _loops_on_gpu(device: torch.device, dtype: torch.dtype, units: int) -> _Loops:
+    counts, by_pytorch = [70, 40, 1], (forward_loop, backward_loop)
+    shapes = [(2, sum(counts), 4 * units), (2, 4 * units), (2, counts[0], units), (2, 3 * units, units)]
+
+    def results(loops: _Loops, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        draws = (torch.randn(shape, generator=generator) for shape in shapes)
+        gates, biases, h0, w_hh = (v.to(device, dtype) for v in draws)
+        states = loops[0](gates, biases, h0, w_hh / units**0.5, counts)
+        return states, *loops[1](gates, states, h0, w_hh / units**0.5, states.cos(), counts)
+
+    def kernels() -> _Loops:
+        from stability.training import fused_gru
+
+        loops = (fused_gru.forward, fused_gru.backward)
+        trusted.compare(results(loops, dtype), results(by_pytorch, torch.float64))
+        return loops
+
+    return trusted.tried(kernels, by_pytorch, "The GRU takes several launches a frame instead of one")
 
 
 def forward_loop(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Sequence[int]) -> Tensor:

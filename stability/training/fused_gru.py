@@ -1,0 +1,172 @@
+"""The frame loops of a GRU layer on a GPU, as Triton kernels: a frame's product and its gates in one launch.
+
+By PyTorch's operations a frame takes four launches forward and two back, and what they hand on goes through memory. A
+frame needs every unit of the one before it, so a launch cannot hold more than one; but no trial and no row of a batch
+reads another, so all of a stack share each launch. Sums and gates are in float32, whatever the tensors are in.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_COLUMNS = 32  # units to a program: with more of them, the sums of its rows would not fit into the registers
+
+
+def forward(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Sequence[int]) -> Tensor:
+    """What `recurrent.forward_loop` does."""
+    states = gates.new_empty(*gates.shape[:2], h0.shape[-1])
+    launch = _launcher(_forward, gates, h0.shape[-1])
+    with torch.cuda.device_of(gates):
+        for frame in _frames(h0, states, counts):
+            launch(frame.rows, gates, biases, states, w_hh, *frame.place)
+    return states
+
+
+def backward(
+    gates: Tensor, states: Tensor, h0: Tensor, w_hh: Tensor, d_states: Tensor, counts: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `recurrent.backward_loop` does."""
+    d_states = d_states.contiguous()
+    befores, d_gates = torch.empty_like(states), torch.empty_like(gates)
+    carried = torch.zeros_like(h0, dtype=torch.float32)
+    launch = _launcher(_backward, gates, h0.shape[-1])
+    later = (0, 0)  # start and rows of the frame after it, whose gates are done
+    with torch.cuda.device_of(gates):
+        for frame in reversed([*_frames(h0, states, counts)]):
+            launch(frame.rows, gates, d_states, w_hh, carried, befores, d_gates, counts[0], *frame.place, *later)
+            later = (frame.place[-1], frame.rows)
+    d_h0 = carried.to(h0.dtype).baddbmm_(d_gates[:, : counts[0], : w_hh.shape[1]], w_hh)
+    return befores, d_gates, d_h0
+
+
+class _Frame(NamedTuple):
+    """A frame's rows, and where they are: one frame before, and among their trial's slots."""
+
+    rows: int
+    place: tuple[Tensor, int, int, int]  # the states before, their slots a trial and their start; the frame's own start
+
+
+def _frames(h0: Tensor, states: Tensor, counts: Sequence[int]) -> Iterator[_Frame]:
+    starts = [0, *accumulate(counts)]
+    yield _Frame(counts[0], (h0, counts[0], 0, 0))
+    for before, start, rows in zip(starts, starts[1:], counts[1:], strict=False):
+        yield _Frame(rows, (states, starts[-1], before, start))
+
+
+def _launcher(kernel: Any, gates: Tensor, units: int) -> Callable[..., None]:
+    """A function that launches it on the rows of a frame, whose number comes first, and other arguments behind it."""
+    k, slots, _ = gates.shape
+    # Tensor cores multiply 64 rows in the time in which the weights arrive; without them, rows cost what they cost.
+    rows, depth = (16, 32) if gates.dtype == torch.float32 else (64, 64 if units % 64 == 0 else 32)
+    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+    def launch(going_on: int, *arguments: object) -> None:
+        nonlocal kernel
+        grid = (units // _COLUMNS, triton.cdiv(going_on, rows), k)
+        compiled = kernel[grid](*arguments, slots, going_on, units, rows, _COLUMNS, depth, precision)
+        # To look up what was compiled takes Triton longer than a frame takes a GPU, and what was found can be launched.
+        kernel = compiled or kernel
+
+    return launch
+
+
+# What changes from frame to frame: Triton would otherwise compile anew for multiples of 16.
+_NUMBERS = ("first", "before_slots", "before_start", "start", "later_start", "later_rows", "slots", "going_on")
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def _tanh(x):
+    near = x * (1 - x * x * (1 / 3 - x * x * (2 / 15)))  # where the quotient would lose digits
+    exp = tl.exp(-2 * tl.abs(x))
+    far = (1 - exp) / (1 + exp)
+    return tl.where(tl.abs(x) < 0.1, near, tl.where(x < 0, -far, far))
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def _forward(
+    gates, biases, states, weights, before, before_slots, before_start, start, slots, going_on,
+    units: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
+):  # fmt: skip
+    """Some units of some rows of a frame: completes the gates, which hold the input's share, and makes the states."""
+    trial = tl.program_id(2).to(tl.int64)
+    unit = tl.program_id(0) * columns + tl.arange(0, columns)
+    row = tl.program_id(1) * rows + tl.arange(0, rows)
+    inside = (row < going_on)[:, None]
+    slot = trial * slots + start + row
+    before += (trial * before_slots + before_start + row)[:, None] * units
+    weights += trial * 3 * units * units + unit[None, :] * units
+    rec_new = tl.zeros((rows, columns), tl.float32)
+    rec_reset = tl.zeros((rows, columns), tl.float32)
+    rec_update = tl.zeros((rows, columns), tl.float32)
+    for begin in range(0, units, depth):
+        along = begin + tl.arange(0, depth)
+        h = tl.load(before + along[None, :], mask=inside, other=0.0)
+        w = weights + along[:, None]
+        rec_new = tl.dot(h, tl.load(w), rec_new, input_precision=precision)
+        rec_reset = tl.dot(h, tl.load(w + units * units), rec_reset, input_precision=precision)
+        rec_update = tl.dot(h, tl.load(w + 2 * units * units), rec_update, input_precision=precision)
+    biases += (trial * 4 * units + unit)[None, :]
+    gates += slot[:, None] * 4 * units + unit[None, :]
+    rec_new += tl.load(biases).to(tl.float32)
+    reset = _sigmoid(rec_reset + tl.load(biases + units) + tl.load(gates + units, mask=inside))
+    update = _sigmoid(rec_update + tl.load(biases + 2 * units) + tl.load(gates + 2 * units, mask=inside))
+    new = _tanh(reset * rec_new + tl.load(biases + 3 * units) + tl.load(gates + 3 * units, mask=inside))
+    last = tl.load(before + unit[None, :], mask=inside).to(tl.float32)
+    tl.store(gates, rec_new, mask=inside)
+    tl.store(gates + units, reset, mask=inside)
+    tl.store(gates + 2 * units, update, mask=inside)
+    tl.store(gates + 3 * units, new, mask=inside)
+    tl.store(states + slot[:, None] * units + unit[None, :], new + update * (last - new), mask=inside)
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def _backward(
+    gates, d_states, weights, carried, befores, d_gates, first, before, before_slots, before_start, start,
+    later_start, later_rows, slots, going_on,
+    units: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
+):  # fmt: skip
+    """Some units of some rows of a frame: the loss's derivatives by the gates, from those of the frame after it.
+
+    carried: (K, first, H), float32: what the states of a frame get from its update gate, and then from all its gates.
+    """
+    trial = tl.program_id(2).to(tl.int64)
+    unit = tl.program_id(0) * columns + tl.arange(0, columns)
+    row = tl.program_id(1) * rows + tl.arange(0, rows)
+    inside, later = (row < going_on)[:, None], (row < later_rows)[:, None]
+    slot = trial * slots + start + row
+    carried += (trial * first + row)[:, None] * units + unit[None, :]
+    d_later = d_gates + (trial * slots + later_start + row)[:, None] * 4 * units
+    weights += trial * 3 * units * units + unit[None, :]
+    d = tl.load(carried, mask=inside, other=0.0)
+    for begin in range(0, 3 * units, depth):
+        along = begin + tl.arange(0, depth)
+        from_later = tl.load(d_later + along[None, :], mask=later, other=0.0)
+        d = tl.dot(from_later, tl.load(weights + along[:, None] * units), d, input_precision=precision)
+    here = slot[:, None] * units + unit[None, :]
+    d += tl.load(d_states + here, mask=inside, other=0.0)
+    before += (trial * before_slots + before_start + row)[:, None] * units + unit[None, :]
+    last = tl.load(before, mask=inside, other=0.0)
+    tl.store(befores + here, last, mask=inside)
+    here = slot[:, None] * 4 * units + unit[None, :]
+    gates += here
+    d_gates += here
+    rec_new = tl.load(gates, mask=inside, other=0.0).to(tl.float32)
+    reset = tl.load(gates + units, mask=inside, other=0.0).to(tl.float32)
+    update = tl.load(gates + 2 * units, mask=inside, other=0.0).to(tl.float32)
+    new = tl.load(gates + 3 * units, mask=inside, other=0.0).to(tl.float32)
+    d_new = d * (1 - update) * (1 - new * new)
+    tl.store(d_gates, d_new * reset, mask=inside)
+    tl.store(d_gates + units, d_new * rec_new * reset * (1 - reset), mask=inside)
+    tl.store(d_gates + 2 * units, d * (last - new) * update * (1 - update), mask=inside)
+    tl.store(d_gates + 3 * units, d_new, mask=inside)
+    tl.store(carried, d * update, mask=inside)

@@ -1,0 +1,30 @@
+"""Kernels are compiled for the GPU in hand. Each is tried there on a small case before a training is trusted to it."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_ROUNDINGS = 64  # by which a result may be off, relative to its largest entry
+_Kernel = TypeVar("_Kernel")
+
+
+def tried(kernel: Callable[[], _Kernel], otherwise: _Kernel, loss: str) -> _Kernel:
+    """What `kernel` returns once it has tried it. Should that raise, the other, and what is lost is said, and why."""
+    try:
+        return kernel()
+    except Exception as error:
+        log.warning("%s, as Triton's kernels do not work here: %s: %s", loss, type(error).__name__, error)
+        return otherwise
+
+
+def compare(results: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
+    """Raises ArithmeticError where results are not what PyTorch's operations give in float64."""
+    for own, other in zip(results, exact, strict=True):
+        error = float((own.double() - other).abs().max() / other.abs().max())
+        if not error <= _ROUNDINGS * torch.finfo(own.dtype).eps:
+            raise ArithmeticError(f"a result is off by {error:.2g} of its size")

@@ -1,0 +1,49 @@
+"""Compile the Triton kernels for GPUs that are not there: `python -m tests.compile_kernels 80 90`.
+
+Prints for each kernel and architecture what it multiplies by. Not by the tests' own process, where Triton interprets.
+"""
+
+import sys
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from stability.training import fused_ctc, fused_gru
+
+NUMBERS = dict.fromkeys([*fused_gru._NUMBERS, *fused_ctc._NUMBERS], "i32")
+
+
+def compiled(kernel: Any, architecture: int, dtype: str, constants: dict[str, Any], types: dict[str, str]) -> str:
+    """The kernel's assembly, its arguments being of that dtype but for numbers and `types`."""
+    types = NUMBERS | dict.fromkeys(constants, "constexpr") | types
+    signature = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names}
+    by_place = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
+    source = ASTSource(kernel, signature, by_place, aligned)
+    assembly: str = triton.compile(source, target=GPUTarget("cuda", architecture, 32)).asm["ptx"]
+    return assembly
+
+
+def main() -> None:
+    """Compile all for each architecture, in the sizes of the official model."""
+    gru = {"units": 768, "columns": 32, "precision": "ieee"}
+    shapes = {"bf16": {"rows": 64, "depth": 64}, "fp16": {"rows": 64, "depth": 64}, "fp32": {"rows": 16, "depth": 32}}
+    ctc = {"blank": 0, "size": 256}
+    integers = {"spelled": "*i64", "frames": "*i64", "label_counts": "*i64"}
+    for architecture in map(int, sys.argv[1:]):
+        cases: list[tuple[Any, str, dict[str, Any], dict[str, str]]] = [
+            (kernel, dtype, gru | shape, {"carried": "*fp32"})
+            for kernel in (fused_gru._forward, fused_gru._backward)
+            for dtype, shape in shapes.items()
+        ]
+        cases += [(kernel, "fp32", ctc, integers) for kernel in (fused_ctc._forward, fused_ctc._backward)]
+        for kernel, dtype, constants, types in cases:
+            assembly = compiled(kernel, architecture, dtype, constants, types)
+            units = "tensor cores" if "mma" in assembly else "plain arithmetic"
+            print(f"{kernel.__module__}.{kernel.__name__} in {dtype} for sm_{architecture}: {units}")
+
+
+if __name__ == "__main__":
+    main()
