@@ -10,9 +10,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stability.training import fused_ctc, fused_gru
+from stability.training.kernels import ctc_gpu, gru_gpu
 
-NUMBERS = dict.fromkeys([*fused_gru._NUMBERS, *fused_ctc._NUMBERS], "i32")
+NUMBERS = dict.fromkeys([*gru_gpu._NUMBERS, *ctc_gpu._NUMBERS], "i32")
 
 
 def compiled(kernel: Any, architecture: int, dtype: str, constants: dict[str, Any], types: dict[str, str]) -> str:
@@ -35,10 +35,10 @@ def main() -> None:
     for architecture in map(int, sys.argv[1:]):
         cases: list[tuple[Any, str, dict[str, Any], dict[str, str]]] = [
             (kernel, dtype, gru | shape, {"carried": "*fp32"})
-            for kernel in (fused_gru._forward, fused_gru._backward)
+            for kernel in (gru_gpu._forward, gru_gpu._backward)
             for dtype, shape in shapes.items()
         ]
-        cases += [(kernel, "fp32", ctc, integers) for kernel in (fused_ctc._forward, fused_ctc._backward)]
+        cases += [(kernel, "fp32", ctc, integers) for kernel in (ctc_gpu._forward, ctc_gpu._backward)]
         for kernel, dtype, constants, types in cases:
             assembly = compiled(kernel, architecture, dtype, constants, types)
             units = "tensor cores" if "mma" in assembly else "plain arithmetic"

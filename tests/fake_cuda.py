@@ -23,7 +23,7 @@ from stability.training import loss, recurrent
 
 pytest.importorskip("triton")
 
-from stability.training import fused_ctc, fused_gru
+from stability.training.kernels import ctc_gpu, gru_gpu
 
 _CUDA, _META = 1, 14  # the numbers of c10::DeviceType
 
@@ -67,9 +67,9 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         patch.setattr(torch, "Generator", lambda device: host_generator())
         patch.setattr(torch, "gru", _cudnn_gru)
         patch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
-        patch.setattr(recurrent, "_loops_on_gpu", lambda *_: (fused_gru.forward, fused_gru.backward))
-        patch.setattr(loss, "_on_gpu", lambda _: fused_ctc.losses)
-        for module, name in product((fused_ctc, fused_gru), ("_forward", "_backward")):
+        patch.setattr(recurrent, "_loops_on_gpu", lambda *_: (gru_gpu.forward, gru_gpu.backward))
+        patch.setattr(loss, "_on_gpu", lambda _: ctc_gpu.losses)
+        for module, name in product((ctc_gpu, gru_gpu), ("_forward", "_backward")):
             patch.setattr(module, name, _Kernel())
         patch.setattr(torch.autograd, "grad", lambda outputs, inputs: [torch.zeros_like(v) for v in inputs])
         patch.setattr(Tensor, "pin_memory", _pinned)

@@ -20,7 +20,7 @@ from tests.test_loop import stack_of
 
 pytest.importorskip("triton")
 
-from stability.training import fused_ctc
+from stability.training.kernels import ctc_gpu
 from tests.fake_cuda import FakeCuda, fake_cuda
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="here CUDA need not be made up")
@@ -91,7 +91,7 @@ def test_the_way_back_mixes_no_devices_and_never_waits(dtype: torch.dtype, cuda:
         (_Layer, layer, [counts]),
         (_Patches, [x], [packing, 14, 4]),
         (_Softsign, [x], []),
-        (fused_ctc._Losses, [log_probs], [spelled, lengths]),
+        (ctc_gpu._Losses, [log_probs], [spelled, lengths]),
     ]
     for function, operands, rest in cases:
         gradients = forward_and_back(function, *operands, *rest)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from stability.config import Model
 from stability.data.phonemes import PHONEMES
-from stability.training import compiled
 from stability.training.decoder import (
     Parameters,
     _fold_by_part,
@@ -21,6 +20,7 @@ from stability.training.decoder import (
     frames_of,
     init_parameters,
 )
+from stability.training.kernels import gru_cpu
 from stability.training.packing import Packing, pack
 from stability.training.recurrent import gru_layer
 from tests.configs import composed, tiny
@@ -220,7 +220,7 @@ def test_recurrent_engine_agrees_with_pytorch_and_a_float64_loop(k: int, layers:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("k", [1, 3, 64])
 def test_compiled_recurrent_engine_agrees(k: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert compiled.applies(torch.zeros(1), 32)
+    assert gru_cpu.applies(torch.zeros(1), 32)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     _assert_engine_agrees(k, 2, [33, 33, 25, 14, 9, 8, 7, 5, 1], torch.device("cpu"), units=32)
 

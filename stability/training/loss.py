@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stability.data.phonemes import BLANK
-from stability.training import trusted
+from stability.training.kernels import ctc_cpu, trusted
 
 
 def ctc_losses(logits: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
@@ -23,6 +23,8 @@ def ctc_losses(logits: Tensor, frames: Tensor, labels: Tensor, label_counts: Ten
     log_probs = precise.log_softmax(-1)
     if log_probs.is_cuda and log_probs.dtype == torch.float32:
         return _on_gpu(log_probs.device)(log_probs, frames, labels, label_counts)
+    if ctc_cpu.applies(log_probs):
+        return ctc_cpu.losses(log_probs, frames, labels, label_counts)
     return _by_pytorch(log_probs, frames, labels, label_counts)
 
 
@@ -47,10 +49,10 @@ def _on_gpu(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], 
         return losses.detach(), torch.autograd.grad(losses.sum(), x)[0]
 
     def kernels() -> Callable[..., Tensor]:
-        from stability.training import fused_ctc
+        from stability.training.kernels import ctc_gpu
 
-        trusted.compare(results(fused_ctc.losses, torch.float32), results(_by_pytorch, torch.float64))
-        return fused_ctc.losses
+        trusted.compare(results(ctc_gpu.losses, torch.float32), results(_by_pytorch, torch.float64))
+        return ctc_gpu.losses
 
     return trusted.tried(kernels, _by_pytorch, "CTC makes the host wait for the GPU twice a step")
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stability.training import compiled, trusted
+from stability.training.kernels import gru_cpu, trusted
 
 aten = torch.ops.aten
 
@@ -101,8 +101,8 @@ class _Layer(torch.autograd.Function):
 
 def _loops(gates: Tensor, units: int) -> _Loops:
     """The fastest loops there are for such gates."""
-    if compiled.applies(gates, units):
-        return compiled.forward, compiled.backward
+    if gru_cpu.applies(gates, units):
+        return gru_cpu.forward, gru_cpu.backward
     if gates.is_cuda and gates.dtype != torch.float64 and units % 32 == 0:
         return _loops_on_gpu(gates.device, gates.dtype, units)
     return forward_loop, backward_loop
@@ -121,9 +121,9 @@ def _loops_on_gpu(device: torch.device, dtype: torch.dtype, units: int) -> _Loop
         return states, *loops[1](gates, states, h0, w_hh / units**0.5, states.cos(), counts)
 
     def kernels() -> _Loops:
-        from stability.training import fused_gru
+        from stability.training.kernels import gru_gpu
 
-        loops = (fused_gru.forward, fused_gru.backward)
+        loops = (gru_gpu.forward, gru_gpu.backward)
         trusted.compare(results(loops, dtype), results(by_pytorch, torch.float64))
         return loops
 

@@ -1,4 +1,4 @@
-"""The compiled frame loops beside the same of PyTorch's operations."""
+"""The kernels in C beside PyTorch's operations, and how they are compiled."""
 
 import logging
 import platform
@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stability.training import compiled
+from stability.training.kernels import compiler, ctc_cpu, gru_cpu
 from stability.training.recurrent import backward_loop, forward_loop
+from tests import test_kernels_ctc
 
 COUNTS, UNITS = [13, 13, 12, 9, 8, 8, 3, 1], 64
 PROCESSORS = ["native", "haswell", "x86-64"] if platform.machine() == "x86_64" else ["native"]
@@ -20,9 +21,9 @@ PROCESSORS = ["native", "haswell", "x86-64"] if platform.machine() == "x86_64" e
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Nothing compiled yet, and where what is compiled goes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiled._library.cache_clear()
+    compiler.library.cache_clear()
     yield tmp_path / "stability"
-    compiled._library.cache_clear()
+    compiler.library.cache_clear()
 
 
 def _operands(k: int) -> list[Tensor]:
@@ -34,7 +35,7 @@ def _operands(k: int) -> list[Tensor]:
 
 def _forward_and_back(operands: list[Tensor], by_pytorch: bool = False) -> tuple[Tensor, ...]:
     gates, biases, h0, w_hh = (v.clone() for v in operands)
-    loops = (forward_loop, backward_loop) if by_pytorch else (compiled.forward, compiled.backward)
+    loops = (forward_loop, backward_loop) if by_pytorch else (gru_cpu.forward, gru_cpu.backward)
     states = loops[0](gates, biases, h0, w_hh, COUNTS)
     return states, *loops[1](gates, states, h0, w_hh, states.cos(), COUNTS)
 
@@ -43,11 +44,12 @@ def _forward_and_back(operands: list[Tensor], by_pytorch: bool = False) -> tuple
 def test_registers_of_every_width_agree_with_pytorch(
     processor: str, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "_FLAGS", [*compiled._FLAGS, f"-march={processor}", "-Wall", "-Wextra", "-Werror"])
+    monkeypatch.setattr(compiler, "_FLAGS", [*compiler._FLAGS, f"-march={processor}", "-Wall", "-Wextra", "-Werror"])
     operands = _operands(3)
-    assert compiled.applies(operands[0], UNITS)
+    assert gru_cpu.applies(operands[0], UNITS)
     for ours, theirs in zip(_forward_and_back(operands), _forward_and_back(operands, by_pytorch=True), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    test_kernels_ctc.test_agrees_with_pytorch_in_float64(1.0, ctc_cpu)
 
 
 def test_gates_far_out_saturate_and_nan_stays_in_its_row() -> None:
@@ -71,11 +73,11 @@ def test_a_trial_is_bit_for_bit_the_same_in_any_stack(threads: int, monkeypatch:
 
 
 def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert compiled.applies(torch.zeros(1), UNITS)
+    assert gru_cpu.applies(torch.zeros(1), UNITS)
     (made,) = fresh.iterdir()
-    compiled._library.cache_clear()
+    compiler.library.cache_clear()
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert compiled.applies(torch.zeros(1), UNITS)
+    assert gru_cpu.applies(torch.zeros(1), UNITS)
     assert [*fresh.iterdir()] == [made]
 
 
@@ -85,8 +87,8 @@ def test_without_a_compiler_pytorch_does_it_and_that_is_said_once(
 ) -> None:
     monkeypatch.setenv("CC", compiler)
     with caplog.at_level(logging.WARNING):
-        assert not compiled.applies(torch.zeros(1), UNITS)
-        assert not compiled.applies(torch.zeros(1), UNITS)
+        assert not gru_cpu.applies(torch.zeros(1), UNITS)
+        assert not gru_cpu.applies(torch.zeros(1), UNITS)
     (message,) = caplog.messages
     assert "install a C compiler" in message
     assert said in message
@@ -94,6 +96,6 @@ def test_without_a_compiler_pytorch_does_it_and_that_is_said_once(
 
 
 def test_leaves_to_pytorch_what_it_cannot_do() -> None:
-    assert not compiled.applies(torch.zeros(1, dtype=torch.float64), UNITS)
-    assert not compiled.applies(torch.zeros(1, dtype=torch.bfloat16), UNITS)
-    assert not compiled.applies(torch.zeros(1), 50)
+    assert not gru_cpu.applies(torch.zeros(1, dtype=torch.float64), UNITS)
+    assert not gru_cpu.applies(torch.zeros(1, dtype=torch.bfloat16), UNITS)
+    assert not gru_cpu.applies(torch.zeros(1), 50)

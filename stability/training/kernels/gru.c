@@ -1,4 +1,4 @@
-/* The frame loops of a GRU layer, forward and back, in float32 on a CPU: `compiled.py` compiles and calls them.
+/* The frame loops of a GRU layer, forward and back, in float32 on a CPU: `gru_cpu.py` calls them.
 
    The product of a frame is so small that a library call takes longer than its arithmetic, and what follows it goes to
    memory and back between operations. Here both are one pass. No row of a batch reads another, so rows share out over
@@ -8,44 +8,15 @@
    units), the new gate's recurrent share, reset, update, new; states, befores and d_states (trials, slots, units); h0 and
    d_h0 (trials, counts[0], units). Units are a multiple of 2 * WIDTH. */
 
-#include <stdint.h>
+#include "vectors.h"
 
-#if defined(__AVX512F__)
-enum { WIDTH = 16, ROWS = 8 }; /* floats in a register, and rows whose sums fit into the registers */
-#elif defined(__AVX__)
-enum { WIDTH = 8, ROWS = 4 };
+#if defined(__AVX__) && !defined(__AVX512F__)
+enum { ROWS = 4 }; /* whose sums fit into the registers */
 #else
-enum { WIDTH = 4, ROWS = 8 };
+enum { ROWS = 8 };
 #endif
 
-typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4)));
-typedef int32_t ivec __attribute__((vector_size(4 * WIDTH), aligned(4)));
-#define INLINE static inline __attribute__((always_inline))
-
 int width(void) { return WIDTH; }
-
-INLINE vec load(const float *from) { return *(const vec *)from; }
-INLINE void store(float *to, vec values) { *(vec *)to = values; }
-INLINE vec choose(ivec where, vec a, vec b) { return (vec)((where & (ivec)a) | (~where & (ivec)b)); }
-
-/* exp(x) - 1 and, into `exp`, exp(x): x = n log(2) + r with |r| <= log(2) / 2, and a Taylor series for r. */
-INLINE vec expm1_and_exp(vec x, vec *exp) {
-    const float limit = 87.0f, to_integer = 12582912.0f; /* 1.5 * 2^23: adding it rounds, and leaves n in the low bits */
-    x = choose(x < -limit, (vec){} - limit, x);          /* NaN stays NaN */
-    x = choose(x > limit, (vec){} + limit, x);
-    const vec shifted = x * 1.44269504f + to_integer, n = shifted - to_integer;
-    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f; /* log(2) in two parts, the product with the first exact */
-    vec series = (vec){} + 1.0f / 5040;
-    series = series * r + 1.0f / 720;
-    series = series * r + 1.0f / 120;
-    series = series * r + 1.0f / 24;
-    series = series * r + 1.0f / 6;
-    series = series * r + 1.0f / 2;
-    series = series * r * r + r;
-    const vec power = (vec)(((ivec)shifted << 23) + (127 << 23)); /* 2^n */
-    *exp = power * series + power;
-    return power * series + (power - 1.0f);
-}
 
 INLINE vec sigmoid(vec x) {
     vec exp;
@@ -147,18 +118,17 @@ INLINE void backward_block(int rows, int units, const float *d_gates, float *car
     default: block(ROWS, __VA_ARGS__); break;                                                                          \
     }
 
-/* What the loops are called with, which of them, and how many of its shares have been taken. */
+/* What the loops are called with. */
 struct layer {
-    void (*loop)(const struct layer *, int share);
     int shares, trials, frames, units;
     const int64_t *counts;
     const float *h0, *weights, *biases, *d_states;
     float *gates, *states, *befores, *d_gates, *d_h0;
-    int taken;
 };
 
 /* Of each ROWS * shares rows of a frame the ROWS of one share, from the first frame to the last. */
-static void forward_share(const struct layer *layer, int share) {
+static void forward_share(const void *what, int share) {
+    const struct layer *layer = what;
     const int units = layer->units, step = layer->shares * ROWS;
     const int64_t *counts = layer->counts;
     float *gates = layer->gates, *states = layer->states;
@@ -179,7 +149,8 @@ static void forward_share(const struct layer *layer, int share) {
 }
 
 /* The same rows from the last frame to the first. */
-static void backward_share(const struct layer *layer, int share) {
+static void backward_share(const void *what, int share) {
+    const struct layer *layer = what;
     const int units = layer->units, step = layer->shares * ROWS;
     const int64_t *counts = layer->counts;
     int64_t slots = 0;
@@ -207,34 +178,21 @@ static void backward_share(const struct layer *layer, int share) {
     }
 }
 
-static void take_shares(void *data) {
-    struct layer *layer = data;
-    for (int share; (share = __atomic_fetch_add(&layer->taken, 1, __ATOMIC_RELAXED)) < layer->shares;)
-        layer->loop(layer, share);
-}
-
-/* OpenMP's call of a function on several threads. */
-typedef void (*parallel)(void (*function)(void *), void *data, unsigned threads, unsigned flags);
-
-static void run_layer(parallel run, struct layer layer) {
-    run ? run(take_shares, &layer, layer.shares, 0) : take_shares(&layer);
-}
-
 /* weights: (trials, units / WIDTH, units, 3, WIDTH), of the gates that the state reaches; biases: (trials, 4, units).
    The gates hold the input's share, without biases. */
-void forward(parallel run, int shares, int trials, int frames, const int64_t *counts, int units, const float *h0,
-             const float *weights, const float *biases, float *gates, float *states) {
-    run_layer(run, (struct layer){.loop = forward_share, .shares = shares, .trials = trials, .frames = frames,
-                                  .units = units, .counts = counts, .h0 = h0, .weights = weights, .biases = biases,
-                                  .gates = gates, .states = states});
+void gru_forward(parallel run, int shares, int trials, int frames, const int64_t *counts, int units, const float *h0,
+                 const float *weights, const float *biases, float *gates, float *states) {
+    const struct layer layer = {.shares = shares, .trials = trials, .frames = frames, .units = units, .counts = counts,
+                                .h0 = h0, .weights = weights, .biases = biases, .gates = gates, .states = states};
+    run_shares(run, shares, forward_share, &layer);
 }
 
 /* weights: (trials, units / (2 * WIDTH), 3 * units, 2 * WIDTH). d_h0 is zero: it carries what goes back through time. */
-void backward(parallel run, int shares, int trials, int frames, const int64_t *counts, int units, const float *h0,
-              const float *weights, float *gates, float *states, const float *d_states, float *befores, float *d_gates,
-              float *d_h0) {
-    run_layer(run, (struct layer){.loop = backward_share, .shares = shares, .trials = trials, .frames = frames,
-                                  .units = units, .counts = counts, .h0 = h0, .weights = weights, .gates = gates,
-                                  .states = states, .d_states = d_states, .befores = befores, .d_gates = d_gates,
-                                  .d_h0 = d_h0});
+void gru_backward(parallel run, int shares, int trials, int frames, const int64_t *counts, int units, const float *h0,
+                  const float *weights, float *gates, float *states, const float *d_states, float *befores,
+                  float *d_gates, float *d_h0) {
+    const struct layer layer = {.shares = shares, .trials = trials, .frames = frames, .units = units, .counts = counts,
+                                .h0 = h0, .weights = weights, .gates = gates, .states = states, .d_states = d_states,
+                                .befores = befores, .d_gates = d_gates, .d_h0 = d_h0};
+    run_shares(run, shares, backward_share, &layer);
 }

@@ -4,21 +4,26 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from stability.training import loss, recurrent, trusted
-from stability.training.loss import ctc_losses
+from stability.data.t15 import Dataset
+from stability.training import loss, recurrent
+from stability.training.kernels import ctc_cpu, trusted
+from stability.training.loop import train_steps
 from stability.training.recurrent import backward_loop, forward_loop
+from tests.configs import tiny
+from tests.test_loop import stack_of
 
 pytest.importorskip("triton")
 
-from stability.training import fused_ctc, fused_gru
+from stability.training.kernels import ctc_gpu, gru_gpu
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning:triton"),  # NumPy's, of infinities
@@ -27,7 +32,7 @@ pytestmark = [
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-KERNELS = (fused_gru.forward, fused_gru.backward)
+KERNELS = (gru_gpu.forward, gru_gpu.backward)
 
 
 def gru_operands(k: int, counts: Sequence[int], units: int, dtype: torch.dtype) -> list[Tensor]:
@@ -74,52 +79,6 @@ def test_gru_saturates_and_keeps_nan_in_its_row() -> None:
     assert ours[0][0].isnan().any(1).nonzero().flatten().tolist() == [1, 6, 11]
 
 
-def ctc_case(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits, frames, labels with repeats, and label counts: among them none, and as many as can be."""
-    generator = torch.Generator().manual_seed(0)
-    logits = (torch.randn(2, 24, 4, 41, generator=generator) * scale).to(DEVICE)
-    labels = torch.randint(1, 41, (2, 4, 11), generator=generator)
-    labels[..., 1] = labels[..., 0]
-    frames, label_counts = torch.tensor([[[24, 23, 5, 0], [12, 24, 24, 9]], [[11, 5, 0, 0], [11, 1, 10, 7]]])
-    return logits, frames, labels.to(DEVICE), label_counts
-
-
-def losses_and_gradient(function: Callable[..., Tensor], logits: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-    logits = logits.clone().requires_grad_()
-    losses = function(logits, *rest)
-    weights = torch.arange(1.0, losses.numel() + 1).view_as(losses)  # that each utterance's own reaches it
-    (gradient,) = torch.autograd.grad((losses * weights).sum(), logits)
-    return losses.detach(), gradient
-
-
-@pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_ctc_agrees_with_pytorch_in_float64(scale: float) -> None:
-    logits, *rest = ctc_case(scale)
-    losses, gradient = losses_and_gradient(lambda x, *r: fused_ctc.losses(x.log_softmax(-1), *r), logits, *rest)
-    wanted, wanted_gradient = losses_and_gradient(ctc_losses, logits.double(), *rest)
-    assert (losses.dtype, gradient.dtype) == (torch.float32, torch.float32)
-    torch.testing.assert_close(losses.double(), wanted, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(gradient.double(), wanted_gradient, rtol=0, atol=3e-5)
-
-
-def test_ctc_that_cannot_be_aligned_is_inf_and_alone_so() -> None:
-    logits, frames, labels, label_counts = ctc_case()
-    frames[0, 1], frames[1, 1] = 0, 9  # for 5 labels, and for 1
-    label_counts[1, 3] = 9  # with a repeat they need ten
-    losses, gradient = losses_and_gradient(
-        lambda x, *r: fused_ctc.losses(x.log_softmax(-1), *r), logits, frames, labels, label_counts
-    )
-    assert losses.isinf().nonzero().tolist() == [[0, 1], [1, 3]]
-    assert gradient.isnan().any(3).any(1).nonzero().tolist() == [[1, 3]]
-
-
-def test_nan_in_ctc_stays_in_its_utterance() -> None:
-    logits, *rest = ctc_case()
-    logits[0, 3, 1, 7] = torch.nan
-    losses = fused_ctc.losses(logits.log_softmax(-1), *rest)
-    assert losses.isnan().nonzero().tolist() == [[0, 1]]
-
-
 def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     """For an A100 and an H100, of which none is needed."""
     env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
@@ -151,9 +110,25 @@ def test_kernels_are_tried_before_they_are_used(
     """What a GPU does at the first step, with the interpreter in its place."""
     assert recurrent._loops_on_gpu.__wrapped__(DEVICE, torch.float32, 32) == KERNELS
     assert recurrent._loops_on_gpu.__wrapped__(DEVICE, torch.float16, 64) == KERNELS
-    assert loss._on_gpu.__wrapped__(DEVICE) == fused_ctc.losses
+    assert loss._on_gpu.__wrapped__(DEVICE) == ctc_gpu.losses
     assert not caplog.messages
-    right = fused_ctc.losses
-    monkeypatch.setattr(fused_ctc, "losses", lambda *operands: 1.001 * right(*operands))
+    right = ctc_gpu.losses
+    monkeypatch.setattr(ctc_gpu, "losses", lambda *operands: 1.001 * right(*operands))
     assert loss._on_gpu.__wrapped__(DEVICE) == loss._by_pytorch
     assert "CTC makes the host wait" in caplog.text
+
+
+def test_a_stack_is_trained_as_without_them(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = [tiny(f"seed={seed}", "precision=fp32") for seed in range(2)]
+    without, by_kernels = (stack_of(configs, dataset, DEVICE) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(recurrent, "_loops", lambda *_: (forward_loop, backward_loop))
+        patch.setattr(loss, "_on_gpu", lambda _: loss._by_pytorch)
+        wanted = train_steps(without, dataset.train, 2)
+    monkeypatch.setattr(recurrent, "_loops", lambda *_: KERNELS)
+    monkeypatch.setattr(ctc_cpu, "applies", lambda _: False)
+    monkeypatch.setattr(loss, "_by_pytorch", ctc_gpu.losses)
+    block = train_steps(by_kernels, dataset.train, 2)
+    np.testing.assert_allclose(block.values.filled(0), wanted.values.filled(0), rtol=1e-4, atol=1e-5)
+    for name, values in by_kernels.parameters.items():
+        torch.testing.assert_close(values, without.parameters[name], rtol=1e-4, atol=1e-5)
