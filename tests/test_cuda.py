@@ -54,6 +54,24 @@ def test_a_step_mixes_no_devices_and_never_waits(k: int, precision: str, dataset
     assert {v.dtype for v in (*signals.values(), *stack.parameters.values())} == {torch.float32}
 
 
+def test_a_validation_waits_when_all_is_decoded(
+    dataset: Dataset, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Decoded(Exception):
+        pass
+
+    def decoded(_: Tensor) -> None:
+        raise Decoded
+
+    stack, split = stack_on_cuda(2, dataset), on_cuda(dataset.val)
+    assert len(split.by_day) > 1
+    monkeypatch.setattr(loop, "without_blanks", decoded)
+    cuda.waits.clear()
+    with pytest.raises(Decoded):
+        loop.evaluate(stack, split)
+    assert cuda.waits == {"_to_copy": 1}  # what the first batch's trials said
+
+
 def test_trials_join_and_leave_a_stack_without_a_wait(dataset: Dataset, cuda: FakeCuda) -> None:
     stack = stack_on_cuda(2, dataset)
     cuda.waits.clear()

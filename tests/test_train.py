@@ -384,7 +384,8 @@ def test_an_installed_wheel_has_all_it_needs(cli: CommandLine) -> None:
     found = subprocess.run(where, cwd=cli.folder, env=environment, check=True, capture_output=True, text=True).stdout
     assert found.split() == [f"{installed}/stability/conf", f"{installed}/stability/experiments/claims.yaml"]
     assert (installed / "stability/studies/report.html.j2").exists()
-    cli.run("data.path=null", "steps=2", env=environment)  # writes its own set, from the wheel's words
+    said = cli.run("data.path=null", "steps=2", env=environment)  # writes its own set, from the wheel's words
+    assert "not compiled" not in said.out + said.err
     assert verdict(cli.trial())["outcome"] == "undecided"
     assert [*(cli.folder / "outputs/data").glob("synthetic-*/synthetic.day04/data_test.hdf5")]
 

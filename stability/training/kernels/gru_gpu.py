@@ -1,6 +1,6 @@
 """The frame loops of a GRU layer on a GPU, as Triton kernels: a frame's product and its gates in one launch.
 
-By PyTorch's operations a frame takes four launches forward and two back, and what they hand on goes through memory. A
+By PyTorch's operations a frame takes five launches forward and three back, and what they hand on goes through memory. A
 frame needs every unit of the one before it, so a launch cannot hold more than one; but no trial and no row of a batch
 reads another, so all of a stack share each launch. Sums and gates are in float32, whatever the tensors are in.
 """
