@@ -28,17 +28,18 @@ def compiled(kernel: Any, architecture: int, dtype: str, constants: dict[str, An
 
 def main() -> None:
     """Compile all for each architecture, in the sizes of the official model."""
-    gru = {"units": 768, "columns": 32, "precision": "ieee"}
-    shapes = {"bf16": {"rows": 64, "depth": 64}, "fp16": {"rows": 64, "depth": 64}, "fp32": {"rows": 16, "depth": 32}}
-    ctc = {"blank": 0, "size": 256}
-    integers = {"spelled": "*i64", "frames": "*i64", "label_counts": "*i64"}
+    shared = {"units": 768, "columns": 32, "precision": "ieee"}
+    shapes = {"bf16": shared | {"rows": 64, "depth": 64}, "fp32": shared | {"rows": 16, "depth": 32}}
+    lengths = {"spelled": "*i64", "frames": "*i64", "label_counts": "*i64"}
     for architecture in map(int, sys.argv[1:]):
         cases: list[tuple[Any, str, dict[str, Any], dict[str, str]]] = [
-            (kernel, dtype, gru | shape, {"carried": "*fp32"})
+            (kernel, dtype, shape, {"carried": "*fp32"})
             for kernel in (gru_gpu._forward, gru_gpu._backward)
             for dtype, shape in shapes.items()
         ]
-        cases += [(kernel, "fp32", ctc, integers) for kernel in (ctc_gpu._forward, ctc_gpu._backward)]
+        cases += [
+            (kernel, "fp32", {"blank": 0, "size": 256}, lengths) for kernel in (ctc_gpu._forward, ctc_gpu._backward)
+        ]
         for kernel, dtype, constants, types in cases:
             assembly = compiled(kernel, architecture, dtype, constants, types)
             units = "tensor cores" if "mma" in assembly else "plain arithmetic"

@@ -86,7 +86,7 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert len(lines) == 16
+    assert len(lines) == 12
     assert [line for line in lines if "tensor cores" in line] == [line for line in lines if "in fp32" not in line]
 
 
@@ -124,11 +124,11 @@ def test_a_stack_is_trained_as_without_them(dataset: Dataset, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(recurrent, "_loops", lambda *_: (forward_loop, backward_loop))
         patch.setattr(loss, "_on_gpu", lambda _: loss._by_pytorch)
-        wanted = train_steps(without, dataset.train, 2)
+        wanted = train_steps(without, dataset.train, 1)
     monkeypatch.setattr(recurrent, "_loops", lambda *_: KERNELS)
     monkeypatch.setattr(ctc_cpu, "applies", lambda _: False)
     monkeypatch.setattr(loss, "_by_pytorch", ctc_gpu.losses)
-    block = train_steps(by_kernels, dataset.train, 2)
+    block = train_steps(by_kernels, dataset.train, 1)
     np.testing.assert_allclose(block.values.filled(0), wanted.values.filled(0), rtol=1e-4, atol=1e-5)
-    for name, values in by_kernels.parameters.items():
-        torch.testing.assert_close(values, without.parameters[name], rtol=1e-4, atol=1e-5)
+    for name, gradient in by_kernels.moments.first.items():  # of the first step, but for their size
+        torch.testing.assert_close(gradient, without.moments.first[name], rtol=1e-4, atol=1e-6)
