@@ -107,10 +107,11 @@ def test_kernels_that_do_not_work_are_done_without_and_that_is_said(caplog: pyte
 def test_kernels_are_tried_before_they_are_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a GPU does at the first step, with the interpreter in its place."""
-    assert recurrent._loops_on_gpu.__wrapped__(DEVICE, torch.float32, 32) == KERNELS
-    assert recurrent._loops_on_gpu.__wrapped__(DEVICE, torch.float16, 64) == KERNELS
-    assert loss._on_gpu.__wrapped__(DEVICE) == ctc_gpu.losses
+    """What a GPU does at the first step, or the first validation, with the interpreter in its place."""
+    with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
+        assert recurrent._loops_on_gpu.__wrapped__(DEVICE, torch.float32, 32) == KERNELS
+        assert recurrent._loops_on_gpu.__wrapped__(DEVICE, torch.float16, 64) == KERNELS
+        assert loss._on_gpu.__wrapped__(DEVICE) == ctc_gpu.losses
     assert not caplog.messages
     right = ctc_gpu.losses
     monkeypatch.setattr(ctc_gpu, "losses", lambda *operands: 1.01 * right(*operands))

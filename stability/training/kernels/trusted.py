@@ -16,7 +16,9 @@ _Kernel = TypeVar("_Kernel")
 def tried(kernel: Callable[[], _Kernel], otherwise: _Kernel, loss: str) -> _Kernel:
     """What `kernel` returns once it has tried it. Should that raise, the other, and what is lost is said, and why."""
     try:
-        return kernel()
+        # Whatever the step or the validation that needs it first is in.
+        with torch.enable_grad(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return kernel()
     except Exception as error:
         log.warning("%s, as Triton's kernels do not work here: %s: %s", loss, type(error).__name__, error)
         return otherwise
