@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from stability.diagnosis.verdict import FATAL, Fault
 from stability.errors import StabilityError
@@ -196,15 +197,24 @@ def resolve(cfg: DictConfig) -> Config:
         raise StabilityError(
             f"There is no {', '.join(map(str, unknown))} in the configuration; there are {', '.join(names)}."
         )
-    own = OmegaConf.masked_copy(cfg, names)
-    if missing := OmegaConf.missing_keys(own):
-        raise StabilityError(f"{', '.join(missing)} must be given, as in {min(missing)}=VALUE.")
-    values = OmegaConf.to_container(own, resolve=True)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
-    assert isinstance(config, Config)
+    typed = cfg if OmegaConf.get_type(cfg) is Command else _typed(OmegaConf.masked_copy(cfg, names))
+    try:
+        values: dict[str, Any] = {name: typed[name] for name in names}
+        values |= {name: OmegaConf.to_object(v) for name, v in values.items() if OmegaConf.is_config(v)}
+    except MissingMandatoryValue:
+        missing = OmegaConf.missing_keys(OmegaConf.masked_copy(typed, names))
+        raise StabilityError(f"{', '.join(missing)} must be given, as in {min(missing)}=VALUE.") from None
+    config = Config(**values)
     config.diagnosis.stop_on = sorted({*config.diagnosis.stop_on})  # one list, however it was written: one trial
     _check(config)
     return config
+
+
+def _typed(cfg: DictConfig) -> DictConfig:
+    """What was read from a file, under the schema that Hydra composes by."""
+    typed = OmegaConf.merge(OmegaConf.structured(Config), cfg)
+    assert isinstance(typed, DictConfig)
+    return typed
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -327,7 +327,7 @@ def test_no_recording_or_half_of_one(
     older = [line for line in (finished / "config.yaml").read_text().splitlines() if "clip_before_unscale" not in line]
     (trial / "config.yaml").write_text("\n".join(older))
     told = message(capsys, trial)
-    assert re.search("missing mandatory value: clip_before_unscale.*another version .* fresh=true", told)
+    assert re.search("precision.clip_before_unscale must be given.*another version .* fresh=true", told)
     (trial / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
     (trial / "signals.csv").unlink()
     assert "signals.csv does not reach step" in message(capsys, trial)

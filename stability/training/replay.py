@@ -101,7 +101,7 @@ def _configuration(folder: Path, flight: Flight) -> Config:
     path = folder / CONFIG
     try:
         config = resolve(DictConfig(OmegaConf.load(path)))
-    except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException, StabilityError) as error:
         reason = str(error).partition("\n")[0]
         raise StabilityError(
             f"{path} cannot be read as a trial's configuration ({reason}). If another version of the program wrote it, "
