@@ -112,13 +112,14 @@ def _loops(gates: Tensor, units: int) -> _Loops:
 def _loops_on_gpu(device: torch.device, dtype: torch.dtype, units: int) -> _Loops:
     counts, by_pytorch = [70, 40, 1], (forward_loop, backward_loop)
     shapes = [(2, sum(counts), 4 * units), (2, 4 * units), (2, counts[0], units), (2, 3 * units, units)]
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(shape, generator=generator) for shape in shapes]
+    operands[3] /= units**0.5
 
-    def results(loops: _Loops, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        generator = torch.Generator().manual_seed(0)
-        draws = (torch.randn(shape, generator=generator) for shape in shapes)
-        gates, biases, h0, w_hh = (v.to(device, dtype) for v in draws)
-        states = loops[0](gates, biases, h0, w_hh / units**0.5, counts)
-        return states, *loops[1](gates, states, h0, w_hh / units**0.5, states.cos(), counts)
+    def results(loops: _Loops, precision: torch.dtype) -> tuple[Tensor, ...]:
+        gates, biases, h0, w_hh = (v.to(dtype).to(device, precision, copy=True) for v in operands)
+        states = loops[0](gates, biases, h0, w_hh, counts)
+        return states, *loops[1](gates, states, h0, w_hh, states.cos(), counts)
 
     def kernels() -> _Loops:
         from stability.training.kernels import gru_gpu
