@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/python -m stability.train optimizer=official aug=strong
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
