@@ -147,11 +147,11 @@ def _shares(
     table = Table(*columns, title=title, title_justify="left", box=None, header_style="dim")
     for units, c in configs.items():
         for k in trials:
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
             stack = _stack(c, k, dataset, device)
             with step_floor.counter() as counter:
                 train_steps(stack, dataset.train, 1)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
             with timed_parts(device) as spent:
                 whole = _seconds(partial(train_steps, stack, dataset.train), 2 * rounds)
             shares = {part: spent[part] / (2 * rounds) / whole for part in PARTS}
