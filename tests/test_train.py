@@ -95,6 +95,8 @@ def test_every_option_ends_in_a_verdict(cli: CommandLine, turn: int) -> None:
         name: options(name) for name in ("optimizer", "loss", "schedule", "batch", "aug", "diagnosis", "precision")
     }
     assert max(map(len, groups.values())) == 5
+    for name, those in groups.items():
+        assert len({str(getattr(composed(f"{name}={option}"), name)) for option in those}) == len(those)
     chosen = [f"{name}={those[turn % len(those)]}" for name, those in groups.items()]
     small = ["model.units=8", "model.layers=2", "steps=2", "tracking=none", *chosen]
     ended(cli.start_plain(*cli.synthetic, *small), 0)
