@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from stability.training.kernels import compiler, ctc_cpu, gru_cpu
-from stability.training.recurrent import backward_loop, forward_loop
 from tests import test_kernels_ctc
+from tests.frame_loops import BY_PYTORCH, forward_and_back, operands
 
+KERNELS = (gru_cpu.forward, gru_cpu.backward)
 COUNTS, UNITS = [13, 13, 12, 9, 8, 8, 3, 1], 64
 PROCESSORS = ["native", "haswell", "x86-64"] if platform.machine() == "x86_64" else ["native"]
 
@@ -21,23 +21,9 @@ PROCESSORS = ["native", "haswell", "x86-64"] if platform.machine() == "x86_64" e
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Nothing compiled yet, and where what is compiled goes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiler.library.cache_clear()
+    compiler.compiled.cache_clear()
     yield tmp_path / "stability"
-    compiler.library.cache_clear()
-
-
-def _operands(k: int) -> list[Tensor]:
-    """The input's share of the gates, their biases, the initial state and its weights."""
-    shapes = [(k, sum(COUNTS), 4 * UNITS), (k, 4 * UNITS), (k, COUNTS[0], UNITS), (k, 3 * UNITS, UNITS)]
-    generator = torch.Generator().manual_seed(k)
-    return [torch.randn(shape, generator=generator) / (8 if i == 3 else 1) for i, shape in enumerate(shapes)]
-
-
-def _forward_and_back(operands: list[Tensor], by_pytorch: bool = False) -> tuple[Tensor, ...]:
-    gates, biases, h0, w_hh = (v.clone() for v in operands)
-    loops = (forward_loop, backward_loop) if by_pytorch else (gru_cpu.forward, gru_cpu.backward)
-    states = loops[0](gates, biases, h0, w_hh, COUNTS)
-    return states, *loops[1](gates, states, h0, w_hh, states.cos(), COUNTS)
+    compiler.compiled.cache_clear()
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)
@@ -45,18 +31,19 @@ def test_registers_of_every_width_agree_with_pytorch(
     processor: str, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiler, "_FLAGS", [*compiler._FLAGS, f"-march={processor}", "-Wall", "-Wextra", "-Werror"])
-    operands = _operands(3)
-    assert gru_cpu.applies(operands[0], UNITS)
-    for ours, theirs in zip(_forward_and_back(operands), _forward_and_back(operands, by_pytorch=True), strict=True):
+    given = operands(3, COUNTS, UNITS)
+    assert gru_cpu.applies(given[0], UNITS)
+    results = (forward_and_back(loops, given, COUNTS) for loops in (KERNELS, BY_PYTORCH))
+    for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     test_kernels_ctc.test_agrees_with_pytorch_in_float64(1.0, ctc_cpu)
 
 
 def test_gates_far_out_saturate_and_nan_stays_in_its_row() -> None:
-    gates, *rest = _operands(1)
+    gates, *rest = operands(1, COUNTS, UNITS)
     gates[0, 0, UNITS:] = torch.tensor([-torch.inf, -1e30, -100, 0, 1e-30, 100, 1e30, torch.inf]).repeat(3 * UNITS // 8)
     gates[0, 1] = torch.nan
-    ours, theirs = (_forward_and_back([gates, *rest], by_pytorch) for by_pytorch in (False, True))
+    ours, theirs = (forward_and_back(loops, [gates, *rest], COUNTS) for loops in (KERNELS, BY_PYTORCH))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
     assert ours[0][0, :2].isnan().any(1).tolist() == [False, True]
@@ -65,17 +52,17 @@ def test_gates_far_out_saturate_and_nan_stays_in_its_row() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_trial_is_bit_for_bit_the_same_in_any_stack(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    together = _operands(4)
-    whole = _forward_and_back(together)
+    together = operands(4, COUNTS, UNITS)
+    whole = forward_and_back(KERNELS, together, COUNTS)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    for a, b in zip(_forward_and_back([v[2:3] for v in together]), whole, strict=True):
+    for a, b in zip(forward_and_back(KERNELS, [v[2:3] for v in together], COUNTS), whole, strict=True):
         assert torch.equal(a[0], b[2])
 
 
 def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert gru_cpu.applies(torch.zeros(1), UNITS)
     (made,) = fresh.iterdir()
-    compiler.library.cache_clear()
+    compiler.compiled.cache_clear()
     monkeypatch.setenv("CC", "no-such-compiler")
     assert gru_cpu.applies(torch.zeros(1), UNITS)
     assert [*fresh.iterdir()] == [made]

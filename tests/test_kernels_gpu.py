@@ -4,21 +4,18 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from stability.data.t15 import Dataset
 from stability.training import loss, recurrent
 from stability.training.kernels import ctc_cpu, trusted
 from stability.training.loop import train_steps
-from stability.training.recurrent import backward_loop, forward_loop
 from tests.configs import tiny
+from tests.frame_loops import BY_PYTORCH, forward_and_back, operands
 from tests.test_loop import stack_of
 
 pytest.importorskip("triton")
@@ -35,21 +32,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KERNELS = (gru_gpu.forward, gru_gpu.backward)
 
 
-def gru_operands(k: int, counts: Sequence[int], units: int, dtype: torch.dtype) -> list[Tensor]:
-    """The input's share of the gates, their biases, the initial state and its weights."""
-    shapes = [(k, sum(counts), 4 * units), (k, 4 * units), (k, counts[0], units), (k, 3 * units, units)]
-    generator = torch.Generator().manual_seed(k)
-    return [
-        torch.randn(s, generator=generator).div_(8 if i == 3 else 1).to(DEVICE, dtype) for i, s in enumerate(shapes)
-    ]
-
-
-def forward_and_back(loops: Any, operands: Sequence[Tensor], counts: Sequence[int]) -> tuple[Tensor, ...]:
-    gates, biases, h0, w_hh = (v.clone() for v in operands)
-    states = loops[0](gates, biases, h0, w_hh, counts)
-    return states, *loops[1](gates, states, h0, w_hh, states.cos(), counts)
-
-
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(torch.float32, 1e-6), (torch.float16, 2e-3)],  # the interpreter's product in bfloat16 is not one
@@ -58,9 +40,9 @@ def forward_and_back(loops: Any, operands: Sequence[Tensor], counts: Sequence[in
 def test_gru_agrees_with_a_float64_loop(
     counts: list[int], k: int, units: int, dtype: torch.dtype, tolerance: float
 ) -> None:
-    operands = gru_operands(k, counts, units, dtype)
-    ours = forward_and_back(KERNELS, operands, counts)
-    wanted = forward_and_back((forward_loop, backward_loop), [v.double() for v in operands], counts)
+    given = [v.to(DEVICE, dtype) for v in operands(k, counts, units)]
+    ours = forward_and_back(KERNELS, given, counts)
+    wanted = forward_and_back(BY_PYTORCH, [v.double() for v in given], counts)
     for own, other in zip(ours, wanted, strict=True):
         assert own.dtype == dtype
         assert (own.double() - other).abs().max() <= tolerance * other.abs().max()
@@ -68,11 +50,11 @@ def test_gru_agrees_with_a_float64_loop(
 
 def test_gru_saturates_and_keeps_nan_in_its_row() -> None:
     counts, units = [5, 5, 2], 32
-    gates, *rest = gru_operands(1, counts, units, torch.float32)
+    gates, *rest = (v.to(DEVICE) for v in operands(1, counts, units))
     gates[0, 0, units:] = torch.tensor([-torch.inf, -1e30, -100, 1e-30, 100, 1e30, torch.inf, 0]).repeat(3 * units // 8)
     gates[0, 1] = torch.nan
     ours = forward_and_back(KERNELS, [gates, *rest], counts)
-    theirs = forward_and_back((forward_loop, backward_loop), [gates, *rest], counts)
+    theirs = forward_and_back(BY_PYTORCH, [gates, *rest], counts)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
     assert ours[0][0].isnan().any(1).nonzero().flatten().tolist() == [1, 6, 11]
@@ -122,7 +104,7 @@ def test_a_stack_is_trained_as_without_them(dataset: Dataset, monkeypatch: pytes
     configs = [tiny(f"seed={seed}", "precision=fp32") for seed in range(2)]
     without, by_kernels = (stack_of(configs, dataset, DEVICE) for _ in range(2))
     with monkeypatch.context() as patch:
-        patch.setattr(recurrent, "_loops", lambda *_: (forward_loop, backward_loop))
+        patch.setattr(recurrent, "_loops", lambda *_: BY_PYTORCH)
         patch.setattr(loss, "_on_gpu", lambda _: loss._by_pytorch)
         wanted = train_steps(without, dataset.train, 1)
     monkeypatch.setattr(recurrent, "_loops", lambda *_: KERNELS)

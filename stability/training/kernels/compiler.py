@@ -31,7 +31,7 @@ def _parallel() -> Any:
 
 
 @cache
-def library() -> Any:
+def compiled() -> Any:
     """The compiled kernels. None where there is no compiler, which is said once."""
     parts = [*(source.read_bytes() for source in _SOURCES), *map(str.encode, _FLAGS), _processor()]
     kind = hashlib.sha256(b"\0".join(parts)).hexdigest()

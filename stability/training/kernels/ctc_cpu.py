@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from stability.data.phonemes import BLANK
-from stability.training.kernels.compiler import library, threads
+from stability.training.kernels.compiler import compiled, threads
 
 
 def applies(log_probs: Tensor) -> bool:
     """Whether this can do it."""
-    return log_probs.device.type == "cpu" and log_probs.dtype == torch.float32 and library() is not None
+    return log_probs.device.type == "cpu" and log_probs.dtype == torch.float32 and compiled() is not None
 
 
 def losses(log_probs: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
@@ -32,12 +32,12 @@ class _Losses(torch.autograd.Function):
     def forward(ctx: Any, log_probs: Tensor, labels: Tensor, frames: Tensor, label_counts: Tensor) -> Tensor:
         (k, t, b, c), longest = log_probs.shape, labels.shape[2]
         parallel, shares = threads()
-        scratch = log_probs.new_empty(library().ctc_scratch(shares, t, longest))
+        scratch = log_probs.new_empty(compiled().ctc_scratch(shares, t, longest))
         nll = log_probs.new_empty(k, b)
         gradient = torch.empty_like(log_probs) if ctx.needs_input_grad[0] else None
         tensors = (log_probs, labels, frames, label_counts, scratch, nll, gradient)
         pointers = [None if v is None else c_void_p(v.data_ptr()) for v in tensors]
-        library().ctc(parallel, shares, k, t, b, c, BLANK, longest, *pointers)
+        compiled().ctc(parallel, shares, k, t, b, c, BLANK, longest, *pointers)
         ctx.gradient = gradient
         return nll
 
