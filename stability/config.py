@@ -6,6 +6,7 @@ keeps its own.
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -215,6 +216,24 @@ def _typed(cfg: DictConfig) -> DictConfig:
     typed = OmegaConf.merge(OmegaConf.structured(Config), cfg)
     assert isinstance(typed, DictConfig)
     return typed
+
+
+def explain(error: BaseException) -> str:
+    """Hydra's message without its internals, and the names that there are where one was wrong."""
+    text = "\n".join(str(e).strip() for e in (error, error.__cause__) if e is not None)
+    if "hydra.mode changed" in text:
+        return "An experiment is a sweep: give --multirun with it. One trial of it: hydra.mode=RUN."
+    text = re.sub(r"\w+ raised while resolving interpolation: *", "", text)
+    internals = (
+        r"\nTo append to your config use .*",
+        r"\n *(full_key|reference_type|object_type)[:=].*",
+        r"\nConfig search path:(\n|.)*",
+    )
+    text = re.sub("|".join(internals), "", text)
+    owner = re.search(r"not in '(\w+)'", text)
+    if owner and owner[1] in globals():  # ours, and not Hydra's
+        text += f"\nThere are: {', '.join(f.name for f in fields(globals()[owner[1]]))}."
+    return text
 
 
 def flatten(config: Config) -> dict[str, Any]:

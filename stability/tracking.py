@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from urllib.parse import quote, urlencode, urlsplit
+from weakref import WeakSet
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -60,7 +61,8 @@ _WORKFLOW = "workflowType=machine_learning"  # in a link, for the menus of train
 _VERDICT_TAGS = ("outcome", "cause", "onset_step", "detected_step")
 _NOT_PARAMETERS = ("tracking", "outputs", "fresh")  # they say nothing about the trial
 _POINTS = 320  # a metric: as many as MLflow's pages draw; `signals.csv` has them all
-_PAUSE = 5.0  # seconds between two sendings
+_PAUSE, _LONGEST_PAUSE = 5.0, 60.0  # seconds between two sendings of a trial that is going on
+_SHARE = 0.02  # of a process's time, that the sendings of all its trials take, if the pauses allow
 _REST = 30.0  # a store that failed is left alone for this many times as long as it kept us waiting
 _LAST_REST = 3.0  # the same at a trial's end: there is no later, but all trials of a stack may end now
 _METRICS_PER_BATCH = 1000  # MLflow's limits
@@ -80,9 +82,10 @@ _ENVIRONMENT = {
 _log = logging.getLogger(__name__)
 
 # What this process knows of the stores, by URI: when one last failed, and after how many seconds
-# (time.monotonic); and the reasons that have been told.
+# (time.monotonic); the reasons that have been told; and the trials that are being sent.
 _failures: dict[str, tuple[float, float]] = {}
 _told: set[tuple[str, str]] = set()
+_open: "WeakSet[_TrialSender]" = WeakSet()
 
 
 class Tracker:
@@ -364,11 +367,14 @@ class _TrialSender(_Sender, Tracker):
         self._config = OmegaConf.load(folder / CONFIG)
         self._stride = math.ceil(OmegaConf.select(self._config, "steps", default=1) / _POINTS)
         self._next = 0.0
+        _open.add(self)
 
     def update(self) -> None:
-        if time.monotonic() >= self._next:
+        begun = time.monotonic()
+        if begun >= self._next:
             self._try(self._send_rows, _REST)
-            self._next = time.monotonic() + _PAUSE
+            ended = time.monotonic()
+            self._next = ended + max(_PAUSE, min(_LONGEST_PAUSE, len(_open) * (ended - begun) / _SHARE))
 
     def finish(self) -> None:
         self._close("FINISHED")
@@ -381,11 +387,15 @@ class _TrialSender(_Sender, Tracker):
         if study and study.run_id != self._state.parent:
             self._state.finished = False
         super().send_rest()
-        self._lock.release()
+        self._let_go()
 
     def _close(self, status: str) -> None:
         super()._close(status)
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._lock.release()
+        _open.discard(self)
 
     def _started(self) -> int:
         return _milliseconds(self._folder / CONFIG)

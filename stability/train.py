@@ -9,9 +9,7 @@ goes on from the checkpoint that was written.
 
 import logging
 import os
-import re
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import hydra
@@ -55,7 +53,7 @@ def main() -> None:
     except StabilityError as error:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {_explain(error)}")
+        sys.exit(f"error: {config.explain(error)}")
     except OSError as error:  # Hydra makes the trial's folder, and opens a log in it, before the trial begins
         sys.exit(f"error: {_explain_folder(error)}")
     except ValueError as error:
@@ -74,24 +72,6 @@ def _run() -> None:
         _job()
     except Stop as stop:
         raise stop.error from None
-
-
-def _explain(error: BaseException) -> str:
-    """Hydra's message without its internals, and the names that there are where one was wrong."""
-    text = "\n".join(str(e).strip() for e in (error, error.__cause__) if e is not None)
-    if "hydra.mode changed" in text:
-        return "An experiment is a sweep: give --multirun with it. One trial of it: hydra.mode=RUN."
-    text = re.sub(r"\w+ raised while resolving interpolation: *", "", text)
-    internals = (
-        r"\nTo append to your config use .*",
-        r"\n *(full_key|reference_type|object_type)[:=].*",
-        r"\nConfig search path:(\n|.)*",
-    )
-    text = re.sub("|".join(internals), "", text)
-    owner = re.search(r"not in '(\w+)'", text)
-    if owner and hasattr(config, owner[1]):  # ours, and not Hydra's
-        text += f"\nThere are: {', '.join(f.name for f in fields(getattr(config, owner[1])))}."
-    return text
 
 
 def _explain_folder(error: OSError) -> StabilityError:

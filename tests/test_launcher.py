@@ -32,9 +32,11 @@ STACKED = ("--multirun", "hydra/launcher=stacked", "sweep.claims=null")
 
 
 def test_trials_of_a_sweep_end_as_alone(cli: CommandLine) -> None:
-    """Two cells are one, and one diverges."""
-    jobs = ("schedule.lr_max=0.005,5e-3,1e30", "schedule.warmup_steps=1", "optimizer.clip_norm=null")
-    cli.run(*STACKED, *jobs, "study=stacked")
+    """Two cells are one, one diverges, and one cannot be."""
+    jobs = ["schedule.warmup_steps=1", "optimizer.clip_norm=null", "schedule.lr_max=0.005,5e-3,1e30"]
+    end = cli.run(*STACKED, *jobs[:2], f"{jobs[2]},-1", "study=stacked", status=1)
+    for told, others in ((end.out, "are trained"), (end.err, "are done")):
+        assert f"1 of 4 trials cannot be, the others {others}:\n  schedule.lr_max=-1: schedule.lr_max=-1.0: " in told
     assert len(trials(cli, "stacked")) == 2
     for name, folder in trials(cli, "stacked").items():
         alone = resolve(DictConfig(OmegaConf.load(folder / "config.yaml")))
@@ -126,7 +128,8 @@ def test_a_trial_of_a_search_that_cannot_be_is_told_of_after_the_others(cli: Com
     done = len(trials(cli, "search"))
     assert 0 < done < 4
     assert f"error: {4 - done} of 4 trials cannot be, the others are done:\n  " in end.err
-    assert end.err.count("optimizer.beta1=1.0: it has to be at least 0 and below 1") == 4 - done
+    assert end.err.count("optimizer.beta1=1.0") == 4 - done + 1, "each trial, and the reason once"
+    assert end.err.endswith(": optimizer.beta1=1.0: it has to be at least 0 and below 1.\n")
 
 
 @pytest.mark.slow

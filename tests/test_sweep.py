@@ -150,7 +150,12 @@ def test_an_experiment_is_a_sweep_and_has_its_name(cli: CommandLine) -> None:
     ("overrides", "told"),
     [
         (["seed=0,1", "sweep.claims=half.yaml"], "half.yaml is no list of claims"),
-        (["batch.size=64,2"], "batch.size=2 cannot be shared out over batch.days=4"),
+        (
+            ["batch.size=64,2"],
+            "1 of 2 trials cannot be, the others were not begun:\n"
+            "  batch.size=2: batch.size=2 cannot be shared out over batch.days=4",
+        ),
+        (["optimizer=offcial,oficial"], "optimizer=oficial: In 'config': Could not find 'optimizer/oficial'"),
         (
             ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "seed=0,1,2", "hydra.sweeper.n_trials=2"],
             "n_trials=2, but the grid has 3 combinations, of which GridSampler would leave out 1",

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import parse_qs
 
 import numpy as np
@@ -116,6 +117,7 @@ def command_line(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "_PAUSE", 0.0)
+    monkeypatch.setattr(tracking, "_LONGEST_PAUSE", 0.0)
     monkeypatch.setattr(tracking, "_failures", {})
     monkeypatch.setattr(tracking, "_told", set())
 
@@ -220,7 +222,7 @@ def _die_after_sending(folder: Path, outputs: Path) -> None:
     """Train to step 60, and be killed when the last rows are in the store but not yet in tracking.json."""
     import mlflow
 
-    tracking._PAUSE = 0.0
+    tracking._PAUSE = tracking._LONGEST_PAUSE = 0.0
     tracker = open_tracker(folder, outputs)
     add_rows(folder, 0, 40)
     tracker.update()
@@ -255,7 +257,7 @@ def test_killed_between_sending_and_noting_it(outputs: Path) -> None:
 
 
 def _one_of_four(barrier: Barrier, folder: Path, outputs: Path) -> None:
-    tracking._PAUSE = 0.0
+    tracking._PAUSE = tracking._LONGEST_PAUSE = 0.0
     tracking._import_mlflow()
     barrier.wait(120)  # so that all come upon the store at once
     tracking.open_study(config.Tracking("mlflow", None, "study"), folder.parent, outputs=outputs)
@@ -450,6 +452,30 @@ def test_a_long_trial_is_thinned_by_its_steps_alone(outputs: Path) -> None:
     assert at_once.steps("a") == [*range(0, steps, 201), steps - 1]
     assert at_once.steps("b")[:4] == [49, 249, 449, 649]
     assert len(at_once.steps("b")) == 319
+
+
+@pytest.mark.parametrize(("trials", "pause"), [(1, 5.0), (8, 40.0), (64, 60.0)])
+def test_trials_of_one_process_send_less_often_together_than_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trials: int, pause: float
+) -> None:
+    now, sendings = 0.0, Counter[tracking.Tracker]()
+    monkeypatch.undo()
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=lambda: now, time_ns=time.time_ns))
+    trackers = [open_tracker(make_trial(tmp_path / f"trial{n}"), tmp_path, "http://localhost:9") for n in range(trials)]
+
+    def send(tracker: tracking.Tracker) -> None:
+        nonlocal now
+        now += 0.1
+        sendings[tracker] += 1
+
+    monkeypatch.setattr(tracking, "_failures", {})
+    monkeypatch.setattr(tracking._TrialSender, "_send_rows", send)
+    while now < 4000:
+        for tracker in trackers:
+            tracker.update()
+        now += 1
+    assert sendings.keys() == {*trackers}
+    assert all(count == pytest.approx(4000 / pause, rel=0.25) for count in sendings.values())
 
 
 def test_a_run_deleted_from_the_store_is_sent_anew(outputs: Path) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from stability.config import Config, short_name
 from stability.files import LAST, VERDICT
-from stability.studies.launcher import StackedLauncher, kind
+from stability.studies.launcher import is_stacked, kind
 from stability.studies.plan import Plan, Planned
 from stability.studies.progress import duration
 from stability.studies.search import Search
@@ -40,7 +40,7 @@ def show_plan(plan: Plan, launcher: DictConfig) -> None:
     kinds: dict[str, list[Planned]] = defaultdict(list)
     for trial in todo:
         kinds[kind(trial.config)].append(trial)
-    stacked = launcher._target_.endswith(f".{StackedLauncher.__name__}")
+    stacked = is_stacked(launcher)
     seconds, sizes, each = 0.0, [], set()
     for trials in kinds.values():
         size, step, validation = _timed([trial.config for trial in trials], launcher.size if stacked else 1)

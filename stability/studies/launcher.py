@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from stability import config
-from stability.config import Config, resolve
+from stability.config import Config
 from stability.errors import StabilityError
 from stability.files import ERROR, VERDICT, write_atomically
 from stability.studies.job import is_busy, is_finished, live_in_sweep, objective
+from stability.studies.plan import cannot_be, compose, swept
 
 if TYPE_CHECKING:
     from stability.data.t15 import Dataset
@@ -74,10 +73,10 @@ class StackedLauncher(Launcher):
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             try:
                 job = self._job(number, overrides)
-                stack, finished = kind(job.settings), is_finished(job.settings, job.folder)
-            except (HydraException, OmegaConfBaseException, StabilityError) as error:  # the others are trained
-                troubles.append(f"  {' '.join(overrides)}: {error}")
+            except StabilityError as error:
+                troubles.append((swept(self._config, overrides), str(error)))
                 continue
+            stack, finished = kind(job.settings), is_finished(job.settings, job.folder)
             results.append(job.result)
             if finished:
                 _tell([job], objective(job.folder))
@@ -90,22 +89,19 @@ class StackedLauncher(Launcher):
         elif stacks:
             self._train_in_workers([*stacks.values()])
         if troubles:
-            count = f"{len(troubles)} of {len(job_overrides)} trials cannot be, the others are done:"
-            raise StabilityError("\n".join([count, *troubles]))
+            raise StabilityError(cannot_be(troubles, len(job_overrides), "are done"))
         return results
 
     def _job(self, number: int, overrides: Sequence[str]) -> _Job:
-        composed = self._context.config_loader.load_sweep_config(self._config, list(overrides))
-        folder = Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir
+        composed, trial = compose(self._config, number, overrides)
         with open_dict(composed):
-            composed.hydra.job.id, composed.hydra.job.num = str(number), number
-            composed.hydra.runtime.output_dir = str(folder.absolute())
+            composed.hydra.runtime.output_dir = str(trial.folder.absolute())
         task, hydra = copy.deepcopy(composed), OmegaConf.masked_copy(composed, ["hydra"])
         with open_dict(task):
             del task["hydra"]
         own = [*composed.hydra.overrides.task]
         result = JobReturn(own, task, hydra, str(Path.cwd()), composed.hydra.job.name)
-        return _Job(composed, task, resolve(task), folder, result)
+        return _Job(composed, task, trial.config, trial.folder, result)
 
     def _train_in_workers(self, stacks: list[_Stack]) -> None:
         from stability.studies.workers import run_in_workers  # late: PyTorch takes seconds
@@ -192,6 +188,11 @@ def _told_by(folder: Path) -> float:
         reason = "Every worker that began it was killed, perhaps for want of memory: see .submitit in the study."
         write_atomically(folder / ERROR, f"{reason}\n".encode())
     return math.nan
+
+
+def is_stacked(launcher: DictConfig) -> bool:
+    """Whether Hydra's settings of a launcher are those of ours."""
+    return str(launcher._target_).endswith(f".{StackedLauncher.__name__}")
 
 
 def kind(settings: Config) -> str:

@@ -1,20 +1,27 @@
 """The trials that a sweep is going to have, before any of them is begun."""
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from stability import config
 from stability.config import CHANGES_NO_RESULT, USUAL, Config, short_name
 from stability.errors import StabilityError
 from stability.studies.trials import level_text
+
+_SHOWN = 4  # of jobs that cannot be for the same reason
 
 Cell = tuple[tuple[str, Any], ...]  # factors by their dotted names, with their levels
 
@@ -29,10 +36,19 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep's trials in their order, each once; `repeated` more are the same as one of them."""
+    """A sweep's trials in their order, each once; `repeated` more are the same as one of them.
+
+    Of the jobs that cannot be, `impossible` has what sets them apart and the reason.
+    """
 
     trials: tuple[Planned, ...]
     repeated: int
+    impossible: tuple[tuple[str, str], ...]
+
+    @property
+    def jobs(self) -> int:
+        """How many there are in all."""
+        return len(self.trials) + self.repeated + len(self.impossible)
 
     @cached_property
     def factors(self) -> tuple[str, ...]:
@@ -66,22 +82,68 @@ class Plan:
         return "  ".join(f"{short_name(name)} {level_text(level)}" for name, level in levels.items())
 
 
-def plan(cfg: DictConfig) -> Plan | None:
-    """The trials of the sweep that Hydra composed `cfg` for; None where its sweeper chooses them as it goes.
+class GridSweeper(BasicSweeper):
+    """Hydra's sweeper over all combinations: `hydra/sweeper=basic`."""
 
-    A trial that cannot be raises the error that Hydra or `config.resolve` has for it.
-    """
-    if cfg.hydra.sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Nothing: `plan` has composed each of them, and one that cannot be need not stop the others."""
+
+
+def plan(cfg: DictConfig) -> Plan | None:
+    """The trials of the sweep that Hydra composed `cfg` for; None where its sweeper chooses them as it goes."""
+    if cfg.hydra.sweeper._target_ != f"{GridSweeper.__module__}.{GridSweeper.__name__}":
         return None
     trials: dict[Path, Planned] = {}
+    impossible = []
     jobs = grid(cfg)
     for number, job in enumerate(jobs):
-        composed = GlobalHydra.instance().config_loader().load_sweep_config(cfg, job)
+        try:
+            _, trial = compose(cfg, number, job)
+        except StabilityError as error:
+            impossible.append((swept(cfg, job), str(error)))
+        else:
+            trials.setdefault(trial.folder, trial)
+    return Plan(tuple(trials.values()), len(jobs) - len(trials) - len(impossible), tuple(impossible))
+
+
+_composed: WeakKeyDictionary[ConfigLoader, dict[tuple[str, ...], bytes]] = WeakKeyDictionary()
+
+
+def compose(cfg: DictConfig, number: int, job: Sequence[str]) -> tuple[DictConfig, Planned]:
+    """Compose a job of the sweep that Hydra composed `cfg` for, and the trial that it is.
+
+    StabilityError if it cannot be. Hydra takes a tenth of a second for it: a launcher gets what the plan had composed.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    kept, key = _composed.setdefault(loader, {}), tuple(job)
+    try:
+        if key in kept:
+            composed = pickle.loads(kept.pop(key))
+        else:
+            composed = loader.load_sweep_config(cfg, [*job])
+            kept[key] = pickle.dumps(composed)
         with open_dict(composed):
             composed.hydra.job.id, composed.hydra.job.num = str(number), number  # a folder may be named by them
-        folder = Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir)
-        trials.setdefault(folder, Planned(config.resolve(composed), folder))
-    return Plan(tuple(trials.values()), len(jobs) - len(trials))
+        return composed, Planned(config.resolve(composed), Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: of GROUP=null
+        raise StabilityError(config.explain(error)) from error
+
+
+def swept(cfg: DictConfig, job: Sequence[str]) -> str:
+    """What sets a job apart from the others of its sweep, in words."""
+    return " ".join(override for override in job if override not in cfg.hydra.overrides.task)
+
+
+def cannot_be(jobs: Sequence[tuple[str, str]], total: int, others: str) -> str:
+    """What to say of jobs of a sweep that cannot be, in words and each with the reason, and of the others."""
+    by_reason: dict[str, list[str]] = {}
+    for job, reason in jobs:
+        by_reason.setdefault(" ".join(reason.split()), []).append(job)
+    lines = [f"{len(jobs)} of {total} trials cannot be, the others {others}:"]
+    for reason, same in by_reason.items():
+        more = f" and {len(same) - _SHOWN} more" if len(same) > _SHOWN else ""
+        lines.append(f"  {', '.join(same[:_SHOWN])}{more}: {reason}")
+    return "\n".join(lines)
 
 
 def grid(cfg: DictConfig) -> Sequence[list[str]]:

@@ -5,6 +5,7 @@ a list of what is missing. Launchers may train in other processes: what became o
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from stability.files import ERROR, VERDICT, short_path
 from stability.studies.bisection import BisectionSweeper
 from stability.studies.dry_run import show_plan, show_search
 from stability.studies.job import is_busy, is_finished
-from stability.studies.launcher import StackedLauncher
-from stability.studies.plan import Plan, plan
+from stability.studies.launcher import StackedLauncher, is_stacked
+from stability.studies.plan import GridSweeper, Plan, cannot_be, plan
 from stability.studies.progress import CRASHED, SweepProgress, why
 from stability.studies.search import ResumingSweeper, Search, look_up
 from stability.tracking import close_study, open_study
@@ -73,12 +74,13 @@ def _begin(cfg: DictConfig) -> tuple[SweepProgress, bool]:
         from stability.studies.claims import find_claims, read_claims  # late: SciPy takes a while
 
         read_claims(find_claims(Path(cfg.sweep.claims)))  # what is wrong in it is said now, and not after hours
-    for plugin in (ResumingSweeper, BisectionSweeper, StackedLauncher):
+    for plugin in (GridSweeper, ResumingSweeper, BisectionSweeper, StackedLauncher):
         Plugins.instance().register(plugin)
     planned, searched = plan(cfg), look_up(cfg)
+    impossible = planned is not None and _tell_impossible(planned, is_stacked(cfg.hydra.launcher))
     if cfg.sweep.dry_run:
         show_plan(planned, cfg.hydra.launcher) if planned else show_search(searched, study)
-        sys.exit()
+        sys.exit(impossible)
     for note in _notes(planned, searched):
         print(note)
     done = planned is not None and all(is_finished(trial.config, trial.folder) for trial in planned.trials)
@@ -102,6 +104,17 @@ def _tell_and_send(cfg: DictConfig, progress: SweepProgress, sends: bool) -> Non
     print("", *report.sentences, f"report    {short_path(report.page)}", sep="\n")
     if sends:
         print(close_study(study, [report.page, *report.files], " ".join(report.sentences)))
+
+
+def _tell_impossible(planned: Plan, stacked: bool) -> bool:
+    """Say which jobs of a grid cannot be, and whether any. Only our own launcher trains the others."""
+    if not planned.impossible:
+        return False
+    told = partial(cannot_be, planned.impossible, planned.jobs)
+    if not stacked or not planned.trials:
+        raise StabilityError(told("were not begun"))
+    print(told("are trained"))
+    return True
 
 
 def _notes(planned: Plan | None, searched: Search | None) -> list[str]:
