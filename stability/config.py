@@ -6,6 +6,7 @@ keeps its own.
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from stability.diagnosis.verdict import FATAL, Fault
 from stability.errors import StabilityError
 
 CHECKOUT = Path(__file__).parent.parent
+_LARGEST = 3e38  # which float32 just holds
 
 
 @dataclass
@@ -315,6 +317,9 @@ def _check(config: Config) -> None:
     for name in ("model.time_scale", "optimizer.clip_norm"):
         if values[name] is not None and not values[name] > 0:
             raise StabilityError(f"{name}={values[name]}: it has to be above 0.")
+    for name, value in values.items():
+        if isinstance(value, float) and _LARGEST < abs(value) < math.inf:
+            raise StabilityError(f"{name}={value}: float32 holds numbers of up to {_LARGEST:g}.")
     if missing := {*FATAL} - {*config.diagnosis.stop_on}:
         raise StabilityError(
             f"diagnosis.stop_on={config.diagnosis.stop_on}: {', '.join(sorted(missing))} cannot be left out, since a "

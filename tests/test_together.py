@@ -1,6 +1,7 @@
 """Trials in one stack, with real folders: each ends as it does alone, whoever sits beside it."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from stability.diagnosis.signals import read_table
 from stability.diagnosis.verdict import Verdict
 from stability.errors import Interrupted, StabilityError
 from stability.files import FIGURE
-from stability.training import loop, together
+from stability.training import loop, measure, optimizer, together, trial
 from stability.training.decoder import Parameters, forward
+from stability.training.host import free_memory, prepare_host
 from stability.training.loop import Block, Stack, train_steps
-from stability.training.together import Train, train_together
+from stability.training.together import Memory, Train, train_together
 from stability.training.trial import live, open_data, run_trial
 from tests.configs import tiny
 
@@ -151,6 +153,37 @@ def test_a_trial_whose_batch_cannot_be_read_leaves_and_the_others_go_on(
     assert_as_alone(alone, tmp_path, [0, 4])
 
 
+def failing(place: Callable[..., Any], calls: int) -> Callable[..., Any]:
+    """The same, but that it finds no memory the first time it is called after so many calls."""
+    count = iter(range(1 << 30))
+
+    def work(*arguments: Any) -> Any:
+        if next(count) == calls:
+            raise torch.OutOfMemoryError
+        return place(*arguments)
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "calls"),
+    [
+        (optimizer, "_adamw", 7),  # of the third trial of four, at the first step
+        (measure, "frame_information", 0),
+        (loop, "_judge_finiteness", 3),
+        (trial, "new_stack", 2),  # of a trial that begins beside others
+        (trial, "Recorder", 2),
+        (together, "select", 1),
+    ],
+)
+def test_out_of_memory_anywhere_makes_no_step_twice(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int
+) -> None:
+    monkeypatch.setattr(owner, name, failing(getattr(owner, name), calls))
+    trained(tmp_path, range(len(_TRIALS)), 4)
+    assert_as_alone(alone, tmp_path, range(len(_TRIALS)))
+
+
 def test_out_of_memory_halves_the_stack_and_loses_nothing(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +244,42 @@ def test_where_memory_holds_no_utterance_the_trial_ends(
     (end,) = trained(tmp_path, [0], 1)
     assert isinstance(end, StabilityError)
     assert "The memory of cpu does not hold one utterance of a batch: give a smaller batch.size" in str(end)
+
+
+def test_a_flight_recording_for_which_there_is_no_memory_costs_no_verdict(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stability.training.recorder.examine", failing(loop.examine, 0))
+    trained(tmp_path, [2, 0], 2)
+    assert_as_alone(alone, tmp_path, [2, 0])
+    assert "There is no flight recording: " in capsys.readouterr().out
+
+
+def test_a_trial_that_has_ended_leaves_no_memory_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, most = weakref.WeakSet[Stack](), 0
+
+    def counted(stack: Stack, split: Split, count: int) -> Block:
+        nonlocal most
+        known.add(stack)
+        most = max(most, len(known))
+        return train_steps(stack, split, count)
+
+    monkeypatch.setattr(Stack, "__hash__", object.__hash__, raising=False)
+    monkeypatch.setattr(together, "train_steps", counted)
+    trained(tmp_path, [0, 1, 3, 4, 2], 2)
+    assert most <= 2, "that of now, and that before one was replaced"
+
+
+def test_what_a_trial_needs_is_measured_whatever_there_was_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_host()
+    monkeypatch.setattr(together, "_MOST", {"cpu": 1 << 60})
+    dataset = open_data(configs(tmp_path)[0])
+    torch.ones(100 << 20, dtype=torch.uint8)  # which is kept, and was the most so far
+    memory = Memory(torch.device("cpu"), dataset)
+    torch.ones(50 << 20, dtype=torch.uint8)
+    assert memory.holds(1) == pytest.approx(0.8 * free_memory() / (50 << 20), rel=0.3)
 
 
 def test_one_that_cannot_begin_does_not_keep_the_others(alone: Path, tmp_path: Path) -> None:

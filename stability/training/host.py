@@ -1,7 +1,12 @@
-"""What the machine has to be told before it trains."""
+"""What the machine has to be told before it trains, and how much memory it has for that."""
 
 import ctypes
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's names for its settings
@@ -18,3 +23,30 @@ def prepare_host() -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def begin_peak() -> int:
+    """Return the bytes of memory that the process uses, and have `peak` count from here."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # kept memory would hide what is needed anew
+    with suppress(OSError):  # Linux alone has it; elsewhere the peak is that of the process's whole life
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak() -> int:
+    """The most bytes of memory that the process has used since `begin_peak`."""
+    with suppress(OSError):
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return 1024 * int(status["VmHWM"].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_memory() -> int:
+    """Bytes of memory that the machine, or the container, has left."""
+    free, group = int(psutil.virtual_memory().available), Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # there is no container, or no limit: "max"
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(stat["inactive_file"]))  # cached files make room
+    return max(0, free)

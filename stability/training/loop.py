@@ -256,20 +256,23 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     signals["infeasible_targets"] = measure.infeasible_targets(inputs.labels, label_counts, frames).sum(1).float()
     signals["labels"] = label_counts.float().mean(1)
 
-    skip = _judge_finiteness(stack, loss.detach(), norm)
+    skip, after = _judge_finiteness(stack, loss.detach(), norm)
     signals["applied_norm"] = torch.where(skip > 0, 0, norm * coefficients)
     divisors = signals["loss_scale"] / coefficients
     rates = [learning_rates(c, step) for c, step in zip(configs, stack.steps, strict=True)]
     signals["lr"] = sent(torch.tensor([rate for rate, _ in rates]), device)
     dear = any(step % measure.DEAR_EVERY == 0 for step in stack.steps)
+    if dear:
+        signals["frame_information"] = measure.frame_information(logits, frames)
     before = {n: p.clone() for n, p in stack.parameters.items()} if dear else {}
     optimizers = [c.optimizer for c in configs]
+    # Until here the stack is as it was: a step that fails, as for want of memory, is made again.
     adamw_step(stack.parameters, stack.moments, gradients, inputs.days, optimizers, rates, divisors, skip)
+    stack.failed, stack.loss_scale, stack.steps_since_overflow = after
+    stack.steps = [step + 1 for step in stack.steps]
     if dear:
         signals |= measure.update_signals(before, stack.parameters)
-        signals["frame_information"] = measure.frame_information(logits, frames)
         signals |= measure.epsilon_signals(stack.moments, optimizers, [rate for rate, _ in rates])
-    stack.steps = [step + 1 for step in stack.steps]
     return signals
 
 
@@ -446,21 +449,24 @@ def _select_days(parameters: Parameters, days: list[list[int]]) -> Parameters:
     return {name: p[trial, index] if name in DAY_LAYER else p for name, p in parameters.items()}
 
 
-def _judge_finiteness(stack: Stack, loss: Tensor, norm: Tensor) -> Tensor:
-    """Which trials (K,) must not be stepped, 1.0 or 0.0. Marks the failed, and moves fp16's loss scale."""
+def _judge_finiteness(stack: Stack, loss: Tensor, norm: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Which trials (K,) must not be stepped, 1.0 or 0.0; and what the stack has after the step.
+
+    That is who has failed, fp16's loss scale, and the steps since its last overflow.
+    """
     finite = loss.isfinite() & norm.isfinite()
     # In fp16 a gradient overflows now and then; it is a fault only when no smaller scale is left.
     overflow = loss.isfinite() & ~norm.isfinite() & (stack.loss_scale > 1)
-    stack.failed = torch.maximum(stack.failed, (~finite & ~overflow).float())
+    failed = torch.maximum(stack.failed, (~finite & ~overflow).float())
     # All that a failed trial has stays as it was before its failed step.
-    going_on = stack.failed == 0
+    going_on = failed == 0
     overflow &= going_on
-    stack.steps_since_overflow = torch.where(overflow, 0, stack.steps_since_overflow + going_on)
+    scale, since_overflow = stack.loss_scale, torch.where(overflow, 0, stack.steps_since_overflow + going_on)
     if compute_dtype(stack.configs[0], stack.device) == torch.float16:
-        grow = going_on & (stack.steps_since_overflow > 0) & (stack.steps_since_overflow % _GROWTH_INTERVAL == 0)
-        scale = torch.where(overflow, stack.loss_scale / 2, stack.loss_scale)
-        stack.loss_scale = torch.where(grow, scale * 2, scale)
-    return torch.maximum(stack.failed, overflow.float())
+        grow = going_on & (since_overflow > 0) & (since_overflow % _GROWTH_INTERVAL == 0)
+        scale = torch.where(overflow, scale / 2, scale)
+        scale = torch.where(grow, scale * 2, scale)
+    return torch.maximum(failed, overflow.float()), (failed, scale, since_overflow)
 
 
 def learning_rates(config: Config, step: int) -> tuple[float, float]:

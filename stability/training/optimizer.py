@@ -5,7 +5,8 @@ own), and the rest. A day's layer is stepped only when the day is in the batch, 
 official trainer leaves the other days' gradients at None, and PyTorch's AdamW passes over those.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -65,8 +66,9 @@ def adamw_step(
     gradients: like the parameters, but the day layers' are (K, D, ...), of the D days that `days` lists a trial.
     rates: each trial's learning rate and its day layers' one. A trial's gradient is divided by its divisor (K,)
     first (the loss scale over the clip coefficient). Where skip (K,) is 1.0 nothing changes, and no host waits
-    for that, unless `fused` is off.
+    for that, unless `fused` is off. Where it raises, no trial is stepped.
     """
+    updates = []
     for k, (optimizer, (rate, day_rate)) in enumerate(zip(settings, rates, strict=True)):
         hyper = {
             "day_layer": (day_rate, optimizer.weight_decay_day),
@@ -83,7 +85,9 @@ def adamw_step(
                 group.append((gradient[k], *state))
         for (lr, weight_decay), tensors in members.items():
             if tensors:
-                _adamw(tensors, optimizer, lr, weight_decay, divisors[k], skip[k])
+                updates.append(_adamw(tensors, optimizer, lr, weight_decay, divisors[k], skip[k]))
+    for update in updates:
+        update()
 
 
 def _adamw(
@@ -93,14 +97,18 @@ def _adamw(
     weight_decay: float,
     divisor: Tensor,
     skip: Tensor,
-) -> None:
-    gradients, parameters, first, second, steps = (list(t) for t in zip(*tensors, strict=True))
+) -> Callable[[], object]:
+    """Do what needs memory and may fail of a step, and return the rest of it."""
+    gradients, *state = (list(t) for t in zip(*tensors, strict=True))
     gradients = [g.contiguous() for g in gradients]  # the fused kernel takes memory as it lies, whatever the strides
     if not optimizer.fused:
         if skip:
-            return
+            return lambda: None
         gradients = [g / divisor for g in gradients]
-    adamw(
+    own = state if optimizer.fused else [[t.clone() for t in kind] for kind in state]
+    parameters, first, second, steps = own
+    step = partial(
+        adamw,
         parameters,
         gradients,
         first,
@@ -119,3 +127,7 @@ def _adamw(
         eps=optimizer.epsilon,
         maximize=False,
     )
+    if optimizer.fused:
+        return step
+    step()
+    return partial(torch._foreach_copy_, [t for kind in state for t in kind], [t for kind in own for t in kind])

@@ -24,7 +24,7 @@ from stability.errors import StabilityError
 from stability.files import FLIGHT, FLIGHT_RECORD, FLIGHT_STATE, write_atomically
 from stability.training import checkpoint
 from stability.training.loop import Examination, Stack, examine, precision_on, train_steps
-from stability.training.together import Seat
+from stability.training.together import Seat, is_out_of_memory
 
 _EVERY = 150  # steps from one kept state to the next
 _KEPT = 2  # states: however late they are looked for, one of them is 150 steps old or more
@@ -75,9 +75,14 @@ class Recorder:
         self._kept = deque([copy.deepcopy(stack)], maxlen=_KEPT)
 
     def passed(self, seat: Seat) -> None:
-        """Take note of where the trial is now; cheap, for every block of steps."""
-        if seat.step >= self._kept[-1].step + _EVERY:
+        """Take note of where the trial is now, if memory allows; cheap, for every block of steps."""
+        if seat.step < self._kept[-1].step + _EVERY:
+            return
+        try:
             self._kept.append(seat.alone())
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
 
     def write(self, folder: Path, stack: Stack, split: Split, verdict: Verdict) -> None:
         """Write the recording of a trial that has this verdict, with an onset, into the trial's folder.

@@ -5,7 +5,6 @@ returns its verdict. What is written, looked at and decided is its own affair, s
 among neighbours. Where one ends, the next that waits takes its place.
 """
 
-import resource
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -16,13 +15,13 @@ from types import FrameType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-import psutil
 import torch
 
-from stability.data.t15 import Dataset, Split
+from stability.data.t15 import Dataset
 from stability.diagnosis.signals import Table
 from stability.diagnosis.verdict import Verdict
 from stability.errors import Interrupted, StabilityError, Terminated
+from stability.training.host import begin_peak, free_memory, peak
 from stability.training.loop import Block, Stack, evaluate, join, select, train_steps
 
 
@@ -56,6 +55,10 @@ class Join(NamedTuple):
     dataset: Dataset
 
 
+class Room(NamedTuple):
+    """A wish for memory to begin in. The answer comes when there may be more: a neighbour has ended."""
+
+
 class Train(NamedTuple):
     """A wish for so many steps. The answer is a `Table` of the signals of one step, or of more, up to all of them."""
 
@@ -66,7 +69,7 @@ class Validate(NamedTuple):
     """A wish for the phoneme error rate and the loss on the validation split. The answer is the two numbers."""
 
 
-Wish = Join | Train | Validate
+Wish = Room | Join | Train | Validate
 Life = Generator[Wish, Any, Verdict]
 _End = TypeVar("_End")
 _Result = TypeVar("_Result")
@@ -93,9 +96,17 @@ def train_together(
         with stop_requests() as stop_requested:
             while waiting or seated:
                 if how := stop_requested():
-                    _stop(waiting, seated, how)
+                    waiting = _stop(waiting, seated, how)
                 while waiting and len(seated) < size:
-                    if (member := waiting.popleft()).begin():
+                    member = waiting.popleft()
+                    member.begin()
+                    if isinstance(member.wish, Room):
+                        if seated:
+                            waiting.appendleft(member)
+                            size = len(seated)
+                        else:
+                            member.fail(MemoryError())
+                    elif member.end is None:
                         seated.append(member)
                 before = None if measured or not seated else Memory(seated[0].seat.stack.device, seated[0].dataset)
                 try:
@@ -130,14 +141,13 @@ class _Member(Generic[_End]):
     def __init__(self, life: Generator[Wish, Any, _End]) -> None:
         self._life = life
 
-    def begin(self) -> bool:
-        """Have it ready to be seated; whether it lives on."""
-        if self.wish is None:
+    def begin(self) -> None:
+        """Have it ready to be seated, if it lives on and there is room."""
+        if self.wish is None or isinstance(self.wish, Room):
             self._go_on(lambda: next(self._life))
         if isinstance(self.wish, Join):
             self.seat, self.dataset = self.wish
             self.answer(None)
-        return self.end is None
 
     def answer(self, answer: Any) -> None:
         """Fulfil its wish."""
@@ -154,10 +164,14 @@ class _Member(Generic[_End]):
     def _go_on(self, live: Callable[[], Wish]) -> None:
         try:
             self.wish = live()
+            return
         except StopIteration as ended:
             self.end = ended.value
         except (Exception, Interrupted) as error:
             self.end = error
+        self.wish = None
+        for name in ("seat", "dataset"):  # with the stack, which is not to outlive the trial
+            self.__dict__.pop(name, None)
 
 
 class Memory:
@@ -169,7 +183,7 @@ class Memory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            self._used = psutil.Process().memory_info().rss
+            self._used = begin_peak()
 
     def holds(self, sharing: int) -> int:
         """How many trials there is room for in each of `sharing` processes, after one's first steps."""
@@ -178,33 +192,38 @@ class Memory:
             kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
             free = torch.cuda.mem_get_info(self._device)[0] + kept
         else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            a_trial, free = max(1, peak - self._used), psutil.virtual_memory().available
+            a_trial, free = max(1, peak() - self._used), free_memory()
         return min(_MOST[self._device.type], 1 + int(_FILLED * free / sharing / a_trial))
 
 
-def _stop(waiting: deque["_Member[_End]"], seated: Sequence["_Member[_End]"], how: type[Interrupted]) -> None:
-    for member in seated:
+def _stop(
+    waiting: deque["_Member[_End]"], seated: Sequence["_Member[_End]"], how: type[Interrupted]
+) -> deque["_Member[_End]"]:
+    """Have all end, and return those that wait and have a checkpoint to write, for they have been trained."""
+    begun = [member for member in waiting if isinstance(member.wish, Train | Validate)]
+    for member in [*seated, *begun]:
         member.seat.stopping = how
     for member in waiting:
-        member.end = how("Stopped. The same command goes on from there.")
-    waiting.clear()
+        if member not in begun:
+            member.end = how("Stopped. The same command goes on from there.")
+    return deque(begun)
 
 
 def _fulfil(seated: Sequence[_Member[_End]]) -> bool:
     """Fulfil the wishes for validation; if there are none, make some steps of all, and say so."""
     validating = [m for m in seated if isinstance(m.wish, Validate)]
     if validating:
-        _validate(_one_stack(seated), validating, seated[0].dataset.val)
+        _validate(validating)
     elif seated:
         _train(seated)
     return not validating and bool(seated)
 
 
-def _validate(stack: Stack, members: Sequence[_Member[_End]], split: Split) -> None:
-    """Validate some of those who are seated in the stack, half of them at a time where memory does not hold all."""
-    own = stack if len(members) == len(stack.configs) else select(stack, [m.seat.place for m in members])
+def _validate(members: Sequence[_Member[_End]]) -> None:
+    """Validate some of those who are seated, half of them at a time where memory does not hold all."""
+    split = members[0].dataset.val
     try:
+        own = _stack_of(members)
         measured = evaluate(own, split) if len(members) > 1 else in_parts(own, lambda: evaluate(own, split))
     except Exception as error:
         if not (too_large := len(members) > 1 and is_out_of_memory(error)):
@@ -216,8 +235,8 @@ def _validate(stack: Stack, members: Sequence[_Member[_End]], split: Split) -> N
         return
     if too_large:
         middle = len(members) // 2
-        _validate(stack, members[:middle], split)
-        _validate(stack, members[middle:], split)
+        _validate(members[:middle])
+        _validate(members[middle:])
 
 
 def _train(seated: Sequence[_Member[_End]]) -> None:
@@ -272,13 +291,19 @@ def in_parts(stack: Stack, work: Callable[[], _Result]) -> _Result:
             return result
 
 
+def _stack_of(members: Sequence[_Member[_End]]) -> Stack:
+    """The stack of these trials alone, in their order: the one in which they are seated, or a copy."""
+    stack, places = members[0].seat.stack, [member.seat.place for member in members]
+    if any(member.seat.stack is not stack for member in members):
+        return join([member.seat.alone() for member in members])
+    return stack if places == [*range(len(stack.configs))] else select(stack, places)
+
+
 def _one_stack(seated: Sequence[_Member[_End]]) -> Stack:
     """The stack in which all are seated in their order, made if they are not."""
-    stack = seated[0].seat.stack
-    if len(stack.configs) != len(seated) or any(m.seat.stack is not stack for m in seated):
-        stack = join([m.seat.alone() for m in seated])
-        for place, member in enumerate(seated):
-            member.seat.stack, member.seat.place = stack, place
+    stack = _stack_of(seated)
+    for place, member in enumerate(seated):
+        member.seat.stack, member.seat.place = stack, place
     return stack
 
 

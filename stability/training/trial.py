@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Collection, Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,7 +41,9 @@ from stability.training.host import prepare_host
 from stability.training.loop import Stack, new_stack, precision_on
 from stability.training.measure import signal_names
 from stability.training.recorder import Recorder
-from stability.training.together import Join, Life, Seat, Train, Validate, Wish, is_out_of_memory, train_together
+from stability.training.together import Join, Life, Room, Seat, Train, Validate, Wish, is_out_of_memory, train_together
+
+_Made = TypeVar("_Made")
 
 _VALIDATED = ("per", "loss")  # the columns of `validation.csv`
 _BLOCK = 10  # steps after which the signals are fetched from the device, written, shown and looked at
@@ -106,7 +108,7 @@ def _reach_verdict(
     prepare_host()
     device = choose_device(config.device)
     dataset = data(config)
-    stack, best = _open_stack(config, folder, dataset, device)
+    stack, best, recorder = yield from _with_room(lambda: _open_stack(config, folder, dataset, device))
     write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     if dataset.excluded:
         write_atomically(folder / EXCLUDED, "".join(f"{line}\n" for line in dataset.excluded).encode())
@@ -115,7 +117,7 @@ def _reach_verdict(
         if config.precision.dtype == "auto" and device.type == "cuda" and precision_on(config, device) == "fp32":
             print(f"{torch.cuda.get_device_name(device)} has no bf16: it trains in fp32. precision=fp16 is faster.")
     tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
-    seat, recorder = Seat(stack), Recorder(stack)
+    seat = Seat(stack)
     try:
         yield Join(seat, dataset)
         with Display(config.steps, seat.step, quiet) as display, checkpoint.in_background() as save:
@@ -216,8 +218,10 @@ def _record_fault(recorder: Recorder, folder: Path, seat: Seat, dataset: Dataset
     """Leave a flight recording of the fault that ended the trial. The verdict does not depend on it."""
     try:
         recorder.write(folder, seat.alone(), dataset.train, fault)
-    except OSError as error:
-        reason = f"{folder / FLIGHT} cannot be written ({error.strerror or error})"
+    except (OSError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, OSError) and not is_out_of_memory(error):
+            raise
+        reason = f"{folder / FLIGHT} cannot be written ({getattr(error, 'strerror', None) or error})"
         print(f"There is no flight recording: {reason}. Make room, and train the trial anew for one: fresh=true")
 
 
@@ -226,7 +230,20 @@ def remember(history: History, rows: Table) -> None:
     history.append(rows.names, rows.steps, rows.values, rows.measured)
 
 
-def _open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.device) -> tuple[Stack, checkpoint.Best]:
+def _with_room(make: Callable[[], _Made]) -> Generator[Wish, Any, _Made]:
+    """Make it, when there is memory for it."""
+    while True:
+        try:
+            return make()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        yield Room()
+
+
+def _open_stack(
+    config: Config, folder: Path, dataset: Dataset, device: torch.device
+) -> tuple[Stack, checkpoint.Best, Recorder]:
     """The trial as a stack of one, where its last checkpoint left it; later signals are dropped."""
     parameters = init_parameters(config.model, dataset.n_features, len(dataset.sessions), config.seed)
     if config.init_from is not None:
@@ -236,7 +253,7 @@ def _open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.de
     best = checkpoint.restore(folder / LAST, stack, 0) if resumable else checkpoint.Best()
     truncate(folder / SIGNALS, stack.step, signal_names(config.model.layers))
     truncate(folder / VALIDATION, stack.step, _VALIDATED)
-    return stack, best
+    return stack, best, Recorder(stack)
 
 
 def open_data(config: Config) -> Dataset:
