@@ -71,7 +71,7 @@ def _run() -> None:
     try:
         _job()
     except Stop as stop:
-        raise stop.error from None
+        raise stop.error from stop.error.__cause__
 
 
 def _explain_folder(error: OSError) -> StabilityError:

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -20,10 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from stability.config import resolve
 from stability.errors import StabilityError
-from stability.studies.launcher import StackedLauncher
+from stability.studies.launcher import StackedLauncher, kind
 from stability.studies.workers import run_in_workers
 from stability.training.trial import run_trial
 from tests.commandline import CommandLine, ended, rows, wait_for
+from tests.configs import tiny
 from tests.test_sweep import FACTORS, LONG, trials, without_heavy_imports
 from tests.test_together import assert_same, unpictured
 
@@ -35,8 +37,9 @@ def test_trials_of_a_sweep_end_as_alone(cli: CommandLine) -> None:
     """Two cells are one, one diverges, and one cannot be."""
     jobs = ["schedule.warmup_steps=1", "optimizer.clip_norm=null", "schedule.lr_max=0.005,5e-3,1e30"]
     end = cli.run(*STACKED, *jobs[:2], f"{jobs[2]},-1", "study=stacked", status=1)
-    for told, others in ((end.out, "are trained"), (end.err, "are done")):
-        assert f"1 of 4 trials cannot be, the others {others}:\n  schedule.lr_max=-1: schedule.lr_max=-1.0: " in told
+    reason = "\n  schedule.lr_max=-1: schedule.lr_max=-1.0: it has to be 0 or more.\n"
+    assert end.out.startswith(f"1 of 4 trials cannot be, the others are trained:{reason}")
+    assert end.err == f"error: 1 of the trials cannot be:{reason}"
     assert len(trials(cli, "stacked")) == 2
     for name, folder in trials(cli, "stacked").items():
         alone = resolve(DictConfig(OmegaConf.load(folder / "config.yaml")))
@@ -80,6 +83,40 @@ def files(cli: CommandLine, study: str) -> dict[str, Path]:
     return {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
 
 
+def test_what_has_other_data_gets_another_stack() -> None:
+    """Where what is too short after the longest cut is left out of the data."""
+    kinds = [
+        kind(tiny(f"data.on_bad_trial={how}", f"aug.max_cut={cut}")) for how in ("exclude", "error") for cut in (0, 3)
+    ]
+    assert len({*kinds}) == 3
+    assert kinds[2] == kinds[3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_that_cannot_be_written_keeps_only_its_own_trial(cli: CommandLine, workers: int) -> None:
+    jobs = (*STACKED, "model.units=8,6", "seed=0,1", f"hydra.launcher.workers={workers}")
+    cli.run(*jobs)
+    for first in [*trials(cli).values()][:2]:
+        shutil.rmtree(first)
+        first.touch()
+    err = cli.run(*jobs, "fresh=true", status=1).err
+    assert err.count("Cannot write in ") == 2
+    assert len(trials(cli)) == 2
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_verdict_that_cannot_be_read_keeps_nobody(cli: CommandLine) -> None:
+    cli.run(*STACKED, "seed=0,1")
+    damaged = next(iter(trials(cli).values()))
+    (damaged / "verdict.json").write_text("")
+    err = cli.run(*STACKED, "seed=0,1,2", status=1).err
+    assert len(trials(cli)) == 3
+    assert f"{damaged.name} " in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.slow
 def test_a_trial_too_large_for_the_memory_is_told_of_and_the_others_are_done(cli: CommandLine) -> None:
     memory = 3 << 30
@@ -97,13 +134,23 @@ def test_a_sweep_interrupted_in_mid_stack_goes_on_alone_and_in_a_stack(cli: Comm
     wait_for(lambda: begun(cli, 12) == 3, process)
     process.send_signal(signal.SIGINT)
     assert "The same command goes on from there." in ended(process, 130).err
+    assert runs(cli) == {"stacked": "KILLED", **dict.fromkeys(begun_trials(cli), "KILLED")}
     assert len([*cli.folder.glob("outputs/stacked/*/checkpoints/last.pt")]) == 3
     cli.run("optimizer=official", "seed=0", *LONG, "study=stacked", "tracking=mlflow")
     cli.run(*command)
     assert_same_trials(cli, 4)
+    assert runs(cli) == {"stacked": "FINISHED", **dict.fromkeys(trials(cli, "stacked"), "FINISHED")}
+
+
+def runs(cli: CommandLine) -> dict[str, str]:
+    """The runs in MLflow, with their status."""
     with closing(sqlite3.connect(cli.folder / "outputs/mlflow.db")) as store:
-        runs = store.execute("SELECT name, status FROM runs WHERE name LIKE 'eps%'").fetchall()
-    assert sorted(runs) == [(name, "FINISHED") for name in trials(cli, "stacked")]
+        return dict(store.execute("SELECT name, status FROM runs").fetchall())
+
+
+def begun_trials(cli: CommandLine) -> list[str]:
+    """The names of the trials of the study `stacked` that have been begun."""
+    return [path.parent.name for path in cli.folder.glob("outputs/stacked/*/config.yaml")]
 
 
 def begun(cli: CommandLine, steps: int) -> int:
@@ -127,9 +174,11 @@ def test_a_trial_of_a_search_that_cannot_be_is_told_of_after_the_others(cli: Com
     end = cli.run(*SEARCH, "optimizer.beta1=choice(0.9,1.0)", status=1)
     done = len(trials(cli, "search"))
     assert 0 < done < 4
-    assert f"error: {4 - done} of 4 trials cannot be, the others are done:\n  " in end.err
+    assert end.err.startswith(f"error: {4 - done} of the trials cannot be:\n  ")
     assert end.err.count("optimizer.beta1=1.0") == 4 - done + 1, "each trial, and the reason once"
     assert end.err.endswith(": optimizer.beta1=1.0: it has to be at least 0 and below 1.\n")
+    out = cli.run(*SEARCH[:-1], f"hydra.sweeper.n_trials={done}", "optimizer.beta1=choice(0.9,1.0)").out
+    assert f"The search has all of its {done} trials" in out
 
 
 @pytest.mark.slow
@@ -159,7 +208,7 @@ def test_what_killed_workers_had_is_given_to_others(cli: CommandLine) -> None:
 
 @pytest.mark.slow
 def test_what_no_worker_lived_to_finish_is_told_of(cli: CommandLine) -> None:
-    process = cli.start(*WORKERS)
+    process = cli.start(*WORKERS, "tracking=mlflow")
     killed = set[int]()
     while process.poll() is None and len(killed) < 6:
         for worker in workers(process):
@@ -171,7 +220,9 @@ def test_what_no_worker_lived_to_finish_is_told_of(cli: CommandLine) -> None:
     assert err.startswith("error: no verdict on 4 of the trials.")
     assert err.count("Every worker that began it was killed") == 4
     assert not trials(cli, "stacked")
-    assert cli.run(*WORKERS).out.count("/4] ") == 4
+    assert runs(cli) == {"stacked": "FAILED", **dict.fromkeys(begun_trials(cli), "KILLED")}
+    assert cli.run(*WORKERS, "tracking=mlflow").out.count("/4] ") == 4
+    assert {*runs(cli).values()} == {"FINISHED"}
 
 
 @pytest.mark.slow
@@ -190,21 +241,23 @@ def test_what_a_worker_has_not_begun_is_taken_by_another(cli: CommandLine) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_their_parent_after_a_checkpoint(cli: CommandLine, number: signal.Signals) -> None:
-    cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
-    process = cli.start(*WORKERS, start_new_session=True)
+    long = "steps=600"
+    cli.run(*BASIC, *FACTORS, *LONG, long, "study=basic")
+    process = cli.start(*WORKERS, long, start_new_session=True)
     wait_for(lambda: begun(cli, 12) == 4, process)
     below = workers(process)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does: to the workers, too
         ended(process, 130)
     else:
-        process.kill()
+        process.kill()  # and nobody has waited for it when its workers are to end
     _, alive = psutil.wait_procs(below, timeout=60)
     assert not alive
+    assert not trials(cli, "stacked")
     for table in cli.folder.glob("outputs/stacked/*/signals.csv"):
         state = torch.load(table.parent / "checkpoints/last.pt", weights_only=True)
         assert state["stability"]["step"] == len(rows(table)), "no step was lost"
-    cli.run(*WORKERS)
+    cli.run(*WORKERS, long)
     assert_same_trials(cli, 4)
 
 
@@ -220,8 +273,12 @@ def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ({"size": 0}, "hydra.launcher.size=0: it has to be 1 or more, or null."),
-        ({"workers": 0}, "hydra.launcher.workers=0: it has to be 1 or more."),
+        ({"size": 0}, "hydra.launcher.size=0: it has to be a whole number of 1 or more, or null."),
+        ({"size": 2.5}, "hydra.launcher.size=2.5: it has"),
+        ({"workers": 0}, "hydra.launcher.workers=0: it has to be a whole number of 1 or more."),
+        ({"workers": True}, "hydra.launcher.workers=True: it has"),
+        ({"workers": None}, "hydra.launcher.workers=None: it has"),
+        ({"parameters": "gpu"}, "hydra.launcher.parameters=gpu: it has to hold parameters by their names."),
         ({"cluster": "cloud"}, "hydra.launcher.cluster=cloud: there are local and slurm."),
     ],
 )

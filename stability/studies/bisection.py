@@ -29,6 +29,7 @@ from stability.diagnosis.verdict import Verdict
 from stability.errors import StabilityError
 from stability.files import VERDICT, short_path, write_atomically
 from stability.studies.boundary import HEALTHY, LR, as_rows, boundaries, too_high
+from stability.studies.plan import compose
 from stability.studies.trials import is_number, read_trials
 
 TABLE = "boundary.csv"  # in the study's folder
@@ -166,7 +167,11 @@ class BisectionSweeper(BasicSweeper):
         due: dict[Path, _Job] = {}
         for search in searches:
             while not search.trouble and (rate := next_rate(search.outcomes, **self._settings)) is not None:
-                job = self._job(search, rate)
+                try:
+                    job = self._job(search, rate)
+                except StabilityError as error:
+                    search.trouble = str(error)
+                    break
                 if self.config.fresh or not job.read():
                     if due.setdefault(job.folder, job) is not job:
                         raise StabilityError(
@@ -179,13 +184,14 @@ class BisectionSweeper(BasicSweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         overrides = [*search.overrides, f"{LR}={rate!r}"]
-        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        if self._settings["lowest"] < cfg.schedule.lr_min:
+        _, trial = compose(self.config, 0, overrides)
+        if self._settings["lowest"] < trial.config.schedule.lr_min:
             raise StabilityError(
-                f"hydra.sweeper.lowest={self._settings['lowest']} is below schedule.lr_min={cfg.schedule.lr_min}, and "
-                "from there the learning rate would rise. Give a lower schedule.lr_min or a higher lowest."
+                f"hydra.sweeper.lowest={self._settings['lowest']} is below "
+                f"schedule.lr_min={trial.config.schedule.lr_min}, and from there the learning rate would rise. "
+                "Give a lower schedule.lr_min or a higher lowest."
             )
-        return _Job(search, rate, overrides, Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir)
+        return _Job(search, rate, overrides, trial.folder)
 
 
 def _report(folder: Path) -> None:

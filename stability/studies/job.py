@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from stability import config
 from stability.errors import Busy, StabilityError
-from stability.files import ERROR, FIGURE, LOCK, VERDICT, write_atomically
+from stability.files import ERROR, FIGURE, LOCK, VERDICT, short_path, write_atomically
 from stability.studies.trials import read_trials
 from stability.tracking import is_sent
 
@@ -58,8 +58,11 @@ def live_in_sweep(
 
 
 def objective(folder: Path) -> float:
-    """What a search makes small."""
-    (trial,) = read_trials([folder]).trials
+    """What a search makes small. StabilityError if the folder's trial cannot be read."""
+    read = read_trials([folder])
+    if not read.trials:
+        raise StabilityError(f"{short_path(folder)} {read.left_out[0][1]}. Without its {VERDICT} the trial goes on.")
+    (trial,) = read.trials
     return trial.per if trial.outcome == "stable" else 1.0
 
 

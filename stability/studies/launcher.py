@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
@@ -25,10 +26,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from stability import config
 from stability.config import Config
-from stability.errors import StabilityError
-from stability.files import ERROR, VERDICT, write_atomically
+from stability.errors import StabilityError, cannot_write
+from stability.files import CONFIG, ERROR, VERDICT, write_atomically
 from stability.studies.job import is_busy, is_finished, live_in_sweep, objective
-from stability.studies.plan import cannot_be, compose, swept
+from stability.studies.plan import compose
+from stability.tracking import open_tracker
 
 if TYPE_CHECKING:
     from stability.data.t15 import Dataset
@@ -53,10 +55,12 @@ class StackedLauncher(Launcher):
     """Chosen by `hydra/launcher=stacked`; its settings stand in that file of `conf`."""
 
     def __init__(self, size: int | None, workers: int, cluster: str, parameters: Mapping[str, Any]) -> None:
-        if size is not None and size < 1:
-            raise StabilityError(f"hydra.launcher.size={size}: it has to be 1 or more, or null.")
-        if workers < 1:
-            raise StabilityError(f"hydra.launcher.workers={workers}: it has to be 1 or more.")
+        if size is not None and not _is_count(size):
+            raise StabilityError(f"hydra.launcher.size={size}: it has to be a whole number of 1 or more, or null.")
+        if not _is_count(workers):
+            raise StabilityError(f"hydra.launcher.workers={workers}: it has to be a whole number of 1 or more.")
+        if not isinstance(parameters, Mapping):
+            raise StabilityError(f"hydra.launcher.parameters={parameters}: it has to hold parameters by their names.")
         if cluster not in ("local", "slurm"):
             raise StabilityError(f"hydra.launcher.cluster={cluster}: there are local and slurm.")
         self._size, self._workers, self._cluster, self._parameters = size, workers, cluster, parameters
@@ -66,31 +70,34 @@ class StackedLauncher(Launcher):
         self._context, self._task, self._config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Train a batch of the sweeper's jobs. At the end StabilityError names those that cannot be."""
+        """Train a batch of the sweeper's jobs. Of those that cannot be it is told NaN, and the callbacks why."""
         setup_globals()
         stacks: dict[str, _Stack] = {}
-        results, troubles = [], []
+        results = []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             try:
                 job = self._job(number, overrides)
-            except StabilityError as error:
-                troubles.append((swept(self._config, overrides), str(error)))
-                continue
-            stack, finished = kind(job.settings), is_finished(job.settings, job.folder)
-            results.append(job.result)
-            if finished:
-                _tell([job], objective(job.folder))
-            else:
-                _forget(job)
-                stacks.setdefault(stack, {}).setdefault(job.folder, []).append(job)
+                if is_finished(job.settings, job.folder):
+                    _tell([job], objective(job.folder))
+                else:
+                    _forget(job)
+                    stacks.setdefault(kind(job.settings), {}).setdefault(job.folder, []).append(job)
+                results.append(job.result)
+            except StabilityError as error:  # the others are trained
+                results.append(self._impossible(overrides, error))
         if self._workers == 1 and self._cluster == "local":
             for jobs in stacks.values():
                 self._train(jobs)
         elif stacks:
             self._train_in_workers([*stacks.values()])
-        if troubles:
-            raise StabilityError(cannot_be(troubles, len(job_overrides), "are done"))
         return results
+
+    def _impossible(self, overrides: Sequence[str], error: StabilityError) -> JobReturn:
+        result = JobReturn([*overrides], status=JobStatus.FAILED)
+        result.return_value = error
+        self._context.callbacks.on_job_end(config=self._config, job_return=result)
+        result.return_value, result.status = math.nan, JobStatus.COMPLETED
+        return result
 
     def _job(self, number: int, overrides: Sequence[str]) -> _Job:
         composed, trial = compose(self._config, number, overrides)
@@ -110,9 +117,9 @@ class StackedLauncher(Launcher):
         count = min(self._workers, len(jobs))
         logs = Path(self._config.hydra.sweep.dir) / ".submitit"
         done = partial(_are_done, jobs)
-        run_in_workers(partial(self._work, stacks, count), done, count, self._cluster, logs, self._parameters)
+        killed = run_in_workers(partial(self._work, stacks, count), done, count, self._cluster, logs, self._parameters)
         for folder, same in jobs.items():
-            _tell(same, _told_by(folder))
+            _tell(same, _told_by(folder, same[0].settings, killed))
 
     def _work(self, stacks: list[_Stack], count: int, number: int, sharing: int) -> None:
         """Train as worker `number`: its part of the trials, and then what others have not begun, the last first.
@@ -121,39 +128,48 @@ class StackedLauncher(Launcher):
         """
         config.register()
         setup_globals()
+        errors = []
         trials = [(stack, folder) for stack in range(len(stacks)) for folder in stacks[stack]]
         begin, end = (round(len(trials) * i / count) for i in (number, number + 1))
         for part in (trials[begin:end], [*reversed(trials[:begin] + trials[end:])]):
             for stack, trials_of_stack in groupby(part, key=itemgetter(0)):
-                self._train({folder: stacks[stack][folder] for _, folder in trials_of_stack}, sharing)
+                errors += self._train({folder: stacks[stack][folder] for _, folder in trials_of_stack}, sharing)
+        if errors:
+            raise StabilityError(" ".join({str(error): None for error in errors}))
 
-    def _train(self, stack: _Stack, sharing: int = 1) -> None:
-        """Train the trials of one stack."""
+    def _train(self, stack: _Stack, sharing: int = 1) -> list[StabilityError]:
+        """Train the trials of one stack, and return why some cannot be."""
         from stability.training.together import train_together  # late: PyTorch takes seconds
 
-        data = _open_once()
-        for end in train_together([self._life(jobs, data) for jobs in stack.values()], self._size, sharing):
-            if isinstance(end, BaseException):
+        data, errors = _open_once(), []
+        lives = [self._life(jobs, data) for jobs in stack.values()]
+        for jobs, end in zip(stack.values(), train_together(lives, self._size, sharing), strict=True):
+            if isinstance(end, StabilityError):
+                _tell(jobs, math.nan)
+                errors.append(end)
+            elif isinstance(end, BaseException):
                 raise end
+        return errors
 
     def _life(self, jobs: list[_Job], data: "Callable[[Config], Dataset]") -> "Generator[Wish, Any, float]":
         job = jobs[0]
-        if _are_done({job.folder: jobs}):  # another worker had it
-            _tell(jobs, math.nan)
-            return math.nan
-        _write_hydra_files(job)
-        log = logging.FileHandler(job.folder / f"{job.result.task_name}.log")
-        log.setFormatter(_LOG)
+        if _are_done({job.folder: jobs}):  # another process had it
+            value = math.nan if (job.folder / ERROR).exists() else objective(job.folder)
+            _tell(jobs, value)
+            return value
         self._context.callbacks.on_job_start(config=job.config, task_function=self._task)
         try:
-            value = yield from _logged(live_in_sweep(job.task, job.folder, data), log)
+            _write_hydra_files(job)
+            with closing(logging.FileHandler(job.folder / f"{job.result.task_name}.log")) as log:
+                log.setFormatter(_LOG)
+                value = yield from _logged(live_in_sweep(job.task, job.folder, data), log)
             _tell(jobs, value)
             return value
         except BaseException as error:
-            job.result.return_value, job.result.status = error, JobStatus.FAILED
-            raise
+            told = cannot_write(job.folder, error) if isinstance(error, OSError) else error
+            job.result.return_value, job.result.status = told, JobStatus.FAILED
+            raise told from error.__cause__
         finally:
-            log.close()
             self._context.callbacks.on_job_end(config=job.config, job_return=job.result)
 
 
@@ -172,22 +188,33 @@ def _forget(job: _Job) -> None:
     """Forget that a trial crashed and, if it is to be trained anew, all of it: what is found later is this sweep's."""
     from stability.training.trial import clear  # late: PyTorch takes seconds
 
-    job.folder.mkdir(parents=True, exist_ok=True)
-    if not is_busy(job.folder):
-        (job.folder / ERROR).unlink(missing_ok=True)
-        if job.settings.fresh:
-            clear(job.folder)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if not is_busy(job.folder):
+            (job.folder / ERROR).unlink(missing_ok=True)
+            if job.settings.fresh:
+                clear(job.folder)
+    except OSError as error:
+        raise cannot_write(job.folder, error) from error
     job.task.fresh = job.settings.fresh = False
 
 
-def _told_by(folder: Path) -> float:
-    """What became of a trial that workers were to train."""
-    if not (folder / ERROR).exists() and not is_busy(folder):
-        if (folder / VERDICT).exists():
-            return objective(folder)
+def _told_by(folder: Path, settings: Config, killed: bool) -> float:
+    """What became of a trial that workers were to train, of which some may have been `killed` and not replaced."""
+    if is_busy(folder) or (folder / ERROR).exists():
+        return math.nan
+    if (folder / VERDICT).exists():
+        return objective(folder)
+    if killed:
         reason = "Every worker that began it was killed, perhaps for want of memory: see .submitit in the study."
         write_atomically(folder / ERROR, f"{reason}\n".encode())
+        if (folder / CONFIG).exists():
+            open_tracker(settings.tracking, folder, outputs=Path(settings.outputs)).abort("KILLED")
     return math.nan
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
 
 
 def is_stacked(launcher: DictConfig) -> bool:
@@ -198,7 +225,9 @@ def is_stacked(launcher: DictConfig) -> bool:
 def kind(settings: Config) -> str:
     """What trials of one stack have in common."""
     parts = (settings.model, settings.batch, settings.precision, settings.data)
-    return json.dumps([settings.device, *(asdict(part) for part in parts)])
+    # What is too short after the longest cut is excluded from the data, which a stack has in common.
+    cut = settings.aug.max_cut if settings.data.on_bad_trial == "exclude" else 0
+    return json.dumps([settings.device, cut, *(asdict(part) for part in parts)])
 
 
 def _open_once() -> "Callable[[Config], Dataset]":

@@ -99,10 +99,11 @@ def plan(cfg: DictConfig) -> Plan | None:
     for number, job in enumerate(jobs):
         try:
             _, trial = compose(cfg, number, job)
+            same = trials.setdefault(trial.folder, trial)
+            if config.trial_name(same.config) != config.trial_name(trial.config):
+                raise StabilityError(f"{trial.folder} is another trial's: leave hydra.sweep.subdir as it is.")
         except StabilityError as error:
             impossible.append((swept(cfg, job), str(error)))
-        else:
-            trials.setdefault(trial.folder, trial)
     return Plan(tuple(trials.values()), len(jobs) - len(trials) - len(impossible), tuple(impossible))
 
 
@@ -134,15 +135,15 @@ def swept(cfg: DictConfig, job: Sequence[str]) -> str:
     return " ".join(override for override in job if override not in cfg.hydra.overrides.task)
 
 
-def cannot_be(jobs: Sequence[tuple[str, str]], total: int, others: str) -> str:
-    """What to say of jobs of a sweep that cannot be, in words and each with the reason, and of the others."""
+def reasons(impossible: Sequence[tuple[str, str]]) -> str:
+    """Jobs that cannot be, each in words and with its reason, by the reason."""
     by_reason: dict[str, list[str]] = {}
-    for job, reason in jobs:
+    for job, reason in impossible:
         by_reason.setdefault(" ".join(reason.split()), []).append(job)
-    lines = [f"{len(jobs)} of {total} trials cannot be, the others {others}:"]
-    for reason, same in by_reason.items():
-        more = f" and {len(same) - _SHOWN} more" if len(same) > _SHOWN else ""
-        lines.append(f"  {', '.join(same[:_SHOWN])}{more}: {reason}")
+    lines = []
+    for reason, jobs in by_reason.items():
+        more = f" and {len(jobs) - _SHOWN} more" if len(jobs) > _SHOWN else ""
+        lines.append(f"  {', '.join(jobs[:_SHOWN])}{more}: {reason}")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from stability.errors import StabilityError
 from stability.studies.plan import grid
@@ -52,8 +53,8 @@ class ResumingSweeper(OptunaSweeper):
             self.sweeper.sampler = _sampler(self._settings, len(study.trials))
             try:
                 super().sweep(arguments)
-            except ValueError:
-                if _finished(study):
+            except ValueError as error:
+                if _finished(study) or isinstance(error, OmegaConfBaseException):
                     raise
                 return  # of no finished trial there is no best, over which Optuna stumbles
             best = " ".join(f"{name}={value:.4g}" for name, value in study.best_params.items())

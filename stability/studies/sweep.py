@@ -5,11 +5,11 @@ a list of what is missing. Launchers may train in other processes: what became o
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -20,7 +20,7 @@ from stability.studies.bisection import BisectionSweeper
 from stability.studies.dry_run import show_plan, show_search
 from stability.studies.job import is_busy, is_finished
 from stability.studies.launcher import StackedLauncher, is_stacked
-from stability.studies.plan import GridSweeper, Plan, cannot_be, plan
+from stability.studies.plan import GridSweeper, Plan, plan, reasons, swept
 from stability.studies.progress import CRASHED, SweepProgress, why
 from stability.studies.search import ResumingSweeper, Search, look_up
 from stability.tracking import close_study, open_study
@@ -33,6 +33,7 @@ class Sweep(Callback):
         config.register()  # where a launcher's other process reads this, it has not composed yet
         self._progress: SweepProgress | None = None
         self._sends = False
+        self._impossible: list[tuple[str, str]] = []  # jobs, and why
 
     def __reduce__(self) -> tuple[type["Sweep"], tuple[()]]:
         return Sweep, ()  # only the process that began the sweep watches it
@@ -45,9 +46,16 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Look at the whole sweep before any of it is trained."""
         try:
+            self._whole = config
             self._progress, self._sends = _begin(config)
         except Exception as error:
             raise Stop(error) from error
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Note a job that cannot be, of which our own launcher tells."""
+        error = job_return._return_value
+        if self._progress is not None and job_return.status is JobStatus.FAILED and isinstance(error, StabilityError):
+            self._impossible.append((swept(self._whole, job_return.overrides or ()), str(error)))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Say what became of the sweep, however it ended."""
@@ -57,6 +65,9 @@ class Sweep(Callback):
             self._progress.stop()
             missing = _missing(self._progress)
             trouble = [missing] if missing else []
+            planned = self._progress.plan.impossible if self._progress.plan else ()
+            if impossible := [*dict.fromkeys([*planned, *self._impossible])]:
+                trouble.append(f"{len(impossible)} of the trials cannot be:\n{reasons(impossible)}")
             try:
                 _tell_and_send(config, self._progress, self._sends)
             except StabilityError as error:
@@ -77,10 +88,11 @@ def _begin(cfg: DictConfig) -> tuple[SweepProgress, bool]:
     for plugin in (GridSweeper, ResumingSweeper, BisectionSweeper, StackedLauncher):
         Plugins.instance().register(plugin)
     planned, searched = plan(cfg), look_up(cfg)
-    impossible = planned is not None and _tell_impossible(planned, is_stacked(cfg.hydra.launcher))
+    if planned:
+        _tell_impossible(planned, is_stacked(cfg.hydra.launcher))
     if cfg.sweep.dry_run:
         show_plan(planned, cfg.hydra.launcher) if planned else show_search(searched, study)
-        sys.exit(impossible)
+        sys.exit(bool(planned and planned.impossible))
     for note in _notes(planned, searched):
         print(note)
     done = planned is not None and all(is_finished(trial.config, trial.folder) for trial in planned.trials)
@@ -94,27 +106,29 @@ def _begin(cfg: DictConfig) -> tuple[SweepProgress, bool]:
 
 def _tell_and_send(cfg: DictConfig, progress: SweepProgress, sends: bool) -> None:
     """Write the report of the whole study, if any of its trials is finished, and tell and send what it says."""
+    study, claims = Path(cfg.hydra.sweep.dir), cfg.sweep.claims
     if not any((folder / VERDICT).exists() for folder in progress.folders()):
+        if sends:
+            close_study(study, [], "")
         return
     from stability.studies.claims import find_claims  # late: SciPy and matplotlib take a while
     from stability.studies.page import write_report
 
-    study, claims = Path(cfg.hydra.sweep.dir), cfg.sweep.claims
     report = write_report([study], claims=None if claims is None else find_claims(Path(claims)))
     print("", *report.sentences, f"report    {short_path(report.page)}", sep="\n")
     if sends:
         print(close_study(study, [report.page, *report.files], " ".join(report.sentences)))
 
 
-def _tell_impossible(planned: Plan, stacked: bool) -> bool:
-    """Say which jobs of a grid cannot be, and whether any. Only our own launcher trains the others."""
-    if not planned.impossible:
-        return False
-    told = partial(cannot_be, planned.impossible, planned.jobs)
-    if not stacked or not planned.trials:
-        raise StabilityError(told("were not begun"))
-    print(told("are trained"))
-    return True
+def _tell_impossible(planned: Plan, stacked: bool) -> None:
+    """Say which jobs of a grid cannot be. Only our own launcher trains the others."""
+    if planned.impossible:
+        goes_on = stacked and planned.trials
+        others = "are trained" if goes_on else "were not begun"
+        count = f"{len(planned.impossible)} of {planned.jobs} trials cannot be, the others {others}:"
+        if not goes_on:
+            raise StabilityError(f"{count}\n{reasons(planned.impossible)}")
+        print(count, reasons(planned.impossible), sep="\n")
 
 
 def _notes(planned: Plan | None, searched: Search | None) -> list[str]:

@@ -32,14 +32,14 @@ def run_in_workers(
     cluster: str,
     folder: Path,
     parameters: Mapping[str, Any],
-) -> None:
+) -> bool:
     """Have `work(i, n)` run at once for every i below `count`, each in a process that shares its device with n in all.
 
-    One whose time is up, or that is killed, is replaced; the third that is killed is not. The workers leave their logs
-    in `folder`; `parameters` are those of submitit's jobs. On this machine each sees one of the GPUs, in turn, and ends
-    after this process has, as after Ctrl-C. On a cluster they go on without it; those that have not begun when
-    `is_done()` are cancelled. Raises StabilityError where submitit or Slurm is missing and for a worker that failed,
-    when the others have ended, and Interrupted after Ctrl-C or SIGTERM, when all have.
+    One whose time is up, or that is killed, is replaced; the third that is killed is not, and True is returned. The
+    workers leave their logs in `folder`; `parameters` are those of submitit's jobs. On this machine each sees one of
+    the GPUs, in turn, and ends after this process has, as after Ctrl-C. On a cluster they go on without it; those that
+    have not begun when `is_done()` are cancelled. Raises StabilityError where submitit or Slurm is missing and for a
+    worker that failed, when the others have ended, and Interrupted after Ctrl-C or SIGTERM, when all have.
     """
     from stability.training.together import stop_requests  # late: PyTorch takes seconds
 
@@ -70,6 +70,7 @@ def run_in_workers(
             raise how("Stopped. The same command goes on from there.")
     if failed := [worker.failure for worker in workers if worker.failure]:
         raise StabilityError("\n".join(failed))
+    return any(worker.killed == _TRIES for worker in workers)
 
 
 @dataclass
@@ -115,7 +116,9 @@ class _Task:
 def _end_after(parent: int) -> None:
     """Ask this process to end, as Ctrl-C does, when its parent has."""
     with suppress(psutil.NoSuchProcess):
-        psutil.Process(parent).wait()
+        process = psutil.Process(parent)
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:  # whom nobody may have waited for
+            time.sleep(_PAUSES["local"])
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -126,7 +129,7 @@ class _Worker:
     failure: str = ""
 
     def __init__(self, task: _Task, executor: Any) -> None:
-        self._task, self._executor, self._killed = task, executor, 0
+        self._task, self._executor, self.killed = task, executor, 0
 
     def begin(self) -> None:
         """Start a process."""
@@ -145,14 +148,14 @@ class _Worker:
         error = job.exception() if job.paths.result_pickle.name in there else "UncompletedJobError"
         trouble = ""
         if "UncompletedJobError" in str(error):  # submitit's own of one whose time was up before it had begun
-            self._killed += 1
+            self.killed += 1
             trouble = "was killed"
         elif error is not None:
             (trace, *_) = str(error).rsplit("\n" + 22 * "-", 1)  # what follows says where logs are
             self.failure = f"A worker failed: {trace.strip().splitlines()[-1]} ({log})"
         elif not job.result():
             trouble = "is out of time"
-        if trouble and replace and self._killed < _TRIES:
+        if trouble and replace and self.killed < _TRIES:
             print(f"A worker {trouble} ({log}); another one goes on.", flush=True)
             self.begin()
 
