@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
@@ -204,8 +204,9 @@ def _told_by(folder: Path, settings: Config, killed: bool) -> float:
     if is_busy(folder) or (folder / ERROR).exists():
         return math.nan
     if (folder / VERDICT).exists():
-        return objective(folder)
-    if killed:
+        with suppress(StabilityError):  # one that cannot be read, which the report tells
+            return objective(folder)
+    elif killed:
         reason = "Every worker that began it was killed, perhaps for want of memory: see .submitit in the study."
         write_atomically(folder / ERROR, f"{reason}\n".encode())
         if (folder / CONFIG).exists():
