@@ -2,8 +2,12 @@
 
 import contextlib
 import logging
+import multiprocessing
+import os
+import runpy
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +21,8 @@ import pytest
 from stability.train import main
 
 _MODEL = ("model.units=8", "model.layers=2", "batch.size=8", "steps=12", "tracking=none")
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["tests.preload"])
 _SET = ("features=8", "days=4", "words=1", "train_trials=10", "val_trials=4")
 
 
@@ -53,8 +59,17 @@ class CommandLine:
         return self.started[-1]
 
     def run(self, *overrides: str, status: int = 0, **options: Any) -> Ended:
-        """Run a tiny trial to its end."""
-        return ended(self.start(*overrides, **options), status)
+        """Run a tiny trial to its end. Without options for its process, that has imported what it needs beforehand."""
+        if options:
+            return ended(self.start(*overrides, **options), status)
+        data = [] if "data=t15" in overrides else self.synthetic
+        with tempfile.TemporaryDirectory() as folder:
+            said = [Path(folder, name) for name in ("out", "err")]
+            arguments = (self.folder, [*_MODEL, *data, *overrides], dict(os.environ), said)
+            process = _FORKED.Process(target=_command, args=arguments)
+            process.start()
+            process.join()
+            return checked(Ended(*(path.read_text() for path in said)), process.exitcode, status)
 
     def fail(self, *overrides: str, **options: Any) -> str:
         """Run a tiny trial that cannot be, and return the one message that says so."""
@@ -79,12 +94,28 @@ class CommandLine:
         return folder
 
 
+def _command(folder: Path, arguments: list[str], environment: dict[str, str], said: Sequence[Path]) -> None:
+    """`python -m stability.train` in a process that is forked for it."""
+    for number, path in enumerate(said, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv[1:] = arguments
+    del sys.modules["stability.train"]  # it is to be run, and not only imported
+    runpy.run_module("stability.train", run_name="__main__", alter_sys=True)
+
+
 def ended(process: "subprocess.Popen[str]", status: int) -> Ended:
     """Wait for the end of a command, which has to have this exit status and no traceback."""
-    out, err = process.communicate()
-    assert process.returncode == status, (process.returncode, out, err)
-    assert "Traceback" not in out + err, out + err
-    return Ended(out, err)
+    return checked(Ended(*process.communicate()), process.returncode, status)
+
+
+def checked(end: Ended, was: int | None, status: int) -> Ended:
+    """What a command left, if its exit status was this one and there is no traceback."""
+    assert was == status, (was, end)
+    assert "Traceback" not in end.out + end.err, end
+    return end
 
 
 def the_message(end: Ended) -> str:

@@ -167,10 +167,7 @@ class BisectionSweeper(BasicSweeper):
         due: dict[Path, _Job] = {}
         for search in searches:
             while not search.trouble and (rate := next_rate(search.outcomes, **self._settings)) is not None:
-                try:
-                    job = self._job(search, rate)
-                except StabilityError as error:
-                    search.trouble = str(error)
+                if (job := self._job(search, rate)) is None:
                     break
                 if self.config.fresh or not job.read():
                     if due.setdefault(job.folder, job) is not job:
@@ -180,11 +177,16 @@ class BisectionSweeper(BasicSweeper):
                     break
         return list(due.values())
 
-    def _job(self, search: _Search, rate: float) -> _Job:
+    def _job(self, search: _Search, rate: float) -> _Job | None:
+        """The trial of a search at a rate; None if it cannot be, which ends the search."""
         assert self.config is not None
         assert self.hydra_context is not None
         overrides = [*search.overrides, f"{LR}={rate!r}"]
-        _, trial = compose(self.config, 0, overrides)
+        try:
+            _, trial = compose(self.config, 0, overrides)
+        except StabilityError as error:
+            search.trouble = str(error)
+            return None
         if self._settings["lowest"] < trial.config.schedule.lr_min:
             raise StabilityError(
                 f"hydra.sweeper.lowest={self._settings['lowest']} is below "

@@ -1,0 +1,7 @@
+"""What the command line imports late, for `tests.commandline` to fork from: that takes longer than a tiny trial."""
+
+import tests.commandline  # noqa: F401
+from stability.tracking import _import_mlflow
+
+_import_mlflow()
+import mlflow.store.tracking.sqlalchemy_store  # noqa: E402, F401
