@@ -538,7 +538,11 @@ class _StudySender(_Sender):
 
     def _outcomes(self) -> Counter[str]:
         """How many trials have each outcome."""
-        return Counter(json.loads(path.read_text())["outcome"] for path in self._folder.glob(f"*/{VERDICT}"))
+        counts = Counter[str]()
+        for path in self._folder.glob(f"*/{VERDICT}"):
+            with suppress(OSError, ValueError, KeyError, TypeError):  # the report tells what cannot be read
+                counts[json.loads(path.read_text())["outcome"]] += 1
+        return counts
 
     def _description(self, run_id: str) -> str:
         """The note, and links to the trials."""

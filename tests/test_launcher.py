@@ -108,13 +108,41 @@ def test_a_folder_that_cannot_be_written_keeps_only_its_own_trial(cli: CommandLi
 
 @pytest.mark.slow
 def test_a_verdict_that_cannot_be_read_keeps_nobody(cli: CommandLine) -> None:
-    cli.run(*STACKED, "seed=0,1")
-    damaged = next(iter(trials(cli).values()))
+    cli.run(*STACKED, "seed=0,1", "study=stacked", "tracking=mlflow")
+    damaged = next(iter(trials(cli, "stacked").values()))
     (damaged / "verdict.json").write_text("")
-    err = cli.run(*STACKED, "seed=0,1,2", status=1).err
-    assert len(trials(cli)) == 3
+    err = cli.run(*STACKED, "seed=0,1,2", "study=stacked", "tracking=mlflow", status=1).err
+    assert len(trials(cli, "stacked")) == 3
     assert f"{damaged.name} " in err
-    assert "Traceback" not in err
+    assert {*runs(cli).values()} == {"FINISHED"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_search_passes_over_a_folder_that_cannot_be_written(cli: CommandLine, workers: int) -> None:
+    search = (*SEARCH, "batch.size=8", "hydra.sweeper.n_jobs=2", f"hydra.launcher.workers={workers}")
+    cli.run(*search)
+    first = min(trials(cli, "search").values(), key=lambda folder: (folder / "config.yaml").stat().st_mtime_ns)
+    shutil.rmtree(cli.folder / "outputs")
+    first.parent.mkdir(parents=True)
+    first.touch()
+    err = cli.run(*search, status=1).err
+    assert err.count("Cannot write in ") == 1
+    assert len(trials(cli, "search")) == 3
+
+
+@pytest.mark.slow
+def test_a_bisection_says_why_a_trial_cannot_be(cli: CommandLine) -> None:
+    search = (*STACKED, "hydra/sweeper=bisection", "hydra.sweeper.highest=0.01")
+    cli.run(*search)
+    first = next(iter(trials(cli).values()))
+    shutil.rmtree(first)
+    first.touch()
+    err = cli.run(*search, status=1).err
+    assert err.count(f"Cannot write in outputs/single/{first.name}: File exists") == 1
+    assert "1 of 1 searches ended early" in err
+    by_number = cli.run(*search, "hydra.sweep.subdir=${hydra.job.num}", status=1).err
+    assert "hydra.job.num" in by_number
 
 
 @pytest.mark.slow

@@ -161,6 +161,7 @@ def test_an_experiment_is_a_sweep_and_has_its_name(cli: CommandLine) -> None:
             "n_trials=2, but the grid has 3 combinations, of which GridSampler would leave out 1",
         ),
         (["hydra/sweeper=optuna", "hydra.sweeper.trials=2"], "'hydra.sweeper.trials'"),
+        (["seed=0,1", "hydra.sweeper.max_batch_size=0"], "hydra.sweeper.max_batch_size=0: it has to be a whole number"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_before_anything_is_trained(

@@ -183,7 +183,7 @@ class BisectionSweeper(BasicSweeper):
         assert self.hydra_context is not None
         overrides = [*search.overrides, f"{LR}={rate!r}"]
         try:
-            _, trial = compose(self.config, 0, overrides)
+            _, trial = compose(self.config, None, overrides)
         except StabilityError as error:
             search.trouble = str(error)
             return None

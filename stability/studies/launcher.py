@@ -29,7 +29,7 @@ from stability.config import Config
 from stability.errors import StabilityError, cannot_write
 from stability.files import CONFIG, ERROR, VERDICT, write_atomically
 from stability.studies.job import is_busy, is_finished, live_in_sweep, objective
-from stability.studies.plan import compose
+from stability.studies.plan import compose, is_count
 from stability.tracking import open_tracker
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class StackedLauncher(Launcher):
     """Chosen by `hydra/launcher=stacked`; its settings stand in that file of `conf`."""
 
     def __init__(self, size: int | None, workers: int, cluster: str, parameters: Mapping[str, Any]) -> None:
-        if size is not None and not _is_count(size):
+        if size is not None and not is_count(size):
             raise StabilityError(f"hydra.launcher.size={size}: it has to be a whole number of 1 or more, or null.")
-        if not _is_count(workers):
+        if not is_count(workers):
             raise StabilityError(f"hydra.launcher.workers={workers}: it has to be a whole number of 1 or more.")
         if not isinstance(parameters, Mapping):
             raise StabilityError(f"hydra.launcher.parameters={parameters}: it has to hold parameters by their names.")
@@ -84,7 +84,9 @@ class StackedLauncher(Launcher):
                     stacks.setdefault(kind(job.settings), {}).setdefault(job.folder, []).append(job)
                 results.append(job.result)
             except StabilityError as error:  # the others are trained
-                results.append(self._impossible(overrides, error))
+                result = JobReturn([*overrides])
+                self._cannot_be(result, error)
+                results.append(result)
         if self._workers == 1 and self._cluster == "local":
             for jobs in stacks.values():
                 self._train(jobs)
@@ -92,12 +94,11 @@ class StackedLauncher(Launcher):
             self._train_in_workers([*stacks.values()])
         return results
 
-    def _impossible(self, overrides: Sequence[str], error: StabilityError) -> JobReturn:
-        result = JobReturn([*overrides], status=JobStatus.FAILED)
-        result.return_value = error
+    def _cannot_be(self, result: JobReturn, error: StabilityError) -> None:
+        """Tell the callbacks why a job cannot be, and the sweeper NaN, as of a crash."""
+        result.return_value, result.status = error, JobStatus.FAILED
         self._context.callbacks.on_job_end(config=self._config, job_return=result)
         result.return_value, result.status = math.nan, JobStatus.COMPLETED
-        return result
 
     def _job(self, number: int, overrides: Sequence[str]) -> _Job:
         composed, trial = compose(self._config, number, overrides)
@@ -117,52 +118,54 @@ class StackedLauncher(Launcher):
         count = min(self._workers, len(jobs))
         logs = Path(self._config.hydra.sweep.dir) / ".submitit"
         done = partial(_are_done, jobs)
-        killed = run_in_workers(partial(self._work, stacks, count), done, count, self._cluster, logs, self._parameters)
+        work = partial(self._work, stacks, count)
+        worked = run_in_workers(work, done, count, self._cluster, logs, self._parameters)
+        reasons: dict[Path, str] = {folder: why for told in worked if told for folder, why in told.items()}
         for folder, same in jobs.items():
-            _tell(same, _told_by(folder, same[0].settings, killed))
+            if folder in reasons:
+                self._cannot_be(same[0].result, StabilityError(reasons[folder]))
+            _tell(same, _told_by(folder, same[0].settings, killed=None in worked))
 
-    def _work(self, stacks: list[_Stack], count: int, number: int, sharing: int) -> None:
+    def _work(self, stacks: list[_Stack], count: int, number: int, sharing: int) -> dict[Path, str]:
         """Train as worker `number`: its part of the trials, and then what others have not begun, the last first.
 
-        A part is of neighbours, which share a seed and with it their batches.
+        A part is of neighbours, which share a seed and with it their batches. Returns why some cannot be, by folder.
         """
         config.register()
         setup_globals()
-        errors = []
+        reasons: dict[Path, str] = {}
         trials = [(stack, folder) for stack in range(len(stacks)) for folder in stacks[stack]]
         begin, end = (round(len(trials) * i / count) for i in (number, number + 1))
         for part in (trials[begin:end], [*reversed(trials[:begin] + trials[end:])]):
             for stack, trials_of_stack in groupby(part, key=itemgetter(0)):
-                errors += self._train({folder: stacks[stack][folder] for _, folder in trials_of_stack}, sharing)
-        if errors:
-            raise StabilityError(" ".join({str(error): None for error in errors}))
+                reasons |= self._train({folder: stacks[stack][folder] for _, folder in trials_of_stack}, sharing)
+        return reasons
 
-    def _train(self, stack: _Stack, sharing: int = 1) -> list[StabilityError]:
-        """Train the trials of one stack, and return why some cannot be."""
+    def _train(self, stack: _Stack, sharing: int = 1) -> dict[Path, str]:
+        """Train the trials of one stack, and return why some cannot be, by folder."""
         from stability.training.together import train_together  # late: PyTorch takes seconds
 
-        data, errors = _open_once(), []
+        data, reasons = _open_once(), {}
         lives = [self._life(jobs, data) for jobs in stack.values()]
-        for jobs, end in zip(stack.values(), train_together(lives, self._size, sharing), strict=True):
+        for (folder, jobs), end in zip(stack.items(), train_together(lives, self._size, sharing), strict=True):
             if isinstance(end, StabilityError):
                 _tell(jobs, math.nan)
-                errors.append(end)
+                reasons[folder] = str(end)
             elif isinstance(end, BaseException):
                 raise end
-        return errors
+        return reasons
 
     def _life(self, jobs: list[_Job], data: "Callable[[Config], Dataset]") -> "Generator[Wish, Any, float]":
         job = jobs[0]
-        if _are_done({job.folder: jobs}):  # another process had it
-            value = math.nan if (job.folder / ERROR).exists() else objective(job.folder)
-            _tell(jobs, value)
-            return value
         self._context.callbacks.on_job_start(config=job.config, task_function=self._task)
         try:
-            _write_hydra_files(job)
-            with closing(logging.FileHandler(job.folder / f"{job.result.task_name}.log")) as log:
-                log.setFormatter(_LOG)
-                value = yield from _logged(live_in_sweep(job.task, job.folder, data), log)
+            if _are_done({job.folder: jobs}):  # another process had it
+                value = math.nan if (job.folder / ERROR).exists() else objective(job.folder)
+            else:
+                _write_hydra_files(job)
+                with closing(logging.FileHandler(job.folder / f"{job.result.task_name}.log")) as log:
+                    log.setFormatter(_LOG)
+                    value = yield from _logged(live_in_sweep(job.task, job.folder, data), log)
             _tell(jobs, value)
             return value
         except BaseException as error:
@@ -199,7 +202,7 @@ def _forget(job: _Job) -> None:
     job.task.fresh = job.settings.fresh = False
 
 
-def _told_by(folder: Path, settings: Config, killed: bool) -> float:
+def _told_by(folder: Path, settings: Config, *, killed: bool) -> float:
     """What became of a trial that workers were to train, of which some may have been `killed` and not replaced."""
     if is_busy(folder) or (folder / ERROR).exists():
         return math.nan
@@ -212,10 +215,6 @@ def _told_by(folder: Path, settings: Config, killed: bool) -> float:
         if (folder / CONFIG).exists():
             open_tracker(settings.tracking, folder, outputs=Path(settings.outputs)).abort("KILLED")
     return math.nan
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 1
 
 
 def is_stacked(launcher: DictConfig) -> bool:

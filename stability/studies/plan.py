@@ -85,6 +85,13 @@ class Plan:
 class GridSweeper(BasicSweeper):
     """Hydra's sweeper over all combinations: `hydra/sweeper=basic`."""
 
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
+        if max_batch_size is not None and not is_count(max_batch_size):
+            raise StabilityError(
+                f"hydra.sweeper.max_batch_size={max_batch_size}: it has to be a whole number of 1 or more, or null."
+            )
+        super().__init__(max_batch_size, params)
+
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Nothing: `plan` has composed each of them, and one that cannot be need not stop the others."""
 
@@ -110,8 +117,8 @@ def plan(cfg: DictConfig) -> Plan | None:
 _composed: WeakKeyDictionary[ConfigLoader, dict[tuple[str, ...], bytes]] = WeakKeyDictionary()
 
 
-def compose(cfg: DictConfig, number: int, job: Sequence[str]) -> tuple[DictConfig, Planned]:
-    """Compose a job of the sweep that Hydra composed `cfg` for, and the trial that it is.
+def compose(cfg: DictConfig, number: int | None, job: Sequence[str]) -> tuple[DictConfig, Planned]:
+    """Compose a job of the sweep that Hydra composed `cfg` for, and the trial that it is, whatever its number for None.
 
     StabilityError if it cannot be. Hydra takes a tenth of a second for it: a launcher gets what the plan had composed.
     """
@@ -123,16 +130,24 @@ def compose(cfg: DictConfig, number: int, job: Sequence[str]) -> tuple[DictConfi
         else:
             composed = loader.load_sweep_config(cfg, [*job])
             kept[key] = pickle.dumps(composed)
-        with open_dict(composed):
-            composed.hydra.job.id, composed.hydra.job.num = str(number), number  # a folder may be named by them
+        if number is not None:
+            with open_dict(composed):
+                composed.hydra.job.id, composed.hydra.job.num = str(number), number  # a folder may be named by them
         return composed, Planned(config.resolve(composed), Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir))
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: of GROUP=null
         raise StabilityError(config.explain(error)) from error
 
 
+def is_count(value: object) -> bool:
+    """Whether a setting is a whole number of 1 or more, which True is not."""
+    return type(value) is int and value >= 1
+
+
 def swept(cfg: DictConfig, job: Sequence[str]) -> str:
     """What sets a job apart from the others of its sweep, in words."""
-    return " ".join(override for override in job if override not in cfg.hydra.overrides.task)
+    given = OverridesParser.create().parse_overrides([*cfg.hydra.overrides.task])
+    fixed = {override.get_key_element(): not override.is_sweep_override() for override in given}  # the last one counts
+    return " ".join(override for override in job if not fixed.get(override.partition("=")[0]))
 
 
 def reasons(impossible: Sequence[tuple[str, str]]) -> str:

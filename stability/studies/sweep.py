@@ -5,6 +5,7 @@ a list of what is missing. Launchers may train in other processes: what became o
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Sweep(Callback):
         config.register()  # where a launcher's other process reads this, it has not composed yet
         self._progress: SweepProgress | None = None
         self._sends = False
-        self._impossible: list[tuple[str, str]] = []  # jobs, and why
+        self._impossible: list[tuple[str, str]] = []  # jobs that cannot be, and why
+        self._untrained: dict[Path, str] = {}  # trials that could not be trained, and why
 
     def __reduce__(self) -> tuple[type["Sweep"], tuple[()]]:
         return Sweep, ()  # only the process that began the sweep watches it
@@ -52,9 +54,13 @@ class Sweep(Callback):
             raise Stop(error) from error
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Note a job that cannot be, of which our own launcher tells."""
-        error = job_return._return_value
-        if self._progress is not None and job_return.status is JobStatus.FAILED and isinstance(error, StabilityError):
+        """Note what our own launcher tells of jobs that cannot be."""
+        error, composed = job_return._return_value, job_return.hydra_cfg
+        if self._progress is None or job_return.status is not JobStatus.FAILED or not isinstance(error, StabilityError):
+            return
+        if composed is not None:
+            self._untrained[Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir)] = str(error)
+        else:
             self._impossible.append((swept(self._whole, job_return.overrides or ()), str(error)))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -63,17 +69,18 @@ class Sweep(Callback):
             return
         try:
             self._progress.stop()
-            missing = _missing(self._progress)
-            trouble = [missing] if missing else []
-            planned = self._progress.plan.impossible if self._progress.plan else ()
-            if impossible := [*dict.fromkeys([*planned, *self._impossible])]:
-                trouble.append(f"{len(impossible)} of the trials cannot be:\n{reasons(impossible)}")
+            trouble = [_missing(self._progress, self._untrained), _impossible(self._progress.plan, self._impossible)]
             try:
                 _tell_and_send(config, self._progress, self._sends)
             except StabilityError as error:
                 trouble.append(str(error))
-            if trouble and sys.exc_info()[0] is None:  # what else ended the sweep is told instead
-                raise StabilityError("\n".join(trouble))
+            ended_by = sys.exc_info()[1]
+            if isinstance(ended_by, StabilityError):  # Optuna's own sweeper stumbles over what has no trial: ValueError
+                trouble = [str(ended_by), *trouble] if self._untrained or self._impossible else []
+            elif ended_by is not None and not (self._impossible and isinstance(ended_by, ValueError)):
+                trouble = []  # what ended the sweep is told instead
+            if told := list(filter(None, trouble)):
+                raise StabilityError("\n".join(told))
         except Exception as error:
             raise Stop(error) from error
 
@@ -143,20 +150,26 @@ def _notes(planned: Plan | None, searched: Search | None) -> list[str]:
     return notes
 
 
-def _missing(progress: SweepProgress) -> str:
+def _impossible(planned: Plan | None, met: Sequence[tuple[str, str]]) -> str:
+    """The jobs that cannot be, those of the plan and those that the launcher met, each with the reason."""
+    jobs = [*dict.fromkeys([*(planned.impossible if planned else ()), *met])]
+    return f"{len(jobs)} of the trials cannot be:\n{reasons(jobs)}" if jobs else ""
+
+
+def _missing(progress: SweepProgress, untrained: dict[Path, str]) -> str:
     """The trials that have no verdict, each with the reason."""
     crashed = [folder for folder, outcome in progress.outcomes.items() if outcome == CRASHED]
-    reasons = {folder: f"{why(folder)} ({short_path(folder / ERROR)})" for folder in crashed}
+    missing = {folder: f"{why(folder)} ({short_path(folder / ERROR)})" for folder in crashed} | untrained
     for folder in progress.folders():
-        if folder in progress.outcomes:
+        if folder in progress.outcomes or folder in missing:
             continue
         if is_busy(folder):
-            reasons[folder] = "another process is training it"
+            missing[folder] = "another process is training it"
         elif progress.plan:
-            reasons[folder] = "it was not trained, or its process was killed"
-    if not reasons:
+            missing[folder] = "it was not trained, or its process was killed"
+    if not missing:
         return ""
-    lines = [f"  {progress.describe(folder)}: {reason}" for folder, reason in reasons.items()]
+    lines = [f"  {progress.describe(folder)}: {reason}" for folder, reason in missing.items()]
     return "\n".join(
-        [f"no verdict on {len(reasons)} of the trials. The same command goes on with what is missing.", *lines]
+        [f"no verdict on {len(missing)} of the trials. The same command goes on with what is missing.", *lines]
     )

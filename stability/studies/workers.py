@@ -26,20 +26,21 @@ _TRIES = 3  # processes that are killed before nobody goes on
 
 
 def run_in_workers(
-    work: Callable[[int, int], object],
+    work: Callable[[int, int], Any],
     is_done: Callable[[], bool],
     count: int,
     cluster: str,
     folder: Path,
     parameters: Mapping[str, Any],
-) -> bool:
+) -> list[Any]:
     """Have `work(i, n)` run at once for every i below `count`, each in a process that shares its device with n in all.
 
-    One whose time is up, or that is killed, is replaced; the third that is killed is not, and True is returned. The
-    workers leave their logs in `folder`; `parameters` are those of submitit's jobs. On this machine each sees one of
-    the GPUs, in turn, and ends after this process has, as after Ctrl-C. On a cluster they go on without it; those that
-    have not begun when `is_done()` are cancelled. Raises StabilityError where submitit or Slurm is missing and for a
-    worker that failed, when the others have ended, and Interrupted after Ctrl-C or SIGTERM, when all have.
+    Returns what each returned. One whose time is up, or that is killed, is replaced; the third that is killed is not,
+    and counts as None. The workers leave their logs in `folder`; `parameters` are those of submitit's jobs. On this
+    machine each sees one of the GPUs, in turn, and ends after this process has, as after Ctrl-C. On a cluster they go
+    on without it; those that have not begun when `is_done()` are cancelled. Raises StabilityError where submitit or
+    Slurm is missing and for a worker that failed, when the others have ended, and Interrupted after Ctrl-C or SIGTERM,
+    when all have.
     """
     from stability.training.together import stop_requests  # late: PyTorch takes seconds
 
@@ -70,21 +71,21 @@ def run_in_workers(
             raise how("Stopped. The same command goes on from there.")
     if failed := [worker.failure for worker in workers if worker.failure]:
         raise StabilityError("\n".join(failed))
-    return any(worker.killed == _TRIES for worker in workers)
+    return [worker.result for worker in workers]
 
 
 @dataclass
 class _Task:
-    """What a worker is sent. It returns whether it came to its end, which it does not if its time is up before."""
+    """What a worker is sent. It returns whether its time sufficed, and what the work returned."""
 
-    work: Callable[[int, int], object]
+    work: Callable[[int, int], Any]
     number: int
     sharing: int  # workers on its device
     gpu: str | None = None
     beside: int = 1  # workers on its machine
     parent: int | None = None  # the process without which it is not to go on
 
-    def __call__(self) -> bool:
+    def __call__(self) -> tuple[bool, Any]:
         time_is_up = False
 
         def ask(number: int, frame: object) -> None:
@@ -105,12 +106,11 @@ class _Task:
 
         torch.set_num_threads(max(1, torch.get_num_threads() // self.beside))
         try:
-            self.work(self.number, self.sharing)
+            return True, self.work(self.number, self.sharing)
         except Interrupted:
             if not time_is_up:
                 raise
-            return False
-        return True
+            return False, None
 
 
 def _end_after(parent: int) -> None:
@@ -127,9 +127,10 @@ class _Worker:
 
     job: Any = None  # submitit's, while there is a process
     failure: str = ""
+    result: Any = None
 
     def __init__(self, task: _Task, executor: Any) -> None:
-        self._task, self._executor, self.killed = task, executor, 0
+        self._task, self._executor, self._killed = task, executor, 0
 
     def begin(self) -> None:
         """Start a process."""
@@ -148,14 +149,15 @@ class _Worker:
         error = job.exception() if job.paths.result_pickle.name in there else "UncompletedJobError"
         trouble = ""
         if "UncompletedJobError" in str(error):  # submitit's own of one whose time was up before it had begun
-            self.killed += 1
+            self._killed += 1
             trouble = "was killed"
         elif error is not None:
             (trace, *_) = str(error).rsplit("\n" + 22 * "-", 1)  # what follows says where logs are
             self.failure = f"A worker failed: {trace.strip().splitlines()[-1]} ({log})"
-        elif not job.result():
-            trouble = "is out of time"
-        if trouble and replace and self.killed < _TRIES:
+        else:
+            ended, self.result = job.result()
+            trouble = "" if ended else "is out of time"
+        if trouble and replace and self._killed < _TRIES:
             print(f"A worker {trouble} ({log}); another one goes on.", flush=True)
             self.begin()
 

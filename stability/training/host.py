@@ -11,6 +11,7 @@ import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's names for its settings
 _NEVER = 2**31 - 1
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # on a CPU, on CUDA, in CUDA's libraries
 
 
 def prepare_host() -> None:
@@ -36,17 +37,26 @@ def begin_peak() -> int:
 
 def peak() -> int:
     """The most bytes of memory that the process has used since `begin_peak`."""
-    with suppress(OSError):
+    with suppress(OSError, KeyError):
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return 1024 * int(status["VmHWM"].split()[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def free_memory() -> int:
-    """Bytes of memory that the machine, or the container, has left."""
-    free, group = int(psutil.virtual_memory().available), Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):  # there is no container, or no limit: "max"
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(stat["inactive_file"]))  # cached files make room
+    """Bytes of memory that the machine has left, or the container or job that the process is in."""
+    free, root = int(psutil.virtual_memory().available), Path("/sys/fs/cgroup")
+    with suppress(OSError):  # other systems have no groups
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            group = root / line.rpartition(":")[2].strip("/")
+            for outer in (group, *group.parents):
+                with suppress(OSError, ValueError):  # no such file, or no limit: "max"
+                    limit, used = (int((outer / f"memory.{name}").read_text()) for name in ("max", "current"))
+                    stat = dict(entry.split() for entry in (outer / "memory.stat").read_text().splitlines())
+                    free = min(free, limit - used + int(stat["inactive_file"]))  # cached files make room
     return max(0, free)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether there was no memory, on whatever device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in str(error) for w in _OUT_OF_MEMORY)

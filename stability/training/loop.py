@@ -18,6 +18,7 @@ from stability.errors import StabilityError
 from stability.streams import torch_stream
 from stability.training import measure
 from stability.training.decoder import Dropout, Parameters, Watch, forward, frames_of, unwatched
+from stability.training.host import is_out_of_memory
 from stability.training.loss import collapse, ctc_losses, edit_distance, without_blanks
 from stability.training.optimizer import (
     DAY_LAYER,
@@ -174,6 +175,7 @@ def train_steps(stack: Stack, split: Split, count: int) -> Block:
     table = torch.stack([torch.stack([row.get(name, nothing) for row in rows]) for name in names], 2)
     seldom = np.array([name in measure.DEAR for name in names])
     missing = seldom & (np.array(steps) % measure.DEAR_EVERY != 0)[..., None]
+    missing |= np.array([[name not in row for name in names] for row in rows])
     return Block(steps, names, np.ma.MaskedArray(table.transpose(0, 1).cpu().numpy(), missing))
 
 
@@ -271,8 +273,13 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     stack.failed, stack.loss_scale, stack.steps_since_overflow = after
     stack.steps = [step + 1 for step in stack.steps]
     if dear:
-        signals |= measure.update_signals(before, stack.parameters)
-        signals |= measure.epsilon_signals(stack.moments, optimizers, [rate for rate, _ in rates])
+        try:
+            signals |= measure.update_signals(before, stack.parameters)
+            signals |= measure.epsilon_signals(stack.moments, optimizers, [rate for rate, _ in rates])
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # The step is made: what cannot be measured of it is missing, and no row of other signals is lost.
     return signals
 
 

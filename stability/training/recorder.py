@@ -23,8 +23,9 @@ from stability.diagnosis.verdict import FATAL, Verdict
 from stability.errors import StabilityError
 from stability.files import FLIGHT, FLIGHT_RECORD, FLIGHT_STATE, write_atomically
 from stability.training import checkpoint
+from stability.training.host import is_out_of_memory
 from stability.training.loop import Examination, Stack, examine, precision_on, train_steps
-from stability.training.together import Seat, is_out_of_memory
+from stability.training.together import Seat
 
 _EVERY = 150  # steps from one kept state to the next
 _KEPT = 2  # states: however late they are looked for, one of them is 150 steps old or more

@@ -21,7 +21,7 @@ from stability.data.t15 import Dataset
 from stability.diagnosis.signals import Table
 from stability.diagnosis.verdict import Verdict
 from stability.errors import Interrupted, StabilityError, Terminated
-from stability.training.host import begin_peak, free_memory, peak
+from stability.training.host import begin_peak, free_memory, is_out_of_memory, peak
 from stability.training.loop import Block, Stack, evaluate, join, select, train_steps
 
 
@@ -76,7 +76,6 @@ _Result = TypeVar("_Result")
 
 _MOST = {"cpu": 8, "cuda": 64}  # trials in a stack, by device; more of them are no faster
 _FILLED = 0.8  # of the free memory
-_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # on a CPU, on CUDA, in CUDA's libraries
 
 
 def train_together(
@@ -159,7 +158,8 @@ class _Member(Generic[_End]):
 
     def stand_up(self) -> None:
         """Leave the stack with all that is its own."""
-        self.seat.stack, self.seat.place = self.seat.alone(), 0
+        if len(self.seat.stack.configs) > 1:
+            self.seat.stack, self.seat.place = self.seat.alone(), 0
 
     def _go_on(self, live: Callable[[], Wish]) -> None:
         try:
@@ -311,11 +311,6 @@ def rows_of(block: Block, place: int) -> Table:
     """The signals of one trial, as its folder keeps them."""
     values = block.values[place]
     return Table(block.names, np.array(block.steps[place]), values.data, ~np.ma.getmaskarray(values))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether there was no memory, on whatever device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in str(error) for w in _OUT_OF_MEMORY)
 
 
 @contextmanager

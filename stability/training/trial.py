@@ -37,11 +37,11 @@ from stability.terminal import Display, show_configuration, show_verdict
 from stability.tracking import Tracker, open_tracker
 from stability.training import checkpoint
 from stability.training.decoder import init_parameters
-from stability.training.host import prepare_host
+from stability.training.host import is_out_of_memory, prepare_host
 from stability.training.loop import Stack, new_stack, precision_on
 from stability.training.measure import signal_names
 from stability.training.recorder import Recorder
-from stability.training.together import Join, Life, Room, Seat, Train, Validate, Wish, is_out_of_memory, train_together
+from stability.training.together import Join, Life, Room, Seat, Train, Validate, Wish, train_together
 
 _Made = TypeVar("_Made")
 
