@@ -122,7 +122,7 @@ class StackedLauncher(Launcher):
         worked = run_in_workers(work, done, count, self._cluster, logs, self._parameters)
         reasons: dict[Path, str] = {folder: why for told in worked if told for folder, why in told.items()}
         for folder, same in jobs.items():
-            if folder in reasons:
+            if folder in reasons and not (folder / VERDICT).exists():  # another worker may have been luckier
                 self._cannot_be(same[0].result, StabilityError(reasons[folder]))
             _tell(same, _told_by(folder, same[0].settings, killed=None in worked))
 

@@ -74,10 +74,10 @@ class Sweep(Callback):
                 _tell_and_send(config, self._progress, self._sends)
             except StabilityError as error:
                 trouble.append(str(error))
-            ended_by = sys.exc_info()[1]
-            if isinstance(ended_by, StabilityError):  # Optuna's own sweeper stumbles over what has no trial: ValueError
-                trouble = [str(ended_by), *trouble] if self._untrained or self._impossible else []
-            elif ended_by is not None and not (self._impossible and isinstance(ended_by, ValueError)):
+            ended_by, noted = sys.exc_info()[1], self._untrained or self._impossible
+            if noted and isinstance(ended_by, StabilityError):
+                trouble = [str(ended_by), *trouble]
+            elif ended_by is not None and not (noted and isinstance(ended_by, ValueError)):  # as Optuna's of no trial
                 trouble = []  # what ended the sweep is told instead
             if told := list(filter(None, trouble)):
                 raise StabilityError("\n".join(told))
