@@ -161,6 +161,12 @@ def test_an_experiment_is_a_sweep_and_has_its_name(cli: CommandLine) -> None:
             "n_trials=2, but the grid has 3 combinations, of which GridSampler would leave out 1",
         ),
         (["hydra/sweeper=optuna", "hydra.sweeper.trials=2"], "'hydra.sweeper.trials'"),
+        (
+            ["seed=0,x"],
+            "seed=x Value 'x' of type 'str' could not be converted to Integer",
+        ),
+        (["schedule.lr_max=0.1,1e39"], "schedule.lr_max=1e+39: float32 holds numbers of up to 3e+38"),
+        (["seed=0,1", "hydra.sweep.subdir=one"], "outputs/single/one is another trial's"),
         (["seed=0,1", "hydra.sweeper.max_batch_size=0"], "hydra.sweeper.max_batch_size=0: it has to be a whole number"),
     ],
 )

@@ -139,6 +139,30 @@ def test_a_stack_that_is_stopped_goes_on_trial_by_trial(
     assert_as_alone(alone, tmp_path, [0, 1, 3])
 
 
+def test_trials_that_wait_for_a_place_again_write_their_checkpoints_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import signal
+
+    calls = 0
+
+    def halving(stack: Stack, split: Split, count: int) -> Block:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise torch.OutOfMemoryError
+        if calls == 4:
+            signal.raise_signal(signal.SIGINT)
+        return train_steps(stack, split, count)
+
+    monkeypatch.setattr(together, "train_steps", halving)
+    ends = trained(tmp_path, [0, 1, 3], 3)
+    assert [type(end) for end in ends] == [Interrupted] * 3
+    for i in (0, 1, 3):
+        state = torch.load(tmp_path / str(i) / "checkpoints/last.pt", weights_only=True)
+        assert state["stability"]["step"] == len(read_table(tmp_path / str(i) / "signals.csv").steps) > 1
+
+
 def test_a_trial_whose_batch_cannot_be_read_leaves_and_the_others_go_on(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
