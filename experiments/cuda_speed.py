@@ -225,7 +225,7 @@ def watch(training: Training, steps: int) -> Run:
                 if trained > (seen[-1][1] if seen else 0):
                     seen.append((now, trained))
                 if validations == 2 and np.isnan(validated):  # after the first step and after the last
-                    validated = now
+                    validated = time.time() - begun  # after the last step, which the same look may have found
                 time.sleep(_POLL)
         finally:
             if process.poll() is None:

@@ -48,8 +48,7 @@ class CommandLine:
 
     def start(self, *overrides: str, **options: Any) -> subprocess.Popen[str]:
         """Start a tiny trial, on the synthetic set unless `overrides` name other data."""
-        data = [] if "data=t15" in overrides else self.synthetic
-        return self.start_plain(*_MODEL, *data, *overrides, **options)
+        return self.start_plain(*self._tiny(overrides), **options)
 
     def start_plain(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """Start the command with nothing but `arguments`."""
@@ -62,14 +61,16 @@ class CommandLine:
         """Run a tiny trial to its end. Without options for its process, that has imported what it needs beforehand."""
         if options:
             return ended(self.start(*overrides, **options), status)
-        data = [] if "data=t15" in overrides else self.synthetic
         with tempfile.TemporaryDirectory() as folder:
             said = [Path(folder, name) for name in ("out", "err")]
-            arguments = (self.folder, [*_MODEL, *data, *overrides], dict(os.environ), said)
+            arguments = (self.folder, self._tiny(overrides), dict(os.environ), said)
             process = _FORKED.Process(target=_command, args=arguments)
             process.start()
             process.join()
             return checked(Ended(*(path.read_text() for path in said)), process.exitcode, status)
+
+    def _tiny(self, overrides: Sequence[str]) -> list[str]:
+        return [*_MODEL, *([] if "data=t15" in overrides else self.synthetic), *overrides]
 
     def fail(self, *overrides: str, **options: Any) -> str:
         """Run a tiny trial that cannot be, and return the one message that says so."""

@@ -173,7 +173,9 @@ def test_a_sweep_interrupted_in_mid_stack_goes_on_alone_and_in_a_stack(cli: Comm
 def runs(cli: CommandLine) -> dict[str, str]:
     """The runs in MLflow, with their status."""
     with closing(sqlite3.connect(cli.folder / "outputs/mlflow.db")) as store:
-        return dict(store.execute("SELECT name, status FROM runs").fetchall())
+        found = store.execute("SELECT name, status FROM runs").fetchall()
+    assert len(dict(found)) == len(found), "each is there once"
+    return dict(found)
 
 
 def begun_trials(cli: CommandLine) -> list[str]:

@@ -1,7 +1,9 @@
 """Trials in one stack, with real folders: each ends as it does alone, whoever sits beside it."""
 
+import itertools
+import signal
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,22 +117,30 @@ def test_no_place_is_idle(alone: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert any(0 in now and max(now) > 0 for now in steps)
 
 
+def disturbed(work: Callable[..., Any], events: Mapping[int, Callable[[], None]]) -> Callable[..., Any]:
+    """The same, but something happens first when it is called after so many calls."""
+    numbers = itertools.count()
+
+    def worked(*arguments: Any) -> Any:
+        events.get(next(numbers), lambda: None)()
+        return work(*arguments)
+
+    return worked
+
+
+def ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def out_of_memory() -> None:
+    raise torch.OutOfMemoryError
+
+
 def test_a_stack_that_is_stopped_goes_on_trial_by_trial(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in a stack and resumed alone, and the reverse."""
-    import signal
-
-    calls = 0
-
-    def interrupting(stack: Stack, split: Split, count: int) -> Block:
-        nonlocal calls
-        calls += 1
-        if calls == 6:
-            signal.raise_signal(signal.SIGINT)
-        return train_steps(stack, split, count)
-
-    monkeypatch.setattr(together, "train_steps", interrupting)
+    monkeypatch.setattr(together, "train_steps", disturbed(train_steps, {5: ctrl_c}))
     ends = trained(tmp_path, [0, 1, 3], 2)
     assert [type(end) for end in ends] == [Interrupted] * 3
     assert not (tmp_path / "3/config.yaml").exists(), "what waited was not begun"
@@ -142,20 +152,7 @@ def test_a_stack_that_is_stopped_goes_on_trial_by_trial(
 def test_trials_that_wait_for_a_place_again_write_their_checkpoints_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import signal
-
-    calls = 0
-
-    def halving(stack: Stack, split: Split, count: int) -> Block:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise torch.OutOfMemoryError
-        if calls == 4:
-            signal.raise_signal(signal.SIGINT)
-        return train_steps(stack, split, count)
-
-    monkeypatch.setattr(together, "train_steps", halving)
+    monkeypatch.setattr(together, "train_steps", disturbed(train_steps, {2: out_of_memory, 3: ctrl_c}))
     ends = trained(tmp_path, [0, 1, 3], 3)
     assert [type(end) for end in ends] == [Interrupted] * 3
     for i in (0, 1, 3):
@@ -177,18 +174,6 @@ def test_a_trial_whose_batch_cannot_be_read_leaves_and_the_others_go_on(
     assert_as_alone(alone, tmp_path, [0, 4])
 
 
-def failing(place: Callable[..., Any], calls: int) -> Callable[..., Any]:
-    """The same, but that it finds no memory the first time it is called after so many calls."""
-    count = iter(range(1 << 30))
-
-    def work(*arguments: Any) -> Any:
-        if next(count) == calls:
-            raise torch.OutOfMemoryError
-        return place(*arguments)
-
-    return work
-
-
 @pytest.mark.parametrize(
     ("owner", "name", "calls"),
     [
@@ -203,7 +188,7 @@ def failing(place: Callable[..., Any], calls: int) -> Callable[..., Any]:
 def test_out_of_memory_anywhere_makes_no_step_twice(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int
 ) -> None:
-    monkeypatch.setattr(owner, name, failing(getattr(owner, name), calls))
+    monkeypatch.setattr(owner, name, disturbed(getattr(owner, name), {calls: out_of_memory}))
     trained(tmp_path, range(len(_TRIALS)), 4)
     assert_as_alone(alone, tmp_path, range(len(_TRIALS)))
 
@@ -213,7 +198,7 @@ def test_what_there_is_no_memory_to_measure_is_missing_and_no_more(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """After the update the step is made, and may not be lost."""
-    monkeypatch.setattr(measure, name, failing(getattr(measure, name), 1))
+    monkeypatch.setattr(measure, name, disturbed(getattr(measure, name), {1: out_of_memory}))
     trained(tmp_path, range(len(_TRIALS)), 4)
     lacking = 0
     for i in range(len(_TRIALS)):
@@ -291,7 +276,7 @@ def test_where_memory_holds_no_utterance_the_trial_ends(
 def test_a_flight_recording_for_which_there_is_no_memory_costs_no_verdict(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("stability.training.recorder.examine", failing(loop.examine, 0))
+    monkeypatch.setattr("stability.training.recorder.examine", disturbed(loop.examine, {0: out_of_memory}))
     trained(tmp_path, [2, 0], 2)
     assert_as_alone(alone, tmp_path, [2, 0])
     assert "There is no flight recording: " in capsys.readouterr().out

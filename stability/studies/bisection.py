@@ -180,7 +180,6 @@ class BisectionSweeper(BasicSweeper):
     def _job(self, search: _Search, rate: float) -> _Job | None:
         """The trial of a search at a rate; None if it cannot be, which ends the search."""
         assert self.config is not None
-        assert self.hydra_context is not None
         overrides = [*search.overrides, f"{LR}={rate!r}"]
         try:
             _, trial = compose(self.config, None, overrides)

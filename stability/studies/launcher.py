@@ -29,7 +29,7 @@ from stability.config import Config
 from stability.errors import StabilityError, cannot_write
 from stability.files import CONFIG, ERROR, VERDICT, write_atomically
 from stability.studies.job import is_busy, is_finished, live_in_sweep, objective
-from stability.studies.plan import compose, is_count
+from stability.studies.plan import check_count, compose
 from stability.tracking import open_tracker
 
 if TYPE_CHECKING:
@@ -55,10 +55,8 @@ class StackedLauncher(Launcher):
     """Chosen by `hydra/launcher=stacked`; its settings stand in that file of `conf`."""
 
     def __init__(self, size: int | None, workers: int, cluster: str, parameters: Mapping[str, Any]) -> None:
-        if size is not None and not is_count(size):
-            raise StabilityError(f"hydra.launcher.size={size}: it has to be a whole number of 1 or more, or null.")
-        if not is_count(workers):
-            raise StabilityError(f"hydra.launcher.workers={workers}: it has to be a whole number of 1 or more.")
+        check_count("hydra.launcher.size", size, or_null=True)
+        check_count("hydra.launcher.workers", workers)
         if not isinstance(parameters, Mapping):
             raise StabilityError(f"hydra.launcher.parameters={parameters}: it has to hold parameters by their names.")
         if cluster not in ("local", "slurm"):
@@ -124,7 +122,9 @@ class StackedLauncher(Launcher):
         for folder, same in jobs.items():
             if folder in reasons and not (folder / VERDICT).exists():  # another worker may have been luckier
                 self._cannot_be(same[0].result, StabilityError(reasons[folder]))
-            _tell(same, _told_by(folder, same[0].settings, killed=None in worked))
+                _tell(same, math.nan)
+            else:
+                _tell(same, _told_by(folder, same[0].settings, killed=None in worked))
 
     def _work(self, stacks: list[_Stack], count: int, number: int, sharing: int) -> dict[Path, str]:
         """Train as worker `number`: its part of the trials, and then what others have not begun, the last first.
@@ -231,17 +231,15 @@ def kind(settings: Config) -> str:
 
 
 def _open_once() -> "Callable[[Config], Dataset]":
-    """As `open_data`, but trials that ask for the same get the same."""
+    """As `open_data`, of trials of one `kind`: those with the same cut, which is all else that counts, get the same."""
     from stability.training.trial import open_data
 
-    opened: dict[str, Dataset] = {}
+    opened: dict[int, Dataset] = {}
 
     def data(settings: Config) -> "Dataset":
-        parts = (settings.device, asdict(settings.data), asdict(settings.model), settings.batch.days)
-        key = json.dumps([*parts, settings.aug.max_cut])
-        if key not in opened:
-            opened[key] = open_data(settings)
-        return opened[key]
+        if settings.aug.max_cut not in opened:
+            opened[settings.aug.max_cut] = open_data(settings)
+        return opened[settings.aug.max_cut]
 
     return data
 

@@ -86,10 +86,7 @@ class GridSweeper(BasicSweeper):
     """Hydra's sweeper over all combinations: `hydra/sweeper=basic`."""
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
-        if max_batch_size is not None and not is_count(max_batch_size):
-            raise StabilityError(
-                f"hydra.sweeper.max_batch_size={max_batch_size}: it has to be a whole number of 1 or more, or null."
-            )
+        check_count("hydra.sweeper.max_batch_size", max_batch_size, or_null=True)
         super().__init__(max_batch_size, params)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
@@ -138,9 +135,10 @@ def compose(cfg: DictConfig, number: int | None, job: Sequence[str]) -> tuple[Di
         raise StabilityError(config.explain(error)) from error
 
 
-def is_count(value: object) -> bool:
-    """Whether a setting is a whole number of 1 or more, which True is not."""
-    return type(value) is int and value >= 1
+def check_count(name: str, value: object, *, or_null: bool = False) -> None:
+    """Raise StabilityError where a setting is no whole number of 1 or more, which True is not."""
+    if not (type(value) is int and value >= 1) and not (or_null and value is None):
+        raise StabilityError(f"{name}={value}: it has to be a whole number of 1 or more{', or null' * or_null}.")
 
 
 def swept(cfg: DictConfig, job: Sequence[str]) -> str:

@@ -53,7 +53,7 @@ class ResumingSweeper(OptunaSweeper):
             self.sweeper.sampler = _sampler(self._settings, len(study.trials))
             try:
                 super().sweep(arguments)
-            except ValueError as error:
+            except ValueError as error:  # as some of OmegaConf's are, of a trial that cannot be
                 if _finished(study) or isinstance(error, OmegaConfBaseException):
                     raise
                 return  # of no finished trial there is no best, over which Optuna stumbles

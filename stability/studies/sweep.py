@@ -48,7 +48,6 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Look at the whole sweep before any of it is trained."""
         try:
-            self._whole = config
             self._progress, self._sends = _begin(config)
         except Exception as error:
             raise Stop(error) from error
@@ -61,7 +60,7 @@ class Sweep(Callback):
         if composed is not None:
             self._untrained[Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir)] = str(error)
         else:
-            self._impossible.append((swept(self._whole, job_return.overrides or ()), str(error)))
+            self._impossible.append((swept(config, job_return.overrides or ()), str(error)))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Say what became of the sweep, however it ended."""

@@ -3,7 +3,8 @@
 import ctypes
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -60,3 +61,13 @@ def free_memory() -> int:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether there was no memory, on whatever device."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in str(error) for w in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def if_memory_allows() -> Iterator[None]:
+    """What is done under this ends without an error where there is no memory for it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise

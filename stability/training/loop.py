@@ -18,7 +18,7 @@ from stability.errors import StabilityError
 from stability.streams import torch_stream
 from stability.training import measure
 from stability.training.decoder import Dropout, Parameters, Watch, forward, frames_of, unwatched
-from stability.training.host import is_out_of_memory
+from stability.training.host import if_memory_allows
 from stability.training.loss import collapse, ctc_losses, edit_distance, without_blanks
 from stability.training.optimizer import (
     DAY_LAYER,
@@ -273,13 +273,10 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     stack.failed, stack.loss_scale, stack.steps_since_overflow = after
     stack.steps = [step + 1 for step in stack.steps]
     if dear:
-        try:
+        # The step is made: what cannot be measured of it is missing, and no row of other signals is lost.
+        with if_memory_allows():
             signals |= measure.update_signals(before, stack.parameters)
             signals |= measure.epsilon_signals(stack.moments, optimizers, [rate for rate, _ in rates])
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            # The step is made: what cannot be measured of it is missing, and no row of other signals is lost.
     return signals
 
 

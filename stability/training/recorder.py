@@ -23,7 +23,7 @@ from stability.diagnosis.verdict import FATAL, Verdict
 from stability.errors import StabilityError
 from stability.files import FLIGHT, FLIGHT_RECORD, FLIGHT_STATE, write_atomically
 from stability.training import checkpoint
-from stability.training.host import is_out_of_memory
+from stability.training.host import if_memory_allows
 from stability.training.loop import Examination, Stack, examine, precision_on, train_steps
 from stability.training.together import Seat
 
@@ -77,13 +77,9 @@ class Recorder:
 
     def passed(self, seat: Seat) -> None:
         """Take note of where the trial is now, if memory allows; cheap, for every block of steps."""
-        if seat.step < self._kept[-1].step + _EVERY:
-            return
-        try:
-            self._kept.append(seat.alone())
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+        if seat.step >= self._kept[-1].step + _EVERY:
+            with if_memory_allows():
+                self._kept.append(seat.alone())
 
     def write(self, folder: Path, stack: Stack, split: Split, verdict: Verdict) -> None:
         """Write the recording of a trial that has this verdict, with an onset, into the trial's folder.

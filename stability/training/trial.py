@@ -37,7 +37,7 @@ from stability.terminal import Display, show_configuration, show_verdict
 from stability.tracking import Tracker, open_tracker
 from stability.training import checkpoint
 from stability.training.decoder import init_parameters
-from stability.training.host import is_out_of_memory, prepare_host
+from stability.training.host import if_memory_allows, is_out_of_memory, prepare_host
 from stability.training.loop import Stack, new_stack, precision_on
 from stability.training.measure import signal_names
 from stability.training.recorder import Recorder
@@ -233,11 +233,8 @@ def remember(history: History, rows: Table) -> None:
 def _with_room(make: Callable[[], _Made]) -> Generator[Wish, Any, _Made]:
     """Make it, when there is memory for it."""
     while True:
-        try:
+        with if_memory_allows():
             return make()
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
         yield Room()
 
 
