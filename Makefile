@@ -15,20 +15,20 @@ test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
 benchmark: .venv/installed
-	$(BIN)/python experiments/step_speed.py
+	$(BIN)/python -m experiments.benchmarks.step_speed
 
 benchmark-data: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python experiments/data_speed.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.benchmarks.data_speed
 
 benchmark-engines: .venv/installed
-	$(BIN)/python -m experiments.engine_speed
+	$(BIN)/python -m experiments.benchmarks.engine_speed
 
 benchmark-stacks: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[dev,benchmark]' -c constraints.txt
-	$(BIN)/python -m experiments.stack_speed
+	$(BIN)/python -m experiments.benchmarks.stack_speed
 
 benchmark-cuda: .venv/installed
-	$(BIN)/python -m experiments.cuda_speed $(OFFICIAL) $(if $(DATA),--data $(DATA)) $(if $(OFFICIAL_PYTHON),--python $(OFFICIAL_PYTHON))
+	$(BIN)/python -m experiments.benchmarks.cuda_speed $(OFFICIAL) $(if $(DATA),--data $(DATA)) $(if $(OFFICIAL_PYTHON),--python $(OFFICIAL_PYTHON))
 
 benchmark-detection: .venv/installed experiments/detection/corpus.npz
 	$(BIN)/python -m experiments.detection.score
@@ -42,6 +42,7 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

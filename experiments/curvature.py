@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
-from stability import config
-from stability.config import Config
+from stability.config.hydra import folder, register, resolve
+from stability.config.schema import Config
 from stability.data.t15 import Split
-from stability.training.decoder import Parameters, init_parameters
-from stability.training.loop import Stack, gradients_of, learning_rates, new_stack, train_steps
-from stability.training.optimizer import DAY_LAYER
-from stability.training.trial import open_data
+from stability.engine.decoder import Parameters, init_parameters
+from stability.engine.loop import Stack, gradients_of, learning_rates, new_stack, train_steps
+from stability.engine.optimizer import DAY_LAYER
+from stability.trials.run import open_data
 
 EVERY = 10  # steps from one measurement to the next
 RELATIVE_STEP = 1e-6  # of the weights' norm: half the distance between two gradients
@@ -168,9 +168,9 @@ def _flat(parameters: Parameters) -> Tensor:
 
 def compose_trial(overrides: Sequence[str]) -> Config:
     """The configuration that these overrides make of the defaults."""
-    config.register()
-    with initialize_config_dir(config_dir=str(config.folder())):
-        return config.resolve(compose("config", overrides=list(overrides)))
+    register()
+    with initialize_config_dir(config_dir=str(folder())):
+        return resolve(compose("config", overrides=list(overrides)))
 
 
 def main() -> None:

@@ -43,15 +43,15 @@ from scipy.stats import binomtest
 
 from experiments.curvature import Vector, compose_trial, measure
 from stability.data.t15 import Split
-from stability.training.decoder import init_parameters
-from stability.training.loop import Stack, new_stack, train_steps
-from stability.training.trial import open_data
+from stability.engine.decoder import init_parameters
+from stability.engine.loop import Stack, new_stack, train_steps
+from stability.trials.run import open_data
 
 STEPS, EVERY, JUMP = 100, 5, 50
 SMALL = (
     *("model.units=32", "model.layers=2", "batch.size=16", f"steps={STEPS}", "device=cpu"),
-    *("data.synthetic.days=4", "data.synthetic.features=16", "data.synthetic.train_trials=20"),
-    *("data.synthetic.val_trials=2", "data.synthetic.words=1"),
+    *("data.synthetic.days=4", "data.synthetic.features=16", "data.synthetic.train_utterances=20"),
+    *("data.synthetic.val_utterances=2", "data.synthetic.words=1"),
 )
 EPSILONS = (1e-8, 1e-4, 0.1)
 RATES = (0.05, 0.3, 1.0)

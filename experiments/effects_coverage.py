@@ -15,9 +15,9 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from stability.studies.claims import Claim, rule
-from stability.studies.effects import RESPONSES, Cell, Response, differences, interaction, interval, match, sign_flip
-from stability.studies.trials import Trial, Trials
+from stability.analysis.claims import Claim, rule
+from stability.analysis.effects import RESPONSES, Cell, Response, differences, interaction, interval, match, sign_flip
+from stability.analysis.trials import Trial, Trials
 
 SEEDS = (3, 5, 10)
 BUDGET = 500

@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stability.monitor import Monitor
+    from stability.watch.monitor import Monitor
 
 __all__ = ["Monitor"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "Monitor":
-        from stability.monitor import Monitor  # late: PyTorch takes seconds, and not every command needs it
+        from stability.watch.monitor import Monitor  # late: PyTorch takes seconds, and not every command needs it
 
         return Monitor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,14 +14,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as TextTable
 
+from stability.core.errors import StabilityError
+from stability.diagnosis.display import reading, show_outcome
 from stability.diagnosis.finding import measured
-from stability.diagnosis.logs import Recording, from_metrics, read_log
-from stability.diagnosis.signals import Table, read_table
+from stability.diagnosis.readers.logs import Recording, from_metrics, read_log
+from stability.diagnosis.run_figure import draw
+from stability.diagnosis.table import Table, read_table
 from stability.diagnosis.verdict import judge
-from stability.errors import StabilityError
-from stability.figures import draw
-from stability.terminal import reading, show_outcome, show_replay
-from stability.tracking import read_run
+from stability.tracking.api import read_run
+from stability.trials.display import show_replay
 
 _HEALTHY = Path(__file__).parent / "diagnosis" / "healthy.csv"
 
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.replay is not None:
-            from stability.training.replay import replay  # late: a log is diagnosed without PyTorch
+            from stability.trials.replay import replay  # late: a log is diagnosed without PyTorch
 
             show_replay(options.replay, replay(options.replay, options.device))
             return 0

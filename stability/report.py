@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from stability.errors import StabilityError
+from stability.core.errors import StabilityError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,7 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a study, outputs/STUDY, or a trial")
     parser.add_argument(
-        "--claims", default="claims.yaml", metavar="FILE", help="the claims to rule on, or none (default: %(default)s)"
+        "--claims",
+        default="original",
+        metavar="CLAIMS",
+        help="the claims to rule on: a file, a name in conf/claims/, or none (default: %(default)s)",
     )
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="two trials, by folder, name or the beginning of one"
@@ -39,13 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--where", nargs="+", default=[], action="extend", metavar="FACTOR=LEVEL", help="only trials with these levels"
     )
     options = parser.parse_args(arguments)
-    from stability.studies.claims import find_claims  # late: SciPy and matplotlib take a while
-    from stability.studies.page import write_report
+    from stability.analysis.claims import find_claims  # late: SciPy and matplotlib take a while
+    from stability.reporting.page import write_report
 
     try:
         report = write_report(
             options.folders,
-            claims=None if options.claims == "none" else find_claims(Path(options.claims)),
+            claims=None if options.claims == "none" else find_claims(options.claims),
             where=dict(map(_condition, options.where)),
             pair=options.compare,
             out=options.out,

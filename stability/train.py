@@ -19,22 +19,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from stability import config
-from stability.errors import Interrupted, StabilityError, Stop, cannot_write
+from stability.config.hydra import explain, folder, register, resolve
+from stability.core.errors import Interrupted, StabilityError, Stop, cannot_write
 
 
-@hydra.main(config_path=str(config.folder()), config_name="config", execution_whitelist="stability.*")
+@hydra.main(config_path=str(folder()), config_name="config", execution_whitelist="stability.*")
 def _job(cfg: DictConfig) -> float | None:
     running = HydraConfig.get()
     folder = Path(running.runtime.output_dir)
     if running.mode == RunMode.MULTIRUN:
-        from stability.studies.job import run_in_sweep
+        from stability.sweeps.sweep_trial import run_in_sweep
 
         return run_in_sweep(cfg, folder)
-    from stability.training.trial import run_trial  # late: PyTorch takes seconds, and --help needs none of it
+    from stability.trials.run import run_trial  # late: PyTorch takes seconds, and --help needs none of it
 
     try:
-        run_trial(config.resolve(cfg), folder)
+        run_trial(resolve(cfg), folder)
     except StabilityError as error:
         sys.exit(f"error: {error}")  # Hydra prints an exception that passes through it
     return None
@@ -47,13 +47,13 @@ def main() -> None:
     # then they sleep. It is read when PyTorch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     logging.raiseExceptions = False  # on a full disk Hydra's log of a job would fail with a traceback
-    config.register()
+    register()
     try:
         _run()
     except StabilityError as error:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {config.explain(error)}")
+        sys.exit(f"error: {explain(error)}")
     except OSError as error:  # Hydra makes the trial's folder, and opens a log in it, before the trial begins
         sys.exit(f"error: {_explain_folder(error)}")
     except ValueError as error:

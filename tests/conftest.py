@@ -12,18 +12,20 @@ import torch
 # Before Triton starts: without a GPU it interprets its kernels, which then run on the CPU.
 os.environ["TRITON_INTERPRET"] = str(int(not torch.cuda.is_available()))
 
-from stability.config import Synthetic
+from stability.config.schema import Synthetic
 from stability.data import synthetic
-from stability.data.store import keep
+from stability.data.placement import keep
 from stability.data.t15 import Dataset, open_dataset
-from tests.commandline import CommandLine
+from tests.support.commandline import CommandLine
 
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Four days of six features, with few and short trials."""
     root: Path = tmp_path_factory.mktemp("data")
-    settings = Synthetic(seed=0, days=4, features=6, train_trials=6, val_trials=5, words=1, noise=0.5, drift=0.3)
+    settings = Synthetic(
+        seed=0, days=4, features=6, train_utterances=6, val_utterances=5, words=1, noise=0.5, drift=0.3
+    )
     folder = synthetic.ensure(settings, root)
     dataset = open_dataset(folder, patch_size=14, patch_stride=4, max_cut=2, index_dir=root / "index")
     return keep(dataset, torch.device("cpu"), root)

@@ -28,15 +28,15 @@ from torch import Tensor, nn
 from experiments.detection.peers import Peer, installed_peers
 from experiments.detection.recipes import Recipe, recipes
 from stability import Monitor
-from stability.config import Synthetic
+from stability.config.schema import Synthetic
 from stability.data import synthetic
 from stability.data.augment import smooth
 from stability.data.phonemes import PHONEMES
 from stability.data.t15 import Split, open_dataset
-from stability.diagnosis.signals import Table
-from stability.training.loss import edit_distance, greedy_decode
-from stability.training.measure import infeasible_targets
-from stability.training.recurrent import gru_layer
+from stability.diagnosis.table import Table
+from stability.engine.loss import edit_distance, greedy_decode
+from stability.engine.measure import infeasible_targets
+from stability.engine.recurrent import gru_layer
 
 FOLDER = Path("outputs/corpus")
 PACKED = Path(__file__).parent / "corpus.npz"
@@ -100,7 +100,9 @@ def _data(task: str) -> tuple[Utterances, Utterances]:
     if task == "digits":
         path = DIGITS
     else:
-        settings = Synthetic(seed=7, days=4, features=32, train_trials=80, val_trials=16, words=1, noise=0.4, drift=0.1)
+        settings = Synthetic(
+            seed=7, days=4, features=32, train_utterances=80, val_utterances=16, words=1, noise=0.4, drift=0.1
+        )
         path = synthetic.ensure(settings, Path("outputs/data"))
     dataset = open_dataset(path, patch_size=_PATCH, patch_stride=_STRIDE, max_cut=0, index_dir=Path("outputs/index"))
     return _loaded(dataset.train), _loaded(dataset.val)

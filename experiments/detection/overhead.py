@@ -15,10 +15,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
+from experiments.benchmarks.step_speed import Watch, plain_loop
 from experiments.detection.peers import Peer, installed_peers
-from experiments.step_speed import Watch, plain_loop
-from stability import Monitor, config
-from stability.training.trial import open_data
+from stability import Monitor
+from stability.config.hydra import folder, register, resolve
+from stability.trials.run import open_data
 
 _ROUNDS, _STEPS = 8, 10
 
@@ -46,9 +47,9 @@ def _seconds(train: Callable[[int], None]) -> float:
 
 def main() -> None:
     """Measure and print."""
-    config.register()
-    with initialize_config_dir(config_dir=str(config.folder())):
-        c = config.resolve(compose("config"))
+    register()
+    with initialize_config_dir(config_dir=str(folder())):
+        c = resolve(compose("config"))
     dataset, device = open_data(c), torch.device("cpu")
     watched = {"stability": _ours} | {kind.name: partial(_peer, kind) for kind in installed_peers()}
     loops = {"nothing": plain_loop(c, dataset, device)}

@@ -35,7 +35,7 @@ class Recipe:
     warmup: int = 20
     clip: float | None = 10.0
     weight_decay: float = 1e-3
-    reduction: Literal["per_trial_sum", "per_label_mean"] = "per_trial_sum"
+    reduction: Literal["per_utterance_sum", "per_label_mean"] = "per_utterance_sum"
     noise: float = 0.4
     dropout: float = 0.0
     precision: Literal["fp32", "fp16", "pure_fp16"] = "fp32"

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stability.streams import numpy_stream, torch_stream
-from stability.transfer import sent
+from stability.core.device import sent
+from stability.core.streams import numpy_stream, torch_stream
 
 _TAPS = 100  # taps of the official kernel before the small ones are dropped
 _SMALLEST_TAP = 0.01

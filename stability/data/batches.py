@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stability.data.store import padded
+from stability.core.streams import numpy_stream
+from stability.data.placement import padded
 from stability.data.t15 import Following, Split
-from stability.streams import numpy_stream
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
+from stability.core.files import write_atomically
 from stability.data.progress import locked, progress
 from stability.data.t15 import Split
-from stability.files import write_atomically
 
 _VERSION = 1  # raise it when the same files come to mean another array
 _UNFINISHED = "unfinished"

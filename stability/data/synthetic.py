@@ -15,19 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
-from stability import config
+from stability.config.names import without_defaults
+from stability.config.schema import Synthetic
+from stability.core.errors import StabilityError
 from stability.data.phonemes import BLANK, PHONEMES, SILENCE
 from stability.data.progress import locked, progress
 from stability.data.t15 import Trial, write_session
-from stability.errors import StabilityError
 
 _RECIPE = 1  # raise it when the same settings come to mean other bytes
 _BOUNDS = {
     "seed": (0, math.inf),
     "days": (1, 99),
     "features": (2, math.inf),
-    "train_trials": (1, math.inf),
-    "val_trials": (1, math.inf),
+    "train_utterances": (1, math.inf),
+    "val_utterances": (1, math.inf),
     "words": (1, 40),  # longer sentences could outgrow the layout
     "noise": (0, 100),
     "drift": (0, 1),
@@ -55,7 +56,7 @@ _SHARED_NOISE_STD = 0.6  # in the power, together with the crossings
 _POWER_NOISE_STD = 0.7  # in the power alone
 
 
-def ensure(settings: config.Synthetic, root: Path) -> Path:
+def ensure(settings: Synthetic, root: Path) -> Path:
     """The folder of the set with these settings; it is written the first time.
 
     root: the folder that keeps sets, made if it is missing. Several processes may ask at once.
@@ -71,7 +72,7 @@ def ensure(settings: config.Synthetic, root: Path) -> Path:
         if not least <= getattr(settings, name) <= most:
             bounds = f"at least {least}" if most == math.inf else f"in {least} to {most}"
             raise StabilityError(f"data.synthetic.{name} is {getattr(settings, name)}; it has to be {bounds}")
-    recipe = json.dumps([_RECIPE, config.without_defaults(settings)], sort_keys=True)
+    recipe = json.dumps([_RECIPE, without_defaults(settings)], sort_keys=True)
     folder = root / f"synthetic-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
     if folder.is_dir():
         return folder
@@ -85,7 +86,7 @@ def ensure(settings: config.Synthetic, root: Path) -> Path:
     return folder
 
 
-def _write_whole(settings: config.Synthetic, folder: Path) -> None:
+def _write_whole(settings: Synthetic, folder: Path) -> None:
     unfinished = folder.with_suffix(".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
     _check_room(settings, folder.parent)
@@ -97,7 +98,7 @@ def _write_whole(settings: config.Synthetic, folder: Path) -> None:
         raise
 
 
-def _check_room(settings: config.Synthetic, root: Path) -> None:
+def _check_room(settings: Synthetic, root: Path) -> None:
     words = settings.words
     mean_words = (words + 1) * (4 * words - 1) / (6 * words)  # the larger of two draws from 1 to `words`
     mean_labels = mean_words * np.mean([len(labels) for _, labels in _vocabulary()])
@@ -113,16 +114,16 @@ def _check_room(settings: config.Synthetic, root: Path) -> None:
         )
 
 
-def _counts(settings: config.Synthetic, day: int) -> dict[str, int]:
+def _counts(settings: Synthetic, day: int) -> dict[str, int]:
     """How many trials of each split a day has."""
-    train, val = settings.train_trials, settings.val_trials
+    train, val = settings.train_utterances, settings.val_utterances
     if settings.recordings:
         return {"train": train} if day % 11 == 1 else {"train": train, "val": val, "test": val}
     counts = {"train": train} if day == 1 else {"train": train, "val": val}
     return counts | {"test": _TEST_TRIALS} if day == settings.days - 1 else counts
 
 
-def _write(settings: config.Synthetic, folder: Path) -> None:
+def _write(settings: Synthetic, folder: Path) -> None:
     words = _vocabulary()
     channels = (settings.features + 1) // 2
     shape = (len(PHONEMES), channels)
@@ -145,7 +146,7 @@ def _recorded_session(
     words: _Words,
     tuning: NDArray[np.float64],  # (classes, channels)
     offset: NDArray[np.float64],  # (channels,)
-    settings: config.Synthetic,
+    settings: Synthetic,
     counts: dict[str, int],
 ) -> dict[str, Iterator[Trial]]:
     """A day's trials, each recorded anew."""
@@ -171,7 +172,7 @@ def _assembled_session(
     words: _Words,
     tuning: NDArray[np.float64],  # (classes, channels)
     offset: NDArray[np.float64],  # (channels,)
-    settings: config.Synthetic,
+    settings: Synthetic,
     counts: dict[str, int],
 ) -> dict[str, Iterator[Trial]]:
     """A day's trials, put together from one recording of all phonemes in any order."""
@@ -214,7 +215,7 @@ def _trial(
     words: _Words,
     tuning: NDArray[np.float64],  # (classes, channels)
     offset: NDArray[np.float64],  # (channels,)
-    settings: config.Synthetic,
+    settings: Synthetic,
     *,
     block: int,
     number: int,
@@ -236,7 +237,7 @@ def _sentence(rng: np.random.Generator, words: _Words, most: int) -> tuple[str, 
     return " ".join(word for word, _ in chosen), np.array([label for _, spoken in chosen for label in spoken])
 
 
-def _durations(rng: np.random.Generator, count: int, settings: config.Synthetic) -> NDArray[np.int64]:
+def _durations(rng: np.random.Generator, count: int, settings: Synthetic) -> NDArray[np.int64]:
     """Of so many phonemes, in bins."""
     durations = rng.gamma(_DURATION_SHAPE, settings.bins_per_phoneme / _DURATION_SHAPE, size=count)
     return np.maximum(durations.round(), _SHORTEST).astype(int)

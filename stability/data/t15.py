@@ -15,9 +15,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from stability.core.errors import StabilityError
 from stability.data.phonemes import SILENCE
 from stability.data.progress import progress
-from stability.errors import StabilityError
 
 if TYPE_CHECKING:  # a set is read and written without PyTorch
     from torch import Tensor
@@ -274,7 +274,7 @@ def open_dataset(
     path: Path,
     *,
     sessions: Sequence[str] | None = None,
-    on_bad_trial: str = "error",
+    on_bad_utterance: str = "error",
     patch_size: int,
     patch_stride: int,
     max_cut: int,
@@ -284,7 +284,7 @@ def open_dataset(
 
     path: the folder that holds the session folders.
     sessions: names of session folders, in the order of the days; None: all, sorted by name.
-    on_bad_trial: "error" stops and lists the bad trials, "exclude" leaves them out and lists them in
+    on_bad_utterance: "error" stops and lists the bad trials, "exclude" leaves them out and lists them in
         `excluded`. Bad is a trial with NaN or infinite features, without labels, with labels out of range or
         more of them than CTC can align, shorter than a patch, or at odds with its own attributes.
     patch_size, patch_stride: of the decoder, in bins.
@@ -295,7 +295,7 @@ def open_dataset(
     or to validate with, a file cannot be read, feature counts differ, or bad trials are there and are errors.
     """
     cuts = {"train": max_cut, "val": 0}
-    train, val = _open(path, cuts, sessions, on_bad_trial, patch_size, patch_stride, index_dir)
+    train, val = _open(path, cuts, sessions, on_bad_utterance, patch_size, patch_stride, index_dir)
     return Dataset(train, val)
 
 
@@ -304,7 +304,7 @@ def open_split(
     split: str,
     *,
     sessions: Sequence[str] | None = None,
-    on_bad_trial: str = "error",
+    on_bad_utterance: str = "error",
     patch_size: int,
     patch_stride: int,
     index_dir: Path,
@@ -312,7 +312,7 @@ def open_split(
     """Open one split alone, uncut, as `open_dataset` does; "test" is the one that needs no labels."""
     if split not in SPLITS:
         raise StabilityError(f"split is {split!r}; it is one of {', '.join(SPLITS)}")
-    return _open(path, {split: 0}, sessions, on_bad_trial, patch_size, patch_stride, index_dir)[0]
+    return _open(path, {split: 0}, sessions, on_bad_utterance, patch_size, patch_stride, index_dir)[0]
 
 
 def frames_needed(labels: Sequence[int]) -> int:
@@ -361,13 +361,13 @@ def _open(
     path: Path,
     cuts: dict[str, int],  # by split: bins that may be cut from a trial
     sessions: Sequence[str] | None,
-    on_bad_trial: str,
+    on_bad_utterance: str,
     patch_size: int,
     patch_stride: int,
     index_dir: Path,
 ) -> list[Split]:
-    if on_bad_trial not in _ON_BAD_TRIAL:
-        raise StabilityError(f"data.on_bad_trial is {on_bad_trial!r}; it is one of {', '.join(_ON_BAD_TRIAL)}")
+    if on_bad_utterance not in _ON_BAD_TRIAL:
+        raise StabilityError(f"data.on_bad_utterance is {on_bad_utterance!r}; it is one of {', '.join(_ON_BAD_TRIAL)}")
     names = _session_names(path, sessions)
     files = {split: tuple(path / name / f"data_{split}.hdf5" for name in names) for split in cuts}
     scanned = _scan_all([file for file in chain(*files.values()) if os.path.lexists(file)], index_dir)
@@ -388,11 +388,11 @@ def _open(
                 n_features.setdefault(entry.n_features, where)
 
     messages = [*chain(*bad.values())]
-    if messages and on_bad_trial == "error":
+    if messages and on_bad_utterance == "error":
         total = sum(map(len, scanned.values()))
         raise StabilityError(
             f"{len(messages)} of {total} trials in {path} are bad:\n{_listed(messages)}\n"
-            "mend them, or go on without them: data.on_bad_trial=exclude"
+            "mend them, or go on without them: data.on_bad_utterance=exclude"
         )
     for split in cuts:
         if not records[split]:

@@ -22,7 +22,7 @@ from stability.diagnosis.finding import (
     running_median,
     until,
 )
-from stability.diagnosis.signals import Table
+from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["collapsed"]
 _SOME, _WELL = THRESHOLDS["learned"]["some"], THRESHOLDS["learned"]["well"]
@@ -225,8 +225,8 @@ def _small_step_advice(signals: Table, step: int, size: float) -> str:
         labels = until(finite(signals, "labels"), step)
         times = f"{np.median(labels):.2g} times smaller" if len(labels) else "as many times smaller as there are labels"
         advice += (
-            f"; the loss is a per-label mean, so gradients are {times} than with a per-trial sum: try "
-            "loss=per_trial_sum,"
+            f"; the loss is a per-label mean, so gradients are {times} than with a per-utterance sum: try "
+            "loss=per_utterance_sum,"
         )
     else:
         advice += ": try"

@@ -9,8 +9,8 @@ is called one of blank or of a few phonemes goes by the whole of its time.
 from stability.diagnosis.collapse import other_labels, relapsed, stuck
 from stability.diagnosis.explosion import exploded
 from stability.diagnosis.finding import Finding
-from stability.diagnosis.finite import non_finite
-from stability.diagnosis.signals import Table
+from stability.diagnosis.non_finite import non_finite
+from stability.diagnosis.table import Table
 
 _DETECTORS = (non_finite, exploded, relapsed, stuck, other_labels)
 

@@ -16,7 +16,7 @@ from stability.diagnosis.finding import (
     running_median,
     until,
 )
-from stability.diagnosis.signals import Table
+from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["exploded"]
 _SMOOTH = int(_T["smooth"])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from stability.diagnosis.signals import Table
+from stability.diagnosis.table import Table
 
 Outcome = Literal[
     "stable", "slow", "undecided", "blank_collapse", "mode_collapse", "exploded", "non_finite", "bad_data"

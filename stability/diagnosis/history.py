@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stability.diagnosis.signals import Table
+from stability.diagnosis.table import Table
 
 CAPACITY = 4096  # rows, at most
 _RECENT = CAPACITY // 16

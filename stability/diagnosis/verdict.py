@@ -12,8 +12,8 @@ from stability.diagnosis.collapse import forecast, narrow_since, why_no_progress
 from stability.diagnosis.detectors import findings
 from stability.diagnosis.explosion import recovered
 from stability.diagnosis.finding import THRESHOLDS, Finding, Outcome, finite
-from stability.diagnosis.finite import not_finite_parts
-from stability.diagnosis.signals import Table
+from stability.diagnosis.non_finite import not_finite_parts
+from stability.diagnosis.table import Table
 
 Fault = Literal["non_finite", "bad_data", "exploded", "blank_collapse", "mode_collapse"]
 SOME, WELL = THRESHOLDS["learned"]["some"], THRESHOLDS["learned"]["well"]

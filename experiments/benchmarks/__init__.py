@@ -1,0 +1,1 @@
+"""Programs that time the parts of the program and print ratios."""

@@ -1,0 +1,91 @@
+"""How fast do batches come? Each way beside the floor, the time in which memory is copied, all interleaved.
+
+    python experiments/data_speed.py [overrides]          # make benchmark-data
+
+The ways: HDF5 files opened anew for each batch, as the official trainer's loader does; files that stay open; and where
+training has the features on this machine. Without overrides on 4 days of `data=synthetic_t15`. A batch is ready when it
+is on the device, in float32. Run it with nothing beside it.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import groupby
+from statistics import median
+
+import h5py
+import torch
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from stability.config.hydra import folder, register, resolve
+from stability.data.batches import training_batch
+from stability.data.t15 import Split
+from stability.trials.run import choose_device, open_data
+
+DEFAULT = ("data=synthetic_t15", "data.synthetic.days=4", "model=official")
+ROUNDS, BATCHES = 8, 4
+
+
+def opened_anew(split: Split, trials: tuple[int, ...], device: torch.device) -> Tensor:
+    """A batch as a plain loader makes it: a file opened for each day, its trials read, padded and copied."""
+    features = []
+    for day, of_day in groupby(trials, lambda i: split.records[i].day):
+        with h5py.File(split.path / split.sessions[day] / "data_train.hdf5", locking=False) as file:
+            features += [torch.from_numpy(file[split.records[i].name]["input_features"][()]) for i in of_day]
+    return pad_sequence(features, batch_first=True).to(device)
+
+
+def main() -> None:
+    """Measure and print."""
+    register()
+    with initialize_config_dir(config_dir=str(folder())):
+        c = resolve(compose("config", overrides=sys.argv[1:] or [*DEFAULT]))
+    device, dataset = choose_device(c.device), open_data(c)
+    split = dataset.train
+    in_files = replace(split, rows=None)
+    trials = [training_batch(split, c.batch.size, c.batch.days, 0, step).trials for step in range(BATCHES)]
+
+    def batch_of(split: Split, step: int) -> Tensor:
+        return training_batch(split, c.batch.size, c.batch.days, 0, step).features
+
+    sources = [batch_of(split, step) for step in range(BATCHES)]
+    targets = [torch.empty_like(source) for source in sources]
+    nbytes = sum(source.nbytes for source in sources) / BATCHES
+
+    ways: dict[str, Callable[[int], object]] = {
+        "HDF5 files opened anew": lambda step: opened_anew(split, trials[step], device),
+        "HDF5 files kept open": lambda step: batch_of(in_files, step).to(device),
+        f"ours: {dataset.place}": lambda step: batch_of(split, step),
+        "floor: a copy of the batch": lambda step: targets[step].copy_(sources[step]),
+    }
+
+    def seconds(way: Callable[[int], object]) -> float:
+        start = time.perf_counter()
+        for step in range(BATCHES):
+            way(step)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - start) / BATCHES
+
+    rounds = [{name: seconds(way) for name, way in ways.items()} for _ in range(ROUNDS + 1)][1:]  # the first warms up
+    first, *_, floor = ways
+    table = Table("", "ms a batch", "batches a second", "GB/s", "times as fast", "of the floor")
+    for name in ways:
+        took = median(r[name] for r in rounds)
+        gain = median(r[first] / r[name] for r in rounds)
+        share = median(r[floor] / r[name] for r in rounds)
+        rate = f"{nbytes / took / 1e9:.2f}"
+        table.add_row(name, f"{took * 1e3:.1f}", f"{1 / took:.1f}", rate, f"{gain:.1f}", f"{share:.0%}")
+    console = Console()
+    what = f"{c.batch.size} trials of {c.batch.days} days, {nbytes / 1e6:.0f} MB with their padding, on {device}"
+    console.print(f"{what}; medians of {ROUNDS} rounds of {BATCHES} batches")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""How fast are the engines of the recurrence? One GRU layer forward and back, for stacks of trials, beside its floor.
+
+    python -m experiments.benchmarks.engine_speed [--units 768] [--trials 1 2 4 8 16] [--rows 64] [--frames 500]
+
+On a GPU in bf16, there also as captured in a CUDA graph, which is launched at once but holds for one batch's lengths
+alone; on a CPU in fp32. Interleaved and repeated. Run it with nothing beside it.
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from statistics import median
+from unittest.mock import patch
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from experiments.benchmarks import step_floor
+from stability.engine import recurrent
+from stability.engine.memory import prepare_host
+from stability.engine.recurrent import backward_loop, forward_loop, looped_gru
+from stability.trials.run import choose_device
+
+ROUNDS = 10
+_Work = Callable[[], object]
+
+
+def main() -> None:
+    """Measure and print."""
+    device = choose_device("auto")
+    on_gpu = device.type == "cuda"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--units", type=int, default=768 if on_gpu else 128)
+    parser.add_argument("--trials", nargs="+", type=int, default=[1, 2, 4, 8, 16] if on_gpu else [1, 2, 4, 8])
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--frames", type=int, default=500 if on_gpu else 100, help="of the longest row")
+    arguments = parser.parse_args()
+    prepare_host()
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    lengths = torch.linspace(0.15, 1, arguments.rows).mul(arguments.frames).ceil()
+    counts = (lengths.unsqueeze(1) > torch.arange(arguments.frames)).sum(0).tolist()
+    size, copied = (8192, 1 << 30) if on_gpu else (1024, 1 << 26)
+    rates = step_floor.measure(device, dtype, arguments.rows, arguments.units, size, copied)
+    rows: list[dict[str, float]] = []
+    for trials in arguments.trials:
+        operands = _operands(trials, counts, arguments.units, device, dtype)
+        times = _times(_engines(operands, counts), device)
+        floor = _floor(trials, counts, arguments.units, rates, dtype)
+        rows.append({name: t / trials for name, t in {**times, "floor": floor}.items()})
+    title = (
+        f"ms a trial of a layer of {arguments.units} units on {arguments.rows} rows of {int(lengths[0])} to "
+        f"{arguments.frames} frames in {str(dtype).removeprefix('torch.')}, median of {ROUNDS} rounds"
+    )
+    table = Table("trials", *rows[0], title=title, title_justify="left", box=None, header_style="dim")
+    for trials, row in zip(arguments.trials, rows, strict=True):
+        table.add_row(str(trials), *(f"{1e3 * t:.2f}" for t in row.values()))
+    console = Console(highlight=False, width=150)
+    console.print(table)
+    console.print(
+        f"The floor: operations at {rates.operations / 1e9:.4g} GFLOP/s, the weights from memory for each frame at "
+        f"{rates.bandwidth / 1e9:.4g} GB/s, and\nthe chain of the frames at {rates.product * 1e6:.3g} µs a product; "
+        "the largest of them."
+    )
+
+
+def _operands(k: int, counts: Sequence[int], h: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    shapes = [(k, sum(counts), h), (k, counts[0], h), (k, 3 * h, h), (k, 3 * h, h), (k, 3 * h), (k, 3 * h)]
+    drawn = [torch.randn(shape, device=device) / h**0.5 for shape in shapes]
+    return [v.to(dtype).requires_grad_() for v in drawn]
+
+
+def _engines(operands: list[Tensor], counts: Sequence[int]) -> dict[str, _Work]:
+    """What computes the states and all gradients, by name."""
+    upstream = torch.randn_like(operands[0])
+
+    def in_turn() -> None:
+        for k in range(len(upstream)):
+            x, h0, w_ih, w_hh, b_ih, b_hh = own = [v[k : k + 1].detach().requires_grad_() for v in operands]
+            states = recurrent._library_gru(x, h0, w_ih, w_hh, b_ih, b_hh, counts)
+            torch.autograd.grad(states, own, upstream[k : k + 1])
+
+    def together() -> None:
+        x, h0, w_ih, w_hh, b_ih, b_hh = operands
+        torch.autograd.grad(looped_gru(x, h0, w_ih, w_hh, b_ih, b_hh, counts), operands, upstream)
+
+    def by_operations() -> None:
+        with patch.object(recurrent, "_loops", return_value=(forward_loop, backward_loop)):
+            together()
+
+    engines: dict[str, _Work] = {
+        "PyTorch's GRU, in turn": in_turn,
+        "PyTorch's operations": by_operations,
+        "ours": together,
+    }
+    if upstream.is_cuda:
+        engines |= {"operations in a graph": _captured(by_operations), "ours in a graph": _captured(together)}
+    return engines
+
+
+def _captured(work: _Work) -> _Work:
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+def _times(engines: dict[str, _Work], device: torch.device) -> dict[str, float]:
+    """Median seconds of each."""
+    times = defaultdict[str, list[float]](list)
+    for _ in range(ROUNDS + 1):  # the first warms up
+        for name, work in engines.items():
+            begun = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times[name].append(time.perf_counter() - begun)
+    return {name: median(own[1:]) for name, own in times.items()}
+
+
+def _floor(trials: int, counts: Sequence[int], h: int, rates: step_floor.Rates, dtype: torch.dtype) -> float:
+    """Seconds, on a GPU whose caches hold nothing from one frame to the next."""
+    multiplied = trials * sum(counts) * 2 * 3 * h * 2 * h * 3  # from input and state; forward, and back to both factors
+    moved = trials * 2 * len(counts) * 3 * h * h * dtype.itemsize
+    return max(multiplied / rates.operations, moved / rates.bandwidth, 2 * len(counts) * rates.product)
+
+
+if __name__ == "__main__":
+    main()

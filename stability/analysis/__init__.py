@@ -1,0 +1,1 @@
+"""What finished trials say: effects, claims, boundaries."""

@@ -1,0 +1,89 @@
+"""Critical differences: all in which two trials differ, each with what it does where the study knows it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stability.analysis.effects import Effect, Response, cells_of, difference_between, main_factors
+from stability.analysis.trials import Level, Trial, Trials
+from stability.config.names import short_name
+from stability.core.errors import StabilityError
+
+_MOST_CELLS = 200  # among which a failed trial's nearest healthy one is looked for
+_NOT_ALONE = "not varied alone in this study"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A value of the configuration in which two trials differ.
+
+    `effects` are those of changing it from `first` to `second`, by response; without any, `note` says why.
+    """
+
+    name: str
+    first: Level
+    second: Level
+    effects: dict[Response, Effect]
+    note: str = ""
+
+
+def compare(trials: Trials, first: Trial, second: Trial) -> list[Difference]:
+    """All that differs between two of the trials, what changes health the most before the rest."""
+    found = []
+    if first.seed != second.seed:
+        found.append(Difference("seed", first.seed, second.seed, {}, "chance"))
+    main = main_factors(trials)
+    owner: dict[str, str] = {}  # of what changes along
+    names = [n for n in first.factors | second.factors if first.factors.get(n) != second.factors.get(n)]
+    for name in sorted(names, key=lambda name: name not in main):
+        levels = first.factors.get(name), second.factors.get(name)
+        if name in owner:
+            found.append(Difference(name, *levels, {}, f"changes along with {short_name(owner[name])}"))
+            continue
+        effects = difference_between(trials, name, *levels)
+        if effects[0].matches:
+            owner |= dict.fromkeys(effects[0].tied, name)
+            found.append(Difference(name, *levels, {effect.response: effect for effect in effects}))
+        else:
+            found.append(Difference(name, *levels, {}, _NOT_ALONE))
+    return sorted(found, key=lambda d: -abs(d.effects["healthy"].effect) if d.effects else 1.0)
+
+
+def find_trial(trials: Trials, wanted: str) -> Trial:
+    """The trial of that name, of which the beginning will do if no other begins so, or in that folder."""
+    path = Path(wanted).resolve()
+    exact = [trial for trial in trials.trials if trial.folder == path or trial.name == wanted]
+    found = exact or [trial for trial in trials.trials if trial.name.startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(str(trial.folder if exact else trial.name) for trial in found[:4])
+        raise StabilityError(
+            f"{len(found)} trials are meant by {wanted}: {names} … Give more of one's name, or its path."
+        )
+    reasons = [reason for folder, reason in trials.left_out if folder == path or folder.name.startswith(wanted)]
+    if reasons:
+        raise StabilityError(f"{wanted} cannot be compared: {reasons[0]}.")
+    raise StabilityError(
+        f"There is no trial {wanted}: give the name of a folder in the study, such as {_example(trials)}."
+    )
+
+
+def telling_pair(trials: Trials) -> tuple[Trial, Trial] | None:
+    """A failed trial and a healthy one, in as few factors apart as can be and of the same seed if so; None without."""
+    factors = main_factors(trials)
+    failed, healthy = [], []
+    for own in cells_of(trials).values():
+        failed += [trial for trial in own if not trial.healthy][:1]
+        healthy += [trial for trial in own if trial.healthy][:1]
+
+    def distance(pair: tuple[Trial, Trial]) -> tuple[bool, int, bool, int]:
+        a, b = (trial.factors for trial in pair)
+        apart = [abs(levels.index(a.get(name)) - levels.index(b.get(name))) for name, levels in factors.items()]
+        return not any(apart), sum(map(bool, apart)), pair[0].seed != pair[1].seed, sum(apart)
+
+    pairs = [(a, b) for a in failed[:_MOST_CELLS] for b in healthy[:_MOST_CELLS]]
+    return min(pairs, key=distance, default=None)
+
+
+def _example(trials: Trials) -> str:
+    return trials.trials[0].name if trials.trials else "one that is finished"

@@ -1,0 +1,1 @@
+"""The configuration of a trial: its typed schema, its names, and how Hydra reads it."""

@@ -1,0 +1,230 @@
+"""The schema of a trial's configuration: one dataclass for each group of `conf/`, with the bounds beside the fields.
+
+A field that has a default was added later. At its default it is not part of a trial's name, so that older trials keep
+theirs.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from stability.core.errors import StabilityError
+from stability.diagnosis.verdict import FATAL, Fault
+
+_LARGEST = 3e38  # float32 overflows a little above
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """Which numbers a field accepts."""
+
+    text: str
+    accepts: Callable[[float], bool]  # False for NaN
+
+
+def _bounded(text: str, accepts: Callable[[float], bool]) -> dict[str, _Bound]:
+    return {"bound": _Bound(text, accepts)}
+
+
+def _at_least(least: float) -> dict[str, _Bound]:
+    return _bounded(f"{least} or more", lambda value: value >= least)
+
+
+def _positive() -> dict[str, _Bound]:
+    return _bounded("above 0", lambda value: value > 0)
+
+
+def _fraction() -> dict[str, _Bound]:
+    return _bounded("at least 0 and below 1", lambda value: 0 <= value < 1)
+
+
+@dataclass
+class Optimizer:
+    """AdamW and the clip before it; the meaning of each value stands in `conf/optimizer/official.yaml`."""
+
+    epsilon: float = field(metadata=_at_least(0))
+    beta1: float = field(metadata=_fraction())
+    beta2: float = field(metadata=_fraction())
+    weight_decay: float = field(metadata=_at_least(0))
+    weight_decay_day: float = field(metadata=_at_least(0))
+    clip_norm: float | None = field(metadata=_positive())
+    fused: bool
+
+
+@dataclass
+class Schedule:
+    """Learning rates and the steps at which they change."""
+
+    lr_max: float = field(metadata=_at_least(0))
+    lr_min: float = field(metadata=_at_least(0))
+    lr_max_day: float = field(metadata=_at_least(0))
+    lr_min_day: float = field(metadata=_at_least(0))
+    warmup_steps: int = field(metadata=_at_least(0))
+    decay_steps: int = field(metadata=_at_least(0))
+
+
+@dataclass
+class Augmentation:
+    """Noise in units of the features' standard deviation, cut and smoothing in bins."""
+
+    white_noise_std: float = field(metadata=_at_least(0))
+    constant_offset_std: float = field(metadata=_at_least(0))
+    max_cut: int = field(metadata=_at_least(0))
+    smooth_std: float = field(metadata=_at_least(0))
+
+
+@dataclass
+class Batch:
+    """Trials and days in a training batch."""
+
+    size: int = field(metadata=_at_least(1))
+    days: int = field(metadata=_at_least(1))
+
+
+@dataclass
+class Loss:
+    """How a trial's CTC loss is reduced over its labels."""
+
+    reduction: Literal["per_utterance_sum", "per_label_mean"]
+
+
+@dataclass
+class Precision:
+    """The dtype of the forward pass, fp16's first loss scale, and a fault to experiment with."""
+
+    dtype: Literal["auto", "fp32", "bf16", "fp16"]
+    initial_loss_scale: float = field(metadata=_at_least(1))
+    clip_before_unscale: bool
+
+
+@dataclass
+class Model:
+    """The decoder's size, and the factor on every length in steps that goes with it."""
+
+    layers: int = field(metadata=_at_least(1))
+    units: int = field(metadata=_at_least(1))
+    patch_size: int = field(metadata=_at_least(1))
+    patch_stride: int = field(metadata=_at_least(1))
+    input_dropout: float = field(metadata=_fraction())
+    rnn_dropout: float = field(metadata=_fraction())
+    time_scale: float = field(metadata=_positive())
+
+
+@dataclass
+class Synthetic:
+    """Settings of the made-up data set; the same settings give the same bytes."""
+
+    seed: int
+    days: int
+    features: int
+    train_utterances: int
+    val_utterances: int
+    words: int
+    noise: float
+    drift: float
+    bins_per_phoneme: float = 9.0
+    recordings: int = 0
+
+
+@dataclass
+class Data:
+    """Where the trials come from, and what to do with bad ones."""
+
+    path: str | None
+    sessions: list[str] | None
+    on_bad_utterance: Literal["error", "exclude"]
+    synthetic: Synthetic | None
+
+
+@dataclass
+class Diagnosis:
+    """What ends a trial before its budget does."""
+
+    stop_on: list[Fault]
+
+
+@dataclass
+class Tracking:
+    """Where runs are compared."""
+
+    backend: Literal["mlflow", "none"]
+    uri: str | None
+    experiment: str
+
+
+@dataclass
+class Config:
+    """One trial."""
+
+    optimizer: Optimizer
+    schedule: Schedule
+    aug: Augmentation
+    batch: Batch
+    loss: Loss
+    precision: Precision
+    model: Model
+    data: Data
+    diagnosis: Diagnosis
+    tracking: Tracking
+    seed: int
+    steps: int = field(metadata=_at_least(1))
+    validate_every: int = field(metadata=_at_least(1))
+    checkpoint_every: int = field(metadata=_at_least(1))
+    device: str
+    init_from: str | None
+    study: str
+    outputs: str
+    fresh: bool
+
+
+@dataclass
+class Sweep:
+    """What is said of a whole sweep; no part of any of its trials."""
+
+    claims: str | None
+    dry_run: bool
+
+
+@dataclass
+class Command(Config):
+    """All that a command line can say."""
+
+    sweep: Sweep
+
+
+def check(config: Config) -> None:
+    """Check what the types cannot: bounds, and settings that contradict each other.
+
+    Args:
+        config: A configuration whose fields have the right types.
+
+    Raises:
+        StabilityError: A value is out of bounds or contradicts another; the message names both and the mend.
+    """
+    for name, value, bound in _values(config):
+        if bound is not None and value is not None and not bound.accepts(value):
+            raise StabilityError(f"{name}={value}: it has to be {bound.text}.")
+        if isinstance(value, float) and _LARGEST < abs(value) < math.inf:
+            raise StabilityError(f"{name}={value}: float32 holds numbers of up to {_LARGEST:g}.")
+    if missing := {*FATAL} - {*config.diagnosis.stop_on}:
+        raise StabilityError(
+            f"diagnosis.stop_on={config.diagnosis.stop_on}: {', '.join(sorted(missing))} must be in the list, because "
+            "a trial whose numbers are not finite cannot be trained further. Give "
+            "diagnosis.stop_on=[non_finite,bad_data], and add what else should end the trial."
+        )
+    if config.batch.size < config.batch.days:
+        raise StabilityError(
+            f"batch.size={config.batch.size} is smaller than batch.days={config.batch.days}: "
+            "each day needs at least one utterance in the batch."
+        )
+
+
+def _values(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, _Bound | None]]:
+    """Each value with its dotted name and its bound."""
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if is_dataclass(value):
+            yield from _values(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value, f.metadata.get("bound")

@@ -1,0 +1,1 @@
+"""Read other people's logs, one format a file."""

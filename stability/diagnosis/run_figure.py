@@ -1,0 +1,175 @@
+"""The figure of a trial."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Transform
+
+from stability.core.files import FIGURE, VERDICT, write_atomically
+from stability.diagnosis import table as signals
+
+# Okabe and Ito's colours, which readers of any colour vision tell apart.
+_LINE, _CLIP, _ONSET, _BROKEN = "#0072B2", "#009E73", "#D55E00", "#CC79A7"
+_MEDIANS = 100  # points of the line through a signal that is noisier than the figure is wide
+
+
+def draw_run(folder: Path, clip: float | None = None) -> Path:
+    """Draw the trial in `folder`, as `draw` does, into its `run.png`, and return its path.
+
+    What the folder does not hold (validation, verdict, rows at all) stays empty. A file of signals that cannot be
+    read raises `StabilityError`.
+    """
+    table, validation = (signals.read_table(folder / name) for name in (signals.SIGNALS, signals.VALIDATION))
+    return draw(folder / FIGURE, folder.name, table, validation, _read_verdict(folder), clip=clip)
+
+
+def draw(
+    path: Path,
+    name: str,
+    table: signals.Table,
+    validation: signals.Table,
+    verdict: Mapping[str, Any],
+    *,
+    clip: float | None = None,
+    healthy: signals.Table | None = None,
+) -> Path:
+    """Draw loss, validation PER, blank fraction and gradient norm against steps, into the PNG at `path`.
+
+    The verdict's `onset_step` is marked, and the norm above which gradients are clipped; a healthy training's curves,
+    if given, lie behind.
+    """
+    figure = Figure(figsize=(9, 9), dpi=120, layout="constrained")
+    panels = figure.subplots(4, 1, sharex=True)
+    loss, per, blank, norm = panels
+    _draw(loss, table, "loss", "training loss")
+    _draw(per, validation, "per", "validation PER", marker="o")
+    _draw(blank, table, "blank_fraction", "blank fraction")
+    _draw(norm, table, "grad_norm", "gradient norm\nbefore the clip")
+    for panel in (loss, norm):
+        _use_log_scale(panel)
+    for panel in (per, blank):
+        panel.set_ylim(-0.03, max(1.03, panel.get_ylim()[1]))
+    if healthy is not None:
+        _draw_healthy(panels, healthy, int(table.steps[-1]))
+    if clip is not None:
+        norm.axhline(clip, color=_CLIP, linewidth=1.4, linestyle="--")
+        _label(norm, f"clipped above {clip:g}", (0.995, clip), norm.get_yaxis_transform(), _CLIP, (0, 9), "right")
+    norm.set_xlabel("step")
+    norm.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(table.steps):
+        norm.set_xlim(_padded(int(table.steps[0]), int(table.steps[-1])))
+
+    broken = _first_non_finite(table, ("loss", "grad_norm"))
+    if broken is not None:
+        _mark(panels, broken, f"not finite at {broken}", _BROKEN, ":", level=0.74)
+    if verdict.get("onset_step") is not None:
+        _mark(panels, verdict["onset_step"], f"onset at {verdict['onset_step']}", _ONSET, "-.", level=0.9)
+    figure.align_ylabels()
+    loss.set_title(f"{name}\n{_outcome(verdict)}", fontsize=12, wrap=True)
+    image = io.BytesIO()
+    figure.savefig(image)
+    write_atomically(path, image.getbuffer())
+    return path
+
+
+def _draw(panel: Axes, table: signals.Table, name: str, label: str, marker: str | None = None) -> None:
+    panel.set_ylabel(label)
+    panel.grid(color="#DDDDDD", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    finite = np.isfinite(table[name]) if name in table.names else np.zeros(0, dtype=bool)
+    if not finite.any():
+        panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", va="center", color="#777777")
+        return
+    steps, values = table.steps[finite], table[name][finite]
+    if len(steps) == 1:
+        marker = "o"  # a line needs two
+    if len(steps) <= 2 * _MEDIANS:
+        panel.plot(steps, values, color=_LINE, linewidth=1.2, marker=marker, markersize=4)
+        return
+    panel.plot(steps, values, color=_LINE, linewidth=0.7, alpha=0.4)
+    groups = np.array_split(np.arange(len(steps)), _MEDIANS)
+    middle = [np.median(values[group]) for group in groups]
+    panel.plot([np.median(steps[group]) for group in groups], middle, color=_LINE, linewidth=1.5)
+
+
+def _draw_healthy(panels: Sequence[Axes], healthy: signals.Table, last: int) -> None:
+    """The band between a healthy training's lower and upper readings, as far as this one goes."""
+    shown = np.flatnonzero(healthy.steps <= last)
+    steps = healthy.steps[shown]
+    for panel, name in zip(panels, ("loss", "per", None, "grad_norm"), strict=True):
+        if name is None:
+            continue
+        low, high = (healthy[f"{name}_{end}"][shown] for end in ("low", "high"))
+        there = np.isfinite(low)
+        panel.fill_between(
+            steps[there], low[there] * 0.97, high[there] * 1.03, color=_CLIP, alpha=0.35, linewidth=0, label="healthy"
+        )
+    panels[1].legend(loc="upper right", frameon=False)
+
+
+def _use_log_scale(panel: Axes) -> None:
+    """A log scale, if there is a value that it can show."""
+    shown = np.concatenate([np.asarray(line.get_ydata()) for line in panel.lines] or [np.zeros(1)])
+    shown = shown[shown > 0]
+    if not len(shown):
+        return
+    panel.set_yscale("log", nonpositive="mask")
+    narrow = np.ptp(np.log10(shown)) < 2
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,), numticks=8))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _mark(panels: Sequence[Axes], step: int, text: str, color: str, style: str, level: float) -> None:
+    """A line through all panels at `step`, named in the topmost at the height `level` of 0 to 1."""
+    for panel in panels:
+        panel.axvline(step, color=color, linewidth=1.4, linestyle=style)
+    top = panels[0]
+    low, high = top.get_xlim()
+    left = step > low + 0.8 * (high - low)  # the text stands where there is room
+    transform = top.get_xaxis_transform()
+    _label(top, text, (step, level), transform, color, (-6 if left else 6, 0), "right" if left else "left")
+
+
+def _label(
+    panel: Axes,
+    text: str,
+    at: tuple[float, float],
+    transform: Transform,
+    color: str,
+    offset: tuple[int, int],
+    align: Literal["left", "right"],
+) -> None:
+    """Text on a plate, `offset` points from the place `at` in the coordinates of `transform`."""
+    plate = {"facecolor": "white", "edgecolor": color, "boxstyle": "round,pad=0.25", "linewidth": 0.8}
+    panel.annotate(text, at, offset, transform, "offset points", ha=align, va="center", bbox=plate, fontsize=9)
+
+
+def _padded(first: int, last: int) -> tuple[float, float]:
+    margin = max(1.0, 0.02 * (last - first))
+    return first - margin, last + margin
+
+
+def _first_non_finite(table: signals.Table, names: Sequence[str]) -> int | None:
+    """The first step at which one of the signals was measured and not finite."""
+    columns = [table.names.index(name) for name in names if name in table.names]
+    broken = (table.measured & ~np.isfinite(table.values))[:, columns].any(axis=1)
+    return int(table.steps[broken.argmax()]) if broken.any() else None
+
+
+def _outcome(verdict: Mapping[str, Any]) -> str:
+    outcome, cause = verdict.get("outcome", "no verdict yet"), verdict.get("cause")
+    return f"{outcome}: {cause}" if cause else str(outcome)
+
+
+def _read_verdict(folder: Path) -> dict[str, Any]:
+    path = folder / VERDICT
+    verdict: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return verdict

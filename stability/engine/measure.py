@@ -1,0 +1,136 @@
+"""The signals of a training step, computed on the device: a dictionary of (K,) tensors, one value a trial.
+
+The names, their order and their meaning stand in `stability/diagnosis/signals.py`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from stability.config.schema import Optimizer
+from stability.core.device import sent
+from stability.data.phonemes import BLANK
+from stability.engine.decoder import Parameters
+from stability.engine.optimizer import Moments
+
+DEAR_EVERY = 10  # steps from one measurement of the dear signals to the next; they cost a pass over all parameters
+DEAR = ("update_ratio", "weight_norm", "frame_information", "effective_lr", "epsilon_dominance")
+_SAMPLE = 16_384  # second moments looked at, evenly over all of them
+
+
+def signal_names(layers: int) -> tuple[str, ...]:
+    """All signals of a decoder with that many GRU layers, in the order in which they are kept."""
+    norms = [f"grad_norm.{part}" for part in ("day", "h0", *(f"gru.{layer}" for layer in range(layers)), "head")]
+    update = ("clipped", "applied_norm", "update_ratio", "weight_norm")
+    output = ("blank_fraction", "distinct_phonemes", "frame_information")
+    batch = ("input_max", "infeasible_targets", "labels")
+    rates = ("lr", "effective_lr", "epsilon_dominance")
+    return ("loss", "loss_per_label", "grad_norm", *norms, *update, *output, *batch, *rates, "loss_scale")
+
+
+def norms_by_part(norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole gradient norm, and that of each part, from the norms by parameter."""
+    squares: dict[str, Tensor] = {}
+    for name, norm in norms.items():
+        part = _part(name)
+        squares[part] = squares.get(part, 0) + norm * norm
+    whole = torch.stack(list(squares.values())).sum(0).sqrt()
+    return {"grad_norm": whole} | {f"grad_norm.{part}": s.sqrt() for part, s in squares.items()}
+
+
+def output_signals(logits: Tensor, frames: Tensor, blank: int = BLANK) -> dict[str, Tensor]:
+    """Share of frames whose best class is blank, and how many other classes are the best somewhere.
+
+    logits: (K, T, B, C); frames: (K, B); blank: its class.
+    """
+    best = logits.detach().argmax(-1)
+    k, t, _, c = logits.shape
+    real = torch.arange(t, device=logits.device).view(1, t, 1) < frames.unsqueeze(1)
+    counts = torch.zeros(k, c, device=logits.device)
+    counts.scatter_add_(1, best.flatten(1), real.flatten(1).float())
+    return {
+        "blank_fraction": counts[:, blank] / frames.sum(1),
+        "distinct_phonemes": (counts > 0).sum(1).float() - (counts[:, blank] > 0).float(),
+    }
+
+
+def frame_information(logits: Tensor, frames: Tensor, blank: int = BLANK) -> Tensor:
+    """Mutual information (nats) between frame and non-blank class: H(mean q) - mean H(q), of each trial (K,).
+
+    q is the softmax over the classes but blank. It is 0 as long as a decoder says the same of every frame, and grows
+    before blank, which hides it, gives way.
+    """
+    real = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1) < frames.unsqueeze(1)
+    speech = torch.cat([logits[..., :blank], logits[..., blank + 1 :]], -1)
+    log_q = speech.detach().float().log_softmax(-1)
+    q = log_q.exp() * real.unsqueeze(-1)  # (K, T, B, C - 1), nothing in the padding
+    count = frames.sum(1)
+    mean_q = q.sum((1, 2)) / count.unsqueeze(1)
+    return (torch.xlogy(q, q).sum((1, 2, 3)) / count) - torch.xlogy(mean_q, mean_q).sum(1)
+
+
+def input_max(x: Tensor) -> Tensor:
+    """The largest |x| of each trial (K,), not finite if any is not. x: (K, ...)."""
+    flat = x.flatten(1)
+    return torch.maximum(flat.amax(1), -flat.amin(1))  # on a CPU a third of the time of vector_norm's
+
+
+def infeasible_targets(labels: Tensor, label_counts: Tensor, frames: Tensor) -> Tensor:
+    """Which utterances CTC cannot align: fewer frames than labels, and one more between equal neighbours.
+
+    labels: (..., L), label_counts and frames: (...), all on one device. Returns bool (...).
+    """
+    inside = torch.arange(1, labels.shape[-1], device=labels.device) < label_counts.unsqueeze(-1)
+    repeats = ((labels[..., 1:] == labels[..., :-1]) & inside).sum(-1)
+    return label_counts + repeats > frames
+
+
+def update_signals(before: Parameters, after: Parameters) -> dict[str, Tensor]:
+    """Norm of the weights before the update that was made, and that of the update over it. Overwrites `before`."""
+    by_parameter = torch.stack([torch.linalg.vector_norm(old.flatten(1), dim=1) for old in before.values()])
+    update = torch.stack(
+        [torch.linalg.vector_norm(old.sub_(after[name]).flatten(1), dim=1) for name, old in before.items()]
+    )
+    weights = torch.linalg.vector_norm(by_parameter, dim=0)
+    return {"update_ratio": torch.linalg.vector_norm(update, dim=0) / weights, "weight_norm": weights}
+
+
+def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequence[float]) -> dict[str, Tensor]:
+    """Share of parameters whose second-moment root lies below epsilon, and the learning rate that the median has.
+
+    The root is bias-corrected, as in the update; the effective rate is lr / (median root + epsilon). A day that no
+    batch has held yet has no second moment, and is not counted.
+    """
+    device = moments.steps["h0"].device
+    beta2 = sent(torch.tensor([o.beta2 for o in settings]), device)
+    epsilon = sent(torch.tensor([o.epsilon for o in settings]), device)
+    stride = sample_stride([second[0].shape for second in moments.second.values()])
+    samples = []
+    for name, second in moments.second.items():
+        steps = moments.steps[name]
+        # Before a first step the correction is 0, and so the root NaN.
+        correction = 1 - beta2.view(-1, *(1,) * (steps.ndim - 1)) ** steps
+        sample = second.reshape(*steps.shape, -1)[..., ::stride] / correction.unsqueeze(-1)
+        samples.append(sample.flatten(1))
+    roots = torch.cat(samples, 1).sqrt_()
+    return {
+        "epsilon_dominance": (roots < epsilon.unsqueeze(1)).sum(1) / (~roots.isnan()).sum(1),
+        "effective_lr": sent(torch.tensor(rates), device) / (roots.nanmedian(1).values + epsilon),
+    }
+
+
+def sample_stride(shapes: Sequence[torch.Size]) -> int:
+    """The step at which to look at tensors of these shapes to see some 16,000 of their numbers, evenly."""
+    stride = max(1, sum(shape.numel() for shape in shapes) // _SAMPLE)
+    # A stride that divides a row's length would look at the same few columns only.
+    while any(math.gcd(stride, shape[-1]) > 1 for shape in shapes if len(shape)):
+        stride += 1
+    return stride
+
+
+def _part(parameter: str) -> str:
+    if parameter.startswith("gru."):
+        return "gru." + parameter.rpartition("_l")[2]
+    return "head" if parameter.startswith("out.") else parameter.partition("_")[0]

@@ -1,0 +1,188 @@
+"""One GRU layer for a stack of trials over packed frames, in PyTorch's gate order (reset, update, new).
+
+Four engines compute the same: on a GPU PyTorch's own kernel (cuDNN) for a stack of one, and for larger ones a loop of
+Triton kernels over frames; for float32 on a CPU a compiled loop; for all else a loop of PyTorch's operations. The loops
+have their backward written out: one product a frame is all that cannot be batched over time, and no graph is kept.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stability.engine.kernels import gru_cpu, selftest
+
+aten = torch.ops.aten
+
+_Loops = tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor, Tensor]]]  # over frames, forward and back
+
+
+def gru_layer(
+    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, counts: Sequence[int]
+) -> Tensor:
+    """Run one GRU layer over packed frames.
+
+    x: (K, N, I), the rows of frame 0, then of frame 1, …, `counts` of them, falling; h0: (K, counts[0], H);
+    w_ih: (K, 3H, I); w_hh: (K, 3H, H); b_ih, b_hh: (K, 3H). Returns the hidden states (K, N, H). Under autocast
+    the time loop multiplies in its dtype, and cuDNN in the one that PyTorch hands it then, which has been float16.
+    """
+    engine = _library_gru if x.is_cuda and x.shape[0] == 1 else looped_gru
+    return engine(x, h0, w_ih, w_hh, b_ih, b_hh, counts)
+
+
+def looped_gru(
+    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, counts: Sequence[int]
+) -> Tensor:
+    """What `gru_layer` does, by a loop over frames."""
+    operands = [x, h0, w_ih, w_hh, b_ih, b_hh]
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    operands = [v.to(dtype) for v in operands]
+    if dtype == torch.float16 and not x.is_cuda:  # which a CPU multiplies ten times slower than the same in float32
+        operands = [v.float() for v in operands]
+    looped: Tensor = _Layer.apply(*operands, counts)  # type: ignore[no-untyped-call]
+    return looped.to(dtype)
+
+
+def _library_gru(
+    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, counts: Sequence[int]
+) -> Tensor:
+    """A stack of one by PyTorch's kernel. On CUDA it has a backward only where it is told that it trains."""
+    weights = [w_ih[0], w_hh[0], b_ih[0], b_hh[0]]
+    trains = torch.is_grad_enabled()
+    with warnings.catch_warnings():  # that weights which do not lie together are copied: little beside the recurrence
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+        states, _ = torch.gru(x[0], torch.tensor(counts), h0.contiguous(), weights, True, 1, 0.0, trains, False)
+    return states.unsqueeze(0)
+
+
+class _Layer(torch.autograd.Function):
+    """The gates of a slot lie side by side: the new gate's recurrent share, then reset, update and new.
+
+    So the input reaches the last three by one product, the state the first three, both added in place, and what the
+    backward needs is what is left there. Weights from the state are turned to that order.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, counts: Sequence[int]
+    ) -> Tensor:
+        h = w_hh.shape[-1]
+        w_hh, h0 = w_hh.roll(h, 1), h0.contiguous()
+        biases = torch.cat([b_hh[:, 2 * h :], b_ih], 1)
+        biases[:, h : 3 * h] += b_hh[:, : 2 * h]
+        gates = x.new_empty(*x.shape[:2], 4 * h)
+        gates[..., h:].baddbmm_(x, w_ih.transpose(1, 2), beta=0)
+        loop, ctx.loop_back = _loops(gates, h)
+        states, ctx.counts = loop(gates, biases, h0, w_hh, counts), counts
+        ctx.save_for_backward(x, h0, w_ih, w_hh, gates, states)
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, h0, w_ih, w_hh, gates, states = ctx.saved_tensors
+        h = w_hh.shape[-1]
+        before, d_gates, d_h0 = ctx.loop_back(gates, states, h0, w_hh, grad, ctx.counts)
+        d_from_x, d_from_state = d_gates[..., h:], d_gates[..., : 3 * h]
+        d_bias = d_gates.sum(1)
+        return (
+            torch.bmm(d_from_x, w_ih) if ctx.needs_input_grad[0] else None,
+            d_h0,
+            torch.bmm(d_from_x.transpose(1, 2), x),
+            torch.bmm(d_from_state.transpose(1, 2), before).roll(-h, 1),
+            d_bias[:, h:],
+            d_bias[:, : 3 * h].roll(-h, 1),
+            None,
+        )
+
+
+def _loops(gates: Tensor, units: int) -> _Loops:
+    """The fastest loops there are for such gates."""
+    if gru_cpu.applies(gates, units):
+        return gru_cpu.forward, gru_cpu.backward
+    if gates.is_cuda and gates.dtype != torch.float64 and units % 32 == 0:
+        return _loops_on_gpu(gates.device, gates.dtype, units)
+    return forward_loop, backward_loop
+
+
+@cache
+def _loops_on_gpu(device: torch.device, dtype: torch.dtype, units: int) -> _Loops:
+    counts, by_pytorch = [70, 40, 1], (forward_loop, backward_loop)
+    shapes = [(2, sum(counts), 4 * units), (2, 4 * units), (2, counts[0], units), (2, 3 * units, units)]
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(shape, generator=generator) for shape in shapes]
+    operands[3] /= units**0.5
+
+    def results(loops: _Loops, precision: torch.dtype) -> tuple[Tensor, ...]:
+        gates, biases, h0, w_hh = (v.to(dtype).to(device, precision, copy=True) for v in operands)
+        states = loops[0](gates, biases, h0, w_hh, counts)
+        return states, *loops[1](gates, states, h0, w_hh, states.cos(), counts)
+
+    def kernels() -> _Loops:
+        from stability.engine.kernels import gru_gpu
+
+        loops = (gru_gpu.forward, gru_gpu.backward)
+        selftest.compare(results(loops, dtype), results(by_pytorch, torch.float64))
+        return loops
+
+    return selftest.tried(kernels, by_pytorch, "The GRU takes several launches a frame instead of one")
+
+
+def forward_loop(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Sequence[int]) -> Tensor:
+    """The states (K, N, H), frame by frame.
+
+    gates: (K, N, 4H), of which the last three hold the input's share; all four are completed. biases: (K, 4H), of the
+    gates; h0: (K, counts[0], H); w_hh: (K, 3H, H), of the first three.
+    """
+    h = h0.shape[-1]
+    gates[..., :h] = biases[:, None, :h]
+    gates[..., h:] += biases[:, None, h:]
+    states = gates.new_empty(*gates.shape[:2], h)
+    w_hh_t = w_hh.transpose(1, 2).contiguous()
+    # All views are made beforehand: one a frame and operand would cost as much as the arithmetic.
+    operands = (states, *(gates[..., a * h : b * h] for a, b in ((0, 3), (1, 3), (0, 1), (1, 2), (2, 3), (3, 4))))
+    slots = (torch.split(v, list(counts), 1) for v in operands)
+    for before, out, from_state, rz, rec_n, r, z, n in zip(_before(h0, states, counts), *slots, strict=True):
+        from_state.baddbmm_(before, w_hh_t)
+        rz.sigmoid_()
+        n.addcmul_(r, rec_n).tanh_()
+        torch.lerp(n, before, z, out=out)
+    return states
+
+
+def backward_loop(
+    gates: Tensor, states: Tensor, h0: Tensor, w_hh: Tensor, d_states: Tensor, counts: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each slot's state before it (K, N, H), and the loss's derivatives by the gates (K, N, 4H) and by h0.
+
+    gates and states are as the forward left them; d_states: (K, N, H), the loss's derivatives by the states.
+    """
+    h = h0.shape[-1]
+    before = torch.cat(_before(h0, states, counts), 1)
+    rec_n, r, z, n = torch.split(gates, h, -1)
+    # First d(state) / d(pre-activation of each gate), but for the chain through time: all frames at once.
+    d_gates = torch.empty_like(gates)
+    to_rec_n, to_r, to_z, to_n = torch.split(d_gates, h, -1)
+    aten.tanh_backward.grad_input(1 - z, n, grad_input=to_n)
+    torch.mul(to_n, r, out=to_rec_n)
+    aten.sigmoid_backward.grad_input(to_n * rec_n, r, grad_input=to_r)
+    aten.sigmoid_backward.grad_input(before - n, z, grad_input=to_z)
+    # Then the loss's: of the states, beginning with the initial one, and by the states of the gates.
+    d_h0, d_states = torch.zeros_like(h0), d_states.clone(memory_format=torch.contiguous_format)
+    by_gate = d_gates.view(*d_gates.shape[:2], 4, h)
+    operands = (d_states, d_states.unsqueeze(-2), z, by_gate, d_gates[..., : 3 * h])
+    slots = (torch.split(v, list(counts), 1) for v in operands)
+    frames = [*zip(_before(d_h0, d_states, counts), *slots, strict=True)]
+    for d_before, d, d_of_gates, z_t, d_by_gate, d_from_state in reversed(frames):
+        d_by_gate.mul_(d_of_gates)
+        d_before.addcmul_(d, z_t).baddbmm_(d_from_state, w_hh)
+    return before, d_gates, d_h0
+
+
+def _before(h0: Tensor, states: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """What the rows of each frame had one frame before: views, made by one split, as slices cost four times as much."""
+    sizes = [size for now, then in pairwise([*counts, 0]) for size in (then, now - then)]
+    return [h0, *torch.split(states, sizes, 1)[:-2:2]]

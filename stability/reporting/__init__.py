@@ -1,0 +1,1 @@
+"""A study's report: its text, figures and page."""

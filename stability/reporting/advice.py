@@ -1,0 +1,189 @@
+"""What to change or run next, as a study's trials suggest it, each with its command."""
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from stability.analysis.claims import Ruling
+from stability.analysis.effects import cells_of, main_factors
+from stability.analysis.trials import Level, Trial, Trials, level_text
+from stability.config.names import short_name
+from stability.core.files import CONFIG, ERROR, VERDICT
+from stability.reporting.wording import LOOKS, cell_text, counts_text, level_of, listed, override
+
+SEARCHES = ("BisectionSweeper", "ResumingSweeper")  # which choose the trials as they go
+_TRAIN = ("python", "-m", "stability.train")
+_FEW_SEEDS, _MOST_SEEDS = 3, 30  # that are advised
+_MOST_CELLS = 200  # among which a failed one's nearest healthy one is looked for
+_SPARSE = 3  # a study with fewer than one in so many of its grid's combinations is no grid
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do, and the command for it; empty if there is none."""
+
+    text: str
+    command: str = ""
+
+
+def advise(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
+    """What is worth doing next: go on, mend the failed cells, decide the claims, fill the gaps.
+
+    A search leaves out what a grid would have by design: that is no gap.
+    """
+    found = [*_go_on(trials), *_mend(trials), *_decide(trials, rulings)]
+    if trials.trials and sweeper(trials.trials[0].folder.parent) in SEARCHES:
+        return found
+    return [*found, *_ask(trials, rulings), *_fill(trials)]
+
+
+def unfinished(trials: Trials) -> tuple[list[Path], list[Path]]:
+    """The folders of trials that were begun and have no verdict, and those of them that crashed."""
+    begun = [path for path, _ in trials.left_out if (path / CONFIG).exists() and not (path / VERDICT).exists()]
+    return begun, [path for path in begun if (path / ERROR).exists()]
+
+
+def sweep_command(study: Path) -> str:
+    """The command of the last sweep in a study's folder; empty if none is kept there."""
+    kept = _kept(study, "overrides", "task")
+    return shlex.join([*_TRAIN, "--multirun", *kept]) if isinstance(kept, list) else ""
+
+
+def sweeper(study: Path) -> str:
+    """The class that chose the trials of the last sweep in a study's folder, such as `BisectionSweeper`, or nothing."""
+    return str(_kept(study, "sweeper", "_target_")).rpartition(".")[2]
+
+
+def _kept(study: Path, *names: str) -> Any:
+    """What Hydra keeps of its settings of the last sweep; empty if it is not there."""
+    try:
+        value = yaml.safe_load((study / "multirun.yaml").read_text())["hydra"]
+        for name in names:
+            value = value[name]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return ""
+    return value
+
+
+def _go_on(trials: Trials) -> list[Advice]:
+    begun, crashed = unfinished(trials)
+    found = []
+    for study in dict.fromkeys(path.parent for path in begun):
+        own = [path for path in begun if path.parent == study]
+        lost = sum(path in crashed for path in own)
+        text = f"{len(own)} trial{'s' if len(own) > 1 else ''} in {study.name} begun, no verdict yet"
+        text += f", {lost} of which crashed: the reasons are below" if lost else ""
+        found.append(Advice(f"{text}. The sweep's command goes on from there:", sweep_command(study)))
+    return found
+
+
+def _mend(trials: Trials) -> list[Advice]:
+    """For each kind of failure, the cell of it that is nearest to a healthy one, and the step there."""
+    factors = main_factors(trials)
+    cells = cells_of(trials)
+    shares = {cell: sum(t.healthy for t in own) / len(own) for cell, own in cells.items()}
+    healthy = [cell for cell in cells if shares[cell] > 0.5][:_MOST_CELLS]
+    ranks = [{level: place for place, level in enumerate(levels)} for levels in factors.values()]
+
+    def distance(a: Sequence[Level], b: Sequence[Level]) -> tuple[int, int, float]:
+        apart = [abs(rank[x] - rank[y]) for rank, x, y in zip(ranks, a, b, strict=True)]
+        return sum(map(bool, apart)), sum(apart), -shares[tuple(b)]
+
+    found: dict[tuple[Level, ...], Advice] = {}
+    for outcome in LOOKS:
+        failed = [c for c in cells if shares[c] < 0.5 and any(t.outcome == outcome and not t.healthy for t in cells[c])]
+        pairs = [(a, b) for a in failed[:_MOST_CELLS] for b in healthy]
+        if not pairs:
+            continue
+        bad, good = min(pairs, key=lambda pair: distance(*pair))
+        changes = [
+            f"{short_name(name)} from {level_text(a)} to {level_text(b)}"
+            for name, a, b in zip(factors, bad, good, strict=True)
+            if a != b
+        ]
+        where = cell_text(dict(zip(factors, bad, strict=True)))
+        own = cells[good]
+        text = f"At {where} ({counts_text(cells[bad])}), change {listed(changes)}, where training was healthy "
+        text += f"{sum(t.healthy for t in own)} of {len(own)} times. On a seed that was not run yet:"
+        seed = max(trial.seed for trial in trials.trials) + 1
+        found.setdefault(bad, Advice(text, _cell_command(own[0], list(factors), seed)))
+    return [*found.values()]
+
+
+def _decide(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
+    """The number of seeds that decides the most claims which so many can decide."""
+    open_ = sorted(r.seeds_needed for r in rulings if r.ruling == "inconclusive" and r.seeds_needed)
+    if not open_:
+        return []
+    seeds = max((needed for needed in open_ if needed <= _MOST_SEEDS), default=open_[0])
+    decided = [r.claim.id for r in rulings if r.ruling == "inconclusive" and r.seeds_needed and r.seeds_needed <= seeds]
+    run = len({trial.seed for trial in trials.trials})
+    text = f"{seeds} seeds instead of {run} would decide about {len(decided)} of the inconclusive claims "
+    text += f"({listed(decided[:4] if len(decided) < 6 else [*decided[:4], 'others'])}). What has run is not run again:"
+    return [Advice(text, _grid_command(trials, f"seed=range({seeds})"))]
+
+
+def _ask(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
+    """The first of the claims whose trials were not run, and the sweep that runs them."""
+    known = {name for trial in trials.trials for name in trial.factors}
+    lost = [(r.claim, [r.claim.where, *r.claim.cells]) for r in rulings if not r.seeds]
+    asked = [(claim, cells) for claim, cells in lost if all(name in known for cell in cells for name in cell)]
+    if not asked:
+        return []
+    levels: dict[str, dict[Level, None]] = {}
+    claim, cells = asked[0]
+    for cell in cells:
+        for name, level in cell.items():
+            levels.setdefault(name, {})[level] = None
+    crossed = [f"{name}={','.join(map(level_text, own))}" for name, own in levels.items()]
+    text = f"For {len(asked)} of the claims the trials were not run. Those of the first, {claim.id}:"
+    study = trials.trials[0].folder.parent
+    kept = [word for word in shlex.split(sweep_command(study)) if word.partition("=")[0] not in {*levels, "seed"}]
+    words = kept or [*_TRAIN, "--multirun", f"study={study.name}"]
+    return [Advice(text, shlex.join([*words, *crossed, f"seed=range({_FEW_SEEDS})"]))]
+
+
+def _fill(trials: Trials) -> list[Advice]:
+    """The combinations of a grid that were not run."""
+    factors = main_factors(trials) | {"seed": tuple(sorted({trial.seed for trial in trials.trials}))}
+    size = math.prod(map(len, factors.values()))
+    there = {tuple(level_of(trial, name) for name in factors) for trial in trials.trials}
+    missing = size - len(there)
+    if not missing or size > _SPARSE * len(trials.trials):
+        return []
+    first = next(cell for cell in product(*factors.values()) if cell not in there)
+    example = cell_text(dict(zip(factors, first, strict=True)))
+    seeds = ",".join(map(str, factors["seed"]))
+    return [
+        Advice(
+            f"{missing} of {size} combinations have no verdict, such as {example}:",
+            _grid_command(trials, f"seed={seeds}"),
+        )
+    ]
+
+
+def _grid_command(trials: Trials, seeds: str) -> str:
+    """The sweep's own command with other seeds, or one that crosses the levels that there are."""
+    study = trials.trials[0].folder.parent
+    if kept := sweep_command(study):
+        words = [word for word in shlex.split(kept) if not word.startswith("seed=")]
+        return shlex.join([*words, seeds])
+    crossed = [f"{name}={','.join(map(level_text, levels))}" for name, levels in main_factors(trials).items()]
+    return shlex.join([*_TRAIN, "--multirun", f"study={study.name}", *crossed, seeds])
+
+
+def _cell_command(trial: Trial, factors: Sequence[str], seed: int) -> str:
+    """The command that trains a trial's cell with another seed."""
+    try:
+        kept = yaml.safe_load((trial.folder / ".hydra" / "overrides.yaml").read_text())
+        words = [word for word in kept if not word.startswith("seed=")]
+    except (OSError, yaml.YAMLError, TypeError, AttributeError):
+        words = [override(name, trial.factors.get(name)) for name in factors]
+    one = ["hydra.mode=RUN"] if any(word.startswith("experiment=") for word in words) else []
+    return shlex.join([*_TRAIN, *words, f"seed={seed}", *one])

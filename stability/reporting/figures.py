@@ -1,0 +1,456 @@
+"""The figures of a study: its phase diagram, curves by cell, and effects as a forest plot."""
+
+import io
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
+
+from stability.analysis.boundary import Boundary
+from stability.analysis.effects import RATIOS, RESPONSES, Effect, cells_of, main_factors
+from stability.analysis.trials import Level, Trial, Trials, is_number, level_text, ordered, read_verdict
+from stability.config.names import short_name
+from stability.core.files import write_atomically
+from stability.diagnosis.finding import finite
+from stability.diagnosis.table import SIGNALS, VALIDATION, read_table
+from stability.reporting.wording import LOOKS, cell_text, changed_text, counts_text
+
+INK, RULE = "#1b1e23", "#d5d9de"  # of text and grids, which a page may replace by its own
+_EPSILON, _LR, _NOISE = "optimizer.epsilon", "schedule.lr_max", "aug.white_noise_std"
+_MOST_TICKS, _MOST_PANELS, _MOST_MARKS = 8, 6, 9
+_MOST_CELLS, _MOST_SEEDS, _POINTS = 8, 8, 150
+_MOST_ROWS = 32
+_SEEDS_THAT_CAN_TELL = 6
+_FEW = "2 to 5 seeds: no exact p is below 0.05"
+_PANELS = {
+    "healthy": "healthy\n(points)",
+    "per": "final PER\n(difference)",
+    "steps": "steps on the plateau\n(ratio)",
+    "excursion": "gradient excursion\n(ratio)",
+}
+_EFFECT, _RATIO, _DASHES = "#0072B2", "#7b828b", (0, (4, 3))
+_CURVES = {
+    "loss": "training loss",
+    "per": "validation PER",
+    "blank_fraction": "blank share",
+    "grad_norm": "gradient norm",
+}
+_STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "stability",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.7,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+}
+
+
+class Picture(NamedTuple):
+    """A figure, its name, and what it shows in words, for who does not see it and for what it leaves out."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+def draw_phase(trials: Trials, boundaries: Sequence[Boundary] = ()) -> Picture | None:
+    """The phase diagram: every trial's outcome over learning rate and epsilon, a panel a level of a third factor.
+
+    Where those two do not both vary, it is over the two factors with the most levels; None where no factor varies.
+    `boundaries` are drawn where epsilon and learning rate are the axes.
+    """
+    x, y, third, pooled = _axes_of(main_factors(trials))
+    if x is None:
+        return None
+    horizontal, vertical = _Scale(trials, x), _Scale(trials, y)
+    levels = [*main_factors(trials)[third]] if third else [None]
+    columns = min(2, len(levels))
+    lines = math.ceil(len(levels) / columns)
+    width, height = 9.6 if columns > 1 else 6.4, 3.6 if y else 1.7  # of all panels, and of one
+    figure = Figure(figsize=(width, 0.9 + lines * height), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    diagonal = (x, y) == (_LR, _EPSILON) and horizontal.log and vertical.log
+    counted = False
+    for place, (panel, level) in enumerate(zip(panels, levels, strict=False)):
+        own = [t for t in trials.trials if third is None or t.factors.get(third) == level]
+        horizontal.apply(panel.xaxis)
+        vertical.apply(panel.yaxis)
+        panel.set(xlim=(horizontal.low, horizontal.high), ylim=(vertical.low, vertical.high))
+        panel.grid(True)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_axisbelow(True)
+        if third:
+            panel.set_title(f"{short_name(third)} {level_text(level)}", fontsize=10.5, loc="left", pad=16)
+        if diagonal:
+            _draw_ratios(panel, horizontal, vertical)
+            _draw_boundaries(panel, [b for b in boundaries if third is None or b.cell.get(third, level) == level])
+        if place % columns:
+            panel.set_ylabel("")
+        lowest = place + columns >= len(levels)
+        panel.tick_params(labelbottom=lowest)
+        if not lowest:
+            panel.set_xlabel("")
+        counted |= _draw_cells(panel, own, horizontal, vertical, (width / columns, height))
+    for panel in panels[len(levels) :]:
+        panel.set_visible(False)
+    handles = [_handle(name) for name in LOOKS if any(t.outcome == name for t in trials.trials)]
+    if diagonal:
+        handles.append(Line2D([], [], color=_RATIO, linewidth=0.8, linestyle=_DASHES, label="lr/ε constant"))
+        if boundaries:
+            handles.append(Line2D([], [], color=INK, marker="|", markersize=9, label="largest healthy lr"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3 * columns, frameon=False, handletextpad=0.4)
+    caption = f"Every trial's outcome, {f'{short_name(y)} against ' if y else 'by '}{short_name(x)}"
+    caption += f", a panel a level of {short_name(third)}" if third else ""
+    caption += ". Numbers count a cell's trials." if counted else ". The trials of a cell stand side by side, by seed."
+    caption += f" Pooled: {', '.join(map(short_name, pooled))}." if pooled else ""
+    return Picture("phase", figure, caption)
+
+
+def draw_curves(trials: Trials) -> Picture | None:
+    """Loss, validation PER, blank share and gradient norm of the most telling cells, a row a cell, all seeds thin."""
+    cells = cells_of(trials)
+    chosen = _telling(cells)
+    if not chosen:
+        return None
+    figure = Figure(figsize=(9.6, 0.7 + 1.35 * len(chosen)), layout=ConstrainedLayoutEngine(hspace=0.03, h_pad=0.12))
+    panels = figure.subplots(len(chosen), len(_CURVES), squeeze=False, sharex=True, sharey="col")
+    for row, cell in zip(panels, chosen, strict=True):
+        own = cells[cell]
+        for trial in own[:_MOST_SEEDS]:
+            _draw_trial(row, trial)
+        name = cell_text(dict(zip(main_factors(trials), cell, strict=True)))
+        title = f"{name}  ({counts_text(own)})" if name else counts_text(own)
+        heading = row[0].annotate(title, (0, 1), (0, 5), "axes fraction", "offset points", fontsize=9)
+        heading.set_in_layout(False)  # it is wider than its panel, and goes on over the next
+    for column, (signal, label) in zip(panels.T, _CURVES.items(), strict=True):
+        column[0].annotate(label, (0.5, 1), (0, 19), "axes fraction", "offset points", ha="center", weight="bold")
+        column[-1].set_xlabel("step")
+        column[-1].xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        if signal in ("per", "blank_fraction"):
+            column[0].set_ylim(-0.03, 1.05)
+        else:
+            _use_log(column)
+    shown = [outcome for outcome in LOOKS if any(t.outcome == outcome for cell in chosen for t in cells[cell])]
+    handles = [Line2D([], [], color=LOOKS[outcome].colour, label=outcome) for outcome in shown]
+    handles.append(Line2D([], [], color=INK, marker="v", linestyle=":", markersize=5, label="onset"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
+    caption = "Training loss, validation PER, share of blank frames and gradient norm before the clip, against steps."
+    if len(chosen) < len(cells):
+        caption += f" Shown are {len(chosen)} of {len(cells)} cells, with every outcome among them."
+    if any(len(cells[cell]) > _MOST_SEEDS for cell in chosen):
+        caption += f" Of a cell, the first {_MOST_SEEDS} seeds."
+    return Picture("curves", figure, caption)
+
+
+def draw_effects(found: Sequence[Effect]) -> Picture | None:
+    """A forest plot of effects, a panel a response; None if no trials tell any."""
+    rows: dict[str, dict[str, Effect]] = defaultdict(dict)
+    for effect in found:
+        if effect.matches:
+            rows[changed_text(effect)][effect.response] = effect
+    if not rows:
+        return None
+    kept = _largest(rows)
+    figure = Figure(figsize=(9.6, 1.3 + 0.27 * len(kept)), layout="constrained")
+    panels = figure.subplots(1, len(RESPONSES), sharey=True)
+    first_pair = next((i for i, name in enumerate(kept) if len(rows[name]["healthy"].factors) > 1), None)
+    for panel, response in zip(panels, RESPONSES, strict=True):
+        ratio = response in RATIOS
+        effects = [rows[name][response] for name in kept]
+        if ratio:
+            panel.set_xscale("log")
+        panel.axvline(1 if ratio else 0, color=INK, linewidth=0.8)
+        panel.set_xlim(*_limits(effects, ratio))
+        for place, effect in enumerate(effects):
+            _draw_effect(panel, place, effect)
+        if first_pair:
+            panel.axhline(first_pair - 0.5, color=RULE, linewidth=0.8)
+        panel.set_title(_PANELS[response], fontsize=9)
+        panel.grid(True, axis="x")
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.tick_params(axis="y", length=0)
+        if ratio:
+            _set_log_ticks(panel.xaxis, panel.get_xlim())
+        else:
+            panel.xaxis.set_major_locator(MaxNLocator(4))
+            scale = 100 if response == "healthy" else 1
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _, scale=scale: f"{value * scale:+.3g}"))
+    panels[0].set_yticks(range(len(kept)), kept, fontsize=8.5)
+    panels[0].set_ylim(len(kept) - 0.4, -0.6)
+    figure.legend(
+        handles=[
+            Line2D([], [], color=_EFFECT, marker="o", label="6 seeds or more"),
+            Line2D([], [], color=_EFFECT, marker="o", markerfacecolor="none", linewidth=0.8, label=_FEW),
+            Line2D([], [], color=_EFFECT, marker="x", linestyle="", label="1 seed: nothing is known of chance"),
+        ],
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+    )  # fmt: skip
+    caption = "Effects with 95 % intervals, of the second level against the first, all else and the seed alike."
+    caption += " A × B is what the change of A does more at the second level of B than at its first."
+    caption += f" Shown are the largest {len(kept)} of {len(rows)}." if len(kept) < len(rows) else ""
+    return Picture("effects", figure, caption)
+
+
+def save_figures(
+    folder: Path, trials: Trials, found: Sequence[Effect], boundaries: Sequence[Boundary] = ()
+) -> list[Picture]:
+    """Draw the figures that these trials and their effects give, and write each into `folder` as SVG and PNG.
+
+    Those of an earlier report that they do not give are removed.
+    """
+    with rc_context(_STYLE):
+        drawn = draw_phase(trials, boundaries), draw_curves(trials), draw_effects(found)
+        pictures = [picture for picture in drawn if picture is not None]
+        for name in {"phase", "curves", "effects"} - {picture.name for picture in pictures}:
+            for kind in ("svg", "png"):
+                (folder / f"{name}.{kind}").unlink(missing_ok=True)
+        for picture in pictures:
+            for kind, options in (("svg", {"metadata": {"Date": None}, "transparent": True}), ("png", {"dpi": 150})):
+                image = io.BytesIO()
+                picture.figure.savefig(image, format=kind, **options)
+                picture.figure.set_layout_engine("none")  # it is laid out: the second time would change nothing
+                write_atomically(folder / f"{picture.name}.{kind}", image.getbuffer())
+    return pictures
+
+
+class _Scale:
+    """Where a factor's levels stand on an axis: at their logarithm, or side by side."""
+
+    def __init__(self, trials: Trials, name: str | None) -> None:
+        self.name = name or ""
+        self.levels = ordered({trial.factors.get(name) for trial in trials.trials}) if name else (None,)
+        self.log = all(is_number(level) and level > 0 for level in self.levels) and len(self.levels) > 1
+        places = sorted(map(self.place, self.levels))
+        self.pitch = min((b - a for a, b in pairwise(places)), default=1.0)
+        margin = max(0.6 * self.pitch, 0.08 * (places[-1] - places[0])) if self.log else 0.6
+        self.low, self.high = places[0] - margin, places[-1] + margin
+
+    def place(self, level: Level) -> float:
+        return math.log10(level) if self.log else float(self.levels.index(level))
+
+    def apply(self, axis: Axis) -> None:
+        crowded = len(self.levels) > _MOST_TICKS
+        if self.log and crowded:
+            ticks = [(float(e), level_text(10.0**e)) for e in range(math.ceil(self.low), math.floor(self.high) + 1)]
+        else:
+            ticks = [(self.place(level), level_text(level) if self.name else "") for level in self.levels]
+        axis.set_major_locator(FixedLocator([place for place, _ in ticks]))
+        axis.set_ticklabels([text for _, text in ticks])
+        axis.set_label_text(short_name(self.name) if self.name else "")
+
+
+def _axes_of(factors: Mapping[str, Sequence[Level]]) -> tuple[str | None, str | None, str | None, list[str]]:
+    """The factors of a phase diagram's axes and panels, and those that are left to pool."""
+    rest = sorted(factors, key=lambda name: (name not in (_LR, _EPSILON), -len(factors[name])))
+    if not {_LR, _EPSILON} <= {*rest}:
+        rest.sort(key=lambda name: -len(factors[name]))
+    axes = sorted(rest[:2], key=lambda name: (name == _EPSILON, name != _LR))  # lr lies, epsilon stands
+    third = min(
+        (name for name in rest[2:] if len(factors[name]) <= _MOST_PANELS),
+        key=lambda name: (name != _NOISE, -len(factors[name])),
+        default=None,
+    )
+    x, y, *_ = (*axes, None, None)
+    return x, y, third, [name for name in rest[2:] if name != third]
+
+
+def _draw_ratios(panel: Axes, horizontal: "_Scale", vertical: "_Scale") -> None:
+    """Lines of constant lr/ε, named where they leave the panel."""
+    first, last = horizontal.low - vertical.high, horizontal.high - vertical.low
+    every = max(1, math.ceil((last - first) / 6))
+    for ratio in range(math.ceil(first), math.floor(last) + 1):
+        if ratio % every:
+            continue
+        panel.axline((ratio, 0), slope=1, color=_RATIO, linewidth=0.8, linestyle=_DASHES, zorder=0.5)
+        at = vertical.high + ratio
+        if horizontal.low < at < horizontal.high:
+            place, shift, align = (at, vertical.high), (0, 3), {"ha": "center", "va": "bottom"}
+        else:
+            place, shift, align = (horizontal.high, horizontal.high - ratio), (3, 0), {"ha": "left", "va": "center"}
+        text = f"lr/ε {level_text(10.0**ratio)}"
+        panel.annotate(text, place, shift, "data", "offset points", fontsize=7.5, color=_RATIO, **align)  # type: ignore[arg-type]
+
+
+def _draw_boundaries(panel: Axes, boundaries: Sequence[Boundary]) -> None:
+    for bracket in boundaries:
+        if _EPSILON not in bracket.cell or not math.isfinite(bracket.lr):
+            continue
+        low, middle, high = np.log10([bracket.low, bracket.lr, bracket.high])
+        y = math.log10(bracket.cell[_EPSILON])
+        panel.plot([low, high], [y, y], color=INK, linewidth=1.2, zorder=4)
+        panel.plot([middle], [y], color=INK, marker="|", markersize=13, markeredgewidth=1.6, zorder=4)
+
+
+def _draw_cells(
+    panel: Axes, trials: Sequence[Trial], horizontal: "_Scale", vertical: "_Scale", inches: tuple[float, float]
+) -> bool:
+    """The trials of every cell, side by side by seed; where there are many, each outcome with its number: then True.
+
+    `inches` is the panel's size, about.
+    """
+    cells: dict[tuple[float, float], list[str]] = defaultdict(list)
+    for trial in sorted(trials, key=lambda trial: trial.seed):
+        x, y = (scale.place(trial.factors.get(scale.name)) for scale in (horizontal, vertical))
+        cells[x, y].append(trial.outcome)
+    most = max(map(len, cells.values()), default=1)
+    counted = most > _MOST_MARKS
+    across = 1 if counted else most if most <= 3 else math.ceil(math.sqrt(most))
+    scales = zip((horizontal, vertical), inches, strict=True)
+    pitch = min(scale.pitch / (scale.high - scale.low) * 60 * size for scale, size in scales)
+    size = float(np.clip(pitch / (across + 0.6), 3.5, 9))
+    for place, outcomes in cells.items():
+        shown = [name for name in LOOKS if name in outcomes] if counted else outcomes
+        wide = min(len(shown), across)
+        high = math.ceil(len(shown) / wide)
+        for i, outcome in enumerate(shown):
+            shift = (i % wide - (wide - 1) / 2) * 1.25 * size, ((high - 1) / 2 - i // wide) * 1.25 * size
+            _draw_mark(panel, place, shift, outcome, size)
+            if counted:
+                text, beside = str(outcomes.count(outcome)), (shift[0] + size, shift[1])
+                panel.annotate(text, place, beside, "data", "offset points", va="center", fontsize=7)
+    return counted
+
+
+def _draw_mark(panel: Axes, place: tuple[float, float], shift: tuple[float, float], outcome: str, size: float) -> None:
+    """An outcome's mark, so many points beside a place."""
+    look = LOOKS[outcome]
+    offset = ScaledTranslation(shift[0] / 72, shift[1] / 72, panel.figure.dpi_scale_trans)
+    panel.plot(
+        [place[0]],
+        [place[1]],
+        marker=look.marker,
+        markersize=size * (1.3 if look.marker == "*" else 1),
+        color=look.colour,
+        markerfacecolor=look.colour if look.filled else "none",
+        markeredgewidth=1.3,
+        transform=panel.transData + offset,
+        zorder=3,
+    )
+
+
+def _handle(outcome: str) -> Line2D:
+    look = LOOKS[outcome]
+    face = look.colour if look.filled else "none"
+    return Line2D([], [], linestyle="", marker=look.marker, color=look.colour, markerfacecolor=face, label=outcome)
+
+
+def _telling(cells: Mapping[tuple[Level, ...], Sequence[Trial]]) -> list[tuple[Level, ...]]:
+    """Some cells, with every outcome among them: for each the cell that has most of it, then those most divided."""
+    chosen: dict[tuple[Level, ...], int] = {}
+    for outcome in LOOKS:
+        shares = {cell: [t.outcome for t in own].count(outcome) / len(own) for cell, own in cells.items()}
+        best = max(shares, key=lambda cell: (shares[cell], len(cells[cell])), default=None)
+        if best is not None and shares[best]:
+            chosen.setdefault(best, 0)
+    for cell in sorted(cells, key=lambda cell: -len({t.outcome for t in cells[cell]})):
+        if len(chosen) < _MOST_CELLS:
+            chosen.setdefault(cell, 0)
+    order = list(LOOKS)
+    return sorted(list(chosen)[:_MOST_CELLS], key=lambda cell: np.mean([order.index(t.outcome) for t in cells[cell]]))
+
+
+def _draw_trial(row: Sequence[Axes], trial: Trial) -> None:
+    """One trial's curves in the panels of a row, and its onset."""
+    signals, validation = read_table(trial.folder / SIGNALS), read_table(trial.folder / VALIDATION)
+    onset = read_verdict(trial).get("onset_step")
+    look = LOOKS[trial.outcome]
+    for panel, name in zip(row, _CURVES, strict=True):
+        steps, values = finite(validation if name == "per" else signals, name)
+        groups = np.array_split(np.arange(len(steps)), min(len(steps), _POINTS)) if len(steps) else []
+        middle = np.max if name == "grad_norm" else np.median  # of norms it is the spikes that matter
+        panel.plot(
+            [steps[group[-1]] for group in groups],
+            [middle(values[group]) for group in groups],
+            color=look.colour,
+            linewidth=0.9,
+            alpha=0.85,
+            marker="." if len(groups) < 12 else None,
+            markersize=3,
+        )
+        if onset is not None:
+            panel.axvline(onset, color=look.colour, linewidth=0.8, linestyle=":")
+            panel.plot(
+                [onset],
+                [1],
+                transform=panel.get_xaxis_transform(),
+                marker="v",
+                color=look.colour,
+                markersize=5,
+                clip_on=False,
+            )
+        panel.grid(True)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+
+
+def _use_log(column: Sequence[Axes]) -> None:
+    """A log scale, if there is a value that it can show."""
+    shown = np.concatenate([np.zeros(0), *(np.asarray(line.get_ydata()) for panel in column for line in panel.lines)])
+    shown = shown[shown > 0]
+    if len(shown):
+        column[0].set_yscale("log", nonpositive="mask")
+        _set_log_ticks(column[0].yaxis, (float(shown.min()), float(shown.max())))
+
+
+def _set_log_ticks(axis: Axis, ends: tuple[float, float]) -> None:
+    """A few ticks on a log axis, at powers of ten if it is long enough."""
+    axis.set_major_locator(MaxNLocator(3) if ends[1] < 10 * ends[0] else LogLocator(numticks=4))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: level_text(value)))
+
+
+def _largest(rows: Mapping[str, Mapping[str, Effect]]) -> list[str]:
+    """The names of the rows to show: of single factors before those of pairs, and the largest of these."""
+
+    def key(name: str) -> tuple[bool, float, float]:
+        healthy, steps = rows[name]["healthy"], rows[name]["steps"]
+        pair = len(healthy.factors) > 1
+        return pair, -abs(healthy.effect) if pair else 0.0, -abs(math.log(steps.effect)) if pair else 0.0
+
+    return sorted(rows, key=key)[:_MOST_ROWS]
+
+
+def _limits(effects: Sequence[Effect], ratio: bool) -> tuple[float, float]:
+    """From the effects and as much of their intervals as leaves these to be seen."""
+    middles = np.array([e.effect for e in effects])
+    ends = np.array([end for e in effects for end in (e.low, e.high)])
+    if ratio:
+        middles, ends = np.log(middles), np.log(np.maximum(ends, 1e-300))
+    largest = max(float(np.abs(middles).max()), 0.05)
+    ends = np.abs(ends[np.isfinite(ends)])
+    reach = 1.08 * min(max(largest, float(ends.max(initial=0.0))), 2.5 * largest)
+    return (math.exp(-reach), math.exp(reach)) if ratio else (-reach, reach)
+
+
+def _draw_effect(panel: Axes, place: int, effect: Effect) -> None:
+    few, ratio = effect.seeds < _SEEDS_THAT_CAN_TELL, effect.response in RATIOS
+    if effect.seeds > 1:
+        everything = effect.high == math.inf if ratio else effect.high - effect.low >= 2 * len(effect.factors)
+        ends = [max(effect.low, 1e-300), min(effect.high, 1e300)] if ratio else [effect.low, effect.high]
+        style: Any = (0, (1, 3)) if everything else "-"  # dotted, what could be anything
+        panel.plot(ends, [place, place], color=_EFFECT, linewidth=0.8 if few else 1.6, linestyle=style)
+    marker, face = ("x", _EFFECT) if effect.seeds == 1 else ("o", "white" if few else _EFFECT)
+    panel.plot([effect.effect], [place], color=_EFFECT, marker=marker, markersize=5, markerfacecolor=face, zorder=3)

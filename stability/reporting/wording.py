@@ -1,0 +1,115 @@
+"""How levels, cells, outcomes and effects are said, in text, tables and figures alike."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from stability.analysis.effects import RATIOS, Effect
+from stability.analysis.trials import Level, Trial, level_text
+from stability.config.names import short_name
+
+
+class Look(NamedTuple):
+    """How an outcome is drawn: a colour, matplotlib's marker, whether it is filled, and a sign in text."""
+
+    colour: str
+    marker: str
+    filled: bool
+    sign: str
+
+
+# Okabe and Ito's colours, which readers of any colour vision tell apart; the shapes do without colour. Circles learned.
+LOOKS = {
+    "stable": Look("#009E73", "o", True, "●"),
+    "slow": Look("#0072B2", "o", False, "○"),
+    "undecided": Look("#7A7A7A", "D", False, "◇"),
+    "blank_collapse": Look("#56B4E9", "s", True, "■"),
+    "mode_collapse": Look("#CC79A7", "P", True, "✚"),
+    "exploded": Look("#D55E00", "^", True, "▲"),
+    "non_finite": Look("#1B1E23", "X", True, "✖"),
+    "bad_data": Look("#E69F00", "*", True, "★"),
+}
+
+
+def level_of(trial: Trial, name: str) -> Level:
+    """A trial's level of a factor, or of the seed."""
+    return trial.seed if name == "seed" else trial.factors.get(name)
+
+
+def override(name: str, level: Level) -> str:
+    """`optimizer.epsilon=1e-8`."""
+    return f"{name}={level_text(level)}"
+
+
+def cell_text(cell: Mapping[str, Level]) -> str:
+    """`epsilon 0.1, lr 0.005`."""
+    return ", ".join(f"{short_name(name)} {level_text(level)}" for name, level in cell.items())
+
+
+def names_text(names: Iterable[str]) -> str:
+    """`epsilon, lr and noise`."""
+    return listed([short_name(name) for name in names])
+
+
+def listed(parts: Iterable[str]) -> str:
+    """`a, b and c`."""
+    *first, last = list(parts) or [""]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def counts_text(trials: Iterable[Trial]) -> str:
+    """`20 stable, 3 exploded`, in the order of `LOOKS`."""
+    counts = Counter(trial.outcome for trial in trials)
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in LOOKS if counts[outcome])
+
+
+def changed_text(effect: Effect) -> str:
+    """What an effect is of: `lr 0.002 → 0.005`, `lr, per decade`, `lr 0.002 → 0.005 × noise 0.25 → 1`."""
+    if effect.kind.startswith("trend"):
+        return f"{short_name(effect.factors[0])}, {effect.kind.removeprefix('trend ')}"
+    parts = zip(effect.factors, effect.levels, strict=True)
+    return " × ".join(f"{short_name(name)} {level_text(a)} → {level_text(b)}" for name, (a, b) in parts)
+
+
+def effect_text(effect: Effect) -> str:
+    """An effect with its interval, `+33 points [−10, +60]`, `×2.1 [1.8, 2.4]`, which one seed does not have."""
+    if not effect.matches:
+        return ""
+    ends = (effect.low, effect.high) if effect.seeds > 1 else None
+    return size_text(effect.response, effect.effect, ends)
+
+
+def size_text(response: str, effect: float, ends: tuple[float, float] | None) -> str:
+    """A difference, or ratio, with the ends of its interval if there is one."""
+    points = response == "healthy"
+
+    def said(value: float) -> str:
+        return ratio_text(value) if response in RATIOS else _signed(100 * value, 0) if points else _signed(value, 3)
+
+    text = f"{'×' if response in RATIOS else ''}{said(effect)}{' points' if points else ''}"
+    return f"{text} [{said(ends[0])}, {said(ends[1])}]" if ends else text
+
+
+def ratio_text(ratio: float) -> str:
+    """`0.25`, `2.1`, `1200`, `4e6`, `∞`."""
+    if ratio == math.inf:
+        return "∞"
+    return level_text(float(f"{ratio:.2g}"))
+
+
+def p_text(p: float) -> str:
+    """`p = 0.03`, `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def seeds_text(seeds: int) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{seeds} seed{'s' if seeds != 1 else ''}"
+
+
+def _signed(value: float, digits: int) -> str:
+    if math.isinf(value):
+        return "−∞" if value < 0 else "+∞"
+    text = f"{abs(value):.{digits}f}"
+    return text if not float(text) else f"{'−' if value < 0 else '+'}{text}"

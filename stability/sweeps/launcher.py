@@ -1,0 +1,280 @@
+"""A Hydra launcher that trains the trials of a sweep together, in stacks: `hydra/launcher=stacked`.
+
+Trials share a stack if they have the same model, batch, precision, data and device; other stacks follow. Each has its
+folder, its `.hydra` files and its log as with any launcher, and ends as it would alone. Workers are processes that
+train stacks at the same time, each a part of the trials, and then what others have not begun: a trial's lock tells who
+trains it, and its folder what became of it.
+"""
+
+import copy
+import json
+import logging
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from stability.config.hydra import register
+from stability.config.schema import Config
+from stability.core.errors import StabilityError, cannot_write
+from stability.core.files import CONFIG, ERROR, VERDICT, write_atomically
+from stability.sweeps.plan import check_count, compose
+from stability.sweeps.sweep_trial import is_busy, is_finished, live_in_sweep, objective
+from stability.tracking.api import open_tracker
+
+if TYPE_CHECKING:
+    from stability.data.t15 import Dataset
+    from stability.trials.scheduler import Wish
+
+_LOG = logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")  # as Hydra writes it
+
+
+@dataclass
+class _Job:
+    config: DictConfig
+    task: DictConfig  # without Hydra's own part
+    settings: Config
+    folder: Path
+    result: JobReturn
+
+
+_Stack = dict[Path, list[_Job]]  # jobs with one folder are one trial
+
+
+class StackedLauncher(Launcher):
+    """Chosen by `hydra/launcher=stacked`; its settings stand in that file of `conf`."""
+
+    def __init__(self, size: int | None, workers: int, cluster: str, parameters: Mapping[str, Any]) -> None:
+        check_count("hydra.launcher.size", size, or_null=True)
+        check_count("hydra.launcher.workers", workers)
+        if not isinstance(parameters, Mapping):
+            raise StabilityError(f"hydra.launcher.parameters={parameters}: it has to hold parameters by their names.")
+        if cluster not in ("local", "slurm"):
+            raise StabilityError(f"hydra.launcher.cluster={cluster}: there are local and slurm.")
+        self._size, self._workers, self._cluster, self._parameters = size, workers, cluster, parameters
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take over what Hydra composed."""
+        self._context, self._task, self._config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Train a batch of the sweeper's jobs. Of those that cannot be it is told NaN, and the callbacks why."""
+        setup_globals()
+        stacks: dict[str, _Stack] = {}
+        results = []
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            try:
+                job = self._job(number, overrides)
+                if is_finished(job.settings, job.folder):
+                    _tell([job], objective(job.folder))
+                else:
+                    _forget(job)
+                    stacks.setdefault(kind(job.settings), {}).setdefault(job.folder, []).append(job)
+                results.append(job.result)
+            except StabilityError as error:  # the others are trained
+                result = JobReturn([*overrides])
+                self._cannot_be(result, error)
+                results.append(result)
+        if self._workers == 1 and self._cluster == "local":
+            for jobs in stacks.values():
+                self._train(jobs)
+        elif stacks:
+            self._train_in_workers([*stacks.values()])
+        return results
+
+    def _cannot_be(self, result: JobReturn, error: StabilityError) -> None:
+        """Tell the callbacks why a job cannot be, and the sweeper NaN, as of a crash."""
+        result.return_value, result.status = error, JobStatus.FAILED
+        self._context.callbacks.on_job_end(config=self._config, job_return=result)
+        result.return_value, result.status = math.nan, JobStatus.COMPLETED
+
+    def _job(self, number: int, overrides: Sequence[str]) -> _Job:
+        composed, trial = compose(self._config, number, overrides)
+        with open_dict(composed):
+            composed.hydra.runtime.output_dir = str(trial.folder.absolute())
+        task, hydra = copy.deepcopy(composed), OmegaConf.masked_copy(composed, ["hydra"])
+        with open_dict(task):
+            del task["hydra"]
+        own = [*composed.hydra.overrides.task]
+        result = JobReturn(own, task, hydra, str(Path.cwd()), composed.hydra.job.name)
+        return _Job(composed, task, trial.config, trial.folder, result)
+
+    def _train_in_workers(self, stacks: list[_Stack]) -> None:
+        from stability.sweeps.workers import run_in_workers  # late: PyTorch takes seconds
+
+        jobs = {folder: jobs for stack in stacks for folder, jobs in stack.items()}
+        count = min(self._workers, len(jobs))
+        logs = Path(self._config.hydra.sweep.dir) / ".submitit"
+        done = partial(_are_done, jobs)
+        work = partial(self._work, stacks, count)
+        worked = run_in_workers(work, done, count, self._cluster, logs, self._parameters)
+        reasons: dict[Path, str] = {folder: why for told in worked if told for folder, why in told.items()}
+        for folder, same in jobs.items():
+            if folder in reasons and not (folder / VERDICT).exists():  # another worker may have been luckier
+                self._cannot_be(same[0].result, StabilityError(reasons[folder]))
+                _tell(same, math.nan)
+            else:
+                _tell(same, _told_by(folder, same[0].settings, killed=None in worked))
+
+    def _work(self, stacks: list[_Stack], count: int, number: int, sharing: int) -> dict[Path, str]:
+        """Train as worker `number`: its part of the trials, and then what others have not begun, the last first.
+
+        A part is of neighbours, which share a seed and with it their batches. Returns why some cannot be, by folder.
+        """
+        register()
+        setup_globals()
+        reasons: dict[Path, str] = {}
+        trials = [(stack, folder) for stack in range(len(stacks)) for folder in stacks[stack]]
+        begin, end = (round(len(trials) * i / count) for i in (number, number + 1))
+        for part in (trials[begin:end], [*reversed(trials[:begin] + trials[end:])]):
+            for stack, trials_of_stack in groupby(part, key=itemgetter(0)):
+                reasons |= self._train({folder: stacks[stack][folder] for _, folder in trials_of_stack}, sharing)
+        return reasons
+
+    def _train(self, stack: _Stack, sharing: int = 1) -> dict[Path, str]:
+        """Train the trials of one stack, and return why some cannot be, by folder."""
+        from stability.trials.scheduler import train_together  # late: PyTorch takes seconds
+
+        data, reasons = _open_once(), {}
+        lives = [self._life(jobs, data) for jobs in stack.values()]
+        for (folder, jobs), end in zip(stack.items(), train_together(lives, self._size, sharing), strict=True):
+            if isinstance(end, StabilityError):
+                _tell(jobs, math.nan)
+                reasons[folder] = str(end)
+            elif isinstance(end, BaseException):
+                raise end
+        return reasons
+
+    def _life(self, jobs: list[_Job], data: "Callable[[Config], Dataset]") -> "Generator[Wish, Any, float]":
+        job = jobs[0]
+        self._context.callbacks.on_job_start(config=job.config, task_function=self._task)
+        try:
+            if _are_done({job.folder: jobs}):  # another process had it
+                value = math.nan if (job.folder / ERROR).exists() else objective(job.folder)
+            else:
+                _write_hydra_files(job)
+                with closing(logging.FileHandler(job.folder / f"{job.result.task_name}.log")) as log:
+                    log.setFormatter(_LOG)
+                    value = yield from _logged(live_in_sweep(job.task, job.folder, data), log)
+            _tell(jobs, value)
+            return value
+        except BaseException as error:
+            told = cannot_write(job.folder, error) if isinstance(error, OSError) else error
+            job.result.return_value, job.result.status = told, JobStatus.FAILED
+            raise told from error.__cause__
+        finally:
+            self._context.callbacks.on_job_end(config=job.config, job_return=job.result)
+
+
+def _are_done(trials: _Stack) -> bool:
+    """Whether each of the trials is finished or has crashed."""
+    return all((folder / ERROR).exists() or is_finished(same[0].settings, folder) for folder, same in trials.items())
+
+
+def _tell(jobs: Sequence[_Job], value: float) -> None:
+    """Tell the sweeper what became of a trial."""
+    for job in jobs:
+        job.result.return_value, job.result.status = value, JobStatus.COMPLETED
+
+
+def _forget(job: _Job) -> None:
+    """Forget that a trial crashed and, if it is to be trained anew, all of it: what is found later is this sweep's."""
+    from stability.trials.run import clear  # late: PyTorch takes seconds
+
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if not is_busy(job.folder):
+            (job.folder / ERROR).unlink(missing_ok=True)
+            if job.settings.fresh:
+                clear(job.folder)
+    except OSError as error:
+        raise cannot_write(job.folder, error) from error
+    job.task.fresh = job.settings.fresh = False
+
+
+def _told_by(folder: Path, settings: Config, *, killed: bool) -> float:
+    """What became of a trial that workers were to train, of which some may have been `killed` and not replaced."""
+    if is_busy(folder) or (folder / ERROR).exists():
+        return math.nan
+    if (folder / VERDICT).exists():
+        with suppress(StabilityError):  # one that cannot be read, which the report tells
+            return objective(folder)
+    elif killed:
+        reason = "Every worker that began it was killed, perhaps for want of memory: see .submitit in the study."
+        write_atomically(folder / ERROR, f"{reason}\n".encode())
+        if (folder / CONFIG).exists():
+            open_tracker(settings.tracking, folder, outputs=Path(settings.outputs)).abort("KILLED")
+    return math.nan
+
+
+def is_stacked(launcher: DictConfig) -> bool:
+    """Whether Hydra's settings of a launcher are those of ours."""
+    return str(launcher._target_).endswith(f".{StackedLauncher.__name__}")
+
+
+def kind(settings: Config) -> str:
+    """What trials of one stack have in common."""
+    parts = (settings.model, settings.batch, settings.precision, settings.data)
+    # What is too short after the longest cut is excluded from the data, which a stack has in common.
+    cut = settings.aug.max_cut if settings.data.on_bad_utterance == "exclude" else 0
+    return json.dumps([settings.device, cut, *(asdict(part) for part in parts)])
+
+
+def _open_once() -> "Callable[[Config], Dataset]":
+    """As `open_data`, of trials of one `kind`: those with the same cut, which is all else that counts, get the same."""
+    from stability.trials.run import open_data
+
+    opened: dict[int, Dataset] = {}
+
+    def data(settings: Config) -> "Dataset":
+        if settings.aug.max_cut not in opened:
+            opened[settings.aug.max_cut] = open_data(settings)
+        return opened[settings.aug.max_cut]
+
+    return data
+
+
+def _write_hydra_files(job: _Job) -> None:
+    """What Hydra writes of any job."""
+    if job.config.hydra.output_subdir is None:
+        return
+    folder = job.folder / job.config.hydra.output_subdir
+    folder.mkdir(exist_ok=True)
+    for name, content in (
+        ("config", job.task),
+        ("hydra", job.result.hydra_cfg),
+        ("overrides", job.config.hydra.overrides.task),
+    ):
+        OmegaConf.save(content, folder / f"{name}.yaml")
+
+
+def _logged(life: "Generator[Wish, Any, float]", log: logging.Handler) -> "Generator[Wish, Any, float]":
+    """The same life, with a log of its own, whoever lives beside it."""
+    root, go_on = logging.getLogger(), partial(next, life)
+    while True:
+        root.addHandler(log)
+        try:
+            wish = go_on()
+        except StopIteration as ended:
+            return float(ended.value)
+        finally:
+            root.removeHandler(log)
+        try:
+            answer = yield wish
+        except GeneratorExit:
+            life.close()
+            raise
+        except Exception as error:
+            go_on = partial(life.throw, error)
+        else:
+            go_on = partial(life.send, answer)

@@ -1,0 +1,1 @@
+"""Sends trials and studies to MLflow."""

@@ -1,1 +1,0 @@
-"""The decoder, its optimiser, and the one loop that trains a stack of trials."""

@@ -1,0 +1,232 @@
+"""Checkpoints in the official layout, so that public ones load here and ours load there.
+
+A file holds `model_state_dict`, `optimizer_state_dict`, `scheduler_state_dict`, `val_PER` and `val_loss` as the
+official trainer writes them, and under `stability` what a resume needs beyond that.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from stability.config.schema import Config
+from stability.core.errors import StabilityError
+from stability.core.files import replacing
+from stability.engine.decoder import Parameters
+from stability.engine.loop import Stack, learning_rates
+from stability.engine.optimizer import DAY_LAYER, Moments, group_of
+
+_STACK_STATE = ("failed", "loss_scale", "steps_since_overflow")  # one number a trial
+_PREFIX = "_orig_mod."  # what torch.compile puts before each name; the official trainer expects it
+
+
+@dataclass
+class Best:
+    """The best validation so far: the lowest phoneme error rate, and of equal ones the lowest loss."""
+
+    per: float = float("inf")
+    loss: float = float("inf")
+
+    def improve(self, per: float, loss: float) -> bool:
+        """Take that validation over if it is better, and say whether it was."""
+        better = (per, loss) < (self.per, self.loss)
+        if better:
+            self.per, self.loss = per, loss
+        return better
+
+
+Save = Callable[[Path, Stack, int, Best], None]
+
+
+def save(path: Path, stack: Stack, k: int, best: Best) -> None:
+    """Write trial `k` of a stack, atomically: a reader finds the old file or the new one, never a part."""
+    _write(path, _content(stack, k, best))
+
+
+@contextmanager
+def in_background() -> Iterator[Save]:
+    """A `save` that only copies the trial to the host's memory, and writes it in a thread while training goes on.
+
+    It waits for the file before, and the end of the `with` statement for the last one; both raise what OSError came of
+    it.
+    """
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1) as thread:
+
+        def save_in_background(path: Path, stack: Stack, k: int, best: Best) -> None:
+            nonlocal writing
+            if writing is not None:
+                writing.result()
+            writing = thread.submit(_write, path, _content(stack, k, best))
+
+        try:
+            yield save_in_background
+        finally:
+            if writing is not None:
+                writing.result()
+
+
+def _content(stack: Stack, k: int, best: Best) -> dict[str, Any]:
+    """What the file of trial `k` holds: copies in the host's memory, and plain numbers."""
+    own = {name: p[k] for name, p in stack.parameters.items()}
+    moments = Moments(*({name: t[k] for name, t in kind.items()} for kind in stack.moments))
+    optimizer, scheduler = _torch_states(stack.configs[k], own, moments, stack.steps[k])
+    return {
+        "model_state_dict": {_PREFIX + name: _copied(p) for name, p in split_days(own).items()},
+        "optimizer_state_dict": optimizer,
+        "scheduler_state_dict": scheduler,
+        "val_PER": best.per,
+        "val_loss": best.loss,
+        "stability": {"step": stack.steps[k], **{name: getattr(stack, name)[k].item() for name in _STACK_STATE}},
+    }
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # of a full disk, which PyTorch hides
+                raise error.__context__ from None
+            raise
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", copy=True)
+
+
+def restore(path: Path, stack: Stack, k: int) -> Best:
+    """Put a checkpoint that `save` wrote back into place `k` of a stack, and its step with it."""
+    content = _read(path)
+    if "stability" not in content:
+        raise StabilityError(f"{path} was not written here and cannot be resumed. Start from it: init_from={path}")
+    own = {name: p[k] for name, p in stack.parameters.items()}
+    for name, p in _matching(content, path, own).items():
+        own[name].copy_(p)
+    saved = content["optimizer_state_dict"]["state"]
+    for kind, key in zip(stack.moments, ("exp_avg", "exp_avg_sq", "step"), strict=True):
+        places = split_days({name: t[k] for name, t in kind.items()})  # views
+        for index, name in enumerate(chain(*_by_group(own).values())):
+            places[name].copy_(saved[index][key]) if index in saved else places[name].zero_()
+    stack.steps[k] = content["stability"]["step"]
+    for name in _STACK_STATE:
+        getattr(stack, name)[k] = content["stability"][name]
+    return Best(content["val_PER"], content["val_loss"])
+
+
+def load_weights(path: Path, like: Parameters) -> Parameters:
+    """The weights of a checkpoint, ours or a public one, without the trial axis.
+
+    `like` are parameters of the model they must fit; StabilityError says where they do not.
+    """
+    return _matching(_read(path), path, like)
+
+
+def split_days(parameters: Mapping[str, Tensor]) -> Parameters:
+    """Parameters of one trial under their official names: one tensor a day in the day layers."""
+    named: Parameters = {}
+    for name, p in parameters.items():
+        named |= {f"{name}.{day}": own for day, own in enumerate(p)} if name in DAY_LAYER else {name: p}
+    return named
+
+
+def _matching(content: Mapping[str, Any], path: Path, like: Parameters) -> Parameters:
+    found = {n.removeprefix(_PREFIX): p for n, p in content["model_state_dict"].items()}
+    wanted = split_days(like)
+    problems = [f"{n} is missing" for n in wanted.keys() - found.keys()]
+    problems += [f"{n} is not in the model" for n in found.keys() - wanted.keys()]
+    problems += [
+        f"{n} is {tuple(found[n].shape)} and should be {tuple(wanted[n].shape)}"
+        for n in wanted.keys() & found.keys()
+        if found[n].shape != wanted[n].shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise StabilityError(
+            f"{path} is a checkpoint of another model: {'; '.join(sorted(problems)[:4])}{more}. "
+            "Choose the model, the features and the days that it was trained with."
+        )
+    days = {name: torch.stack([found[f"{name}.{d}"] for d in range(len(like[name]))]) for name in DAY_LAYER}
+    return {name: days[name] if name in DAY_LAYER else found[name] for name in like}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    scalar = np.float64(0).__reduce__()[0]  # official checkpoints hold their loss as a NumPy number
+    allowed: list[Any] = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype]
+    allowed += [type(np.dtype(kind)) for kind in (np.float32, np.float64)]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise StabilityError(f"There is no checkpoint at {path}.") from None
+    except Exception as error:  # torch raises a different kind for each way a file can be broken
+        reason = str(error).partition("\n")[0]
+        raise StabilityError(
+            f"{path} cannot be read as a checkpoint ({reason}). Give another, or train anew."
+        ) from None
+    found: dict[str, Any] = content if isinstance(content, dict) else {}
+    weights = found.get("model_state_dict")
+    if not isinstance(weights, dict) or not all(isinstance(p, Tensor) for p in weights.values()):
+        raise StabilityError(f"{path} is no checkpoint of a decoder: it has no model_state_dict of tensors.")
+    return found
+
+
+def _by_group(parameters: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Official names by parameter group, in the order in which the official optimiser numbers its parameters."""
+    groups: dict[str, list[str]] = {"bias": [], "day_layer": [], "other": []}
+    for name in parameters:
+        groups[group_of(name)] += split_days({name: parameters[name]})
+    return groups
+
+
+class _AdamW(torch.optim.AdamW):
+    """The same, without a decoration that imports PyTorch's compiler, which takes as long as all else of PyTorch."""
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+
+
+def _torch_states(
+    config: Config, own: Parameters, moments: Moments, step: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state dictionaries that torch.optim.AdamW and LambdaLR would have, made by those themselves."""
+    o, s = config.optimizer, config.schedule
+    names = _by_group(own)
+    decays = {"bias": 0.0, "day_layer": o.weight_decay_day, "other": o.weight_decay}
+    groups = [
+        {
+            "params": [torch.empty(0, requires_grad=True) for _ in members],
+            "lr": s.lr_max_day if group == "day_layer" else s.lr_max,
+            "weight_decay": decays[group],
+            "group_type": group,
+        }
+        for group, members in names.items()
+    ]
+    optimizer = _AdamW(groups, betas=(o.beta1, o.beta2), eps=o.epsilon, fused=o.fused or None)
+    scheduler = LambdaLR(optimizer, [lambda _: 1.0] * len(groups)).state_dict()
+    rate, day_rate = learning_rates(config, step)
+    last = [day_rate if group == "day_layer" else rate for group in names]
+    scheduler |= {"last_epoch": step, "_step_count": step + 1, "_last_lr": last}
+    for group, lr in zip(optimizer.param_groups, last, strict=True):
+        group["lr"] = lr
+    first, second, steps = (split_days(kind) for kind in moments)
+    state = {
+        index: {
+            "step": _copied(steps[n]),
+            "exp_avg": _copied(first[n]),
+            "exp_avg_sq": _copied(second[n]),
+        }
+        for index, n in enumerate(chain(*names.values()))
+        if steps[n] > 0  # AdamW keeps nothing of a day it has not met
+    }
+    return optimizer.state_dict() | {"state": state}, scheduler

@@ -1,0 +1,164 @@
+"""What a person sees of a trial: its configuration in short, a bar, its verdict. Plain lines where no one looks on."""
+
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from stability.core.files import BEST, EXCLUDED, FIGURE, FLIGHT, FLIGHT_RECORD, VERDICT, short_path
+from stability.diagnosis.display import show_outcome
+from stability.diagnosis.table import Table as Signals
+from stability.diagnosis.verdict import Verdict
+
+if TYPE_CHECKING:  # a log is diagnosed without PyTorch
+    import torch
+
+    from stability.config.schema import Config
+    from stability.data.t15 import Dataset
+    from stability.trials.recorder import Utterance
+    from stability.trials.replay import Replay
+
+_KINDS = {
+    "transient": "It does not fail again: look at the machine, its memory and its drivers, before the settings.",
+    "precision": "A wider precision gets through it: numbers so large are beyond the trial's own. "
+    "Try a lower lr or a clip.",
+    "true fault": "It fails in every precision: look at the settings, the data, and the weights before this step.",
+}
+_SUSPECTS = 8  # utterances listed
+_WIDE = 500  # columns, so that no cell of a table is cut
+
+
+class Display:
+    """The terminal while one trial trains; use it in a `with` statement."""
+
+    def __init__(self, total_steps: int, done_steps: int, quiet: bool) -> None:
+        self._console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._steps = total_steps
+        self._task = self._bar.add_task("", total=total_steps, completed=done_steps)
+        self._rates = "PER –"
+        self._latest = ""
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def trained(self, rows: Signals) -> None:
+        """Show the last of some steps."""
+        last = dict(zip(rows.names, rows.values[-1].tolist(), strict=True))
+        self._latest = f"loss {last['loss']:.4g}  blank {last['blank_fraction']:.0%}  gradient {last['grad_norm']:.3g}"
+        self._bar.update(self._task, completed=int(rows.steps[-1]) + 1, description=f"{self._latest}  {self._rates}")
+
+    def validated(self, step: int, per: float, loss: float) -> None:
+        """Show a validation; a line of its own where there is no bar."""
+        self._rates = f"PER {per:.3f}"
+        self._bar.update(self._task, description=f"{self._latest}  {self._rates}")
+        if self._bar.disable:
+            self._console.print(f"step {step:<6d} {self._latest}  PER {per:.4f}  validation loss {loss:.4g}")
+
+    def stopped(self, step: int, verdict: Verdict) -> None:
+        """Say why the trial ends before its budget does."""
+        why = f"{verdict.outcome}, found at step {verdict.detected_step}"
+        self._console.print(f"stopped at step {step} of {self._steps}: {why}")
+
+
+def show_configuration(config: "Config", folder: Path, dataset: "Dataset", device: "torch.device", step: int) -> None:
+    """What is trained, on what, and where it is kept."""
+    console = Console(highlight=False, soft_wrap=True)
+    o, s, a, b = config.optimizer, config.schedule, config.aug, config.batch
+    for name, value in {
+        "optimizer": f"AdamW, epsilon {o.epsilon:g}, weight decay {o.weight_decay:g}, clip {o.clip_norm}",
+        "schedule": f"lr {s.lr_max:g} after {s.warmup_steps} steps, cosine to {s.lr_min:g} at {s.decay_steps}",
+        "noise": f"white {a.white_noise_std:g}, offset {a.constant_offset_std:g}",
+        "batch": f"{b.size} trials of {b.days} days, loss {config.loss.reduction}",
+        "model": f"GRU {config.model.layers} x {config.model.units}, {config.precision.dtype} on {device}",
+        "data": f"{len(dataset.train.records)} trials to train and {len(dataset.val.records)} to validate, "
+        f"{len(dataset.sessions)} days, {dataset.n_features} features, {dataset.place}",
+        "trial": f"seed {config.seed}, steps {step} to {config.steps}" + (" (resumed)" if step else ""),
+        "folder": short_path(folder),
+    }.items():
+        console.print(f"[dim]{name:<10}[/] {value}")
+    if dataset.excluded:
+        console.print(f"[yellow]{len(dataset.excluded)} bad trials are left out, listed in {EXCLUDED}[/]")
+
+
+def show_verdict(verdict: Verdict, folder: Path, where: str) -> None:
+    """What became of the trial, why, and where everything is."""
+    show_outcome(verdict)
+    console = Console(highlight=False, soft_wrap=True)
+    for name, place in {
+        "verdict": folder / VERDICT,
+        "figure": folder / FIGURE,
+        "checkpoint": folder / BEST,
+    }.items():
+        console.print(f"[dim]{name:<10}[/] {short_path(place)}")
+    if (folder / FLIGHT_RECORD).exists():
+        console.print(f"[dim]flight recording[/]  {short_path(folder / FLIGHT)}")
+        console.print(f"  make the step again: `python -m stability.diagnose --replay {short_path(folder)}`")
+    console.print(where)
+
+
+def show_replay(folder: Path, replay: "Replay") -> None:
+    """What came of making a recorded step again."""
+    console = Console(highlight=False, soft_wrap=True, width=_WIDE)
+    flight = replay.flight
+    console.print(f"{short_path(folder)}: {flight.outcome} since step {flight.step}, seed {flight.seed}")
+    console.print(f"[dim]{'data':<10}[/] {escape(flight.data)}")
+    weights = sorted(flight.largest_weights.items(), key=lambda item: (math.isfinite(item[1]), -item[1]))
+    largest = ", ".join(f"{value:.4g} in {name}" for name, value in weights[:3])
+    console.print(f"[dim]{'weights':<10}[/] the largest before that step are {largest}")
+    if replay.device != flight.device:
+        console.print(
+            f"[yellow]recorded on {flight.device} and made again on {replay.device}, which draws other random numbers: "
+            "noise and dropout are not the recorded ones[/]"
+        )
+    attempts = Table("", "fails", "loss", "gradient norm", "first not finite", box=None, header_style="dim")
+    attempts.add_row("recorded", "yes", f"{replay.recorded_loss:.6g}", f"{replay.recorded_grad_norm:.6g}")
+    for precision, a in replay.attempts.items():
+        attempts.add_row(precision, "yes" if a.fails else "no", f"{a.loss:.6g}", f"{a.grad_norm:.6g}", a.not_finite)
+    console.print(attempts)
+    console.print(f"[bold]{replay.kind}[/]: {_KINDS[replay.kind]}")
+    own = next(iter(replay.attempts.values()))
+    console.print(f"[dim]the most suspicious of the batch of {len(flight.batch)} utterances[/]")
+    suspects = Table("utterance", "frames", "labels", "loss", "largest input", "", box=None, header_style="dim")
+    for u in flight.batch[:_SUSPECTS]:
+        place = f"{u.session} {u.trial}, block {_known(u.block)}, number {_known(u.number)}, {u.sentence!r}"
+        loss, largest = f"{u.loss:.4g}", f"{u.largest_input:.4g}"
+        suspects.add_row(escape(place), str(u.frames), str(u.labels), loss, largest, _suspicion(u, own.bad_rows))
+    console.print(suspects)
+
+
+def _known(number: int | None) -> str:
+    return "unknown" if number is None else str(number)
+
+
+def _suspicion(utterance: "Utterance", bad_rows: frozenset[int]) -> str:
+    faults = {
+        "input not finite": not utterance.input_finite,
+        "CTC cannot align it": not utterance.can_be_aligned,
+        "loss not finite": utterance.row in bad_rows,
+    }
+    return f"[red]{', '.join(name for name, there in faults.items() if there)}[/]"

@@ -1,0 +1,1 @@
+"""Watches training loops that are not ours."""

@@ -1,0 +1,214 @@
+"""Explosions and what only looks like one, by made-up signals whose cause is known."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stability.diagnosis.explosion import exploded, recovered
+from stability.diagnosis.finding import Finding
+from tests.support.tables import NOTHING, numbers, table
+
+N, AT = 300, 200
+
+
+def noise(scale: float, seed: int = 0) -> np.ndarray:
+    return np.asarray(np.exp(scale * np.random.default_rng(seed).normal(size=N)))
+
+
+def training(**changes: Any) -> dict[str, Any]:
+    """The signals of a training that has learned for some time, with some of them changed."""
+    calm = {
+        "loss": (20 + 60 * np.exp(-np.arange(N) / 60)) * noise(0.03),
+        "grad_norm": 5 * noise(0.3, 1),
+        "applied_norm": np.full(N, 1.0),
+        "lr": np.full(N, 2e-3),
+        "update_ratio": np.full(N // 10, 0.005),
+        "weight_norm": np.linspace(20, 25, N // 10),
+        "effective_lr": np.full(N // 10, 0.05),
+    }
+    return calm | changes
+
+
+def found(**changes: Any) -> Finding | None:
+    return exploded(table(**training(**changes)), NOTHING)
+
+
+def sure(**changes: Any) -> Finding:
+    finding = found(**changes)
+    assert finding is not None
+    assert finding.kind == "exploded"
+    assert finding.onset_step <= finding.detected_step
+    return finding
+
+
+def late(name: str, factor: float, first: int = AT, last: int = N) -> np.ndarray:
+    """A signal of the calm training, times that factor from one step to another."""
+    values = training()[name].copy()
+    every = N // len(values)
+    values[first // every : -(-last // every)] *= factor
+    return np.asarray(values)
+
+
+def test_nothing_is_found_in_a_calm_training() -> None:
+    assert found() is None
+
+
+def test_a_rate_that_was_raised_is_named_with_both_values() -> None:
+    finding = sure(
+        lr=late("lr", 50),
+        update_ratio=late("update_ratio", 50),
+        loss=late("loss", 4),
+        grad_norm=late("grad_norm", 10),
+    )
+    assert finding.cause == "rate_too_high"
+    assert finding.onset_step >= AT
+    assert finding.detected_step <= AT + 10
+    assert {0.002, 0.1} <= set(numbers(finding.advice))
+    assert "clip" not in finding.advice
+
+
+def test_a_raised_rate_is_blamed_before_its_updates_were_measured() -> None:
+    lr, loss, norms = (late(name, factor, AT + 1) for name, factor in (("lr", 100), ("loss", 5), ("grad_norm", 20)))
+    finding = sure(lr=lr, loss=loss, grad_norm=norms)
+    assert (finding.cause, finding.onset_step) == ("rate_too_high", AT + 1)
+    assert numbers(finding.advice) == [0.002, 0.2]
+
+
+def test_updates_too_large_for_the_weights_name_the_rate_that_would_do() -> None:
+    finding = sure(update_ratio=late("update_ratio", 16))
+    assert (finding.cause, finding.signal) == ("rate_too_high", "update_ratio")
+    assert finding.value == pytest.approx(0.08)
+    large, rate, before, proposed, usual = numbers(finding.advice)
+    assert (large, rate, before, usual) == pytest.approx((0.08, 0.002, 0.005, 0.005))
+    assert proposed == pytest.approx(rate * usual / large, rel=0.3)  # told in one digit
+
+
+def test_that_nothing_is_clipped_is_told_where_it_is_so() -> None:
+    norms = training()["grad_norm"]
+    finding = sure(update_ratio=late("update_ratio", 16), loss=late("loss", 4), applied_norm=norms)
+    assert "nothing is clipped" in finding.advice
+
+
+def test_updates_many_times_the_weights_are_not_told_in_per_cent() -> None:
+    finding = sure(update_ratio=late("update_ratio", 1e4), loss=late("loss", 4))
+    assert "50 times the weights" in finding.advice
+
+
+def test_no_rate_is_proposed_where_nothing_moved_before() -> None:
+    updates = np.where(np.arange(N // 10) < AT // 10, 0.0, 0.2)
+    finding = sure(update_ratio=updates, loss=late("loss", 4))
+    assert finding.cause == "rate_too_high"
+    assert "lr of 0" not in finding.advice
+
+
+def test_large_updates_of_a_loss_that_falls_do_no_harm() -> None:
+    falling = 80 * np.exp(-np.arange(N) / 60)
+    assert found(loss=falling, update_ratio=late("update_ratio", 16)) is None
+
+
+def test_large_updates_of_weights_that_are_taken_away_are_no_explosion() -> None:
+    shrinking = 25 * 0.8 ** np.arange(N // 10)
+    assert found(update_ratio=late("update_ratio", 16), weight_norm=shrinking) is None
+
+
+def test_one_batch_is_named_by_its_step() -> None:
+    norms = late("grad_norm", 2000, AT + 3, AT + 4)
+    loss = late("loss", 4, AT + 4)
+    finding = sure(grad_norm=norms, loss=loss, effective_lr=late("effective_lr", 0.05, AT + 10))
+    assert finding.cause == "bad_batch"
+    step, norm, times, usual, *_, limit = numbers(finding.advice)
+    assert step == AT + 3
+    assert norm == pytest.approx(norms[AT + 3], rel=0.01)
+    assert times == pytest.approx(norm / usual, rel=0.01)
+    assert limit == pytest.approx(3 * usual, rel=0.4)  # told in one digit
+
+
+def test_a_batch_that_filled_the_second_moments_is_found_where_the_loss_gets_no_better() -> None:
+    signals = {
+        "grad_norm": late("grad_norm", 2000, AT + 3, AT + 4),
+        "effective_lr": late("effective_lr", 0.05, AT + 10),
+    }
+    finding = sure(**signals, loss=np.full(N, 30.0))
+    assert (finding.cause, finding.onset_step, finding.detected_step) == ("bad_batch", AT + 3, AT + 50)
+    assert {0.05, 0.0025} <= set(numbers(finding.advice))
+    assert found(**signals, loss=30 * np.exp(-np.arange(N) / 300)) is None
+
+
+def test_a_spike_that_leaves_nothing_behind_is_no_explosion() -> None:
+    assert found(grad_norm=late("grad_norm", 2000, AT, AT + 1)) is None
+    assert found(grad_norm=late("grad_norm", 2000, AT, AT + 1), loss=late("loss", 30, AT, AT + 1)) is None
+
+
+def test_weights_that_grow_by_themselves() -> None:
+    grown = np.r_[np.full(AT // 10, 20.0), 20 * 1.4 ** np.arange(1, (N - AT) // 10 + 1)]
+    finding = sure(weight_norm=grown)
+    assert (finding.cause, finding.signal) == ("drift", "weight_norm")
+    assert AT - 10 < finding.onset_step <= AT
+    before, after, update = numbers(finding.advice)
+    assert (before, update) == pytest.approx((20, 0.005))
+    assert after == pytest.approx(finding.value, rel=0.01)
+
+
+def test_a_gradient_that_leads_uphill() -> None:
+    loss = training()["loss"].copy()
+    loss[AT:] += 3 * np.arange(N - AT)
+    finding = sure(loss=loss)
+    assert (finding.cause, finding.signal) == ("drift", "loss")
+    assert AT <= finding.onset_step <= AT + 30
+    assert numbers(finding.advice) == [0.005]
+
+
+def test_a_loss_that_leaps_with_the_data_and_comes_down_again_is_no_explosion() -> None:
+    loss = training()["loss"].copy()
+    loss[AT:] += 60 * np.exp(-np.arange(N - AT) / 15)
+    assert found(loss=loss) is None
+
+
+def test_norms_that_are_large_but_usual_are_no_explosion() -> None:
+    assert found(grad_norm=200 * noise(0.3, 1)) is None
+
+
+def test_norms_that_grow_while_the_loss_falls_are_no_explosion() -> None:
+    assert found(grad_norm=np.linspace(1, 50, N), loss=np.linspace(80, 10, N)) is None
+
+
+def test_lasting_growth_is_found_from_the_loss_and_the_norm_alone() -> None:
+    loss, norms = training()["loss"].copy(), late("grad_norm", 50, 120)
+    loss[120:] += 30
+    finding = exploded(table(loss=loss, grad_norm=norms), NOTHING)
+    assert finding is not None
+    assert finding.onset_step == 120
+    assert finding.detected_step <= 125
+    assert finding.cause == "unknown"
+    usual, value = numbers(finding.advice)
+    assert value > 1.5 * usual
+
+
+def test_a_loss_that_may_be_negative_is_not_compared_by_size() -> None:
+    rng = np.random.default_rng(0)
+    for level in (-1000.0, -1.0, 0.0):
+        assert exploded(table(loss=level + rng.normal(size=N)), NOTHING) is None
+        assert exploded(table(loss=level - np.linspace(0, 100, N) + rng.normal(size=N)), NOTHING) is None
+
+
+def test_the_norms_of_a_negative_loss_are_still_judged() -> None:
+    rng = np.random.default_rng(0)
+    finding = exploded(table(loss=-50 + rng.normal(size=N), grad_norm=late("grad_norm", 50)), NOTHING)
+    assert finding is not None
+    assert (finding.signal, finding.onset_step) == ("grad_norm", AT)
+
+
+def test_a_gradient_that_was_zero_is_nothing_to_compare_with() -> None:
+    norms = np.where(np.arange(N) < AT, 0.0, 5.0)
+    signals = training(grad_norm=norms, loss=late("loss", 4), effective_lr=late("effective_lr", 0.05))
+    finding = exploded(table(**signals), NOTHING)
+    assert finding is None or finding.cause != "bad_batch"
+
+
+def test_what_came_back_has_recovered() -> None:
+    calm, bad = training(), late("loss", 5, 150, 200)
+    gone, lasting = table(**(calm | {"loss": bad})), table(**(calm | {"loss": late("loss", 5, 150)}))
+    finding = sure(loss=bad, update_ratio=late("update_ratio", 16, 150, 200))
+    assert recovered(gone, finding)
+    assert not recovered(lasting, finding)

@@ -1,0 +1,85 @@
+"""The figure of a trial is drawn whatever the trial's folder holds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from stability.diagnosis import run_figure as figures
+from stability.diagnosis import table as signals
+
+_NAMES = ("loss", "grad_norm", "blank_fraction")
+
+
+def _write(folder: Path, values: NDArray[np.float32], first: int = 0) -> None:
+    signals.append_rows(folder / "signals.csv", _NAMES, range(first, first + len(values)), values)
+
+
+def _healthy(rows: int) -> NDArray[np.float32]:
+    x = np.linspace(0, 1, rows)
+    return np.stack([300 * np.exp(-3 * x), 20 * np.exp(-x), 1 - 0.6 * x], axis=1).astype(np.float32)
+
+
+def _panels(folder: Path, monkeypatch: pytest.MonkeyPatch, clip: float | None = None) -> dict[str, list[str]]:
+    """What is written in the figure: the title, and the labels of each panel, by the panel's axis label."""
+    drawn: list[Figure] = []
+
+    class Kept(Figure):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            drawn.append(self)
+
+    monkeypatch.setattr(figures, "Figure", Kept)
+    path = figures.draw_run(folder, clip)
+    assert path == folder / "run.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    (figure,) = drawn
+    title = figure.axes[0].get_title().splitlines()
+    return {"title": title} | {
+        axes.get_ylabel().split("\n")[0]: [text.get_text() for text in axes.texts] for axes in figure.axes
+    }
+
+
+def test_a_diverged_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = _healthy(500)
+    values[350:, :2] *= np.exp(np.arange(150) / 2)[:, None]
+    values[450:, 0] = np.nan
+    values[440:, 1] = np.inf
+    values[440:, 2] = -np.inf
+    _write(tmp_path, values)
+    validation = np.array([[1.2, 300], [np.nan, np.nan]], np.float32)
+    signals.append_rows(tmp_path / "validation.csv", ("per", "loss"), [199, 399], validation)
+    verdict = {"outcome": "non_finite", "cause": "gradient_explosion", "onset_step": 350}
+    (tmp_path / "verdict.json").write_text(json.dumps(verdict))
+    panels = _panels(tmp_path, monkeypatch, clip=10)
+    assert panels["title"] == [tmp_path.name, "non_finite: gradient_explosion"]
+    assert panels["training loss"] == ["not finite at 440", "onset at 350"]
+    assert panels["gradient norm"] == ["clipped above 10"]
+    assert panels["validation PER"] == []
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 30_000])
+def test_any_number_of_rows_without_validation_and_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    _write(tmp_path, _healthy(rows))
+    panels = _panels(tmp_path, monkeypatch)
+    assert panels["title"] == [tmp_path.name, "no verdict yet"]
+    assert panels["validation PER"] == ["not measured"]
+    assert panels["training loss"] == ([] if rows else ["not measured"])
+    assert panels["gradient norm"] == ([] if rows else ["not measured"])
+
+
+def test_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _panels(tmp_path, monkeypatch)["blank fraction"] == ["not measured"]
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf, -1.0, 3e38, 1e-45])
+def test_values_a_log_scale_cannot_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    _write(tmp_path, np.full((5, 3), value, np.float32), first=7)
+    expected = [] if np.isfinite(value) else ["not measured", "not finite at 7"]
+    assert _panels(tmp_path, monkeypatch)["training loss"] == expected

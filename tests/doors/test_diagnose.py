@@ -1,0 +1,74 @@
+"""Verdicts on logs, through the command line."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stability import diagnose
+from stability.diagnosis.readers.logs import read_log
+from stability.diagnosis.verdict import judge
+
+LOGS = Path(__file__).parents[3] / "shared" / "logs"
+real_logs = pytest.mark.skipif(not LOGS.is_dir(), reason="the real training logs are not here")
+
+
+def verdict_of(log: Path, figure: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert diagnose.main([str(log), "--figure", str(figure)]) == 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    return capsys.readouterr().out
+
+
+@real_logs
+def test_the_healthy_official_log_is_stable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = verdict_of(LOGS / "official-baseline-10k.log", tmp_path / "figure.png", capsys)
+    assert "\nstable\n" in out
+    last = next(line.split() for line in out.splitlines() if line.split()[:1] == ["10000"])
+    assert last[-2:] == ["0.1286", "0.128–0.129"]
+
+
+@real_logs
+def test_the_diverged_log_exploded(capsys: pytest.CaptureFixture[str]) -> None:
+    recording = read_log(LOGS / "conformer-unet-diverged.log")
+    verdict = judge(recording.signals, recording.validation)
+    assert verdict.outcome == "exploded"
+    assert verdict.onset_step is not None
+    assert 1000 <= verdict.onset_step <= 3000
+
+
+def test_the_door_runs_and_a_bad_log_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "empty.log").touch()
+    command = [sys.executable, "-m", "stability.diagnose", "empty.log"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: empty.log is empty.\n")
+
+
+def test_a_log_is_read_without_pytorch() -> None:
+    code = "import sys, stability.diagnose; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, about how this test's MLflow uses it
+def test_an_mlflow_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = f"sqlite:///{tmp_path / 'store.db'}"
+    missing = ["runs:/nothing", "--uri", uri]
+    assert diagnose.main(missing) == 1
+    assert "There is no MLflow store at" in capsys.readouterr().err
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    run = client.create_run(client.create_experiment("theirs", (tmp_path / "artifacts").as_uri()), run_name="my-run")
+    for step in range(30):
+        client.log_metric(run.info.run_id, "train/loss", 50 - step, step=10 * step)
+        client.log_metric(run.info.run_id, "grad_norm", math.nan if step == 20 else 5, step=10 * step)
+    client.log_metric(run.info.run_id, "val_per", 0.4, step=290)
+
+    assert diagnose.main([f"runs:/{run.info.run_id}", "--uri", uri, "--figure", str(tmp_path / "figure.png")]) == 0
+    out = capsys.readouterr().out
+    assert "my-run, steps 0 to 290" in out
+    assert "non_finite: gradient, since step 200" in out
+    assert diagnose.main(missing) == 1
+    assert "The run nothing cannot be read" in capsys.readouterr().err

@@ -1,0 +1,118 @@
+"""The training loop on a CUDA device, where there is none: its devices, its dtypes, and that the host does not wait."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stability.data.placement import OnDevice
+from stability.data.t15 import Dataset, Split
+from stability.engine import loop
+from stability.engine.decoder import _Patches, _Softsign
+from stability.engine.loop import Stack, join, select
+from stability.engine.packing import pack
+from stability.engine.recurrent import _Layer
+from tests.engine.test_loop import stack_of
+from tests.support.configs import tiny
+
+pytest.importorskip("triton")
+
+from stability.engine.kernels import ctc_gpu
+from tests.support.fake_cuda import FakeCuda, fake_cuda
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="here CUDA need not be made up")
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    with fake_cuda(monkeypatch) as device:
+        yield device
+
+
+def stack_on_cuda(k: int, dataset: Dataset, *overrides: str) -> Stack:
+    return stack_of([tiny(f"seed={seed}", *overrides) for seed in range(k)], dataset, CUDA)
+
+
+def on_cuda(split: Split) -> Split:
+    """The split with its features on the device in half precision."""
+    bins = sum(record.n_time_steps for record in split.records)
+    return replace(split, rows=OnDevice(torch.empty(bins, split.n_features, dtype=torch.float16, device=CUDA), split))
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "fp16", "fp16_clip_before_unscale"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_step_mixes_no_devices_and_never_waits(k: int, precision: str, dataset: Dataset, cuda: FakeCuda) -> None:
+    stack, split = stack_on_cuda(k, dataset, f"precision={precision}"), on_cuda(dataset.train)
+    cuda.waits.clear()
+    signals = loop._train_step(stack, split)
+    assert not cuda.waits
+    assert {v.device for v in (*signals.values(), *stack.parameters.values())} == {CUDA}
+    assert {v.dtype for v in (*signals.values(), *stack.parameters.values())} == {torch.float32}
+
+
+def test_a_validation_waits_when_all_is_decoded(
+    dataset: Dataset, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Decoded(Exception):
+        pass
+
+    def decoded(_: Tensor) -> None:
+        raise Decoded
+
+    stack, split = stack_on_cuda(2, dataset), on_cuda(dataset.val)
+    assert len(split.by_day) > 1
+    monkeypatch.setattr(loop, "without_blanks", decoded)
+    cuda.waits.clear()
+    with pytest.raises(Decoded):
+        loop.evaluate(stack, split)
+    assert cuda.waits == {"_to_copy": 1}  # what the first batch's trials said
+
+
+def test_trials_join_and_leave_a_stack_without_a_wait(dataset: Dataset, cuda: FakeCuda) -> None:
+    stack = stack_on_cuda(2, dataset)
+    cuda.waits.clear()
+    stack = join([select(stack, [1]), stack])
+    assert cuda.waits == {"_to_copy": 1}  # which places
+    loop._train_step(stack, on_cuda(dataset.train))
+
+
+class Context:
+    """What a Function keeps from its forward for its backward."""
+
+    needs_input_grad = (True,) * 8
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        self.saved_tensors = tensors
+
+
+def forward_and_back(function: Any, *operands: Any) -> Sequence[Tensor]:
+    context = Context()
+    result = function.forward(context, *operands)
+    gradients = function.backward(context, torch.ones_like(result))
+    return gradients if isinstance(gradients, tuple) else (gradients,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_way_back_mixes_no_devices_and_never_waits(dtype: torch.dtype, cuda: FakeCuda) -> None:
+    k, h, counts = 3, 32, [4, 4, 2, 1]
+    shapes = [(k, sum(counts), 5), (k, counts[0], h), (k, 3 * h, 5), (k, 3 * h, h), (k, 3 * h), (k, 3 * h)]
+    layer = [torch.empty(shape, dtype=dtype, device=CUDA) for shape in shapes]
+    x = torch.empty(k, 4, 30, 6, dtype=dtype, device=CUDA)
+    log_probs = torch.empty(k, 8, 4, 41, device=CUDA)
+    spelled, lengths = (torch.zeros(*shape, dtype=torch.int64, device=CUDA) for shape in ((k, 4, 16), (2, k, 4)))
+    packing = pack(torch.tensor([[4, 3, 2, 2]] * k))
+    cases: list[tuple[Any, list[Tensor], list[Any]]] = [
+        (_Layer, layer, [counts]),
+        (_Patches, [x], [packing, 14, 4]),
+        (_Softsign, [x], []),
+        (ctc_gpu._Losses, [log_probs], [spelled, lengths]),
+    ]
+    for function, operands, rest in cases:
+        gradients = forward_and_back(function, *operands, *rest)
+        for gradient, operand in zip(gradients, operands, strict=False):
+            assert (gradient.shape, gradient.dtype, gradient.device) == (operand.shape, operand.dtype, CUDA)
+    assert not cuda.waits

@@ -1,0 +1,116 @@
+"""The Triton kernels beside PyTorch's operations, on a GPU; where there is none, Triton interprets them on the CPU."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stability.data.t15 import Dataset
+from stability.engine import loss, recurrent
+from stability.engine.kernels import ctc_cpu, selftest
+from stability.engine.loop import train_steps
+from tests.engine.test_loop import stack_of
+from tests.support.configs import tiny
+from tests.support.frame_loops import BY_PYTORCH, forward_and_back, operands
+
+pytest.importorskip("triton")
+
+from stability.engine.kernels import ctc_gpu, gru_gpu
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning:triton"),  # NumPy's, of infinities
+    pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION"),
+]
+
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+KERNELS = (gru_gpu.forward, gru_gpu.backward)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, 1e-6), (torch.float16, 2e-3)],  # the interpreter's product in bfloat16 is not one
+)
+@pytest.mark.parametrize(("k", "units", "counts"), [(1, 64, [1]), (2, 96, [21, 21, 20, 13, 2]), (1, 64, [70, 3])])
+def test_gru_agrees_with_a_float64_loop(
+    counts: list[int], k: int, units: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    given = [v.to(DEVICE, dtype) for v in operands(k, counts, units)]
+    ours = forward_and_back(KERNELS, given, counts)
+    wanted = forward_and_back(BY_PYTORCH, [v.double() for v in given], counts)
+    for own, other in zip(ours, wanted, strict=True):
+        assert own.dtype == dtype
+        assert (own.double() - other).abs().max() <= tolerance * other.abs().max()
+
+
+def test_gru_saturates_and_keeps_nan_in_its_row() -> None:
+    counts, units = [5, 5, 2], 32
+    gates, *rest = (v.to(DEVICE) for v in operands(1, counts, units))
+    gates[0, 0, units:] = torch.tensor([-torch.inf, -1e30, -100, 1e-30, 100, 1e30, torch.inf, 0]).repeat(3 * units // 8)
+    gates[0, 1] = torch.nan
+    ours = forward_and_back(KERNELS, [gates, *rest], counts)
+    theirs = forward_and_back(BY_PYTORCH, [gates, *rest], counts)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert ours[0][0].isnan().any(1).nonzero().flatten().tolist() == [1, 6, 11]
+
+
+def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
+    """For an A100 and an H100, of which none is needed."""
+    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.support.compile_kernels", "80", "90"]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 12
+    assert [line for line in lines if "tensor cores" in line] == [line for line in lines if "in fp32" not in line]
+
+
+def test_kernels_that_do_not_work_are_done_without_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    def wrong() -> str:
+        selftest.compare([torch.tensor([1.0, 2.0])], [torch.tensor([1.0, 2.1], dtype=torch.float64)])
+        return "kernels"
+
+    with caplog.at_level(logging.WARNING):
+        assert selftest.tried(wrong, "PyTorch", "A step is slower") == "PyTorch"
+    (message,) = caplog.messages
+    assert "A step is slower" in message
+    assert "off by 0.048" in message
+    with pytest.raises(ArithmeticError):
+        selftest.compare([torch.tensor([torch.nan])], [torch.tensor([1.0])])
+
+
+def test_kernels_are_tried_before_they_are_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a GPU does at the first step, or the first validation, with the interpreter in its place."""
+    with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
+        assert recurrent._loops_on_gpu.__wrapped__(DEVICE, torch.float32, 32) == KERNELS
+        assert recurrent._loops_on_gpu.__wrapped__(DEVICE, torch.float16, 64) == KERNELS
+        assert loss._on_gpu.__wrapped__(DEVICE) == ctc_gpu.losses
+    assert not caplog.messages
+    right = ctc_gpu.losses
+    monkeypatch.setattr(ctc_gpu, "losses", lambda *operands: 1.01 * right(*operands))
+    assert loss._on_gpu.__wrapped__(DEVICE) == loss._by_pytorch
+    assert "CTC makes the host wait" in caplog.text
+
+
+def test_a_stack_is_trained_as_without_them(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = [tiny(f"seed={seed}", "precision=fp32") for seed in range(2)]
+    without, by_kernels = (stack_of(configs, dataset, DEVICE) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(recurrent, "_loops", lambda *_: BY_PYTORCH)
+        patch.setattr(loss, "_on_gpu", lambda _: loss._by_pytorch)
+        wanted = train_steps(without, dataset.train, 1)
+    monkeypatch.setattr(recurrent, "_loops", lambda *_: KERNELS)
+    monkeypatch.setattr(ctc_cpu, "applies", lambda _: False)
+    monkeypatch.setattr(loss, "_by_pytorch", ctc_gpu.losses)
+    block = train_steps(by_kernels, dataset.train, 1)
+    np.testing.assert_allclose(block.values.filled(0), wanted.values.filled(0), rtol=1e-4, atol=1e-5)
+    for name, gradient in by_kernels.moments.first.items():  # of the first step, but for their size
+        torch.testing.assert_close(gradient, without.moments.first[name], rtol=1e-4, atol=1e-6)

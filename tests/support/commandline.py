@@ -1,0 +1,138 @@
+"""The real command line, in processes of its own."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+
+from stability.train import main
+
+_MODEL = ("model.units=8", "model.layers=2", "batch.size=8", "steps=12", "tracking=none")
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["tests.support.preload"])
+_SET = ("features=8", "days=4", "words=1", "train_utterances=10", "val_utterances=4")
+
+
+class Ended(NamedTuple):
+    """What a command left in the terminal."""
+
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """`python -m stability.train` with tiny settings, run in `folder`. Synthetic sets are shared in `sets`."""
+
+    folder: Path
+    sets: Path
+    started: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    @property
+    def synthetic(self) -> list[str]:
+        """Overrides for a tiny synthetic set."""
+        return [f"data.path={self.sets}", *(f"data.synthetic.{setting}" for setting in _SET)]
+
+    def start(self, *overrides: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a tiny trial, on the synthetic set unless `overrides` name other data."""
+        return self.start_plain(*self._tiny(overrides), **options)
+
+    def start_plain(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """Start the command with nothing but `arguments`."""
+        usual: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-m", "stability.train", *arguments]
+        self.started.append(subprocess.Popen(command, cwd=self.folder, **(usual | options)))
+        return self.started[-1]
+
+    def run(self, *overrides: str, status: int = 0, **options: Any) -> Ended:
+        """Run a tiny trial to its end. Without options for its process, that has imported what it needs beforehand."""
+        if options:
+            return ended(self.start(*overrides, **options), status)
+        with tempfile.TemporaryDirectory() as folder:
+            said = [Path(folder, name) for name in ("out", "err")]
+            arguments = (self.folder, self._tiny(overrides), dict(os.environ), said)
+            process = _FORKED.Process(target=_command, args=arguments)
+            process.start()
+            process.join()
+            return checked(Ended(*(path.read_text() for path in said)), process.exitcode, status)
+
+    def _tiny(self, overrides: Sequence[str]) -> list[str]:
+        return [*_MODEL, *([] if "data=t15" in overrides else self.synthetic), *overrides]
+
+    def fail(self, *overrides: str, **options: Any) -> str:
+        """Run a tiny trial that cannot be, and return the one message that says so."""
+        return the_message(self.run(*overrides, status=1, **options))
+
+    def refuse(self, *overrides: str) -> str:
+        """As `fail`, of a command that trains nothing: in this process, which is much quicker."""
+        log = logging.getLogger()
+        handlers, level = [*log.handlers], log.level
+        arguments = ["stability.train", *_MODEL, *self.synthetic, *overrides]
+        with mock.patch.object(sys, "argv", arguments), contextlib.chdir(self.folder), warnings.catch_warnings():
+            warnings.simplefilter("default")  # as in a process of its own
+            with pytest.raises(SystemExit) as end:
+                main()
+        log.handlers[:] = handlers  # without Hydra's
+        log.setLevel(level)
+        return the_message(Ended("", f"{end.value}\n"))
+
+    def trial(self, study: str = "single", outputs: str = "outputs") -> Path:
+        """The folder of the only trial of a study."""
+        (folder,) = (path.parent for path in (self.folder / outputs / study).glob("*/config.yaml"))
+        return folder
+
+
+def _command(folder: Path, arguments: list[str], environment: dict[str, str], said: Sequence[Path]) -> None:
+    """`python -m stability.train` in a process that is forked for it."""
+    for number, path in enumerate(said, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv[1:] = arguments
+    del sys.modules["stability.train"]  # it is to be run, and not only imported
+    runpy.run_module("stability.train", run_name="__main__", alter_sys=True)
+
+
+def ended(process: "subprocess.Popen[str]", status: int) -> Ended:
+    """Wait for the end of a command, which has to have this exit status and no traceback."""
+    return checked(Ended(*process.communicate()), process.returncode, status)
+
+
+def checked(end: Ended, was: int | None, status: int) -> Ended:
+    """What a command left, if its exit status was this one and there is no traceback."""
+    assert was == status, (was, end)
+    assert "Traceback" not in end.out + end.err, end
+    return end
+
+
+def the_message(end: Ended) -> str:
+    """The one message of a command that failed."""
+    assert end.err.startswith("error: "), end
+    assert end.err.count("error") == 1, end
+    assert "error" not in end.out, end
+    return end.err
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    """Wait until something is so, or the process that should bring it about has ended."""
+    while not condition() and process.poll() is None:
+        time.sleep(0.001)
+
+
+def rows(table: Path) -> Sequence[str]:
+    """The whole rows of a file of signals that may not be there yet."""
+    return table.read_text().splitlines()[1:] if table.exists() else []

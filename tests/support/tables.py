@@ -1,0 +1,38 @@
+"""Made-up signals, and what is found in them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stability.diagnosis.table import Table
+
+Values = Sequence[float] | NDArray[np.float64]
+
+
+def table(steps: Sequence[int] | NDArray[np.int64] | None = None, every: int = 10, **signals: Values) -> Table:
+    """Signals at the steps 0, 1, 2 … or those given. `x__y` is named x.y; one that has fewer values than the longest
+    was measured at every `every`th step.
+    """
+    rows = max((len(values) for values in signals.values()), default=0)
+    values, measured = np.full((rows, len(signals)), np.nan, np.float32), np.zeros((rows, len(signals)), bool)
+    for column, own in enumerate(signals.values()):
+        at = slice(None) if len(own) == rows else slice(None, None, every)
+        values[at, column], measured[at, column] = own, True
+    names = tuple(name.replace("__", ".") for name in signals)
+    return Table(names, np.arange(rows) if steps is None else np.asarray(steps), values, measured)
+
+
+NOTHING = table()
+
+
+def numbers(text: str) -> list[float]:
+    """The numbers in a text, in their order; percentages as shares."""
+    found = []
+    for word in text.replace("=", " ").split():
+        bare = word.strip("(),.:;")
+        try:
+            found.append(float(bare.removesuffix("%")) / (100 if bare.endswith("%") else 1))
+        except ValueError:
+            continue
+    return found

@@ -1,0 +1,378 @@
+"""The flight recorder and its replay: what is left of a failed step, and what making it again tells."""
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from stability import diagnose
+from stability.config.schema import Config
+from stability.data.batches import training_batch
+from stability.data.t15 import Dataset
+from stability.diagnosis.table import append_rows
+from stability.diagnosis.verdict import Verdict
+from stability.engine import loop
+from stability.engine.decoder import Parameters, forward
+from stability.engine.loop import Stack, examine, train_steps
+from stability.trials.checkpoint import restore
+from stability.trials.recorder import Recorder, read_flight
+from stability.trials.replay import replay
+from stability.trials.run import open_data, run_trial
+from stability.trials.scheduler import Seat
+from tests.engine.test_loop import column, copied, stack_of, trained
+from tests.support.commandline import CommandLine, ended, rows
+from tests.support.configs import tiny
+from tests.support.reference import ReferenceTrainer, reference
+
+# What outgrows fp16 in four steps, and fp32 and fp64 not.
+OUTGROWN = ("precision=fp16", "schedule.lr_max=1e4", "optimizer.clip_norm=null", "aug=none")
+SET = ("features=6", "days=4", "train_utterances=6", "val_utterances=5", "words=1")
+
+
+def settings(root: Path, *overrides: str) -> Config:
+    """A tiny trial on a tiny synthetic set, all of it under `root`."""
+    data = (f"data.synthetic.{setting}" for setting in SET)
+    return tiny(*data, f"outputs={root}", "steps=12", *overrides)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a trial that failed in fp16, with all that it needs around it."""
+    root = tmp_path_factory.mktemp("finished")
+    run_trial(settings(root, *OUTGROWN), root / "trial")
+    return root / "trial"
+
+
+@pytest.fixture
+def trial(finished: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, to be spoilt."""
+    return Path(shutil.copytree(finished, tmp_path / "trial"))
+
+
+def message(capsys: pytest.CaptureFixture[str], folder: Path) -> str:
+    """The one message of a replay that cannot be."""
+    assert diagnose.main(["--replay", str(folder), "--device", "cpu"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    return err
+
+
+def write_trial(folder: Path, config: Config, stack: Stack, dataset: Dataset, count: int) -> None:
+    """Train so many steps from a stack as it is now, and leave what a trial's folder holds when they have failed."""
+    folder.mkdir()
+    block = train_steps(stack, dataset.train, count)
+    append_rows(folder / "signals.csv", block.names, block.steps[0], block.values[0])
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def write_feature(file: Path, trial: str, value: float) -> None:
+    """Change one number of a trial. The file may be open elsewhere, so a changed copy takes its place."""
+    copy = Path(shutil.copyfile(file, file.with_suffix(".copy")))
+    with h5py.File(copy, "a") as day:
+        day[trial]["input_features"][20, 1] = value
+    copy.replace(file)
+
+
+def test_a_failed_trial_is_recorded_and_made_again(cli: CommandLine) -> None:
+    out = cli.run(*OUTGROWN, "schedule.warmup_steps=4").out
+    trial = cli.trial()
+    assert f"flight recording  {trial.relative_to(cli.folder)}/flight\n" in out
+    command = re.findall("`(python -m stability.diagnose --replay [^`]*)`", out)
+    replayed = subprocess.Popen(
+        [sys.executable, *command[0].split()[1:]],
+        cwd=cli.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    out = ended(replayed, 0).out
+    verdict = json.loads((trial / "verdict.json").read_text())
+    assert f"{trial.relative_to(cli.folder)}: non_finite since step {verdict['onset_step']}, seed 0" in out
+    assert re.search(r"fp16 +yes +nan +nan +(gru|head|loss)", out)
+    assert re.search(r"fp32 +no +\d", out)
+    assert re.search(r"fp64 +no +\d", out)
+    assert "precision: A wider precision gets through it" in out
+    assert len(re.findall(r"synthetic.day\d\d trial_\d{4}, block 0, number \d, '\w+'", out)) == 8
+
+
+def test_the_verdict_of_a_failed_trial_is_strict_json_and_is_read_again(trial: Path, finished: Path) -> None:
+    text = (trial / "verdict.json").read_text()
+    evidence = json.loads(text, parse_constant=pytest.fail)["evidence"]
+    assert {"nan", "inf"} & {value for value in evidence.values() if isinstance(value, str)}
+    assert run_trial(settings(finished.parent, *OUTGROWN), trial) == Verdict.from_json(text)
+
+
+def test_the_recording_says_what_the_step_read(finished: Path) -> None:
+    flight = read_flight(finished)
+    verdict = json.loads((finished / "verdict.json").read_text())
+    assert (flight.outcome, flight.step, flight.detected_step) == ("non_finite", verdict["onset_step"], flight.step)
+    assert (flight.seed, flight.precision, flight.device) == (0, "fp16", "cpu")
+    config = settings(finished.parent, *OUTGROWN)
+    dataset = open_data(config)
+    assert Path(flight.data) == dataset.train.path.resolve()
+    batch = training_batch(dataset.train, 6, 3, 0, flight.step)
+    assert sorted(u.row for u in flight.batch) == [*range(6)]
+    for u in flight.batch:
+        record = dataset.train.records[batch.trials[u.row]]
+        assert record.labels is not None
+        assert (u.session, u.trial) == (dataset.sessions[record.day], record.name)
+        assert (u.block, u.number) == (0, int(record.name.removeprefix("trial_")))
+        assert (u.sentence, u.labels) == (record.transcription, len(record.labels))
+        assert u.frames >= u.labels
+        assert u.input_finite
+        assert u.can_be_aligned
+        assert 0 < u.largest_input < 20
+    finite = [math.isfinite(u.loss) for u in flight.batch]
+    assert finite == sorted(finite), "the utterances whose loss is not finite come first"
+    assert not finite[0]
+
+
+def test_the_state_is_the_one_before_the_failed_step(finished: Path) -> None:
+    """Weights, moments, step and loss scale, which the steps after it would have halved."""
+    config = settings(finished.parent, *OUTGROWN)
+    dataset, flight = open_data(config), read_flight(finished)
+    wanted, _ = trained([config], dataset, flight.step)
+    stack = stack_of([config], dataset)
+    restore(finished / "flight/state.pt", stack, 0)
+    assert_same(stack, wanted)
+
+
+def assert_same(one: Stack, other: Stack) -> None:
+    assert one.step == other.step
+    for name in ("failed", "loss_scale", "steps_since_overflow"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    for own, wanted in zip((one.parameters, *one.moments), (other.parameters, *other.moments), strict=True):
+        assert all(torch.equal(p, wanted[name]) for name, p in own.items())
+
+
+def test_the_state_before_a_step_that_was_applied(dataset: Dataset, tmp_path: Path) -> None:
+    """Of an explosion, seen after its onset: states are kept 150 steps apart or more, and two of them."""
+    config = tiny("model.layers=1", "batch.size=3", "aug=none")
+    stack = stack_of([config], dataset)
+    recorder = Recorder(stack)
+    for _ in range(4):
+        train_steps(stack, dataset.train, 52)
+        recorder.passed(Seat(stack))
+    exploded = Verdict("exploded", "relapse", 107, 120)
+    recorder.write(tmp_path, stack, dataset.train, exploded)
+    flight = read_flight(tmp_path)
+    assert (flight.outcome, flight.step, flight.detected_step) == ("exploded", 107, 120)
+    wanted, _ = trained([config], dataset, 107)
+    found = stack_of([config], dataset)
+    restore(tmp_path / "flight/state.pt", found, 0)
+    assert_same(found, wanted)
+    recorder.write(tmp_path, stack, dataset.train, replace(exploded, onset_step=3))
+    assert read_flight(tmp_path).step == 107, "the oldest state in memory"
+
+
+@pytest.mark.parametrize(
+    ("poisoned", "module"),
+    [
+        ("day_weights", "day layer"),
+        ("h0", "gru.0"),
+        ("gru.weight_hh_l1", "gru.1"),
+        ("out.bias", "head"),
+    ],
+)
+def test_the_first_module_that_is_not_finite(dataset: Dataset, poisoned: str, module: str) -> None:
+    stack = stack_of([tiny()], dataset)
+    before = {name: p.clone() for name, p in stack.parameters.items()}
+    assert examine(stack, dataset.train).not_finite == []
+    assert all(torch.equal(p, before[name]) for name, p in stack.parameters.items())
+    assert stack.step == 0
+    stack.parameters[poisoned].fill_(math.nan)
+    seen = examine(stack, dataset.train)
+    assert seen.not_finite[0] == module
+    assert "loss" in seen.not_finite
+    assert seen.nll.isnan().all()
+
+
+def test_a_finite_loss_whose_gradient_is_not(dataset: Dataset) -> None:
+    stack = stack_of([tiny("precision=fp16", f"precision.initial_loss_scale={2.0**40}")], dataset)
+    seen = examine(stack, dataset.train)
+    assert seen.nll.isfinite().all()
+    assert seen.not_finite[0].startswith("gradient of ")
+    assert "gradient of gru.weight_ih_l1" in seen.not_finite
+
+
+def test_double_precision_agrees_with_the_reference(dataset: Dataset) -> None:
+    """More closely than float32 could: only the noise is drawn in it."""
+    config = tiny("optimizer.fused=false", "precision=fp32")
+    stack = stack_of([config], dataset)
+    for kind in (stack.parameters, stack.moments.first, stack.moments.second):
+        kind.update({name: p.double() for name, p in kind.items()})
+    trainer = ReferenceTrainer(config, reference(copied(stack.parameters, 0), 2, torch.float64))
+    expected = [trainer.step(dataset.train, step) for step in range(10)]
+    block = train_steps(stack, dataset.train, 10)
+    losses, norms = np.array(expected).T
+    np.testing.assert_allclose(column(block, "loss")[0], losses, rtol=1e-7)
+    np.testing.assert_allclose(column(block, "grad_norm")[0], norms, rtol=1e-6)
+    assert all(p.dtype == torch.float64 for p in stack.parameters.values())
+
+
+def test_weights_that_are_broken_fail_in_every_precision(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    dataset = open_data(config)
+    stack = stack_of([config], dataset)
+    stack.parameters["out.weight"][0, 3, 3] = math.inf
+    recorder = Recorder(stack)
+    write_trial(tmp_path / "trial", config, stack, dataset, 4)
+    recorder.write(tmp_path / "trial", stack, dataset.train, Verdict("non_finite", "loss", 0, 0))
+    assert read_flight(tmp_path / "trial").largest_weights["out.weight"] == math.inf
+    again = replay(tmp_path / "trial", "cpu")
+    assert again.kind == "true fault"
+    assert [*again.attempts] == ["fp32", "fp64"]
+    assert {a.not_finite for a in again.attempts.values()} == {"head"}
+    assert again.attempts["fp32"].bad_rows == frozenset(range(6))
+
+
+def test_what_does_not_happen_again_is_transient(tmp_path: Path) -> None:
+    """A number in memory that was wrong for one step."""
+    config = settings(tmp_path)
+    dataset = open_data(config)
+    stack = stack_of([config], dataset)
+    recorder = Recorder(stack)
+    bias = stack.parameters["out.bias"]
+    healthy = bias.clone()
+    bias[0, 7] = math.nan
+    write_trial(tmp_path / "trial", config, stack, dataset, 1)
+    bias.copy_(healthy)
+    recorder.write(tmp_path / "trial", stack, dataset.train, Verdict("non_finite", "loss", 0, 0))
+    again = replay(tmp_path / "trial", "cpu")
+    assert again.kind == "transient"
+    assert math.isnan(again.recorded_loss)
+    assert [a.not_finite for a in again.attempts.values()] == [None, None]
+    assert again.attempts["fp32"].loss == pytest.approx(again.attempts["fp64"].loss, rel=1e-5)
+
+
+def test_a_trial_that_went_bad_on_the_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The check of the data is not repeated for a file whose size and time are the same."""
+    config = settings(tmp_path)
+    dataset = open_data(config)
+    first = training_batch(dataset.train, 6, 3, 0, 0)
+    record = dataset.train.records[first.trials[4]]
+    file = dataset.train.path / dataset.sessions[record.day] / "data_train.hdf5"
+    stat = file.stat()
+    write_feature(file, record.name, np.nan)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert file.stat().st_size == stat.st_size
+    assert run_trial(config, tmp_path / "trial").outcome == "bad_data"
+    flight = read_flight(tmp_path / "trial")
+    assert flight.step == 0
+    suspect = flight.batch[0]
+    assert (suspect.session, suspect.trial) == (dataset.sessions[record.day], record.name)
+    assert not suspect.input_finite
+    assert flight.batch[-1].input_finite
+    again = replay(tmp_path / "trial", "cpu")
+    assert again.kind == "true fault"
+    assert again.attempts["fp64"].not_finite == "input"
+    assert suspect.row in again.attempts["fp32"].bad_rows
+    capsys.readouterr()
+    assert diagnose.main(["--replay", str(tmp_path / "trial"), "--device", "cpu"]) == 0
+    assert re.search(rf"{record.name}, block 0.* nan +input not finite, loss not finite", capsys.readouterr().out)
+
+
+def test_where_memory_does_not_hold_the_wider_step_it_is_made_in_parts(
+    trial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = replay(trial, "cpu")
+
+    def decode(parameters: Parameters, x: Tensor, *rest: Any) -> Tensor:
+        if x.dtype == torch.float64 and x.shape[1] > 3:
+            raise torch.OutOfMemoryError
+        return forward(parameters, x, *rest)
+
+    monkeypatch.setattr(loop, "forward", decode)
+    in_parts = replay(trial, "cpu")
+    assert in_parts.kind == whole.kind == "precision"
+    assert in_parts.attempts["fp64"].loss == pytest.approx(whole.attempts["fp64"].loss, rel=1e-12)
+
+
+def test_a_recording_from_another_device(trial: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = trial / "flight/flight.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    assert diagnose.main(["--replay", str(trial), "--device", "cpu"]) == 0
+    assert "recorded on cuda and made again on cpu, which draws other random numbers" in capsys.readouterr().out
+
+
+def test_no_recording_or_half_of_one(
+    trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: Path
+) -> None:
+    assert "There is no flight recording at" in message(capsys, tmp_path / "nowhere")
+    record, state = trial / "flight/flight.json", trial / "flight/state.pt"
+    whole = record.read_bytes()
+    for content in (whole[: len(whole) // 2], b"[]", b"{}", b'{"batch": 3}', b'{"batch": [{"row": 1}]}'):
+        record.write_bytes(content)
+        assert f"{record} cannot be read as a flight recording" in message(capsys, trial)
+    record.write_bytes(whole)
+    state.write_bytes(state.read_bytes()[:5000])
+    assert f"{state} cannot be read as a checkpoint" in message(capsys, trial)
+    state.unlink()
+    assert f"There is no checkpoint at {state}" in message(capsys, trial)
+    (trial / "config.yaml").write_text("seed: [")
+    assert f"{trial / 'config.yaml'} cannot be read" in message(capsys, trial)
+    older = [line for line in (finished / "config.yaml").read_text().splitlines() if "clip_before_unscale" not in line]
+    (trial / "config.yaml").write_text("\n".join(older))
+    told = message(capsys, trial)
+    assert re.search("precision.clip_before_unscale must be given.*another version .* fresh=true", told)
+    (trial / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
+    (trial / "signals.csv").unlink()
+    assert "signals.csv does not reach step" in message(capsys, trial)
+    record.unlink()
+    assert f"There is no flight recording at {record}. Give the folder of a trial that failed" in message(capsys, trial)
+    assert diagnose.main(["--replay", str(trial), "--device", "nonsense"]) == 1
+
+
+def test_data_that_are_gone_or_have_changed(trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flight = read_flight(trial)
+    data = Path(shutil.copytree(flight.data, tmp_path / "data"))
+    record = trial / "flight/flight.json"
+    record.write_text(record.read_text().replace(flight.data, str(data)))
+    assert replay(trial, "cpu").kind == "precision"
+    suspect = flight.batch[0]
+    write_feature(data / suspect.session / "data_train.hdf5", suspect.trial, 9.0)
+    assert f"The data in {data} have changed since: its batch of step {flight.step}" in message(capsys, trial)
+    shutil.rmtree(data)
+    assert f"data path {data} does not exist" in message(capsys, trial)
+
+
+def test_training_anew_leaves_no_old_recording(trial: Path, finished: Path) -> None:
+    run_trial(settings(finished.parent, "fresh=true", "steps=1"), trial)
+    assert (trial / "verdict.json").exists()
+    assert not (trial / "flight").exists()
+
+
+def test_a_recording_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial/flight").touch()
+    verdict = run_trial(settings(tmp_path, *OUTGROWN), tmp_path / "trial")
+    assert verdict.outcome == "non_finite"
+    assert json.loads((tmp_path / "trial/verdict.json").read_text())["outcome"] == "non_finite"
+    out = capsys.readouterr().out
+    assert out.count("There is no flight recording: ") == 1
+    assert "flight cannot be written (File exists). Make room" in out
+    assert "--replay" not in out
+
+
+def test_a_failed_trial_that_was_killed_before_its_verdict(trial: Path, finished: Path) -> None:
+    """It is not trained on from its last checkpoint, and is recorded as it would have been."""
+    for name in ("verdict.json", "flight/flight.json", "flight/state.pt"):
+        (trial / name).unlink()
+    run_trial(settings(finished.parent, *OUTGROWN), trial)
+    for name in ("signals.csv", "validation.csv", "verdict.json", "flight/flight.json"):
+        assert (trial / name).read_bytes() == (finished / name).read_bytes(), name
+    assert len(rows(trial / "signals.csv")) == 10
+    assert replay(trial, "cpu").kind == "precision"

@@ -1,0 +1,325 @@
+"""Trials in one stack, with real folders: each ends as it does alone, whoever sits beside it."""
+
+import itertools
+import signal
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stability.config.schema import Config
+from stability.core.errors import Interrupted, StabilityError
+from stability.core.files import FIGURE
+from stability.data.t15 import Split
+from stability.diagnosis.table import read_table
+from stability.diagnosis.verdict import Verdict
+from stability.engine import loop, measure, optimizer
+from stability.engine.decoder import Parameters, forward
+from stability.engine.loop import Block, Stack, train_steps
+from stability.engine.memory import free_memory, prepare_host
+from stability.trials import run as trial
+from stability.trials import scheduler as together
+from stability.trials.run import live, open_data, run_trial
+from stability.trials.scheduler import Memory, Train, train_together
+from tests.support.configs import tiny
+
+_SET = ("features=6", "days=4", "words=1", "train_utterances=6", "val_utterances=4")
+_TRIALS = (  # of different length, fate and rhythm
+    ("seed=0", "steps=24"),
+    ("seed=0", "steps=33", "optimizer=adam_default", "aug=weak", "validate_every=7", "checkpoint_every=9"),
+    ("seed=1", "steps=40", "schedule.lr_max=1e38", "optimizer.clip_norm=null"),  # is not finite early
+    ("seed=2", "steps=17", "loss=per_label_mean", "aug=none"),
+    ("seed=1", "steps=29", "optimizer.epsilon=1e-3", "checkpoint_every=4"),
+)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All trials, each trained alone."""
+    root = tmp_path_factory.mktemp("alone")
+    for i, config in enumerate(configs(root)):
+        run_trial(config, unpictured(root / str(i)), quiet=True)
+    return root
+
+
+def unpictured(folder: Path) -> Path:
+    """The folder of a trial whose figure, which takes longer than its steps, is not drawn."""
+    folder.mkdir(exist_ok=True)
+    (folder / FIGURE).touch()
+    return folder
+
+
+def configs(root: Path) -> list[Config]:
+    common = ("validate_every=10", "checkpoint_every=10", *(f"data.synthetic.{setting}" for setting in _SET))
+    every = [tiny(*common, *own) for own in _TRIALS]
+    for config in every:
+        config.outputs, config.data.path = str(root), str(root.parent / "set")
+    return every
+
+
+def trained(root: Path, order: Sequence[int], size: int) -> list[Verdict | BaseException]:
+    every = configs(root)
+    dataset = open_data(every[0])
+    lives = [live(every[i], unpictured(root / str(i)), quiet=True, data=lambda config: dataset) for i in order]
+    return train_together(lives, size)
+
+
+def assert_as_alone(alone: Path, root: Path, trials: Sequence[int]) -> None:
+    for i in map(str, trials):
+        assert_same(root / i, alone / i)
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    """The two folders hold one trial, trained twice, in different company."""
+    for name in ("signals.csv", "validation.csv"):
+        own, wanted = read_table(folder / name), read_table(other / name)
+        assert own.names == wanted.names
+        np.testing.assert_array_equal(own.steps, wanted.steps)
+        np.testing.assert_array_equal(own.measured, wanted.measured)
+        np.testing.assert_allclose(own.values, wanted.values, rtol=2e-3, atol=1e-5, err_msg=f"{name} of {folder}")
+        losses = own["loss"][:50], wanted["loss"][:50]
+        np.testing.assert_allclose(*losses, rtol=1e-4, err_msg=f"losses of {folder}")
+    verdict, wanted_verdict = (Verdict.from_json((f / "verdict.json").read_text()) for f in (folder, other))
+    assert (verdict.outcome, verdict.cause) == (wanted_verdict.outcome, wanted_verdict.cause)
+    assert verdict.onset_step == wanted_verdict.onset_step
+
+
+@pytest.mark.parametrize("draw", range(2))
+def test_in_any_stack_and_any_order_a_trial_ends_as_alone(alone: Path, tmp_path: Path, draw: int) -> None:
+    rng = np.random.default_rng(draw)
+    order, size = rng.permutation(len(_TRIALS)).tolist(), int(rng.integers(2, 5))
+    ends = trained(tmp_path, order, size)
+    assert [end.outcome for end in ends if isinstance(end, Verdict)] == [outcome(alone, i) for i in order]
+    assert_as_alone(alone, tmp_path, order)
+
+
+def outcome(root: Path, i: int) -> str:
+    return Verdict.from_json((root / str(i) / "verdict.json").read_text()).outcome
+
+
+def test_no_place_is_idle(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a trial ends, the next takes its place at once, at its own step 0."""
+    sizes, steps = [], []
+
+    def counted(stack: Stack, split: Split, count: int) -> Block:
+        sizes.extend([len(stack.configs)] * count)
+        steps.append([*stack.steps])
+        return train_steps(stack, split, count)
+
+    monkeypatch.setattr(together, "train_steps", counted)
+    trained(tmp_path, range(len(_TRIALS)), 2)
+    trial_steps = sum(len(read_table(alone / str(i) / "signals.csv").steps) for i in range(len(_TRIALS)))
+    assert sum(sizes) == trial_steps
+    assert sizes.count(1) <= 24  # only when no trial waits any more
+    assert any(0 in now and max(now) > 0 for now in steps)
+
+
+def disturbed(work: Callable[..., Any], events: Mapping[int, Callable[[], None]]) -> Callable[..., Any]:
+    """The same, but something happens first when it is called after so many calls."""
+    numbers = itertools.count()
+
+    def worked(*arguments: Any) -> Any:
+        events.get(next(numbers), lambda: None)()
+        return work(*arguments)
+
+    return worked
+
+
+def ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def out_of_memory() -> None:
+    raise torch.OutOfMemoryError
+
+
+def test_a_stack_that_is_stopped_goes_on_trial_by_trial(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in a stack and resumed alone, and the reverse."""
+    monkeypatch.setattr(together, "train_steps", disturbed(train_steps, {5: ctrl_c}))
+    ends = trained(tmp_path, [0, 1, 3], 2)
+    assert [type(end) for end in ends] == [Interrupted] * 3
+    assert not (tmp_path / "3/config.yaml").exists(), "what waited was not begun"
+    run_trial(configs(tmp_path)[1], unpictured(tmp_path / "1"), quiet=True)
+    trained(tmp_path, [0, 3], 2)
+    assert_as_alone(alone, tmp_path, [0, 1, 3])
+
+
+def test_trials_that_wait_for_a_place_again_write_their_checkpoints_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together, "train_steps", disturbed(train_steps, {2: out_of_memory, 3: ctrl_c}))
+    ends = trained(tmp_path, [0, 1, 3], 3)
+    assert [type(end) for end in ends] == [Interrupted] * 3
+    for i in (0, 1, 3):
+        state = torch.load(tmp_path / str(i) / "checkpoints/last.pt", weights_only=True)
+        assert state["stability"]["step"] == len(read_table(tmp_path / str(i) / "signals.csv").steps) > 1
+
+
+def test_a_trial_whose_batch_cannot_be_read_leaves_and_the_others_go_on(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(stack: Stack, split: Split, count: int) -> Block:
+        if any(c.seed == 2 and step >= 10 for c, step in zip(stack.configs, stack.steps, strict=True)):
+            raise StabilityError("trial_0003 cannot be read")
+        return train_steps(stack, split, count)
+
+    monkeypatch.setattr(together, "train_steps", unreadable)
+    ends = trained(tmp_path, [0, 3, 4], 3)
+    assert isinstance(ends[1], StabilityError)
+    assert_as_alone(alone, tmp_path, [0, 4])
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "calls"),
+    [
+        (optimizer, "_adamw", 7),  # of the third trial of four, at the first step
+        (measure, "frame_information", 0),
+        (loop, "_judge_finiteness", 3),
+        (trial, "new_stack", 2),  # of a trial that begins beside others
+        (trial, "Recorder", 2),
+        (together, "select", 1),
+    ],
+)
+def test_out_of_memory_anywhere_makes_no_step_twice(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int
+) -> None:
+    monkeypatch.setattr(owner, name, disturbed(getattr(owner, name), {calls: out_of_memory}))
+    trained(tmp_path, range(len(_TRIALS)), 4)
+    assert_as_alone(alone, tmp_path, range(len(_TRIALS)))
+
+
+@pytest.mark.parametrize("name", ["update_signals", "epsilon_signals"])
+def test_what_there_is_no_memory_to_measure_is_missing_and_no_more(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """After the update the step is made, and may not be lost."""
+    monkeypatch.setattr(measure, name, disturbed(getattr(measure, name), {1: out_of_memory}))
+    trained(tmp_path, range(len(_TRIALS)), 4)
+    lacking = 0
+    for i in range(len(_TRIALS)):
+        own, wanted = (read_table(root / str(i) / "signals.csv") for root in (tmp_path, alone))
+        np.testing.assert_array_equal(own.steps, wanted.steps)
+        assert not (own.measured & ~wanted.measured).any()
+        lacking += int((wanted.measured & ~own.measured).sum())
+        np.testing.assert_allclose(own["loss"], wanted["loss"], rtol=2e-3)
+        assert outcome(tmp_path, i) == outcome(alone, i)
+    assert 2 <= lacking <= 4 * 4, "of at most four trials the signals of one step"
+
+
+def test_out_of_memory_halves_the_stack_and_loses_nothing(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def small(stack: Stack, split: Split, count: int) -> Block:
+        sizes.append(len(stack.configs))
+        if len(stack.configs) > 2:
+            torch.empty(1 << 50)
+        return train_steps(stack, split, count)
+
+    monkeypatch.setattr(together, "train_steps", small)
+    trained(tmp_path, range(len(_TRIALS)), 4)
+    assert (sizes.count(4), sizes.count(3), max(sizes[1:])) == (1, 0, 2)
+    assert_as_alone(alone, tmp_path, range(len(_TRIALS)))
+
+
+def holding(rows: int, monkeypatch: pytest.MonkeyPatch, training: bool = True) -> list[int]:
+    """A decoder that finds memory for so many rows in training, or in validation; the rows it is given are noted."""
+    given = []
+
+    def decode(parameters: Parameters, x: Tensor, *rest: Any) -> Tensor:
+        if torch.is_grad_enabled() == training:
+            given.append(x.shape[0] * x.shape[1])
+            if given[-1] > rows:
+                raise torch.OutOfMemoryError
+        return forward(parameters, x, *rest)
+
+    monkeypatch.setattr(loop, "forward", decode)
+    return given
+
+
+def test_where_memory_holds_no_trial_its_batches_are_passed_in_parts(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = holding(2, monkeypatch)
+    trained(tmp_path, [0, 3], 2)
+    assert_as_alone(alone, tmp_path, [0, 3])
+    assert given[:4] == [12, 6, 6, 3], "the stack, the trial, and a half of its batch"
+    told = "The memory of cpu does not hold a batch of 6: it is passed in 4 parts. The mathematics are the same.\n"
+    assert capsys.readouterr().out == 2 * told, "once a trial"
+
+
+def test_where_memory_holds_no_validation_it_is_done_by_parts(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = holding(2, monkeypatch, training=False)
+    trained(tmp_path, [0, 3], 2)
+    assert_as_alone(alone, tmp_path, [0, 3])
+    assert given[:4] == [8, 4, 2, 2], "of both, of one, and of the parts of its batch of 6"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_where_memory_holds_no_utterance_the_trial_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: bool
+) -> None:
+    holding(0, monkeypatch, training)
+    (end,) = trained(tmp_path, [0], 1)
+    assert isinstance(end, StabilityError)
+    assert "The memory of cpu does not hold one utterance of a batch: give a smaller batch.size" in str(end)
+
+
+def test_a_flight_recording_for_which_there_is_no_memory_costs_no_verdict(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stability.trials.recorder.examine", disturbed(loop.examine, {0: out_of_memory}))
+    trained(tmp_path, [2, 0], 2)
+    assert_as_alone(alone, tmp_path, [2, 0])
+    assert "There is no flight recording: " in capsys.readouterr().out
+
+
+def test_a_trial_that_has_ended_leaves_no_memory_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, most = weakref.WeakSet[Stack](), 0
+
+    def counted(stack: Stack, split: Split, count: int) -> Block:
+        nonlocal most
+        known.add(stack)
+        most = max(most, len(known))
+        return train_steps(stack, split, count)
+
+    monkeypatch.setattr(Stack, "__hash__", object.__hash__, raising=False)
+    monkeypatch.setattr(together, "train_steps", counted)
+    trained(tmp_path, [0, 1, 3, 4, 2], 2)
+    assert most <= 2, "that of now, and that before one was replaced"
+
+
+def test_what_a_trial_needs_is_measured_whatever_there_was_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_host()
+    monkeypatch.setattr(together, "_MOST", {"cpu": 1 << 60})
+    dataset = open_data(configs(tmp_path)[0])
+    torch.ones(100 << 20, dtype=torch.uint8)  # which is kept, and was the most so far
+    memory = Memory(torch.device("cpu"), dataset)
+    torch.ones(50 << 20, dtype=torch.uint8)
+    assert memory.holds(1) == pytest.approx(0.8 * free_memory() / (50 << 20), rel=0.3)
+
+
+def test_one_that_cannot_begin_does_not_keep_the_others(alone: Path, tmp_path: Path) -> None:
+    (tmp_path / "0/config.yaml").mkdir(parents=True)  # where its file should be
+    ends = trained(tmp_path, [0, 3], 2)
+    assert isinstance(ends[0], StabilityError)
+    assert_as_alone(alone, tmp_path, [3])
+
+
+def test_a_life_asks_for_what_it_needs(alone: Path, tmp_path: Path) -> None:
+    life = live(configs(tmp_path)[0], tmp_path / "0", quiet=True)
+    next(life)
+    assert life.send(None) == Train(1), "validation comes after step 0"
+    life.close()

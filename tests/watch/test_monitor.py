@@ -1,0 +1,472 @@
+"""The monitor in plain PyTorch loops."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stability import Monitor
+from stability.core.errors import StabilityError
+from stability.diagnosis.table import read_table
+from stability.diagnosis.verdict import Verdict
+
+
+class Toy(nn.Module):
+    """A CTC decoder of made-up frames."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.body = nn.Linear(8, 16, dtype=dtype)
+        self.head = nn.Linear(16, 5, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.tanh(self.body(x)))
+        return logits
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    """Frames (B, T, 8) that say their label aloud, three frames each with one frame of quiet between."""
+    labels = torch.randint(1, 5, (6, 3), generator=torch.Generator().manual_seed(step))
+    x = torch.zeros(6, 12, 8)
+    for i in range(3):
+        x[:, 4 * i : 4 * i + 3] = F.one_hot(labels[:, i], 8).unsqueeze(1).float() * 3
+    return x, labels
+
+
+def ctc(logits: Tensor, labels: Tensor) -> Tensor:
+    frames, counts = torch.full((6,), 12), torch.full((6,), 3)
+    return F.ctc_loss(logits.log_softmax(-1).transpose(0, 1), labels, frames, counts, reduction="sum") / 6
+
+
+def train(model: Toy, optimizer: torch.optim.Optimizer, monitor: Monitor, steps: int, *, logits: bool = True) -> int:
+    """Train until the monitor says stop; the number of updates made."""
+    for step in range(steps):
+        x, labels = batch(step)
+        out = model(x.to(model.head.weight.dtype))
+        loss = ctc(out.float(), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if monitor.step(loss, out if logits else None):
+            return step
+        optimizer.step()
+    return steps
+
+
+def assert_same_signals(found: Monitor, wanted: Monitor) -> None:
+    one, other = found.signals(), wanted.signals()
+    assert one.steps.tolist() == other.steps.tolist()
+    for name in one.names:
+        assert one[name] == pytest.approx(other[name], rel=1e-5, nan_ok=True), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_training_that_learns_is_stable(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = Toy(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    monitor = Monitor(model, optimizer)
+    assert train(model, optimizer, monitor, 60) == 60
+    monitor.validated(per=0.1)
+    verdict = monitor.verdict()
+    assert verdict.outcome == "stable"
+    assert 0 < float(verdict.evidence["blank fraction"]) < 0.9
+    assert float(verdict.evidence["share of second-moment roots below epsilon"]) < 0.5
+
+
+def test_epsilon_dominance_is_seen_in_the_optimizer() -> None:
+    torch.manual_seed(0)
+    model = Toy()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.005, eps=1e3)
+    monitor = Monitor(model, optimizer)
+    train(model, optimizer, monitor, 60)
+    monitor.validated(per=1.0)
+    verdict = monitor.verdict()
+    assert verdict.evidence["share of second-moment roots below epsilon"] == 1
+    assert verdict.evidence["effective learning rate"] == pytest.approx(0.005 / 1e3, rel=1e-2)
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_a_gradient_that_is_not_finite_is_told_before_the_update(logits: bool) -> None:
+    torch.manual_seed(0)
+    model = Toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    monitor = Monitor(model, optimizer)
+    backward = iter(range(20))
+    model.head.weight.register_hook(lambda g: g * (torch.inf if next(backward) == 7 else 1))  # type: ignore[no-untyped-call]
+    assert train(model, optimizer, monitor, 20, logits=logits) == 7
+    assert all(p.isfinite().all() for p in model.parameters())
+    verdict = monitor.verdict()
+    assert (verdict.outcome, verdict.cause, verdict.onset_step) == ("non_finite", "gradient", 7)
+    assert verdict.evidence["gradient not finite in"] == "head"
+
+
+def test_a_rate_that_is_too_high_is_an_explosion() -> None:
+    torch.manual_seed(0)
+    model = Toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    monitor = Monitor(model, optimizer)
+    train(model, optimizer, monitor, 40)
+    optimizer.param_groups[0]["lr"] = 30.0
+    train(model, optimizer, monitor, 40)
+    monitor.validated(per=1.2)
+    verdict = monitor.verdict()
+    assert verdict.outcome == "exploded"
+    assert verdict.onset_step is not None
+    assert 40 <= verdict.onset_step <= 45
+
+
+def explode(monitor: Monitor, model: Toy, optimizer: torch.optim.Optimizer) -> int:
+    """Train 40 steps well and 40 with far too high a rate; the number of updates that the monitor let be made."""
+    made = train(model, optimizer, monitor, 40)
+    optimizer.param_groups[0]["lr"] = 30.0
+    return made + train(model, optimizer, monitor, 40)
+
+
+def toy() -> tuple[Toy, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = Toy()
+    return model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.1)
+
+
+def test_findings_are_told_while_it_trains() -> None:
+    model, optimizer = toy()
+    monitor = Monitor(model, optimizer)
+    assert monitor.findings == []
+    assert explode(monitor, model, optimizer) == 80
+    finding = next(f for f in monitor.findings if f.kind == "exploded")
+    assert 40 <= finding.onset_step <= finding.detected_step < 80
+    before = monitor.findings
+    train(model, optimizer, monitor, 40)
+    assert monitor.findings[: len(before)] == before, "the first of each kind stays as it was"
+
+
+def test_a_finding_stops_it_where_it_is_asked_to() -> None:
+    model, optimizer = toy()
+    monitor = Monitor(model, optimizer, stop_on=["exploded"])
+    made = explode(monitor, model, optimizer)
+    assert made < 80
+    told = monitor.step(1.0)
+    assert told is not None
+    assert told == monitor.step(1.0) == monitor.verdict()
+    assert (told.outcome, told.detected_step) == ("exploded", monitor.findings[-1].detected_step)
+    with pytest.raises(StabilityError, match="there is no explodes; there are non_finite, bad_data, exploded"):
+        Monitor(Toy(), stop_on=["exploded", "explodes"])  # type: ignore[list-item]
+
+
+def test_endless_overflow_in_half_precision_is_told() -> None:
+    """Each overflow could be mended by a smaller scale; one after another cannot."""
+    model = Toy()
+    monitor = Monitor(model, scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+    for p in model.parameters():
+        p.grad = torch.full_like(p, torch.inf)
+    told = [monitor.step(1.0) for _ in range(6)]
+    assert told[0] is None
+    assert told[-1] is not None
+    assert (told[-1].outcome, told[-1].cause) == ("non_finite", "precision")
+
+
+def test_a_finding_leaves_a_flight_recording(tmp_path: Path) -> None:
+    model, optimizer = toy()
+    monitor = Monitor(model, optimizer, folder=tmp_path / "flight")
+    backward = iter(range(300))
+    model.head.weight.register_hook(lambda g: g * (torch.inf if next(backward) == 230 else 1))  # type: ignore[no-untyped-call]
+    for step in range(300):
+        x, labels = batch(step)
+        optimizer.zero_grad()
+        loss = ctc(model(x), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        before = {name: p.clone() for name, p in model.state_dict().items()}
+        names: list[str | int] = [step, f"utterance {step}"]
+        if monitor.step(loss, batch=names):
+            break
+        assert not (tmp_path / "flight").exists() or monitor.findings
+        optimizer.step()
+    record = json.loads((tmp_path / "flight/flight.json").read_text())
+    assert [(f["kind"], f["onset_step"]) for f in record["findings"]][-1] == ("non_finite", 230)
+    assert record["batches"] == {str(step): [step, f"utterance {step}"] for step in range(31, 231)}
+    rows = read_table(tmp_path / "flight/flight.csv")
+    assert rows.steps.tolist() == [*range(31, 231)]
+    assert rows["loss"].tolist() == monitor.signals()["loss"][31:].tolist()
+    state = torch.load(tmp_path / "flight/flight.pt", weights_only=True)
+    assert all(torch.equal(p, before[name]) for name, p in state["model_state_dict"].items())
+    fresh = toy()[1]
+    fresh.load_state_dict(state["optimizer_state_dict"])
+    assert len(fresh.state_dict()["state"]) == 4
+
+
+def test_a_recording_that_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
+    (tmp_path / "flight").touch()
+    monitor = Monitor(Toy(), folder=tmp_path / "flight")
+    told = monitor.step(math.nan)
+    assert told is not None
+    assert told.outcome == "non_finite"
+    assert told.evidence["flight recording"] == f"{tmp_path / 'flight'} cannot be written (File exists)"
+    assert monitor.verdict() == told
+
+
+def test_without_optimizer_logits_or_gradients() -> None:
+    model = Toy()
+    monitor = Monitor(model)
+    with pytest.raises(ValueError, match="before the first step"):
+        monitor.verdict()
+    assert monitor.step(3.0) is None
+    assert monitor.verdict().outcome == "undecided"
+    failure = monitor.step(float("nan"))
+    assert isinstance(failure, Verdict)
+    assert (failure.outcome, failure.cause, failure.onset_step) == ("non_finite", "loss", 1)
+
+
+def test_it_changes_nothing() -> None:
+    def weights(watched: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = Toy()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+        if watched:
+            train(model, optimizer, Monitor(model, optimizer), 20)
+        else:
+            for step in range(20):
+                x, labels = batch(step)
+                optimizer.zero_grad()
+                ctc(model(x), labels).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        return [p.detach() for p in model.parameters()]
+
+    for a, b in zip(weights(True), weights(False), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_importing_the_package_does_not_import_pytorch() -> None:
+    code = "import sys, stability; assert 'torch' not in sys.modules; stability.Monitor; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_blank_may_be_another_class() -> None:
+    logits = torch.zeros(2, 7, 5)
+    logits[..., 4] = 1  # every frame says the last class
+    for blank, fraction in ((4, 1.0), (0, 0.0)):
+        monitor = Monitor(Toy(), blank=blank)
+        monitor.step(1.0, logits)
+        assert monitor.verdict().evidence["blank fraction"] == fraction
+    with pytest.raises(StabilityError, match="blank=5 is none of the 5 classes"):
+        Monitor(Toy(), blank=5).step(1.0, logits)
+
+
+def whole(tensors: Iterable[Tensor]) -> Tensor:
+    """All numbers of some tensors, in a row and in float64."""
+    return torch.cat([t.detach().to_dense().double().flatten() for t in tensors])
+
+
+def gradients(model: nn.Module) -> Tensor:
+    return whole(p.grad for p in model.parameters() if p.grad is not None)
+
+
+def test_norms_are_those_of_the_step_that_was_made() -> None:
+    """Clipped between `step` and the update; every 10th step."""
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-6), (torch.bfloat16, 1e-2)):
+        torch.manual_seed(0)
+        model = Toy(dtype)
+        model.body.bias.requires_grad_(False)  # a frozen parameter is a weight as the others
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+        monitor = Monitor(model, optimizer)
+        found = []
+        for step in range(21):
+            x, labels = batch(step)
+            optimizer.zero_grad()
+            loss = ctc(model(x.to(dtype)).float(), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm, before = gradients(model).norm(), whole(model.parameters())
+            assert monitor.step(loss) is None
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5 * norm.item())
+            clipped = gradients(model).norm()
+            optimizer.step()
+            ratio = (whole(model.parameters()) - before).norm() / before.norm()
+            found.append([norm, clipped, before.norm(), ratio])
+        signals = monitor.signals()
+        names = ("grad_norm", "applied_norm", "weight_norm", "update_ratio")
+        for name, wanted in zip(names, zip(*found, strict=True), strict=True):
+            at = slice(None) if name == "grad_norm" else slice(None, None, 10)
+            assert signals.measured[:, signals.names.index(name)].nonzero()[0].tolist() == [*range(21)[at]]
+            assert signals[name][at] == pytest.approx([float(v) for v in wanted[at]], rel=tolerance), (dtype, name)
+        assert signals["applied_norm"][::10] == pytest.approx(0.5 * signals["grad_norm"][::10], rel=tolerance)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_applied_norm_with_a_gradient_scaler(fused: bool, unscaled: bool) -> None:
+    """Clipped as it should be, and before the unscaling, which cuts what is applied by the scale too."""
+    torch.manual_seed(0)
+    model = Toy()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    monitor = Monitor(model, optimizer, scaler)
+    x, labels = batch(0)
+    loss = ctc(model(x), labels)
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    if unscaled:
+        scaler.unscale_(optimizer)
+    assert monitor.step(loss) is None
+    nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+    scaler.step(optimizer)
+    scaler.update()
+    assert monitor.signals()["applied_norm"][0] == pytest.approx(0.25 if unscaled else 0.25 / 1024, rel=1e-4)
+
+
+def test_an_update_that_the_scaler_skips_is_not_measured() -> None:
+    model = Toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    monitor = Monitor(model, optimizer, scaler)
+    for step in range(11):
+        optimizer.zero_grad()
+        scaler.scale(model(batch(step)[0]).mean()).backward()
+        if step == 10:
+            model.head.weight.grad.fill_(torch.inf)  # type: ignore[union-attr]
+        scaler.unscale_(optimizer)
+        monitor.step(0.5)
+        scaler.step(optimizer)
+        scaler.update()
+    signals = monitor.signals()
+    for name in ("applied_norm", "update_ratio"):
+        assert signals.measured[:, signals.names.index(name)].nonzero()[0].tolist() == [0]
+
+
+def test_an_update_once_in_several_steps() -> None:
+    """Gradients are summed over two batches, so that no update follows the steps whose update is looked at."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = Toy().to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    monitor = Monitor(model, optimizer)
+    for step in range(22):
+        loss = model(batch(step)[0].to(device)).square().mean()
+        loss.backward()
+        assert monitor.step(loss) is None
+        if step % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+    signals = monitor.signals()
+    assert "applied_norm" not in signals.names
+    assert signals.measured[:, signals.names.index("weight_norm")].nonzero()[0].tolist() == [0, 10, 20]
+
+
+class Words(nn.Module):
+    """A table of which a batch touches a few rows, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 4, sparse=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        said: Tensor = self.head(self.table(x)).square().mean()
+        return said
+
+
+def test_a_sparse_gradient_of_integers() -> None:
+    torch.manual_seed(0)
+    model = Words()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = Monitor(model, optimizer)
+    x = torch.tensor([[3, 7, 3], [49, 3, 0]])  # rows that repeat are summed
+    loss = model(x)
+    loss.backward()
+    before = whole(model.parameters())
+    assert monitor.step(loss, inputs=x) is None
+    optimizer.step()
+    wanted = {
+        "grad_norm": gradients(model).norm(),
+        "applied_norm": gradients(model).norm(),
+        "weight_norm": before.norm(),
+        "update_ratio": (whole(model.parameters()) - before).norm() / before.norm(),
+        "input_max": 49,
+    }
+    signals = monitor.signals()
+    for name, value in wanted.items():
+        assert signals[name][0] == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_a_sparse_gradient_that_is_not_finite_is_told() -> None:
+    model = Words()
+    monitor = Monitor(model)
+    loss = model(torch.tensor([3, 3, 7]))
+    (loss * torch.inf).backward()
+    failure = monitor.step(loss)
+    assert failure is not None
+    assert failure.evidence["gradients not finite"] == "table.weight, head.weight, head.bias"
+
+
+def test_a_second_optimizer() -> None:
+    """The norms are of all the model, and the update is what its weights changed by until the given one has stepped."""
+    torch.manual_seed(0)
+    model = Toy()
+    second = torch.optim.SGD(model.body.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
+    monitor = Monitor(model, optimizer)
+    x, labels = batch(0)
+    loss = ctc(model(x), labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    before = whole(model.parameters())
+    monitor.step(loss)
+    nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    second.step()
+    optimizer.step()
+    signals = monitor.signals()
+    ratio = (whole(model.parameters()) - before).norm() / before.norm()
+    assert signals["applied_norm"][0] == pytest.approx(0.5, rel=1e-5)
+    assert signals["update_ratio"][0] == pytest.approx(float(ratio), rel=1e-5)
+
+
+def looked_at(*args: Any, **kwargs: Any) -> dict[str, float]:
+    """The signals of a first step with these arguments, a loss apart."""
+    monitor = Monitor(Toy())
+    monitor.step(1.0, *args, **kwargs)
+    signals = monitor.signals()
+    return dict(zip(signals.names, signals.values[0].tolist(), strict=True))
+
+
+def test_the_largest_input() -> None:
+    x = torch.tensor([[1.0, -7.5], [3.0, 0.0]])
+    for inputs, largest in zip(
+        (x, x.double(), x.bfloat16(), x.to(torch.int64), x > 0), (7.5, 7.5, 7.5, 7, 1), strict=True
+    ):
+        assert looked_at(inputs=inputs)["input_max"] == largest
+    for place, value in itertools.product(range(4), (math.nan, math.inf, -math.inf)):
+        spoilt = x.clone()
+        spoilt.view(-1)[place] = value
+        assert not np.isfinite(looked_at(inputs=spoilt)["input_max"])
+
+
+def test_inputs_are_looked_at_every_tenth_step_and_where_something_is_not_finite() -> None:
+    monitor = Monitor(Toy())
+    for step in range(15):
+        monitor.step(math.nan if step == 13 else 1.0, inputs=torch.ones(3))
+    assert np.flatnonzero(np.isfinite(monitor.signals()["input_max"])).tolist() == [0, 10, 13]
+
+
+def test_targets_that_ctc_cannot_align_are_counted() -> None:
+    """Those whose likelihood is 0 whatever the logits; all frames are theirs where no lengths are given."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(1, 4, (200, 6), generator=generator)  # so few classes that many repeat
+    counts, lengths = (torch.randint(low, 9 - low, (200,), generator=generator) for low in (2, 1))
+    logits = torch.randn(200, 8, 5, generator=generator)
+    log_probs = logits.log_softmax(-1).transpose(0, 1)
+    wanted, found = [], []
+    for kind in (torch.int64, torch.int32):
+        step = looked_at(logits, lengths.to(kind), labels=labels.to(kind), label_counts=counts.to(kind))
+        found.append(step["infeasible_targets"])
+        wanted.append(int(F.ctc_loss(log_probs, labels, lengths, counts, reduction="none").isinf().sum()))
+    short = torch.full((200,), 4)
+    found.append(looked_at(logits[:, :4], labels=labels, label_counts=counts)["infeasible_targets"])
+    wanted.append(int(F.ctc_loss(log_probs[:4], labels, short, counts, reduction="none").isinf().sum()))
+    assert found == wanted
+    assert all(0 < count < 200 for count in wanted)
+    assert "infeasible_targets" not in looked_at(logits, labels=labels)  # how many labels each has is not known
