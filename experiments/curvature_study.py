@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from experiments.curvature import Vector, compose_trial, measure
+from stability.core import palette
 from stability.data.t15 import Split
 from stability.engine.decoder import init_parameters
 from stability.engine.loop import Stack, new_stack, train_steps
@@ -72,7 +73,7 @@ _DRAWN = (
     ("ratio", 1.0, "preconditioned sharpness\nover Adam's threshold"),
     ("norm_growth", GROWN, "gradient norm\nover its own past"),
 )
-_COLORS = {1e-8: "#0072B2", 1e-4: "#009E73", 0.1: "#D55E00"}  # Okabe and Ito's
+_COLORS = {1e-8: palette.BLUE, 1e-4: palette.GREEN, 0.1: palette.VERMILION}
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]

@@ -24,6 +24,7 @@ from scipy.stats import binomtest
 from experiments.detection.corpus import PACKED, Trace, unpack
 from experiments.detection.labels import LEARNED, Label, label
 from experiments.detection.peers import PEERS
+from stability.core import palette
 from stability.diagnosis.detectors import findings
 from stability.diagnosis.verdict import FATAL, Verdict, is_due, judge
 
@@ -166,7 +167,7 @@ def _draw(path: Path, half: list[Case]) -> None:
         points.append((100 * float(named), 100 * float(false), name))
     for above, (y, x, name) in enumerate(sorted(points)):
         own = name == _OURS
-        axes.plot(x, y, "o", color="#D55E00" if own else "#0072B2", markersize=10 if own else 6)
+        axes.plot(x, y, "o", color=palette.VERMILION if own else palette.BLUE, markersize=10 if own else 6)
         offset, align = (-7 if x > 50 else 7, 4 if above % 2 else -11), "right" if x > 50 else "left"
         axes.annotate(name, (x, y), offset, textcoords="offset points", fontsize=9, ha=align)
     axes.set_xlabel("false alarms, % of healthy trainings")

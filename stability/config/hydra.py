@@ -12,9 +12,8 @@ from omegaconf.errors import MissingMandatoryValue
 from stability.config import schema
 from stability.config.names import trial_name
 from stability.config.schema import Command, Config, check
+from stability.core.checkout import ROOT
 from stability.core.errors import StabilityError
-
-CHECKOUT = Path(__file__).parents[2]
 
 
 def register() -> None:
@@ -26,8 +25,8 @@ def register() -> None:
 
 def folder() -> Path:
     """The configuration's folder: in the checkout, or beside the package in an installed wheel."""
-    beside, inside = CHECKOUT / "conf", Path(__file__).parents[1] / "conf"
-    return beside if (CHECKOUT / "pyproject.toml").is_file() and beside.is_dir() else inside
+    beside, inside = ROOT / "conf", Path(__file__).parents[1] / "conf"
+    return beside if (ROOT / "pyproject.toml").is_file() and beside.is_dir() else inside
 
 
 def resolve(cfg: DictConfig) -> Config:

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Transform
 
+from stability.core import palette
 from stability.core.files import FIGURE, VERDICT, write_atomically
 from stability.diagnosis import table as signals
 
-# Okabe and Ito's colours, which readers of any colour vision tell apart.
-_LINE, _CLIP, _ONSET, _BROKEN = "#0072B2", "#009E73", "#D55E00", "#CC79A7"
+_LINE, _CLIP, _ONSET, _BROKEN = palette.BLUE, palette.GREEN, palette.VERMILION, palette.PURPLE
 _MEDIANS = 100  # points of the line through a signal that is noisier than the figure is wide
 
 

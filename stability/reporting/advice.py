@@ -15,7 +15,8 @@ from stability.analysis.effects import cells_of, main_factors
 from stability.analysis.trials import Level, Trial, Trials, level_text
 from stability.config.names import short_name
 from stability.core.files import CONFIG, ERROR, VERDICT
-from stability.reporting.wording import LOOKS, cell_text, counts_text, level_of, listed, override
+from stability.core.text import listed
+from stability.reporting.wording import LOOKS, cell_text, counts_text, level_of, override
 
 SEARCHES = ("BisectionSweeper", "ResumingSweeper")  # which choose the trials as they go
 _TRAIN = ("python", "-m", "stability.train")

@@ -22,6 +22,7 @@ from stability.analysis.boundary import Boundary
 from stability.analysis.effects import RATIOS, RESPONSES, Effect, cells_of, main_factors
 from stability.analysis.trials import Level, Trial, Trials, is_number, level_text, ordered, read_verdict
 from stability.config.names import short_name
+from stability.core import palette
 from stability.core.files import write_atomically
 from stability.diagnosis.finding import finite
 from stability.diagnosis.table import SIGNALS, VALIDATION, read_table
@@ -40,7 +41,7 @@ _PANELS = {
     "steps": "steps on the plateau\n(ratio)",
     "excursion": "gradient excursion\n(ratio)",
 }
-_EFFECT, _RATIO, _DASHES = "#0072B2", "#7b828b", (0, (4, 3))
+_EFFECT, _RATIO, _DASHES = palette.BLUE, "#7b828b", (0, (4, 3))
 _CURVES = {
     "loss": "training loss",
     "per": "validation PER",

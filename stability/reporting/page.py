@@ -6,10 +6,8 @@ import io
 import math
 import re
 import shlex
-import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -24,10 +22,11 @@ from stability.analysis.claims import Ruling, read_claims, rule
 from stability.analysis.compare import Difference, compare, find_trial, telling_pair
 from stability.analysis.effects import RESPONSES, Effect, effects, main_factors
 from stability.analysis.trials import Level, Trial, Trials, is_number, level_text, ordered, read_trials, read_verdict
-from stability.config.hydra import CHECKOUT
 from stability.config.names import short_name
+from stability.core.checkout import git_commit
 from stability.core.errors import StabilityError
 from stability.core.files import REPORT, short_path, write_atomically
+from stability.core.text import listed
 from stability.reporting import wording as words
 from stability.reporting.advice import SEARCHES, advise, sweep_command, sweeper, unfinished
 from stability.reporting.figures import INK, RULE, Picture, save_figures
@@ -129,13 +128,13 @@ def _kept(trials: Trials, where: Mapping[str, Level]) -> Trials:
 def _about(folders: Sequence[Path], where: Mapping[str, Level]) -> dict[str, Any]:
     """What the page is of, and what made it."""
     return {
-        "title": words.listed(dict.fromkeys(folder.resolve().name for folder in folders)),
+        "title": listed(dict.fromkeys(folder.resolve().name for folder in folders)),
         "where": words.cell_text(where),
         "command": _command(folders, where),
         "sweeps": [(folder.resolve().name, sweep_command(folder)) for folder in folders if sweep_command(folder)],
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("stability", "torch", "scipy")),
-        "commit": _commit(),
+        "commit": (git_commit() or "")[:7],
     }
 
 
@@ -288,13 +287,3 @@ def _trial_row(trial: Trial, factors: Iterable[str]) -> dict[str, Any]:
         "steps": f"over {trial.steps}" if trial.censored else str(trial.steps),
         "excursion": excursion,
     }
-
-
-def _commit() -> str:
-    """The commit of this checkout; nothing outside one."""
-    if not (CHECKOUT / ".git").exists():
-        return ""
-    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--exclude=*"]
-    with suppress(OSError):
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return ""

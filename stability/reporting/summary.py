@@ -22,15 +22,14 @@ from stability.analysis.effects import (
 )
 from stability.analysis.trials import Level, Trial, Trials, level_text
 from stability.config.names import short_name
+from stability.core.text import counted, listed
 from stability.reporting.wording import (
     cell_text,
     counts_text,
     effect_text,
-    listed,
     names_text,
     p_text,
     ratio_text,
-    seeds_text,
 )
 
 _PAIR = 1.5  # of a factor's own effect: where the two just have to come together, the interaction is twice that
@@ -106,7 +105,7 @@ def boundary_answer(
         of_low, of_high = _apart([low, high])
         second = f"At {of_high} it is {ratio_text(high.lr / low.lr)} times that at {of_low}."
     fewest, most = (end(boundary.seeds for boundary in found) for end in (min, max))
-    sure = f"The intervals are at 95 %, over {f'{fewest} to ' if fewest < most else ''}{seeds_text(most)}"
+    sure = f"The intervals are at 95 %, over {f'{fewest} to ' if fewest < most else ''}{counted(most, 'seed')}"
     if fewest == 1:
         sure = "Where there is 1 seed, the brackets are the rates tried next to it, and tell nothing of chance"
     return _capital(f"{so_far}the largest healthy lr {first}."), second, f"{sure}; {_claims_text(rulings)}."
@@ -256,7 +255,7 @@ def _sure(effect: Effect | None, compared: int, rulings: Sequence[Ruling]) -> st
         matched = "pairs" if effect.kind == "difference" else "foursomes"
         least = f", the least that {effect.seeds} seeds can give" if effect.p <= 2 / 2**effect.seeds > 0.01 else ""
         chosen = f", not corrected for being the largest of {compared} effects" if compared > 1 else ""
-        sure = f"that rests on {effect.matches} {matched} of {seeds_text(effect.seeds)}"
+        sure = f"that rests on {effect.matches} {matched} of {counted(effect.seeds, 'seed')}"
         sure += f" ({effect.test}: {p_text(effect.p)}{least}{chosen})"
     claims = _claims_text(rulings)
     return _capital(f"{sure}; {claims}." if sure else f"{claims}.")

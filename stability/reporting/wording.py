@@ -8,6 +8,8 @@ from typing import NamedTuple
 from stability.analysis.effects import RATIOS, Effect
 from stability.analysis.trials import Level, Trial, level_text
 from stability.config.names import short_name
+from stability.core import palette
+from stability.core.text import listed
 
 
 class Look(NamedTuple):
@@ -19,16 +21,16 @@ class Look(NamedTuple):
     sign: str
 
 
-# Okabe and Ito's colours, which readers of any colour vision tell apart; the shapes do without colour. Circles learned.
+# The shapes tell outcomes apart without colour, too. A circle is a trial that learned.
 LOOKS = {
-    "stable": Look("#009E73", "o", True, "●"),
-    "slow": Look("#0072B2", "o", False, "○"),
-    "undecided": Look("#7A7A7A", "D", False, "◇"),
-    "blank_collapse": Look("#56B4E9", "s", True, "■"),
-    "mode_collapse": Look("#CC79A7", "P", True, "✚"),
-    "exploded": Look("#D55E00", "^", True, "▲"),
-    "non_finite": Look("#1B1E23", "X", True, "✖"),
-    "bad_data": Look("#E69F00", "*", True, "★"),
+    "stable": Look(palette.GREEN, "o", True, "●"),
+    "slow": Look(palette.BLUE, "o", False, "○"),
+    "undecided": Look(palette.GREY, "D", False, "◇"),
+    "blank_collapse": Look(palette.SKY_BLUE, "s", True, "■"),
+    "mode_collapse": Look(palette.PURPLE, "P", True, "✚"),
+    "exploded": Look(palette.VERMILION, "^", True, "▲"),
+    "non_finite": Look(palette.BLACK, "X", True, "✖"),
+    "bad_data": Look(palette.ORANGE, "*", True, "★"),
 }
 
 
@@ -50,12 +52,6 @@ def cell_text(cell: Mapping[str, Level]) -> str:
 def names_text(names: Iterable[str]) -> str:
     """`epsilon, lr and noise`."""
     return listed([short_name(name) for name in names])
-
-
-def listed(parts: Iterable[str]) -> str:
-    """`a, b and c`."""
-    *first, last = list(parts) or [""]
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def counts_text(trials: Iterable[Trial]) -> str:
@@ -101,11 +97,6 @@ def ratio_text(ratio: float) -> str:
 def p_text(p: float) -> str:
     """`p = 0.03`, `p < 0.001`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
-def seeds_text(seeds: int) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{seeds} seed{'s' if seeds != 1 else ''}"
 
 
 def _signed(value: float, digits: int) -> str:

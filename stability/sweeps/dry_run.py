@@ -13,9 +13,9 @@ from stability.analysis.trials import level_text
 from stability.config.names import short_name
 from stability.config.schema import Config
 from stability.core.files import LAST, VERDICT
+from stability.core.text import duration
 from stability.sweeps.launcher import is_stacked, kind
 from stability.sweeps.plan import Plan, Planned
-from stability.sweeps.progress import duration
 from stability.sweeps.search import Search
 
 _SECONDS = 2.0  # of training by which a kind of trial is timed, and before that half of it to warm up

@@ -20,6 +20,7 @@ from rich.text import Text
 from stability.analysis.trials import level_text, ordered, read_trials
 from stability.config.names import short_name
 from stability.core.files import CONFIG, ERROR, VERDICT
+from stability.core.text import duration
 from stability.diagnosis.display import colour
 from stability.diagnosis.table import SIGNALS
 from stability.sweeps.plan import Cell, Plan
@@ -159,14 +160,6 @@ class SweepProgress:
 def why(folder: Path) -> str:
     """The reason for which the trial crashed."""
     return (folder / ERROR).read_text().splitlines()[-1]
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _grid(plan: Plan, outcomes: Mapping[Path, str]) -> Table:

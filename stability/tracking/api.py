@@ -17,7 +17,6 @@ import math
 import os
 import shlex
 import sqlite3
-import subprocess
 import sys
 import time
 import warnings
@@ -36,9 +35,9 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from stability.config.hydra import CHECKOUT
 from stability.config.names import dotted, short_name
 from stability.config.schema import Tracking
+from stability.core.checkout import git_commit
 from stability.core.errors import StabilityError, cannot_write
 from stability.core.files import CONFIG, ERROR, FIGURE, TRACKING, VERDICT, short_path, write_atomically
 from stability.diagnosis import table as signals
@@ -580,7 +579,7 @@ def _planned(settings: Tracking, outputs: Path) -> _State | None:
         case "none":
             return None
         case "mlflow":
-            commit = _git_commit()
+            commit = git_commit()
             about = {"mlflow.source.git.commit": commit} if commit else {}
             return _State(_resolve(settings.uri, outputs), settings.experiment, about)
     raise StabilityError(f"tracking.backend={settings.backend}: there are mlflow and none.")
@@ -676,17 +675,6 @@ def _parameters(tree: Any) -> Iterator[tuple[str, str]]:
         if name.partition(".")[0] not in _NOT_PARAMETERS:
             text = value if isinstance(value, str) else json.dumps(value)
             yield short_name(name), text[:_PARAMETER_LENGTH]
-
-
-def _git_commit() -> str | None:
-    """The commit of this checkout, with `-dirty` if files differ from it; None outside a checkout."""
-    if not (CHECKOUT / ".git").exists():
-        return None
-    command = ("git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
-    try:
-        return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _milliseconds(path: Path) -> int:

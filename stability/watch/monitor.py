@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from stability.core.errors import StabilityError
 from stability.core.files import write_atomically
+from stability.core.text import first_of
 from stability.data.phonemes import BLANK
 from stability.diagnosis.detectors import findings
 from stability.diagnosis.finding import Finding
@@ -319,7 +320,7 @@ class Monitor:
             "weights not finite": weights,
             "gradients not finite": gradients,
         }
-        return {what: _listed(names) for what, names in found.items() if names}
+        return {what: first_of(names, 4) for what, names in found.items() if names}
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -346,10 +347,6 @@ def _is_finite(output: Any) -> bool:
         return not output.is_floating_point() or bool(output.isfinite().all())
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
     return all(_is_finite(part) for part in parts)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _table(rows: list[dict[str, float]], first_step: int) -> Table:

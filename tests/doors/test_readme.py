@@ -18,6 +18,8 @@ README = (ROOT / "README.md").read_text()
 def test_every_option_is_listed_with_its_command_at_its_head() -> None:
     for path in (ROOT / "conf").glob("*/**/*.yaml"):
         assert path.stem in re.findall(r"[`/=](\w+)[`\s]", README), path
+        if path.parent.name == "claims":  # a file that is ruled on, no option of a trial
+            continue
         first, second, *_ = path.read_text().splitlines()
         command = second if first == "# @package _global_" else first
         assert command.startswith("# python -m stability.train "), path

@@ -21,15 +21,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from stability.config.hydra import CHECKOUT, folder
+from stability.config.hydra import folder
 from stability.config.names import trial_name
+from stability.core.checkout import ROOT
 from stability.data import synthetic
 from stability.diagnosis.finding import Outcome
 from stability.trials.replay import replay
 from tests.support.commandline import CommandLine, ended, rows, the_message, wait_for
 from tests.support.configs import composed
 
-ROOT = CHECKOUT
 DIGITS = ROOT.parent / "shared/data/spoken-digits"
 STEPS = 120
 OFTEN = (f"steps={STEPS}", "validate_every=7", "checkpoint_every=5")

@@ -16,7 +16,7 @@ import optuna
 import pytest
 from omegaconf import OmegaConf
 
-from stability.config.hydra import CHECKOUT
+from stability.core.checkout import ROOT
 from stability.core.files import ERROR
 from stability.sweeps.sweep_trial import run_in_sweep
 from tests.analysis.test_trials import write
@@ -102,7 +102,7 @@ def without_heavy_imports(cli: CommandLine, *command: str) -> str:
     for package in ("torch", "mlflow", "h5py"):
         (blocked / package).mkdir(parents=True)
         (blocked / package / "__init__.py").write_text("raise ImportError('it is not wanted')")
-    paths = f"{blocked}:{os.environ.get('PYTHONPATH', '')}:{CHECKOUT}"
+    paths = f"{blocked}:{os.environ.get('PYTHONPATH', '')}:{ROOT}"
     return cli.run(*command, env=os.environ | {"PYTHONPATH": paths}).out
 
 

@@ -28,8 +28,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stability.config.hydra import CHECKOUT
 from stability.config.schema import Tracking
+from stability.core.checkout import ROOT
 from stability.core.errors import StabilityError
 from stability.diagnosis import table as signals
 from stability.tracking import api as tracking
@@ -113,7 +113,7 @@ def end(folder: Path) -> None:
 
 def command_line(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "stability.tracking.api", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=CHECKOUT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
 @pytest.fixture(autouse=True)
@@ -327,7 +327,7 @@ def test_a_sweep_from_start_to_end(cli: CommandLine, empty_store: Path) -> None:
     shutil.copy(empty_store, outputs / "mlflow.db")
     uri = store(outputs)
     program = "from tests.tracking.test_tracking import *; open_study(Path(sys.argv[1]), Path(sys.argv[2]))"
-    subprocess.run([sys.executable, "-c", program, folder, outputs], check=True, cwd=CHECKOUT)
+    subprocess.run([sys.executable, "-c", program, folder, outputs], check=True, cwd=ROOT)
     open_study(folder, outputs)  # again, after that process's end
     (parent,) = look(uri)
     assert (parent.name, parent.status, parent.params) == ("sweep", "RUNNING", {})
@@ -506,7 +506,7 @@ def test_without_tracking_nothing_is_imported_or_written(tmp_path: Path) -> None
         "print(tracking.close_study(here / 'study', [], '')); assert 'mlflow' not in sys.modules"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=CHECKOUT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "tracking=none: the trial is in its folder alone.",
@@ -608,19 +608,6 @@ def test_a_silent_server_is_not_waited_for_at_every_block(
         assert time.monotonic() - begun < 0.5
     assert len(caplog.records) == 1
     assert all("stability.tracking.api" in tracker.where for tracker in trackers)
-
-
-def test_the_commit_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "CHECKOUT", tmp_path)
-    assert tracking._git_commit() is None
-    (tmp_path / "file").write_text("1")
-    author = ("-c", "user.name=a", "-c", "user.email=a@b")
-    for arguments in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "1"]):
-        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout.strip()
-    assert tracking._git_commit() == head
-    (tmp_path / "file").write_text("2")
-    assert tracking._git_commit() == f"{head}-dirty"
 
 
 def test_command_line_on_what_is_no_trial(tmp_path: Path) -> None:

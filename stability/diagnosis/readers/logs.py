@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stability.core.errors import StabilityError
+from stability.core.text import counted
 from stability.diagnosis.history import History
 from stability.diagnosis.table import SIGNALS, VALIDATION, Table, read_table
 
@@ -289,9 +290,9 @@ class _Rows:
             table = self._numbered.last(notes)
             notes.append("There are no steps: the rows are taken as steps 0, 1, 2, …")
         elif self._without:
-            notes.append(f"{_counted(self._without, 'row')} without a step left out.")
+            notes.append(f"{counted(self._without, 'row')} without a step left out.")
         if self._negative:
-            notes.append(f"{_counted(self._negative, 'row')} with a negative step left out.")
+            notes.append(f"{counted(self._negative, 'row')} with a negative step left out.")
         if table is None or not {"loss", "grad_norm"}.intersection(table.names):
             raise StabilityError(unknown)
         tables = (_part(table, validation=False), _part(table, validation=True))
@@ -347,7 +348,7 @@ class _Trainings:
         table, repeated = _merged(table)
         if self._repeated + repeated:
             notes.append(
-                f"{_counted(self._repeated + repeated, 'value')} logged again for the same step: later ones count."
+                f"{counted(self._repeated + repeated, 'value')} logged again for the same step: later ones count."
             )
         if history.thinned:
             notes.append(
@@ -440,7 +441,3 @@ def _part(table: Table, *, validation: bool) -> Table:
     rows = _rows_of(table, validation=validation)
     names = tuple("loss" if table.names[at] == "val_loss" else table.names[at] for at in columns)
     return Table(names, table.steps[rows], table.values[rows][:, columns], table.measured[rows][:, columns])
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,28 @@
+"""Lists, counts and durations in words."""
+
+from collections.abc import Iterable, Sequence
+
+
+def listed(parts: Iterable[str]) -> str:
+    """Join words as a sentence does: `a`, `a and b`, `a, b and c`."""
+    *first, last = list(parts) or [""]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def first_of(parts: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Join the first `most` parts and count the rest: `a, b and 7 more`."""
+    text = separator.join(parts[:most])
+    return f"{text} and {len(parts) - most:,} more" if len(parts) > most else text
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun in the right form: `1 trial`, `2 trials`, `12,000 rows`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest unit of which there are two or more: `90 s`, `5 min`, `3 h`."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
