@@ -133,7 +133,7 @@ def _about(folders: Sequence[Path], where: Mapping[str, Level]) -> dict[str, Any
         "command": _command(folders, where),
         "sweeps": [(folder.resolve().name, sweep_command(folder)) for folder in folders if sweep_command(folder)],
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("stability", "torch", "scipy")),
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("training-stability", "torch", "scipy")),
         "commit": (git_commit() or "")[:7],
     }
 

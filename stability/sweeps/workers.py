@@ -187,7 +187,7 @@ def _executor(cluster: str, folder: Path, parameters: Mapping[str, Any]) -> Any:
     try:
         from submitit import AutoExecutor
     except ImportError:
-        raise StabilityError("Workers need submitit: pip install 'stability[cluster]'.") from None
+        raise StabilityError("Workers need submitit: pip install 'training-stability[cluster]'.") from None
     folder.mkdir(parents=True, exist_ok=True)
     own = tempfile.mkdtemp(dir=folder, prefix=time.strftime("%Y-%m-%d-%H%M%S-"))  # local job numbers come again
     try:

@@ -374,9 +374,10 @@ def test_a_terminal_shows_a_bar(cli: CommandLine) -> None:
 
 def test_an_installed_wheel_has_all_it_needs(cli: CommandLine) -> None:
     made, installed = cli.folder / "wheel", cli.folder / "installed"
+    offline = ("--no-deps", "--no-index", f"--find-links={made}")
     for command in (
         ["hatchling", "build", "-t", "wheel", "-d", str(made)],
-        ["pip", "install", "--no-deps", "--no-index", f"--find-links={made}", f"--target={installed}", "stability"],
+        ["pip", "install", *offline, f"--target={installed}", "training-stability"],
     ):
         subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, capture_output=True)
     environment = os.environ | {"PYTHONPATH": str(installed)}

@@ -328,5 +328,5 @@ def test_a_cluster_that_is_not_there_is_one_message(tmp_path: Path, monkeypatch:
 
 def test_workers_without_submitit_are_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(StabilityError, match=re.escape("pip install 'stability[cluster]'")):
+    with pytest.raises(StabilityError, match=re.escape("pip install 'training-stability[cluster]'")):
         run_in_workers(lambda number, sharing: None, lambda: False, 1, "local", tmp_path / "logs", {})
