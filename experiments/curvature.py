@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
-from stability.config.hydra import folder, register, resolve
+from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.config.schema import Config
 from stability.data.t15 import Split
 from stability.engine.decoder import Parameters, init_parameters
@@ -168,9 +168,9 @@ def _flat(parameters: Parameters) -> Tensor:
 
 def compose_trial(overrides: Sequence[str]) -> Config:
     """The configuration that these overrides make of the defaults."""
-    register()
-    with initialize_config_dir(config_dir=str(folder())):
-        return resolve(compose("config", overrides=list(overrides)))
+    register_schema()
+    with initialize_config_dir(config_dir=str(conf_folder())):
+        return resolve_config(compose("config", overrides=list(overrides)))
 
 
 def main() -> None:

@@ -19,11 +19,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from stability.config.hydra import explain, folder, register, resolve
-from stability.core.errors import Interrupted, StabilityError, Stop, cannot_write
+from stability.config.hydra import conf_folder, explain_error, register_schema, resolve_config
+from stability.core.errors import CallbackError, Interrupted, StabilityError, write_error
 
 
-@hydra.main(config_path=str(folder()), config_name="config", execution_whitelist="stability.*")
+@hydra.main(config_path=str(conf_folder()), config_name="config", execution_whitelist="stability.*")
 def _job(cfg: DictConfig) -> float | None:
     running = HydraConfig.get()
     folder = Path(running.runtime.output_dir)
@@ -34,7 +34,7 @@ def _job(cfg: DictConfig) -> float | None:
     from stability.trials.run import run_trial  # late: PyTorch takes seconds, and --help needs none of it
 
     try:
-        run_trial(resolve(cfg), folder)
+        run_trial(resolve_config(cfg), folder)
     except StabilityError as error:
         sys.exit(f"error: {error}")  # Hydra prints an exception that passes through it
     return None
@@ -47,13 +47,13 @@ def main() -> None:
     # then they sleep. It is read when PyTorch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     logging.raiseExceptions = False  # on a full disk Hydra's log of a job would fail with a traceback
-    register()
+    register_schema()
     try:
         _run()
     except StabilityError as error:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {explain(error)}")
+        sys.exit(f"error: {explain_error(error)}")
     except OSError as error:  # Hydra makes the trial's folder, and opens a log in it, before the trial begins
         sys.exit(f"error: {_explain_folder(error)}")
     except ValueError as error:
@@ -70,12 +70,12 @@ def main() -> None:
 def _run() -> None:
     try:
         _job()
-    except Stop as stop:
+    except CallbackError as stop:
         raise stop.error from stop.error.__cause__
 
 
 def _explain_folder(error: OSError) -> StabilityError:
-    return cannot_write(error.filename or "the output folder", error)
+    return write_error(error.filename or "the output folder", error)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stability.config.hydra import folder, register, resolve
+from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.data.batches import training_batch
 from stability.data.t15 import Split
 from stability.trials.run import choose_device, open_data
@@ -42,9 +42,9 @@ def opened_anew(split: Split, trials: tuple[int, ...], device: torch.device) -> 
 
 def main() -> None:
     """Measure and print."""
-    register()
-    with initialize_config_dir(config_dir=str(folder())):
-        c = resolve(compose("config", overrides=sys.argv[1:] or [*DEFAULT]))
+    register_schema()
+    with initialize_config_dir(config_dir=str(conf_folder())):
+        c = resolve_config(compose("config", overrides=sys.argv[1:] or [*DEFAULT]))
     device, dataset = choose_device(c.device), open_data(c)
     split = dataset.train
     in_files = replace(split, rows=None)

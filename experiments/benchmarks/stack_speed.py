@@ -31,7 +31,7 @@ from rich.table import Table
 
 from experiments.benchmarks import step_floor
 from experiments.benchmarks.step_speed import plain_loop
-from stability.config.hydra import folder, register, resolve
+from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.config.schema import Config
 from stability.data.t15 import Dataset
 from stability.engine import loop, measure
@@ -92,9 +92,9 @@ def main() -> None:
 
 def composed(*overrides: str) -> Config:
     """The configuration that these overrides make of the defaults."""
-    register()
-    with initialize_config_dir(str(folder())):
-        return resolve(compose("config", overrides=[*overrides]))
+    register_schema()
+    with initialize_config_dir(str(conf_folder())):
+        return resolve_config(compose("config", overrides=[*overrides]))
 
 
 def _stack(c: Config, trials: int, dataset: Dataset, device: torch.device) -> Stack:

@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from stability.config.hydra import folder, register, resolve
+from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.config.schema import Config
 from stability.data.augment import smooth
 from stability.data.batches import training_batch
@@ -100,9 +100,9 @@ def plain_loop(  # type: ignore[no-untyped-def]
 
 def main() -> None:
     """Measure and print."""
-    register()
-    with initialize_config_dir(config_dir=str(folder())):
-        c = resolve(compose("config", overrides=sys.argv[1:]))
+    register_schema()
+    with initialize_config_dir(config_dir=str(conf_folder())):
+        c = resolve_config(compose("config", overrides=sys.argv[1:]))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dataset = open_data(c)
     parameters = init_parameters(c.model, dataset.n_features, len(dataset.sessions), c.seed)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from experiments.benchmarks.step_speed import Watch, plain_loop
 from experiments.detection.peers import Peer, installed_peers
 from stability import Monitor
-from stability.config.hydra import folder, register, resolve
+from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.trials.run import open_data
 
 _ROUNDS, _STEPS = 8, 10
@@ -47,9 +47,9 @@ def _seconds(train: Callable[[int], None]) -> float:
 
 def main() -> None:
     """Measure and print."""
-    register()
-    with initialize_config_dir(config_dir=str(folder())):
-        c = resolve(compose("config"))
+    register_schema()
+    with initialize_config_dir(config_dir=str(conf_folder())):
+        c = resolve_config(compose("config"))
     dataset, device = open_data(c), torch.device("cpu")
     watched = {"stability": _ours} | {kind.name: partial(_peer, kind) for kind in installed_peers()}
     loops = {"nothing": plain_loop(c, dataset, device)}

@@ -59,7 +59,7 @@ from stability.analysis.effects import (
     sign_flip,
 )
 from stability.analysis.trials import Level, Trial, Trials, ordered
-from stability.config.hydra import folder
+from stability.config.hydra import conf_folder
 from stability.config.names import short_name
 from stability.core.errors import StabilityError
 from stability.diagnosis.finding import Outcome
@@ -130,7 +130,7 @@ def find_claims(name: str = "original") -> Path:
     Raises:
         StabilityError: There is no such file.
     """
-    known = folder() / "claims"
+    known = conf_folder() / "claims"
     for path in (known / f"{name}.yaml", Path(name)):
         if path.is_file():
             return path

@@ -16,20 +16,20 @@ from stability.core.checkout import ROOT
 from stability.core.errors import StabilityError
 
 
-def register() -> None:
+def register_schema() -> None:
     """Make Hydra know the schema and the resolvers; call it before Hydra composes."""
     ConfigStore.instance().store(name="schema", node=Command, replace=True)
     OmegaConf.register_resolver("scaled", _scaled, replace=True)
     OmegaConf.register_resolver("trial_name", _trial_name, replace=True)
 
 
-def folder() -> Path:
+def conf_folder() -> Path:
     """The configuration's folder: in the checkout, or beside the package in an installed wheel."""
     beside, inside = ROOT / "conf", Path(__file__).parents[1] / "conf"
     return beside if (ROOT / "pyproject.toml").is_file() and beside.is_dir() else inside
 
 
-def resolve(cfg: DictConfig) -> Config:
+def resolve_config(cfg: DictConfig) -> Config:
     """The typed configuration of a trial, every interpolation resolved."""
     names = [field.name for field in fields(Config)]
     if unknown := cfg.keys() - {*names, "hydra", "sweep"}:
@@ -56,7 +56,7 @@ def _typed(cfg: DictConfig) -> DictConfig:
     return typed
 
 
-def explain(error: BaseException) -> str:
+def explain_error(error: BaseException) -> str:
     """Hydra's message without its internals, and the names that there are where one was wrong."""
     text = "\n".join(str(e).strip() for e in (error, error.__cause__) if e is not None)
     if "hydra.mode changed" in text:
@@ -81,4 +81,4 @@ def _scaled(steps: int, *, _root_: DictConfig) -> int:
 
 
 def _trial_name(*, _root_: DictConfig) -> str:
-    return trial_name(resolve(_root_))
+    return trial_name(resolve_config(_root_))

@@ -5,7 +5,7 @@ class StabilityError(Exception):
     """Something outside the program is wrong. The message says what, where, and the mend; no traceback is shown."""
 
 
-class Busy(StabilityError):
+class TrialBusy(StabilityError):
     """Another process is training the trial."""
 
 
@@ -24,7 +24,7 @@ class Terminated(Interrupted):
     exit_status = 75  # EX_TEMPFAIL: the command is to be run again
 
 
-class Stop(BaseException):
+class CallbackError(BaseException):
     """An error in a wrapping that gets it through Hydra, which makes a warning of an `Exception` in a callback."""
 
     def __init__(self, error: Exception) -> None:
@@ -32,7 +32,7 @@ class Stop(BaseException):
         self.error = error
 
 
-def cannot_write(place: object, error: OSError) -> StabilityError:
+def write_error(place: object, error: OSError) -> StabilityError:
     """A folder that is full, read-only or not there."""
     return StabilityError(
         f"Cannot write in {place}: {error.strerror or error}. Make room, or give another place with outputs=FOLDER; "

@@ -24,9 +24,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from stability.config.hydra import register
+from stability.config.hydra import register_schema
 from stability.config.schema import Config
-from stability.core.errors import StabilityError, cannot_write
+from stability.core.errors import StabilityError, write_error
 from stability.core.files import CONFIG, ERROR, VERDICT, write_atomically
 from stability.sweeps.plan import check_count, compose
 from stability.sweeps.sweep_trial import is_busy, is_finished, live_in_sweep, objective
@@ -131,7 +131,7 @@ class StackedLauncher(Launcher):
 
         A part is of neighbours, which share a seed and with it their batches. Returns why some cannot be, by folder.
         """
-        register()
+        register_schema()
         setup_globals()
         reasons: dict[Path, str] = {}
         trials = [(stack, folder) for stack in range(len(stacks)) for folder in stacks[stack]]
@@ -169,7 +169,7 @@ class StackedLauncher(Launcher):
             _tell(jobs, value)
             return value
         except BaseException as error:
-            told = cannot_write(job.folder, error) if isinstance(error, OSError) else error
+            told = write_error(job.folder, error) if isinstance(error, OSError) else error
             job.result.return_value, job.result.status = told, JobStatus.FAILED
             raise told from error.__cause__
         finally:
@@ -198,7 +198,7 @@ def _forget(job: _Job) -> None:
             if job.settings.fresh:
                 clear(job.folder)
     except OSError as error:
-        raise cannot_write(job.folder, error) from error
+        raise write_error(job.folder, error) from error
     job.task.fresh = job.settings.fresh = False
 
 

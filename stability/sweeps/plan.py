@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from stability.analysis.trials import level_text
-from stability.config.hydra import explain, resolve
+from stability.config.hydra import explain_error, resolve_config
 from stability.config.names import CHANGES_NO_RESULT, USUAL, flatten, short_name, trial_name
 from stability.config.schema import Config
 from stability.core.errors import StabilityError
@@ -131,9 +131,9 @@ def compose(cfg: DictConfig, number: int | None, job: Sequence[str]) -> tuple[Di
         if number is not None:
             with open_dict(composed):
                 composed.hydra.job.id, composed.hydra.job.num = str(number), number  # a folder may be named by them
-        return composed, Planned(resolve(composed), Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir))
+        return composed, Planned(resolve_config(composed), Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir))
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: of GROUP=null
-        raise StabilityError(explain(error)) from error
+        raise StabilityError(explain_error(error)) from error
 
 
 def check_count(name: str, value: object, *, or_null: bool = False) -> None:

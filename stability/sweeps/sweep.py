@@ -14,8 +14,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from stability.config.hydra import register, resolve
-from stability.core.errors import StabilityError, Stop
+from stability.config.hydra import register_schema, resolve_config
+from stability.core.errors import CallbackError, StabilityError
 from stability.core.files import ERROR, VERDICT, short_path
 from stability.sweeps.bisection import BisectionSweeper
 from stability.sweeps.dry_run import show_plan, show_search
@@ -31,7 +31,7 @@ class Sweep(Callback):
     """What Hydra calls at the start and at the end of a sweep."""
 
     def __init__(self) -> None:
-        register()  # where a launcher's other process reads this, it has not composed yet
+        register_schema()  # where a launcher's other process reads this, it has not composed yet
         self._progress: SweepProgress | None = None
         self._sends = False
         self._impossible: list[tuple[str, str]] = []  # jobs that cannot be, and why
@@ -43,14 +43,14 @@ class Sweep(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse what is for sweeps alone."""
         if config.sweep.dry_run:
-            raise Stop(StabilityError("sweep.dry_run=true is for sweeps: give --multirun with it."))
+            raise CallbackError(StabilityError("sweep.dry_run=true is for sweeps: give --multirun with it."))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Look at the whole sweep before any of it is trained."""
         try:
             self._progress, self._sends = _begin(config)
         except Exception as error:
-            raise Stop(error) from error
+            raise CallbackError(error) from error
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Note what our own launcher tells of jobs that cannot be."""
@@ -81,7 +81,7 @@ class Sweep(Callback):
             if told := list(filter(None, trouble)):
                 raise StabilityError("\n".join(told))
         except Exception as error:
-            raise Stop(error) from error
+            raise CallbackError(error) from error
 
 
 def _begin(cfg: DictConfig) -> tuple[SweepProgress, bool]:
@@ -103,7 +103,7 @@ def _begin(cfg: DictConfig) -> tuple[SweepProgress, bool]:
         print(note)
     done = planned is not None and all(is_finished(trial.config, trial.folder) for trial in planned.trials)
     if not done:
-        settings = planned.trials[0].config if planned else resolve(cfg)
+        settings = planned.trials[0].config if planned else resolve_config(cfg)
         open_study(settings.tracking, study, outputs=Path(settings.outputs))
     progress = SweepProgress(study, planned, searched)
     progress.start()

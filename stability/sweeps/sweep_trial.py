@@ -10,9 +10,9 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from stability.analysis.trials import read_trials
-from stability.config.hydra import resolve
+from stability.config.hydra import resolve_config
 from stability.config.schema import Config
-from stability.core.errors import Busy, StabilityError
+from stability.core.errors import StabilityError, TrialBusy
 from stability.core.files import ERROR, FIGURE, LOCK, VERDICT, short_path, write_atomically
 from stability.tracking.api import is_sent
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds
 
 def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
     """Train a sweep's trial in `folder`, and return what `live_in_sweep` does."""
-    if (folder / VERDICT).exists() and is_finished(resolve(cfg), folder):
+    if (folder / VERDICT).exists() and is_finished(resolve_config(cfg), folder):
         return objective(folder)
     from stability.trials.scheduler import train_together  # late: PyTorch takes seconds
 
@@ -42,13 +42,13 @@ def live_in_sweep(
     the reason, leaves the file `error.txt` and ends with NaN, as does one that another process is training.
     """
     try:
-        settings = resolve(cfg)
+        settings = resolve_config(cfg)
         if not is_finished(settings, folder):
             from stability.trials.run import live  # late: PyTorch takes seconds
 
             yield from live(settings, folder, quiet=True, data=data)
         return objective(folder)
-    except Busy:
+    except TrialBusy:
         return math.nan
     except Exception as error:
         reason = " ".join(str(error).split())

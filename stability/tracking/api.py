@@ -38,7 +38,7 @@ from omegaconf import OmegaConf
 from stability.config.names import dotted, short_name
 from stability.config.schema import Tracking
 from stability.core.checkout import git_commit
-from stability.core.errors import StabilityError, cannot_write
+from stability.core.errors import StabilityError, write_error
 from stability.core.files import CONFIG, ERROR, FIGURE, TRACKING, VERDICT, short_path, write_atomically
 from stability.diagnosis import table as signals
 from stability.diagnosis.finding import Outcome
@@ -136,7 +136,7 @@ def open_study(settings: Tracking, folder: Path, *, outputs: Path) -> None:
         with _locked(folder):
             _StudySender(folder, state).start()
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise write_error(folder, error) from error
 
 
 def close_study(folder: Path, attachments: Sequence[Path], note: str) -> str:

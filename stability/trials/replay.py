@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from stability.config.hydra import resolve
+from stability.config.hydra import resolve_config
 from stability.config.schema import Config
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, FLIGHT_STATE
@@ -101,7 +101,7 @@ def _configuration(folder: Path, flight: Flight) -> Config:
     """The trial's, but with its data where they were found."""
     path = folder / CONFIG
     try:
-        config = resolve(DictConfig(OmegaConf.load(path)))
+        config = resolve_config(DictConfig(OmegaConf.load(path)))
     except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException, StabilityError) as error:
         reason = str(error).partition("\n")[0]
         raise StabilityError(

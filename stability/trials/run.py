@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from stability.config.schema import Config
-from stability.core.errors import Busy, StabilityError, cannot_write
+from stability.core.errors import StabilityError, TrialBusy, write_error
 from stability.core.files import (
     BEST,
     CHECKPOINTS,
@@ -53,7 +53,7 @@ def run_trial(config: Config, folder: Path, *, quiet: bool = False) -> Verdict:
     """Train the trial in `folder` to its end, going on from what is there, and return its verdict.
 
     A trial that has its verdict is only shown; `quiet` shows nothing of any. Raises StabilityError where something
-    outside is wrong, Busy if another process trains it, and Interrupted if asked to stop, after a checkpoint.
+    outside is wrong, TrialBusy if another process trains it, and Interrupted if asked to stop, after a checkpoint.
     """
     (end,) = train_together([live(config, folder, quiet=quiet)], 1)
     if isinstance(end, BaseException):
@@ -68,9 +68,9 @@ def live(config: Config, folder: Path, *, quiet: bool = False, data: Callable[[C
         with FileLock(folder / LOCK).acquire(timeout=0):
             return (yield from _live(config, folder, quiet, data or open_data))
     except Timeout:
-        raise Busy(f"{folder} is being trained by another process: wait for it.") from None
+        raise TrialBusy(f"{folder} is being trained by another process: wait for it.") from None
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise write_error(folder, error) from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -11,11 +11,11 @@ import pytest
 from experiments.effects_coverage import SCENARIOS, false_rulings
 from stability.analysis.claims import Ruling, read_claims, rule
 from stability.analysis.trials import Trial, Trials
-from stability.config.hydra import folder
+from stability.config.hydra import conf_folder
 from stability.core.errors import StabilityError
 from tests.analysis.test_effects import trial
 
-CLAIMS = folder() / "claims" / "original.yaml"
+CLAIMS = conf_folder() / "claims" / "original.yaml"
 
 
 def ruled(tmp_path: Path, trials: list[Trial], *claims: str, left_out: Any = ()) -> list[Ruling]:

@@ -21,7 +21,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from stability.config.hydra import folder
+from stability.config.hydra import conf_folder
 from stability.config.names import trial_name
 from stability.core.checkout import ROOT
 from stability.data import synthetic
@@ -39,7 +39,7 @@ STOPPED = (*EXPLODING, "diagnosis.stop_on=[non_finite,bad_data,exploded]")
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (folder() / group).glob("*.yaml"))
+    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
 
 
 def verdict(trial: Path) -> dict[str, Any]:
@@ -382,8 +382,8 @@ def test_an_installed_wheel_has_all_it_needs(cli: CommandLine) -> None:
         subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, capture_output=True)
     environment = os.environ | {"PYTHONPATH": str(installed)}
     program = (
-        "from stability.config.hydra import folder; from stability.analysis.claims import find_claims;"
-        "print(folder(), find_claims())"
+        "from stability.config.hydra import conf_folder; from stability.analysis.claims import find_claims;"
+        "print(conf_folder(), find_claims())"
     )
     where = [sys.executable, "-c", program]
     found = subprocess.run(where, cwd=cli.folder, env=environment, check=True, capture_output=True, text=True).stdout

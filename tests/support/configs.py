@@ -5,7 +5,7 @@ from functools import cache
 
 from hydra import compose, initialize_config_dir
 
-from stability.config.hydra import folder, register, resolve
+from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.config.schema import Config
 
 TINY = (
@@ -26,6 +26,6 @@ def tiny(*overrides: str) -> Config:
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> Config:
-    register()
-    with initialize_config_dir(str(folder())):
-        return resolve(compose("config", overrides=list(overrides)))
+    register_schema()
+    with initialize_config_dir(str(conf_folder())):
+        return resolve_config(compose("config", overrides=list(overrides)))

@@ -19,7 +19,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from stability.config.hydra import resolve
+from stability.config.hydra import resolve_config
 from stability.core.errors import StabilityError
 from stability.sweeps.launcher import StackedLauncher, kind
 from stability.sweeps.workers import run_in_workers
@@ -42,7 +42,7 @@ def test_trials_of_a_sweep_end_as_alone(cli: CommandLine) -> None:
     assert end.err == f"error: 1 of the trials cannot be:{reason}"
     assert len(trials(cli, "stacked")) == 2
     for name, folder in trials(cli, "stacked").items():
-        alone = resolve(DictConfig(OmegaConf.load(folder / "config.yaml")))
+        alone = resolve_config(DictConfig(OmegaConf.load(folder / "config.yaml")))
         alone.outputs = str(cli.folder)
         run_trial(alone, unpictured(cli.folder / name), quiet=True)
         assert_same(folder, cli.folder / name)
