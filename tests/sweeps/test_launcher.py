@@ -26,11 +26,17 @@ from stability.sweeps.workers import run_in_workers
 from stability.trials.run import run_trial
 from tests.support.commandline import CommandLine, ended, rows, wait_for
 from tests.support.configs import tiny
-from tests.sweeps.test_sweep import FACTORS, LONG, trials, without_heavy_imports
-from tests.trials.test_scheduler import assert_same, unpictured
-
-BASIC = ("--multirun", "hydra/launcher=basic", "sweep.claims=null")
-STACKED = ("--multirun", "hydra/launcher=stacked", "sweep.claims=null")
+from tests.support.sweeps import (
+    BASIC,
+    FACTORS,
+    LONG,
+    STACKED,
+    assert_same_trials,
+    run_without_heavy_imports,
+    started_trials,
+    trials,
+)
+from tests.support.trial_folders import assert_same_trial, without_figure
 
 
 def test_trials_of_a_sweep_end_as_alone(cli: CommandLine) -> None:
@@ -44,9 +50,9 @@ def test_trials_of_a_sweep_end_as_alone(cli: CommandLine) -> None:
     for name, folder in trials(cli, "stacked").items():
         alone = resolve_config(DictConfig(OmegaConf.load(folder / "config.yaml")))
         alone.outputs = str(cli.folder)
-        run_trial(alone, unpictured(cli.folder / name), quiet=True)
-        assert_same(folder, cli.folder / name)
-    again = without_heavy_imports(cli, *STACKED, *jobs, "study=stacked")  # which finished trials do not need
+        run_trial(alone, without_figure(cli.folder / name), quiet=True)
+        assert_same_trial(folder, cli.folder / name)
+    again = run_without_heavy_imports(cli, *STACKED, *jobs, "study=stacked")  # which finished trials do not need
     assert "/2]" not in again
 
 
@@ -68,13 +74,6 @@ def assert_same_files(cli: CommandLine, count: int) -> None:
     for name in ours:
         if name.endswith((".hydra/config.yaml", ".hydra/overrides.yaml", "train.log")):
             assert ours[name].read_text().replace("stacked", "basic") == theirs[name].read_text(), name
-
-
-def assert_same_trials(cli: CommandLine, count: int) -> None:
-    """The studies `stacked` and `basic` have `count` trials with a verdict, and these are the same."""
-    assert len(trials(cli, "stacked")) == count
-    for name, folder in trials(cli, "basic").items():
-        assert_same(trials(cli, "stacked")[name], folder)
 
 
 def files(cli: CommandLine, study: str) -> dict[str, Path]:
@@ -161,7 +160,7 @@ def test_a_sweep_interrupted_in_mid_stack_goes_on_alone_and_in_a_stack(cli: Comm
     cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
     command = (*STACKED, *FACTORS, *LONG, "study=stacked", "tracking=mlflow", "hydra.launcher.size=3")
     process = cli.start(*command)
-    wait_for(lambda: begun(cli, 12) == 3, process)
+    wait_for(lambda: started_trials(cli, 12) == 3, process)
     process.send_signal(signal.SIGINT)
     assert "The same command goes on from there." in ended(process, 130).err
     assert runs(cli) == {"stacked": "KILLED", **dict.fromkeys(begun_trials(cli), "KILLED")}
@@ -183,11 +182,6 @@ def runs(cli: CommandLine) -> dict[str, str]:
 def begun_trials(cli: CommandLine) -> list[str]:
     """The names of the trials of the study `stacked` that have been begun."""
     return [path.parent.name for path in cli.folder.glob("outputs/stacked/*/config.yaml")]
-
-
-def begun(cli: CommandLine, steps: int) -> int:
-    """How many trials of the study `stacked` have made more than so many steps."""
-    return sum(len(rows(table)) > steps for table in cli.folder.glob("outputs/stacked/*/signals.csv"))
 
 
 @pytest.mark.slow
@@ -230,7 +224,7 @@ def test_what_killed_workers_had_is_given_to_others(cli: CommandLine) -> None:
     """One is killed outright, the other told by the scheduler that its time is up."""
     cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
     process = cli.start(*WORKERS, "hydra.launcher.size=1", "fresh=true")
-    wait_for(lambda: len(workers(process)) == 2 and begun(cli, 7) == 2, process)
+    wait_for(lambda: len(workers(process)) == 2 and started_trials(cli, 7) == 2, process)
     for worker, number in zip(workers(process), (signal.SIGKILL, signal.SIGUSR2), strict=True):
         worker.send_signal(number)
     out = ended(process, 0).out
@@ -276,7 +270,7 @@ def test_workers_end_with_their_parent_after_a_checkpoint(cli: CommandLine, numb
     long = "steps=600"
     cli.run(*BASIC, *FACTORS, *LONG, long, "study=basic")
     process = cli.start(*WORKERS, long, start_new_session=True)
-    wait_for(lambda: begun(cli, 12) == 4, process)
+    wait_for(lambda: started_trials(cli, 12) == 4, process)
     below = workers(process)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does: to the workers, too

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from tests.support.commandline import CommandLine, ended, rows, wait_for
-from tests.sweeps.test_launcher import BASIC, STACKED, assert_same_trials, begun
-from tests.sweeps.test_sweep import FACTORS, LONG
+from tests.support.sweeps import BASIC, FACTORS, LONG, STACKED, assert_same_trials, started_trials
 
 SLURM = (*STACKED, *FACTORS, "study=stacked", "hydra.launcher.cluster=slurm", "hydra.launcher.workers=2")
 
@@ -32,7 +31,7 @@ def jobs() -> list[str]:
 def test_a_sweep_on_a_cluster_ends_as_one_by_one_though_a_job_is_killed(cli: CommandLine) -> None:
     cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
     process = cli.start(*SLURM, *LONG, "hydra.launcher.size=1")
-    wait_for(lambda: begun(cli, 7) == 2, process)
+    wait_for(lambda: started_trials(cli, 7) == 2, process)
     subprocess.run(["scancel", "--signal=KILL", min(jobs(), key=int)], check=True)
     assert ended(process, 0).out.count("A worker was killed") == 1
     assert_same_trials(cli, 4)

@@ -16,21 +16,14 @@ import optuna
 import pytest
 from omegaconf import OmegaConf
 
-from stability.core.checkout import ROOT
 from stability.core.files import ERROR
 from stability.sweeps.sweep_trial import run_in_sweep
 from tests.analysis.test_trials import write
 from tests.support.commandline import CommandLine, ended, rows, wait_for
 from tests.support.configs import composed
+from tests.support.sweeps import FACTORS, LONG, trials
 
-FACTORS = ("optimizer=official,adam_default", "seed=0,1")
-LONG = ("steps=60", "checkpoint_every=5", "validate_every=20")
 RESULTS = ("signals.csv", "validation.csv", "verdict.json", "config.yaml")
-
-
-def trials(cli: CommandLine, study: str = "single") -> dict[str, Path]:
-    """The folders of a study's trials that have their verdict, by name."""
-    return {path.parent.name: path.parent for path in sorted(cli.folder.glob(f"outputs/{study}/*/verdict.json"))}
 
 
 def results(cli: CommandLine, study: str = "single") -> dict[str, bytes]:
@@ -94,16 +87,6 @@ def test_a_sweep_with_trials_that_crash_diverge_or_are_the_same(cli: CommandLine
     assert "crashed" not in cli.run(*command).out
     assert len(trials(cli)) == 4
     assert not [*cli.folder.glob(f"outputs/single/*/{ERROR}")]
-
-
-def without_heavy_imports(cli: CommandLine, *command: str) -> str:
-    """What a command says where PyTorch, MLflow and HDF5 cannot be imported."""
-    blocked = cli.folder / "blocked"
-    for package in ("torch", "mlflow", "h5py"):
-        (blocked / package).mkdir(parents=True)
-        (blocked / package / "__init__.py").write_text("raise ImportError('it is not wanted')")
-    paths = f"{blocked}:{os.environ.get('PYTHONPATH', '')}:{ROOT}"
-    return cli.run(*command, env=os.environ | {"PYTHONPATH": paths}).out
 
 
 @pytest.mark.slow

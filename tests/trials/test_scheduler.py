@@ -14,7 +14,6 @@ from torch import Tensor
 
 from stability.config.schema import Config
 from stability.core.errors import Interrupted, StabilityError
-from stability.core.files import FIGURE
 from stability.data.t15 import Split
 from stability.diagnosis.table import read_table
 from stability.diagnosis.verdict import Verdict
@@ -27,6 +26,7 @@ from stability.trials import scheduler as together
 from stability.trials.run import live, open_data, run_trial
 from stability.trials.scheduler import Memory, Train, train_together
 from tests.support.configs import tiny
+from tests.support.trial_folders import assert_same_trial, without_figure
 
 _SET = ("features=6", "days=4", "words=1", "train_utterances=6", "val_utterances=4")
 _TRIALS = (  # of different length, fate and rhythm
@@ -43,15 +43,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All trials, each trained alone."""
     root = tmp_path_factory.mktemp("alone")
     for i, config in enumerate(configs(root)):
-        run_trial(config, unpictured(root / str(i)), quiet=True)
+        run_trial(config, without_figure(root / str(i)), quiet=True)
     return root
-
-
-def unpictured(folder: Path) -> Path:
-    """The folder of a trial whose figure, which takes longer than its steps, is not drawn."""
-    folder.mkdir(exist_ok=True)
-    (folder / FIGURE).touch()
-    return folder
 
 
 def configs(root: Path) -> list[Config]:
@@ -65,28 +58,13 @@ def configs(root: Path) -> list[Config]:
 def trained(root: Path, order: Sequence[int], size: int) -> list[Verdict | BaseException]:
     every = configs(root)
     dataset = open_data(every[0])
-    lives = [live(every[i], unpictured(root / str(i)), quiet=True, data=lambda config: dataset) for i in order]
+    lives = [live(every[i], without_figure(root / str(i)), quiet=True, data=lambda config: dataset) for i in order]
     return train_together(lives, size)
 
 
 def assert_as_alone(alone: Path, root: Path, trials: Sequence[int]) -> None:
     for i in map(str, trials):
-        assert_same(root / i, alone / i)
-
-
-def assert_same(folder: Path, other: Path) -> None:
-    """The two folders hold one trial, trained twice, in different company."""
-    for name in ("signals.csv", "validation.csv"):
-        own, wanted = read_table(folder / name), read_table(other / name)
-        assert own.names == wanted.names
-        np.testing.assert_array_equal(own.steps, wanted.steps)
-        np.testing.assert_array_equal(own.measured, wanted.measured)
-        np.testing.assert_allclose(own.values, wanted.values, rtol=2e-3, atol=1e-5, err_msg=f"{name} of {folder}")
-        losses = own["loss"][:50], wanted["loss"][:50]
-        np.testing.assert_allclose(*losses, rtol=1e-4, err_msg=f"losses of {folder}")
-    verdict, wanted_verdict = (Verdict.from_json((f / "verdict.json").read_text()) for f in (folder, other))
-    assert (verdict.outcome, verdict.cause) == (wanted_verdict.outcome, wanted_verdict.cause)
-    assert verdict.onset_step == wanted_verdict.onset_step
+        assert_same_trial(root / i, alone / i)
 
 
 @pytest.mark.parametrize("draw", range(2))
@@ -146,7 +124,7 @@ def test_a_stack_that_is_stopped_goes_on_trial_by_trial(
     ends = trained(tmp_path, [0, 1, 3], 2)
     assert [type(end) for end in ends] == [Interrupted] * 3
     assert not (tmp_path / "3/config.yaml").exists(), "what waited was not begun"
-    run_trial(configs(tmp_path)[1], unpictured(tmp_path / "1"), quiet=True)
+    run_trial(configs(tmp_path)[1], without_figure(tmp_path / "1"), quiet=True)
     trained(tmp_path, [0, 3], 2)
     assert_as_alone(alone, tmp_path, [0, 1, 3])
 
