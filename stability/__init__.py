@@ -1,16 +1,58 @@
-"""Finds out, by controlled experiment, why a training run blew up or never got going."""
+"""Finds out, by controlled experiment, why a training run blew up or never got going.
 
+The names below are the public face. Each is imported when it is first used: PyTorch takes seconds to import, and not
+every command needs it.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stability.core.errors import StabilityError
+    from stability.data.t15 import write_session
+    from stability.diagnosis.finding import Finding
+    from stability.diagnosis.readers.logs import read_log
+    from stability.diagnosis.verdict import Verdict
     from stability.watch.monitor import Monitor
 
-__all__ = ["Monitor"]
+    __version__: str
+
+__all__ = ["Finding", "Monitor", "StabilityError", "Verdict", "__version__", "read_log", "write_session"]
+
+_MODULES = {
+    "Finding": "stability.diagnosis.finding",
+    "Monitor": "stability.watch.monitor",
+    "StabilityError": "stability.core.errors",
+    "Verdict": "stability.diagnosis.verdict",
+    "read_log": "stability.diagnosis.readers.logs",
+    "write_session": "stability.data.t15",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Monitor":
-        from stability.watch.monitor import Monitor  # late: PyTorch takes seconds, and not every command needs it
+    if name == "__version__":
+        return _version()
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from stability.core.errors import needs_extra
 
-        return Monitor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with needs_extra(f"stability.{name}"):
+        return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    """The installed distribution's version; in a checkout that is not installed, the one in its pyproject.toml."""
+    import tomllib
+    from importlib.metadata import PackageNotFoundError, version
+
+    from stability.core.checkout import ROOT
+
+    try:
+        return version("training-stability")
+    except PackageNotFoundError:
+        project = ROOT / "pyproject.toml"
+        return str(tomllib.loads(project.read_text())["project"]["version"]) if project.exists() else "unknown"

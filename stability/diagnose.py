@@ -1,8 +1,9 @@
-"""Say what became of a training, from its log: the official trainer's, a CSV or JSONL of metrics, or a trial's folder.
+"""Say what became of a training, from its log.
 
-python -m stability.diagnose training_log
-python -m stability.diagnose runs:/RUN_ID --uri http://localhost:5000
-python -m stability.diagnose --replay outputs/single/TRIAL      makes the step again in which a trial of ours failed
+python -m stability.diagnose training_log                                       the official trainer's log, CSV or JSONL
+python -m stability.diagnose outputs/single/TRIAL                               a trial's folder
+python -m stability.diagnose runs:/RUN_ID --uri http://localhost:5000           a run in MLflow
+python -m stability.diagnose --replay outputs/single/TRIAL                      repeat the step in which a trial failed
 """
 
 import argparse
@@ -14,21 +15,24 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as TextTable
 
-from stability.core.errors import StabilityError
+from stability.core.errors import StabilityError, needs_extra
 from stability.diagnosis.display import reading, show_outcome
 from stability.diagnosis.finding import measured
 from stability.diagnosis.readers.logs import Recording, from_metrics, read_log
 from stability.diagnosis.run_figure import draw
 from stability.diagnosis.table import Table, read_table
 from stability.diagnosis.verdict import judge
-from stability.tracking.api import read_run
-from stability.trials.display import show_replay
 
 _HEALTHY = Path(__file__).parent / "diagnosis" / "healthy.csv"
+_RUN = "runs:/"  # how MLflow writes the address of a run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 1 for a log that cannot be read."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0, or 1 if the log cannot be read.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m stability.diagnose",
         description=__doc__,
@@ -38,23 +42,18 @@ def main(arguments: list[str] | None = None) -> int:
     subject.add_argument(
         "log",
         nargs="?",
-        help="a training_log, a CSV or JSONL with a step a row, a trial's folder, or an MLflow run, runs:/RUN_ID",
+        help="a training_log, CSV or JSONL with a step per row, a trial's folder, or an MLflow run, runs:/RUN_ID",
     )
-    subject.add_argument("--replay", type=Path, metavar="FOLDER", help="a failed trial's folder, with its flight/")
+    subject.add_argument("--replay", type=Path, metavar="FOLDER", help="the folder of a failed trial, with its flight/")
     parser.add_argument("--uri", default="sqlite:///outputs/mlflow.db", help="the run's store (default: %(default)s)")
-    parser.add_argument("--figure", type=Path, help="where the figure goes (default: LOG.png, here)")
-    parser.add_argument("--device", default="auto", help="where a replay runs: auto, cpu or cuda (default: auto)")
+    parser.add_argument("--figure", type=Path, help="where to write the figure (default: LOG.png in this folder)")
+    parser.add_argument("--device", default="auto", help="the device of a replay: auto, cpu or cuda (default: auto)")
     options = parser.parse_args(arguments)
     try:
         if options.replay is not None:
-            from stability.trials.replay import replay  # late: a log is diagnosed without PyTorch
-
-            show_replay(options.replay, replay(options.replay, options.device))
+            _replay(options.replay, options.device)
             return 0
-        run = options.log.removeprefix("runs:/")
-        with reading() as progress:
-            log = Path(options.log)
-            recording = read_log(log, progress) if run == options.log else from_metrics(*read_run(run, options.uri))
+        recording = _read_run(options.log, options.uri) if options.log.startswith(_RUN) else _read_log(options.log)
         diagnose(recording, options.figure or Path(f"{recording.name}.png"))
     except StabilityError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -63,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def diagnose(recording: Recording, figure: Path) -> None:
-    """Print the verdict on a recording, compare it with the healthy official run, and draw it."""
+    """Print the verdict on a recording, compare it with healthy official runs if it is one, and draw its figure."""
     console = Console(highlight=False, soft_wrap=True)
     verdict = judge(recording.signals, recording.validation)
     console.print(f"{recording.name}, steps {recording.signals.steps[0]} to {recording.signals.steps[-1]}")
@@ -72,28 +71,56 @@ def diagnose(recording: Recording, figure: Path) -> None:
     show_outcome(verdict)
     healthy = read_table(_HEALTHY) if recording.official else None
     if healthy is not None:
-        _show_beside_healthy(console, recording, healthy)
+        _compare_with_healthy(console, recording, healthy)
     draw(figure, recording.name, recording.signals, recording.validation, asdict(verdict), healthy=healthy)
     console.print(f"[dim]figure[/] {figure}")
 
 
-def _show_beside_healthy(console: Console, recording: Recording, healthy: Table) -> None:
-    """The recording's readings beside those of healthy official runs, at the steps that both have."""
+# What follows is imported late: a log is diagnosed without PyTorch, and without the packages that only training needs.
+
+
+def _replay(folder: Path, device: str) -> None:
+    with needs_extra("Repeating the step of a trial"):
+        from stability.trials.display import show_replay
+        from stability.trials.replay import replay
+
+        show_replay(folder, replay(folder, device))
+
+
+def _read_run(address: str, uri: str) -> Recording:
+    with needs_extra("Reading an MLflow run"), reading():
+        from stability.tracking.api import read_run
+
+        return from_metrics(*read_run(address.removeprefix(_RUN), uri))
+
+
+def _read_log(log: str) -> Recording:
+    with reading() as progress:
+        return read_log(Path(log), progress)
+
+
+def _compare_with_healthy(console: Console, recording: Recording, healthy: Table) -> None:
+    """Print the recording's readings next to those of healthy official runs, at the steps that both have."""
     table = TextTable(
         "step", "loss", "healthy", "gradient norm", "healthy", "PER", "healthy", box=None, header_style="dim"
     )
-    places = {"loss": recording.signals, "grad_norm": recording.signals, "per": recording.validation}
-    for at, step in enumerate(healthy.steps.tolist()):
+    sources = {"loss": recording.signals, "grad_norm": recording.signals, "per": recording.validation}
+    for row, step in enumerate(healthy.steps.tolist()):
         cells = [str(step)]
-        for name, source in places.items():
+        for name, source in sources.items():
             steps, values = measured(source, name)
             cells.append(f"{values[steps == step][0]:.4g}" if step in steps else "")
-            low, high = healthy[f"{name}_low"][at], healthy[f"{name}_high"][at]
-            cells.append("" if np.isnan(low) else f"{low:.4g}" if low == high else f"{low:.4g}–{high:.4g}")
+            cells.append(_range_in_words(healthy[f"{name}_low"][row], healthy[f"{name}_high"][row]))
         if any(cells[1::2]):
             table.add_row(*cells)
     if table.row_count:
         console.print(table)
+
+
+def _range_in_words(low: float, high: float) -> str:
+    if np.isnan(low):
+        return ""
+    return f"{low:.4g}" if low == high else f"{low:.4g}–{high:.4g}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""What importing the package brings in, and what works where only its base requirements are installed."""
+
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import stability
+import stability.diagnosis
+
+EXTRAS = ["hydra", "omegaconf", "mlflow", "optuna", "h5py", "psutil", "yaml", "editdistance"]
+WITHOUT_EXTRAS = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {EXTRAS}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def loaded(code: str) -> set[str]:
+    """The packages that a fresh interpreter has loaded after this code."""
+    code += "\nimport sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def run_without_extras(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_EXTRAS + code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_package_itself_loads_almost_nothing() -> None:
+    assert not loaded("import stability") & {*EXTRAS, "matplotlib", "numpy", "rich", "scipy", "torch"}
+
+
+def test_the_monitor_loads_no_package_that_only_training_needs() -> None:
+    modules = loaded("from stability import Monitor")
+    assert "torch" in modules
+    assert not modules & {*EXTRAS, "matplotlib"}
+
+
+def test_the_diagnosis_loads_no_trainer() -> None:
+    rooms = pkgutil.walk_packages(stability.diagnosis.__path__, "stability.diagnosis.")
+    names = [module.name for module in rooms if module.name != "stability.diagnosis.run_figure"]
+    assert len(names) > 10
+    assert not loaded(f"import {', '.join(names)}") & {*EXTRAS, "matplotlib", "torch"}
+
+
+def test_a_log_is_diagnosed_without_pytorch() -> None:
+    assert not loaded("import stability.diagnose") & {*EXTRAS, "torch"}
+
+
+def test_every_public_name_is_there() -> None:
+    for name in stability.__all__:
+        assert getattr(stability, name) is not None
+        assert name in dir(stability)
+    with pytest.raises(AttributeError, match="module 'stability' has no attribute 'Nothing'"):
+        stability.Nothing  # noqa: B018
+
+
+def test_a_log_is_diagnosed_with_the_base_packages_alone(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("step,loss\n" + "".join(f"{step},{50 - step}\n" for step in range(30)))
+    done = run_without_extras("from stability import diagnose\nsys.exit(diagnose.main(['log.csv']))", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "undecided: no validation" in done.stdout
+    assert (tmp_path / "log.csv.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "diagnose.main(['runs:/1', '--uri', 'http://localhost:1'])",
+            "Reading an MLflow run needs the package ",
+        ),
+        ("diagnose.main(['--replay', 'trial'])", "Repeating the step of a trial needs the package "),
+        ("stability.write_session", "stability.write_session needs the package h5py, "),
+    ],
+)
+def test_what_is_missing_is_named_with_the_command_that_installs_it(code: str, message: str, tmp_path: Path) -> None:
+    done = run_without_extras(f"import stability\nfrom stability import diagnose\nsys.exit({code})", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+    assert done.stderr.endswith("which is not there: pip install 'training-stability[train]'\n")
+
+
+def test_the_version_is_a_number() -> None:
+    assert stability.__version__[0].isdigit()
