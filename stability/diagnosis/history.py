@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from stability.diagnosis.table import Table
 
@@ -52,15 +52,14 @@ class History:
         """Whether any row was left out."""
         return self._thinned
 
-    def append(self, names: Sequence[str], steps: ArrayLike, values: ArrayLike, measured: ArrayLike) -> None:
+    def append(self, rows: Table) -> None:
         """Append rows, in the order of their steps.
 
-        `steps` is `[rows]`; `values` and `measured` are `[rows, names]`. A signal that is new was not measured before,
-        and one that is missing is not measured in these rows.
+        A signal that is new was not measured before, and one that is missing is not measured in these rows.
         """
-        steps, measured = np.asarray(steps, np.int64), np.asarray(measured, bool)
-        values = np.where(measured, np.asarray(values, np.float32), np.float32(np.nan))
-        columns = self._columns(names)
+        steps, measured = rows.steps, rows.measured
+        values = np.where(measured, rows.values, np.float32(np.nan))
+        columns = self._columns(rows.names)
         while len(steps):
             room = self._past + 2 * _RECENT - self._length
             self._take(columns, steps[:room], values[:room], measured[:room])

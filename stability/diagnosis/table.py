@@ -55,6 +55,10 @@ class Table:
     values: NDArray[np.float32]
     measured: NDArray[np.bool_]
 
+    def take(self, rows: "slice | NDArray[np.bool_]") -> "Table":
+        """Some of the rows."""
+        return Table(self.names, self.steps[rows], self.values[rows], self.measured[rows])
+
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         """The column `name`, `[rows]`. A name that is not there raises `KeyError`."""
         if name not in self.names:

@@ -1,7 +1,7 @@
 """The verdict: what became of a trial, since which step, on what evidence, and what to try."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Literal, get_args
@@ -49,9 +49,14 @@ class Verdict:
         return cls(**json.loads(text))
 
 
-def stopped(signals: Table, validation: Table, stop_on: Collection[str]) -> Verdict | None:
-    """The verdict that ends a training before its budget: by the first finding of those kinds; None without one."""
-    for finding in findings(signals, validation):
+def stopped(
+    signals: Table, validation: Table, stop_on: Collection[str], found: Sequence[Finding] | None = None
+) -> Verdict | None:
+    """The verdict that ends a training before its budget: by the first finding of those kinds; None without one.
+
+    `found` are the `findings` of these tables, if they are known already.
+    """
+    for finding in findings(signals, validation) if found is None else found:
         if finding.kind in stop_on:
             return _of(finding, signals, _evidence(signals, validation))
     return None
@@ -62,12 +67,13 @@ def is_due(step: int) -> bool:
     return step % (10 * min(max(step // 100, 1), 8)) == 0
 
 
-def judge(signals: Table, validation: Table) -> Verdict:
+def judge(signals: Table, validation: Table, found: Sequence[Finding] | None = None) -> Verdict:
     """The verdict on a trial whose budget is spent, or on what a log has of one.
 
     What its detectors found stands if it still holds at the end: a loss that came back, or a decoder that speaks again,
     has recovered. Else it is stable if its last error rate is good, slow if it is on its way, and undecided if it is
-    still on the blank plateau or learned nothing. What was not recorded is not judged.
+    still on the blank plateau or learned nothing. What was not recorded is not judged. `found` are the `findings` of
+    these tables, if they are known already.
     """
     if not len(signals.steps):
         return Verdict("undecided", "no signals", None, None, {}, "No training step was recorded.")
@@ -76,8 +82,8 @@ def judge(signals: Table, validation: Table) -> Verdict:
     _, rates = finite(validation, "per")
     last = float(rates[-1]) if len(rates) else float("nan")
     # Of a decoder that says little, other labels than it is validated on are the better explanation.
-    found = sorted(findings(signals, validation), key=lambda f: (f.kind not in FATAL, f.cause != "labels"))
-    for finding in found:
+    found = findings(signals, validation) if found is None else found
+    for finding in sorted(found, key=lambda f: (f.kind not in FATAL, f.cause != "labels")):
         if finding.kind in FATAL or _still_holds(finding, signals, validation):
             return _of(finding, signals, evidence)
     narrow = narrow_since(signals, end)

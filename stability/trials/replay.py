@@ -25,7 +25,7 @@ from stability.engine.loop import Stack, examine, new_stack, train_steps
 from stability.engine.memory import prepare_host
 from stability.trials import checkpoint
 from stability.trials.recorder import Flight, hash_of, read_flight
-from stability.trials.run import choose_device, open_data, remember
+from stability.trials.run import choose_device, open_data
 from stability.trials.scheduler import in_parts, rows_of
 
 Kind = Literal["transient", "precision", "true fault"]
@@ -118,11 +118,11 @@ def _attempt(stack: Stack, split: Split, flight: Flight, signals: Table, validat
     last = flight.detected_step if fatal else min(flight.detected_step + _LATER, int(signals.steps[-1]))
     past = signals.steps < flight.step
     history = History()
-    remember(history, Table(signals.names, signals.steps[past], signals.values[past], signals.measured[past]))
+    history.append(signals.take(past))
     made: list[Table] = []
     while stack.step <= last:
         made.append(rows_of(in_parts(stack, lambda: train_steps(stack, split, last + 1 - stack.step)), 0))
-        remember(history, made[-1])
+        history.append(made[-1])
     fault = stopped(history.table(), validation, FATAL if fatal else [flight.outcome])
     loss, norm = float(made[0]["loss"][0]), float(made[0]["grad_norm"][0])
     place = next(iter(seen.not_finite), None if math.isfinite(norm) else "gradient norm, of finite gradients")

@@ -144,7 +144,7 @@ def _train(
 ) -> Life:
     """Train block by block until the budget is spent or the trial is to be stopped, and rule on it."""
     history = History()
-    remember(history, read_table(folder / SIGNALS))
+    history.append(read_table(folder / SIGNALS))
     fault = _found(folder, history, FAULTS) if is_due(seat.step) else None
     ended, recorded = _ends(config, seat, folder, history, fault), False
     while not ended:
@@ -157,7 +157,7 @@ def _train(
         while to_go:
             rows: Table = yield Train(to_go)
             append_rows(folder / SIGNALS, rows.names, rows.steps, np.ma.MaskedArray(rows.values, ~rows.measured))
-            remember(history, rows)
+            history.append(rows)
             display.trained(rows)
             to_go -= len(rows.steps)
         recorder.passed(seat)
@@ -225,11 +225,6 @@ def _record_fault(recorder: Recorder, folder: Path, seat: Seat, dataset: Dataset
             raise
         reason = f"{folder / FLIGHT} cannot be written ({getattr(error, 'strerror', None) or error})"
         print(f"There is no flight recording: {reason}. Make room, and train the trial anew for one: fresh=true")
-
-
-def remember(history: History, rows: Table) -> None:
-    """Append rows of signals to a history."""
-    history.append(rows.names, rows.steps, rows.values, rows.measured)
 
 
 def _with_room(make: Callable[[], _Made]) -> Generator[Wish, Any, _Made]:

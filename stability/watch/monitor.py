@@ -270,7 +270,7 @@ class Monitor:
         self._before = []  # an update that is still to come has no row any more
         table = _table(fetched, self._fetched)
         self._fetched += len(fetched)
-        self._rows.append(table.names, table.steps, table.values, table.measured)
+        self._rows.append(table)
 
     def _look(self) -> None:
         """Ask the detectors, and keep and record what is new."""

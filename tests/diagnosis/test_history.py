@@ -3,9 +3,11 @@
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from stability.diagnosis.history import CAPACITY, History
 from stability.diagnosis.table import Table
@@ -14,12 +16,17 @@ from stability.diagnosis.verdict import judge
 RECENT = 256
 
 
+def append(history: History, names: Sequence[str], steps: ArrayLike, values: ArrayLike, measured: ArrayLike) -> None:
+    values, measured = np.asarray(values, np.float32), np.asarray(measured, bool)
+    history.append(Table(tuple(names), np.asarray(steps, np.int64), values, measured))
+
+
 def fill(history: History, begin: int, end: int, block: int = 1000, **every: int) -> History:
     """Append rows whose signals are their own steps, each measured at every so many-th step."""
     for first in range(begin, end, block):
         rows = np.arange(first, min(end, first + block))
         measured = np.stack([rows % stride == 0 for stride in every.values()], axis=1)
-        history.append(tuple(every), rows, np.repeat(rows[:, None], len(every), axis=1), measured)
+        append(history, tuple(every), rows, np.repeat(rows[:, None], len(every), axis=1), measured)
     return history
 
 
@@ -77,7 +84,7 @@ def test_a_signal_in_rows_of_its_own_does_not_crowd_out_the_others() -> None:
     for first in range(0, 100_000, 1000):
         steps = np.arange(first, first + 1000)
         rare = steps % 20 == 7
-        history.append(("loss", "norm"), steps, np.ones((1000, 2)), np.stack([~rare, rare], axis=1))
+        append(history, ("loss", "norm"), steps, np.ones((1000, 2)), np.stack([~rare, rare], axis=1))
     loss, norm = history.table().measured[: -2 * RECENT].mean(axis=0)
     assert 0.4 < loss < 0.6
     assert loss + norm == 1
@@ -93,7 +100,7 @@ def test_the_first_row_that_is_not_finite_stays() -> None:
         values[:, 2][steps % 2 == 1] = np.nan  # not measured
         measured = np.ones((1000, 3), bool)
         measured[:, 2] = steps % 2 == 0
-        history.append(("loss", "grad_norm", "lr"), steps, values, measured)
+        append(history, ("loss", "grad_norm", "lr"), steps, values, measured)
     table = history.table()
     bad = table.measured & ~np.isfinite(table.values)
     assert 12_345 in table.steps[bad[:, 0]]
@@ -110,16 +117,16 @@ def test_many_signals_that_break_do_not_fill_it() -> None:
         values = np.ones((500, 1500), np.float32)
         broken = np.arange(first // 4, first // 4 + 250)
         values[np.arange(250), broken] = np.nan
-        history.append(names, range(first, first + 500), values, np.ones(values.shape, bool))
+        append(history, names, range(first, first + 500), values, np.ones(values.shape, bool))
     assert len(history) <= CAPACITY
     assert 0 in history.table().steps
 
 
 def test_new_and_missing_signals() -> None:
     history = History()
-    history.append(("a", "b"), [0, 1], [[1, 2], [3, 4]], [[True, True], [True, False]])
-    history.append(("c", "a"), [5], [[6, 7]], [[True, True]])
-    history.append((), [8], np.zeros((1, 0)), np.zeros((1, 0)))
+    append(history, ("a", "b"), [0, 1], [[1, 2], [3, 4]], [[True, True], [True, False]])
+    append(history, ("c", "a"), [5], [[6, 7]], [[True, True]])
+    append(history, (), [8], np.zeros((1, 0)), np.zeros((1, 0)))
     table = history.table()
     assert table.names == ("a", "b", "c")
     nan = np.nan
@@ -174,7 +181,7 @@ def _training(kind: str, steps: int) -> Table:
 def test_the_verdict_is_that_of_all_rows(kind: str, outcome: str) -> None:
     whole = _training(kind, 100_000)
     history = History()
-    history.append(whole.names, whole.steps, whole.values, whole.measured)
+    history.append(whole)
     rates = Table(("per",), np.array([99_999]), np.ones((1, 1), np.float32), np.ones((1, 1), bool))
     a, b = judge(whole, rates), judge(history.table(), rates)
     assert a.outcome == b.outcome == outcome

@@ -367,7 +367,7 @@ class _Trainings:
         # What is finite stays finite as a float32.
         np.clip(values, -_LARGEST, _LARGEST, out=values, where=np.isfinite(values))
         rows = Table(names, steps, values.astype(np.float32), measured)
-        _append(self._all, rows, 0, len(steps))
+        self._all.append(rows)
         self._follow(rows)
 
     def _follow(self, rows: Table) -> None:
@@ -379,7 +379,7 @@ class _Trainings:
         begin = 0
         while self._last is not None:
             end = self._next_back(rows, begin)
-            _append(self._last, rows, begin, end)
+            self._last.append(rows.take(slice(begin, end)))
             for at, name in enumerate(rows.names):
                 if name in _TRAINING and (there := rows.measured[begin:end, at]).any():
                     self._previous[name] = int(rows.steps[begin:end][there][-1])
@@ -410,10 +410,6 @@ class _Trainings:
         else:
             self._last.truncate(step)
             self._resumes, self._resumed = self._resumes + 1, f"from step {step} after step {latest}"
-
-
-def _append(history: History, rows: Table, begin: int, end: int) -> None:
-    history.append(rows.names, rows.steps[begin:end], rows.values[begin:end], rows.measured[begin:end])
 
 
 def _merged(table: Table) -> tuple[Table, int]:
