@@ -34,10 +34,11 @@ def __getattr__(name: str) -> Any:
         return _version()
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from stability.core.errors import needs_extra
+    if name == "write_session":
+        from stability.core.extras import require
 
-    with needs_extra(f"stability.{name}"):
-        return getattr(import_module(_MODULES[name]), name)
+        require("train", "h5py")
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

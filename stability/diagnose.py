@@ -15,7 +15,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as TextTable
 
-from stability.core.errors import StabilityError, needs_extra
+from stability.core.errors import StabilityError
+from stability.core.extras import require
 from stability.diagnosis.display import reading, show_outcome
 from stability.diagnosis.finding import measured
 from stability.diagnosis.readers.logs import Recording, from_metrics, read_log
@@ -80,17 +81,18 @@ def diagnose(recording: Recording, figure: Path) -> None:
 
 
 def _replay(folder: Path, device: str) -> None:
-    with needs_extra("Repeating the step of a trial"):
-        from stability.trials.display import show_replay
-        from stability.trials.replay import replay
+    require("train")
+    from stability.trials.display import show_replay
+    from stability.trials.replay import replay
 
-        show_replay(folder, replay(folder, device))
+    show_replay(folder, replay(folder, device))
 
 
 def _read_run(address: str, uri: str) -> Recording:
-    with needs_extra("Reading an MLflow run"), reading():
-        from stability.tracking.api import read_run
+    require("train")
+    from stability.tracking.api import read_run
 
+    with reading():
         return from_metrics(*read_run(address.removeprefix(_RUN), uri))
 
 

@@ -1,8 +1,5 @@
 """What ends a command without a traceback: what a user can mend, and what a user asked for."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 
 class StabilityError(Exception):
     """Something outside the program is wrong. The message says what, where, and the mend; no traceback is shown."""
@@ -41,20 +38,3 @@ def write_error(place: object, error: OSError) -> StabilityError:
         f"Cannot write in {place}: {error.strerror or error}. Make room, or give another place with outputs=FOLDER; "
         "in the same place, the same command goes on from the last checkpoint."
     )
-
-
-class MissingPackage(StabilityError, ImportError):
-    """A package that only a part of the program needs is not installed. The message gives the command that does it."""
-
-
-@contextmanager
-def needs_extra(purpose: str, extra: str = "train") -> Iterator[None]:
-    """If an import in the `with` block fails, raise MissingPackage: which package `purpose` needs, how to get it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "stability":
-            raise
-        raise MissingPackage(
-            f"{purpose} needs the package {error.name}, which is not there: pip install 'training-stability[{extra}]'"
-        ) from None
