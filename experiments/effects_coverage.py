@@ -78,13 +78,13 @@ def simulate(scenario: Scenario, seeds: int, rng: np.random.Generator) -> list[T
     steps = np.minimum(np.ceil(np.exp(log_steps)), ended)
     censored = diverged | (steps == BUDGET)
     per = np.where(censored, 1.0, 1 / (1 + np.exp(-odds)))
-    excursion = np.where(diverged, np.where(rng.random(n) < 0.5, np.inf, 8.0), np.abs(rng.normal(0.8, 0.3, n)))
+    norm_spike = np.where(diverged, np.where(rng.random(n) < 0.5, np.inf, 8.0), np.abs(rng.normal(0.8, 0.3, n)))
     return [
         Trial(
             name=str(i), factors={"a": int(a[i]), "b": int(b[i]), "c": int(c[i])}, seed=int(seed[i]),
             outcome="exploded" if diverged[i] else "undecided" if censored[i] else "stable", cause=None,
             healthy=not censored[i], steps=int(ended[i] if censored[i] else steps[i]), censored=bool(censored[i]),
-            per=float(per[i]), excursion=float(excursion[i]), largest_norm=1.0, phonemes=20.0, loss=1.0,
+            per=float(per[i]), norm_spike=float(norm_spike[i]), largest_norm=1.0, phonemes=20.0, loss=1.0,
         )
         for i in range(n)
     ]  # fmt: skip

@@ -21,7 +21,7 @@ A file of claims is a list, each of which says
 | nothing | `{all: X}`, `{most: X}` | every trial, or the trials of more than half of the seeds |
 
 X is an outcome, or a list of those that will do; with a `response`, the numbers `[from, to]` that will do, either null
-for no limit. Responses to compare are `healthy`, `per`, `steps`, `excursion`, of which the last two are ratios, with
+for no limit. Responses to compare are `healthy`, `per`, `steps`, `norm_spike`, of which the last two are ratios, with
 margins such as `{higher: 2}` for at least twice. X may also be about `largest_norm`, `phonemes` and `loss`.
 
 A claim is confirmed, or refuted, if an exact test over the seeds says so at 5 % for all claims of the list together

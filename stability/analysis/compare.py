@@ -68,7 +68,7 @@ def find_trial(trials: Trials, wanted: str) -> Trial:
     )
 
 
-def telling_pair(trials: Trials) -> tuple[Trial, Trial] | None:
+def closest_pair(trials: Trials) -> tuple[Trial, Trial] | None:
     """A failed trial and a healthy one, in as few factors apart as can be and of the same seed if so; None without."""
     factors = main_factors(trials)
     failed, healthy = [], []

@@ -9,7 +9,7 @@ the unit: differences are averaged within each seed first, and what follows sees
 | `healthy` | of shares, 0 or 1 a trial | Bonett and Price's for few pairs (below) |
 | `per` | of final error rates | Student's t over seeds |
 | `steps` | of logarithms, given as a ratio | Student's t over seeds |
-| `excursion` | of logarithms, given as a ratio; what is over a millionfold or not finite counts as that | the same |
+| `norm_spike` | of logarithms, given as a ratio; what is over a millionfold or not finite counts as that | the same |
 
 `steps`: of a match with censored trials, the difference is what is certain. Where a trial that had not left by step 500
 is compared with one that left at 50, that is tenfold; where the order cannot be told, since the censored one was seen
@@ -37,14 +37,14 @@ from scipy import stats
 
 from stability.analysis.trials import Level, Trial, Trials, is_number
 
-Response = Literal["healthy", "per", "steps", "excursion"]
+Response = Literal["healthy", "per", "steps", "norm_spike"]
 Alternative = Literal["two-sided", "less", "greater"]
 Cell = Mapping[str, Level]
 
-RESPONSES: tuple[Response, ...] = ("healthy", "per", "steps", "excursion")
-RATIOS: tuple[Response, ...] = ("steps", "excursion")  # compared by their logarithms
+RESPONSES: tuple[Response, ...] = ("healthy", "per", "steps", "norm_spike")
+RATIOS: tuple[Response, ...] = ("steps", "norm_spike")  # compared by their logarithms
 
-_CAP = math.log(1e6)  # of an excursion
+_CAP = math.log(1e6)  # of a spike
 _LEVEL = 0.95
 _EXACT = 1 << 13  # combinations of signs that are all tried; of more, that many are drawn
 MOST_LEVELS = 12  # of a factor of a grid; a search draws a level a trial, of which no two trials can be matched
@@ -57,7 +57,7 @@ class Effect:
     `kind` is a difference between the two `levels` of one factor, a trend per unit or decade of it, or an interaction
     of two: the difference that the one makes at the second level of the other less that at its first. `tied` are names
     of the same group that change along. `effect` and its interval `low` to `high` are differences, or ratios for
-    `steps` and `excursion`; NaN without a match. `bounded` of the `matches` have a censored trial. `p` is two-sided.
+    `steps` and `norm_spike`; NaN without a match. `bounded` of the `matches` have a censored trial. `p` is two-sided.
     """
 
     kind: Literal["difference", "trend per decade", "trend per unit", "interaction"]
@@ -253,7 +253,7 @@ def _sign_flips(means: NDArray[np.float64], alternative: Alternative = "two-side
 def _difference(trials: Sequence[Trial], weights: Sequence[float], response: Response) -> float:
     """The weighted sum of a match's responses, or as much of it as is certain."""
     if response != "steps":
-        values = [min(t.excursion, _CAP) if response == "excursion" else float(getattr(t, response)) for t in trials]
+        values = [min(t.norm_spike, _CAP) if response == "norm_spike" else float(getattr(t, response)) for t in trials]
         return float(np.dot(weights, values))
     least = float(np.dot(weights, [math.log(t.steps) for t in trials]))
     above = any(t.censored and w > 0 for t, w in zip(trials, weights, strict=True))  # the truth may be above, or below

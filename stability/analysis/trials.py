@@ -25,12 +25,12 @@ from stability.diagnosis.table import SIGNALS, VALIDATION, Table, read_table
 Level = Any  # a configuration's value: a number, a string, True, False, None, or a tuple of them
 
 _SUMMARY = "summary.json"  # a trial's responses, beside its tables: these take 2 ms for 500 steps, and it a tenth
-_FORMAT = 2  # of the summary; another number makes it anew
+_FORMAT = 3  # of the summary; another number makes it anew
 # Nats of frame information below which a decoder says the same of every frame: the plateau that all begin on. In the
 # diagnosis' trials it is passed as the blank share falls below 0.95, which on other data that need not ever reach.
 _SAME = 0.1
 _SIGNALS = ("applied_norm", "frame_information", "distinct_phonemes", "grad_norm", "loss", "loss_scale")
-_FIRST = 10  # steps whose gradient norms are the start's, and no excursion
+_FIRST = 10  # steps whose gradient norms are the start's, and no spike
 # What is neither the subject of a study nor able to change a result.
 _NO_FACTORS = CHANGES_NO_RESULT | {"seed", "device"}
 
@@ -42,7 +42,7 @@ class Trial:
     `factors` is {dotted name: value} of its configuration, without the seed and what changes no result. The responses:
     `healthy`, the outcome is stable or slow. `steps`, the number of steps until frames are told apart for good, which
     is 0.1 nats of frame information; if `censored`, the plateau was not left in so many: the trial ended on it,
-    diverged or was stopped. `per`, the last validation's error rate, 1 where there is none. `excursion`, the natural
+    diverged or was stopped. `per`, the last validation's error rate, 1 where there is none. `norm_spike`, the natural
     logarithm of the largest gradient norm after the first 10 steps over the median before it; inf if one was not
     finite. Beside them, `largest_norm` is that norm, and `phonemes` and `loss` are medians of distinct phonemes and
     training loss over the last tenth, NaN
@@ -58,7 +58,7 @@ class Trial:
     steps: int
     censored: bool
     per: float
-    excursion: float
+    norm_spike: float
     largest_norm: float
     phonemes: float
     loss: float
@@ -210,7 +210,7 @@ def _computed(folder: Path) -> Trial:
     steps, left = _plateau(signals)
     censored = not left or ended < budget or outcome in ("exploded", "non_finite", "bad_data")
     rates = validation["per"] if "per" in validation.names else np.zeros(0)
-    excursion, largest = _excursion(signals)
+    norm_spike, largest = _norm_spike(signals)
     return Trial(
         name=folder.name,
         factors=_with_tuples(factors),
@@ -221,7 +221,7 @@ def _computed(folder: Path) -> Trial:
         steps=ended if censored else steps,
         censored=censored,
         per=float(rates[-1]) if len(rates) and np.isfinite(rates[-1]) else 1.0,
-        excursion=excursion,
+        norm_spike=norm_spike,
         largest_norm=largest,
         phonemes=_late_median(signals, "distinct_phonemes"),
         loss=_late_median(signals, "loss"),
@@ -248,7 +248,7 @@ def _plateau(signals: Table) -> tuple[int, bool]:
     return math.ceil(np.interp(_SAME, information[around], steps[around])) + 1, True  # it is measured now and then
 
 
-def _excursion(signals: Table) -> tuple[float, float]:
+def _norm_spike(signals: Table) -> tuple[float, float]:
     """The logarithm of the largest late gradient norm over the median of those before it, and that norm."""
     counts = signals.measured[:, signals.names.index("grad_norm")].copy()
     if {"applied_norm", "loss_scale"} <= {*signals.names}:

@@ -39,7 +39,7 @@ _PANELS = {
     "healthy": "healthy\n(points)",
     "per": "final PER\n(difference)",
     "steps": "steps on the plateau\n(ratio)",
-    "excursion": "gradient excursion\n(ratio)",
+    "norm_spike": "gradient-norm spike\n(ratio)",
 }
 _EFFECT, _RATIO, _DASHES = palette.BLUE, "#7b828b", (0, (4, 3))
 _CURVES = {

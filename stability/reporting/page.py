@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from stability.analysis.boundary import boundaries
 from stability.analysis.claims import Ruling, read_claims, rule
-from stability.analysis.compare import Difference, compare, find_trial, telling_pair
+from stability.analysis.compare import Difference, closest_pair, compare, find_trial
 from stability.analysis.effects import RESPONSES, Effect, effects, main_factors
 from stability.analysis.trials import Level, Trial, Trials, is_number, level_text, ordered, read_trials, read_verdict
 from stability.config.names import short_name
@@ -64,7 +64,7 @@ def write_report(
         raise StabilityError(f"--out {out}: the page is HTML; give a name that ends in .html.")
     stated = read_claims(claims) if claims else []
     trials = _kept(read_trials(folders), where or {})
-    chosen = tuple(find_trial(trials, name) for name in pair) if pair else telling_pair(trials)
+    chosen = tuple(find_trial(trials, name) for name in pair) if pair else closest_pair(trials)
     found, rulings = effects(trials), rule(stated, trials)
     begun, _ = unfinished(trials)
     edges = boundaries(trials)
@@ -263,7 +263,7 @@ def _listed(trials: Trials) -> dict[str, Any]:
 def _as_csv(trials: Trials) -> str:
     """Every trial and its responses, a row each, for other programs."""
     factors = main_factors(trials)
-    measured = ("outcome", "cause", "per", "steps", "censored", "excursion", "largest_norm", "phonemes", "loss")
+    measured = ("outcome", "cause", "per", "steps", "censored", "norm_spike", "largest_norm", "phonemes", "loss")
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*map(short_name, factors), "seed", *measured, "name"])
@@ -275,7 +275,7 @@ def _as_csv(trials: Trials) -> str:
 
 
 def _trial_row(trial: Trial, factors: Iterable[str]) -> dict[str, Any]:
-    excursion = "not finite" if math.isinf(trial.excursion) else f"×{words.ratio_text(math.exp(trial.excursion))}"
+    norm_spike = "not finite" if math.isinf(trial.norm_spike) else f"×{words.ratio_text(math.exp(trial.norm_spike))}"
     return {
         "name": trial.name,
         "levels": [level_text(trial.factors.get(name)) for name in factors],
@@ -285,5 +285,5 @@ def _trial_row(trial: Trial, factors: Iterable[str]) -> dict[str, Any]:
         "cause": trial.cause or "",
         "per": f"{trial.per:.2f}",
         "steps": f"over {trial.steps}" if trial.censored else str(trial.steps),
-        "excursion": excursion,
+        "norm_spike": norm_spike,
     }

@@ -20,7 +20,7 @@ def trial(lr: float, outcome: str, seed: int = 0, **factors: Any) -> Trial:
     return Trial(
         name=f"{lr}-{seed}", factors={"schedule.lr_max": lr, "schedule.lr_max_day": day, **named}, seed=seed,
         outcome=outcome, cause=None, healthy=outcome in ("stable", "slow"), steps=1, censored=False, per=1.0,
-        excursion=0.0, largest_norm=1.0, phonemes=1.0, loss=1.0,
+        norm_spike=0.0, largest_norm=1.0, phonemes=1.0, loss=1.0,
     )  # fmt: skip
 
 

@@ -198,7 +198,7 @@ def test_what_cannot_be_told_is_said_and_the_rest_ruled_on(tmp_path: Path) -> No
         ("expect: {all: fine}", "fine is no outcome; there are stable, slow"),
         ("expect: nice", "expect nice is none of lower, higher"),
         ("expect: lower", "lower needs something to compare"),
-        ("compare: {a: [0, 1]}, expect: lower", "needs a response: healthy, per, steps, excursion"),
+        ("compare: {a: [0, 1]}, expect: lower", "needs a response: healthy, per, steps, norm_spike"),
         ("compare: {a: [0, 1]}, response: speed, expect: lower", "there is no response speed"),
         ("compare: {a: [0]}, response: per, expect: lower", "compare has to be"),
         ("compare: {a: [0, 1, 2]}, response: per, expect: lower", "3 cells are expected to be rising or falling"),

@@ -19,7 +19,7 @@ def trial(seed: int, *, per: float = 0.2, steps: int = 50, censored: bool = Fals
     factors = {k.replace("__", "."): v for k, v in changes.items() if k not in fields}
     values: dict[str, Any] = {
         "name": f"{factors}-{seed}", "factors": factors, "seed": seed, "outcome": "stable", "cause": None,
-        "healthy": True, "steps": steps, "censored": censored, "per": per, "excursion": 0.5, "largest_norm": 50.0,
+        "healthy": True, "steps": steps, "censored": censored, "per": per, "norm_spike": 0.5, "largest_norm": 50.0,
         "phonemes": 20.0, "loss": 2.0,
     }  # fmt: skip
     return Trial(**{**values, **fields})
@@ -90,9 +90,9 @@ def test_a_ceiling_makes_no_interaction() -> None:
     assert one(effects(Trials(tuple(trials))), "steps", "a", "b").effect == pytest.approx(2.5)
 
 
-def test_an_excursion_that_is_not_finite_is_capped() -> None:
-    trials = [trial(s, a=a, excursion=math.inf if a else 0.1 * s) for s in range(5) for a in range(2)]
-    found = one(effects(Trials(tuple(trials))), "excursion", "a")
+def test_a_spike_that_is_not_finite_is_capped() -> None:
+    trials = [trial(s, a=a, norm_spike=math.inf if a else 0.1 * s) for s in range(5) for a in range(2)]
+    found = one(effects(Trials(tuple(trials))), "norm_spike", "a")
     assert found.effect == pytest.approx(1e6 * math.exp(-0.2))
     assert 1e5 < found.low < found.effect < found.high < 1e7
     assert found.p == 2 / 2**5

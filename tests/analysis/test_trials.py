@@ -108,17 +108,17 @@ def test_the_error_rate_that_it_had(tmp_path: Path, per: list[float], expected: 
     assert read(write(tmp_path / "a", per=per, outcome="exploded")).per == pytest.approx(expected)
 
 
-def test_gradient_norm_excursions(tmp_path: Path) -> None:
+def test_gradient_norm_spikes(tmp_path: Path) -> None:
     norms = [float(n) for n in range(1, 21)]
     norms[14] = 800.0
     trial = read(write(tmp_path / "a", norms=norms))
-    assert trial.excursion == pytest.approx(math.log(800 / np.median(norms[:14])))
+    assert trial.norm_spike == pytest.approx(math.log(800 / np.median(norms[:14])))
     assert trial.largest_norm == 800
     norms[16] = math.inf
-    assert read(write(tmp_path / "b", norms=norms)).excursion == math.inf
-    assert read(write(tmp_path / "c", norms=[1.0, math.nan], information=[SOME] * 2)).excursion == math.inf
-    assert read(write(tmp_path / "d", norms=[2.0], information=[SOME])).excursion == 0
-    assert read(write(tmp_path / "e", norms=[0.0] * 20)).excursion == 0
+    assert read(write(tmp_path / "b", norms=norms)).norm_spike == math.inf
+    assert read(write(tmp_path / "c", norms=[1.0, math.nan], information=[SOME] * 2)).norm_spike == math.inf
+    assert read(write(tmp_path / "d", norms=[2.0], information=[SOME])).norm_spike == 0
+    assert read(write(tmp_path / "e", norms=[0.0] * 20)).norm_spike == 0
 
 
 def test_late_medians(tmp_path: Path) -> None:
@@ -127,12 +127,12 @@ def test_late_medians(tmp_path: Path) -> None:
     assert read(write(tmp_path / "b", loss=[9.0] * 18 + [math.nan] * 2)).loss == math.inf
 
 
-def test_an_overflow_that_fp16_skips_by_design_is_no_excursion(tmp_path: Path) -> None:
+def test_an_overflow_that_fp16_skips_by_design_is_no_spike(tmp_path: Path) -> None:
     norms = [math.inf] + [2.0] * 19
     skipped = write(tmp_path / "a", norms=norms, applied_norm=[0.0] + [2.0] * 19, loss_scale=[1024.0] * 20)
-    assert read(skipped).excursion == 0
+    assert read(skipped).norm_spike == 0
     applied = write(tmp_path / "b", norms=norms, applied_norm=[math.inf] + [2.0] * 19, loss_scale=[1024.0] * 20)
-    assert read(applied).excursion == math.inf
+    assert read(applied).norm_spike == math.inf
 
 
 def test_every_folder_without_a_trial_has_its_reason(tmp_path: Path) -> None:
