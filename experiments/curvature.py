@@ -183,8 +183,8 @@ def main() -> None:
     start = own_start = None
     print("  step      loss  grad norm        lr   ratio   own ratio   products")
     while stack.step < c.steps and not stack.failed.any():
-        block = train_steps(stack, dataset.train, min(EVERY, c.steps - stack.step))
-        loss, norm = (float(block.values[0, -1, block.names.index(name)]) for name in ("loss", "grad_norm"))
+        (signals,) = train_steps(stack, dataset.train, min(EVERY, c.steps - stack.step))
+        loss, norm = (float(signals[name][-1]) for name in ("loss", "grad_norm"))
         _, start, products = fixed = measure(stack, dataset.train, start=start)
         _, own_start, own_products = own = measure(stack, dataset.train, own=True, start=own_start)
         rate, _ = learning_rates(c, stack.step)

@@ -181,10 +181,10 @@ class _Run:
 
     def train(self, split: Split, steps: int) -> None:
         began = time.perf_counter()
-        block = train_steps(self.stack, split, steps)
+        (signals,) = train_steps(self.stack, split, steps)
         self.seconds += time.perf_counter() - began
         for name, values in (("loss", self.losses), ("grad_norm", self.norms)):
-            values += block.values[0, :, block.names.index(name)].tolist()
+            values += signals[name].tolist()
 
 
 def _measured(run: _Run, split: Split) -> list[Row]:

@@ -40,7 +40,7 @@ from stability.data import synthetic
 from stability.data.augment import draw_cut
 from stability.data.batches import training_batch
 from stability.diagnosis.readers.logs import read_log
-from stability.diagnosis.table import SIGNALS, VALIDATION
+from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE
 from stability.engine.decoder import init_parameters
 from stability.engine.loop import new_stack, train_steps
 from stability.engine.optimizer import DAY_LAYER
@@ -207,7 +207,7 @@ def _overrides(data: Path, runs: Path) -> list[str]:
 
 def progress(trial: Path) -> tuple[int, int]:
     """The training steps and the validations in a trial's folder so far."""
-    tables = (trial / SIGNALS, trial / VALIDATION)
+    tables = (trial / SIGNALS_FILE, trial / VALIDATION_FILE)
     steps, validations = (max(t.read_bytes().count(b"\n") - 1, 0) if t.exists() else 0 for t in tables)
     return steps, validations
 

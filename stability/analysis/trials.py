@@ -20,7 +20,7 @@ from stability.config.schema import Config, Synthetic
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, ERROR, REPORT, VERDICT
 from stability.diagnosis.finding import Outcome
-from stability.diagnosis.table import SIGNALS, VALIDATION, Table, read_table
+from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, Table, read_table
 
 Level = Any  # a configuration's value: a number, a string, True, False, None, or a tuple of them
 
@@ -200,12 +200,12 @@ def _computed(folder: Path) -> Trial:
     seed, budget = values.get("seed"), values.get("steps")
     if not isinstance(seed, int) or not isinstance(budget, int):
         raise _NoTrial(f"{CONFIG} has no seed or no steps: another version of the program wrote it")
-    signals = read_table(folder / SIGNALS, only=_SIGNALS)
-    validation = read_table(folder / VALIDATION, only=("per",))
+    signals = read_table(folder / SIGNALS_FILE, only=_SIGNALS)
+    validation = read_table(folder / VALIDATION_FILE, only=("per",))
     if missing := [name for name in ("frame_information", "grad_norm", "loss") if name not in signals.names]:
-        raise _NoTrial(f"no {', '.join(missing)} in {SIGNALS}")
+        raise _NoTrial(f"no {', '.join(missing)} in {SIGNALS_FILE}")
     if not len(signals.steps):
-        raise _NoTrial(f"no step in {SIGNALS}")
+        raise _NoTrial(f"no step in {SIGNALS_FILE}")
     ended = int(signals.steps[-1]) + 1
     steps, left = _plateau(signals)
     censored = not left or ended < budget or outcome in ("exploded", "non_finite", "bad_data")

@@ -26,7 +26,7 @@ def draw_run(folder: Path, clip: float | None = None) -> Path:
     What the folder does not hold (validation, verdict, rows at all) stays empty. A file of signals that cannot be
     read raises `StabilityError`.
     """
-    table, validation = (signals.read_table(folder / name) for name in (signals.SIGNALS, signals.VALIDATION))
+    table, validation = (signals.read_table(folder / name) for name in (signals.SIGNALS_FILE, signals.VALIDATION_FILE))
     return draw(folder / FIGURE, folder.name, table, validation, _read_verdict(folder), clip=clip)
 
 

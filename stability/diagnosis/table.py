@@ -1,27 +1,9 @@
-"""The signals of a trial: their names, their units, and the files in a trial's folder that keep them.
+"""Tables of signals, and the files in a trial's folder that keep them.
 
 A trial's folder holds `signals.csv` (one row a training step) and `validation.csv` (one row a validation).
 Both start with a column `step`; numbers are written so that they read back as the same float32. An empty
 field is a signal that was not measured at that step; `nan` was measured, and was not a number.
-
-| signal | what it is |
-|---|---|
-| `loss`, `loss_per_label` | the training loss as configured, and divided by each utterance's number of labels |
-| `grad_norm`, `grad_norm.PART` | gradient norm before the clip: whole, day layers, initial state, GRU layers, head |
-| `clipped` | 1 if the gradient was clipped at this step |
-| `applied_norm` | gradient norm as it was applied, after the clip and the unscaling; 0 where the step was skipped |
-| `update_ratio` | norm of the update that was made over norm of the weights (every 10th step) |
-| `weight_norm` | Euclidean norm of all weights, before the update (every 10th step) |
-| `blank_fraction` | share of frames whose best class is blank |
-| `distinct_phonemes` | other classes that are the best of some frame |
-| `frame_information` | mutual information between frame and non-blank class, in nats (every 10th step) |
-| `input_max` | largest absolute input of the batch, as the model reads it; not finite if any is not |
-| `infeasible_targets` | how many utterances of the batch CTC cannot align: too few frames for their labels |
-| `labels` | labels of an utterance, mean over the batch |
-| `lr`, `effective_lr` | learning rate, and lr / (median second-moment root + epsilon) (every 10th step) |
-| `epsilon_dominance` | share of second-moment roots below epsilon, of a sample of 16,000 (every 10th step) |
-| `loss_scale` | the factor on the loss in fp16; 1 otherwise |
-A Monitor looks at inputs and targets every 10th step, and where something is not finite.
+What the columns mean is in `stability/diagnosis/signals.py`.
 """
 
 import os
@@ -35,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from stability.core.errors import StabilityError
 from stability.core.files import write_atomically
 
-SIGNALS = "signals.csv"
-VALIDATION = "validation.csv"
+SIGNALS_FILE = "signals.csv"
+VALIDATION_FILE = "validation.csv"
 
 _TAIL = 1 << 16  # bytes first looked at from the end of a file
 _PIECE = 1 << 18  # bytes parsed at once
@@ -66,23 +48,28 @@ class Table:
         return self.values[:, self.names.index(name)]
 
 
-def append_rows(path: Path, names: Sequence[str], steps: ArrayLike, values: NDArray[np.float32]) -> None:
-    """Append a row a step to `path`; a file that is not there, or empty, first gets its header.
+def append_table(path: Path, table: Table) -> None:
+    """Append the rows of `table`, whose steps come after those in the file.
 
-    `steps` is `[rows]`, ascending and beyond those in the file; `values` is float32 `[rows, names]`. What a
-    masked array masks was not measured.
+    A file that does not exist, or is empty, first gets its header. A field that was not measured stays empty.
     """
-    numbers = np.ma.getdata(values).tolist()
-    unmeasured = np.ma.getmaskarray(values).tolist()
-    # Nine digits tell every float32 from its neighbours.
+    # Nine digits distinguish every float32 from its neighbours.
     rows = "".join(
-        f"{step}," + ",".join("" if m else f"{n:.9g}" for n, m in zip(row, mask, strict=True)) + "\n"
-        for step, row, mask in zip(np.asarray(steps).tolist(), numbers, unmeasured, strict=True)
+        f"{step}," + ",".join(f"{n:.9g}" if m else "" for n, m in zip(row, measured, strict=True)) + "\n"
+        for step, row, measured in zip(
+            table.steps.tolist(), table.values.tolist(), table.measured.tolist(), strict=True
+        )
     )
     with path.open("ab") as file:
         if file.tell() == 0:
-            rows = ",".join(("step", *names)) + "\n" + rows
+            rows = ",".join(("step", *table.names)) + "\n" + rows
         file.write(rows.encode())
+
+
+def append_rows(path: Path, names: Sequence[str], steps: ArrayLike, values: ArrayLike) -> None:
+    """Append rows in which everything was measured: see `append_table`. steps: `[rows]`; values: `[rows, names]`."""
+    numbers = np.asarray(values, np.float32)
+    append_table(path, Table((*names,), np.asarray(steps, np.int64), numbers, np.ones(numbers.shape, bool)))
 
 
 def read_table(path: Path, after: int = -1, only: Collection[str] | None = None) -> Table:

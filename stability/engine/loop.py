@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, reduce
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from stability.core.streams import torch_stream
 from stability.data.augment import add_noise, draw_cut, smooth
 from stability.data.batches import Batch, labels_of, training_batch, validation_batches
 from stability.data.t15 import Split
+from stability.diagnosis.signals import EXPENSIVE_EVERY, signals_of
+from stability.diagnosis.table import Table
 from stability.engine import measure
 from stability.engine.decoder import Dropout, Parameters, Watch, forward, frames_of, unwatched
 from stability.engine.loss import collapse, ctc_losses, edit_distance, without_blanks
@@ -67,14 +69,6 @@ class Stack:
     def dtype(self) -> torch.dtype:
         """What it is kept in: float32, or float64 to make steps again."""
         return self.parameters["h0"].dtype
-
-
-class Block(NamedTuple):
-    """The signals of some steps in a row, of every trial of a stack."""
-
-    steps: list[range]  # (K,) of one length
-    names: tuple[str, ...]
-    values: np.ma.MaskedArray[Any, np.dtype[np.float32]]  # (K, steps, names), masked where not measured
 
 
 class Examination(NamedTuple):
@@ -156,12 +150,18 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
     return _DTYPES[precision_on(config, device)]
 
 
-def train_steps(stack: Stack, split: Split, count: int) -> Block:
-    """Train every trial of the stack `count` steps further. The host waits for the device once, at the end.
+def train_steps(stack: Stack, split: Split, count: int) -> list[Table]:
+    """Train every trial of the stack up to `count` steps further. The host waits for the device once, at the end.
 
-    Where one of them cannot be made, the block is of those before it, which are made; the first raises what is wrong.
+    If a step fails, return the signals of the steps before it; the next call meets the error again.
+
+    Returns:
+        The signals of each trial, in the order of the stack, one row a step.
+
+    Raises:
+        Exception: whatever made the first of these steps fail. The stack is then as it was.
     """
-    names = measure.signal_names(stack.configs[0].model.layers)
+    signals = signals_of(stack.configs[0].model.layers)
     rows: list[dict[str, Tensor]] = []
     for _ in range(count):
         try:
@@ -170,13 +170,17 @@ def train_steps(stack: Stack, split: Split, count: int) -> Block:
             if not rows:
                 raise
             break
-    steps = [range(step - len(rows), step) for step in stack.steps]
-    nothing = torch.zeros_like(stack.failed)
-    table = torch.stack([torch.stack([row.get(name, nothing) for row in rows]) for name in names], 2)
-    seldom = np.array([name in measure.DEAR for name in names])
-    missing = seldom & (np.array(steps) % measure.DEAR_EVERY != 0)[..., None]
-    missing |= np.array([[name not in row for name in names] for row in rows])
-    return Block(steps, names, np.ma.MaskedArray(table.transpose(0, 1).cpu().numpy(), missing))
+    names = tuple(signal.name for signal in signals)
+    missing = torch.full_like(stack.failed, torch.nan)
+    columns = [torch.stack([row.get(name, missing) for row in rows]) for name in names]
+    values = torch.stack(columns, 2).transpose(0, 1).cpu().numpy()  # (K, steps, names)
+    steps = np.array(stack.steps)[:, None] + np.arange(-len(rows), 0)  # (K, steps)
+    # What is expensive is computed for the whole stack if it is due in one of its trials: the others leave it out, so
+    # that a trial has the same signals alone and in any stack.
+    measured = steps[..., None] % [signal.every for signal in signals] == 0
+    measured &= np.array([[name in row for name in names] for row in rows])
+    values[~measured] = np.nan
+    return [Table(names, *of_trial) for of_trial in zip(steps, values, measured, strict=True)]
 
 
 def examine(stack: Stack, split: Split) -> Examination:
@@ -263,16 +267,16 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     divisors = signals["loss_scale"] / coefficients
     rates = [learning_rates(c, step) for c, step in zip(configs, stack.steps, strict=True)]
     signals["lr"] = sent(torch.tensor([rate for rate, _ in rates]), device)
-    dear = any(step % measure.DEAR_EVERY == 0 for step in stack.steps)
-    if dear:
+    expensive = any(step % EXPENSIVE_EVERY == 0 for step in stack.steps)
+    if expensive:
         signals["frame_information"] = measure.frame_information(logits, frames)
-    before = {n: p.clone() for n, p in stack.parameters.items()} if dear else {}
+    before = {n: p.clone() for n, p in stack.parameters.items()} if expensive else {}
     optimizers = [c.optimizer for c in configs]
     # Until here the stack is as it was: a step that fails, as for want of memory, is made again.
     adamw_step(stack.parameters, stack.moments, gradients, inputs.days, optimizers, rates, divisors, skip)
     stack.failed, stack.loss_scale, stack.steps_since_overflow = after
     stack.steps = [step + 1 for step in stack.steps]
-    if dear:
+    if expensive:
         # The step is made: what cannot be measured of it is missing, and no row of other signals is lost.
         with if_memory_allows():
             signals |= measure.update_signals(before, stack.parameters)

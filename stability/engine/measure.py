@@ -1,6 +1,6 @@
 """The signals of a training step, computed on the device: a dictionary of (K,) tensors, one value a trial.
 
-The names, their order and their meaning stand in `stability/diagnosis/signals.py`.
+Their names, units, meanings and order are in `stability/diagnosis/signals.py`.
 """
 
 import math
@@ -15,19 +15,7 @@ from stability.data.phonemes import BLANK
 from stability.engine.decoder import Parameters
 from stability.engine.optimizer import Moments
 
-DEAR_EVERY = 10  # steps from one measurement of the dear signals to the next; they cost a pass over all parameters
-DEAR = ("update_ratio", "weight_norm", "frame_information", "effective_lr", "epsilon_dominance")
 _SAMPLE = 16_384  # second moments looked at, evenly over all of them
-
-
-def signal_names(layers: int) -> tuple[str, ...]:
-    """All signals of a decoder with that many GRU layers, in the order in which they are kept."""
-    norms = [f"grad_norm.{part}" for part in ("day", "h0", *(f"gru.{layer}" for layer in range(layers)), "head")]
-    update = ("clipped", "applied_norm", "update_ratio", "weight_norm")
-    output = ("blank_fraction", "distinct_phonemes", "frame_information")
-    batch = ("input_max", "infeasible_targets", "labels")
-    rates = ("lr", "effective_lr", "epsilon_dominance")
-    return ("loss", "loss_per_label", "grad_norm", *norms, *update, *output, *batch, *rates, "loss_scale")
 
 
 def norms_by_part(norms: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from stability.config.names import short_name
 from stability.core import palette
 from stability.core.files import write_atomically
 from stability.diagnosis.finding import finite
-from stability.diagnosis.table import SIGNALS, VALIDATION, read_table
+from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, read_table
 from stability.reporting.wording import LOOKS, cell_text, changed_text, counts_text
 
 INK, RULE = "#1b1e23", "#d5d9de"  # of text and grids, which a page may replace by its own
@@ -374,7 +374,7 @@ def _telling(cells: Mapping[tuple[Level, ...], Sequence[Trial]]) -> list[tuple[L
 
 def _draw_trial(row: Sequence[Axes], trial: Trial) -> None:
     """One trial's curves in the panels of a row, and its onset."""
-    signals, validation = read_table(trial.folder / SIGNALS), read_table(trial.folder / VALIDATION)
+    signals, validation = read_table(trial.folder / SIGNALS_FILE), read_table(trial.folder / VALIDATION_FILE)
     onset = read_verdict(trial).get("onset_step")
     look = LOOKS[trial.outcome]
     for panel, name in zip(row, _CURVES, strict=True):

@@ -22,7 +22,7 @@ from stability.config.names import short_name
 from stability.core.files import CONFIG, ERROR, VERDICT
 from stability.core.text import duration
 from stability.diagnosis.display import colour
-from stability.diagnosis.table import SIGNALS
+from stability.diagnosis.table import SIGNALS_FILE
 from stability.sweeps.plan import Cell, Plan
 from stability.sweeps.search import Search
 
@@ -141,8 +141,12 @@ class SweepProgress:
         bars = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
         bars.add_task(self._left() or "trials", total=self._total, completed=self._done + len(self.outcomes))
         for folder in self.folders():
-            begun = folder not in self.outcomes and (folder / SIGNALS).exists()
-            if begun and time.time() - (folder / SIGNALS).stat().st_mtime < 60 and (at := _last_step(folder / SIGNALS)):
+            begun = folder not in self.outcomes and (folder / SIGNALS_FILE).exists()
+            if (
+                begun
+                and time.time() - (folder / SIGNALS_FILE).stat().st_mtime < 60
+                and (at := _last_step(folder / SIGNALS_FILE))
+            ):
                 total = self._trials[folder].config.steps if folder in self._trials else None
                 bars.add_task(escape(self.describe(folder)), total=total, completed=at)
         return Group(bars.get_renderable(), self._verdicts())

@@ -427,8 +427,8 @@ class _TrialSender(_Sender, Tracker):
 
     def _send_rows(self, *, all_of_them: bool = False) -> None:
         run = self._connect()
-        self._send_file(run, signals.SIGNALS, "", self._stride, all_of_them)
-        self._send_file(run, signals.VALIDATION, "validation/", 1, all_of_them)
+        self._send_file(run, signals.SIGNALS_FILE, "", self._stride, all_of_them)
+        self._send_file(run, signals.VALIDATION_FILE, "validation/", 1, all_of_them)
 
     def _send_file(self, run: _Run, name: str, prefix: str, stride: int, all_of_them: bool) -> None:
         from mlflow.entities import Metric
@@ -697,7 +697,7 @@ def _reason(error: Exception) -> str:
 
 def _tracked(folder: Path) -> list[Path]:
     """The folders of studies and trials at and below `folder`, a study before its trials."""
-    marks = (path.parent for name in (TRACKING, signals.SIGNALS) for path in folder.rglob(name))
+    marks = (path.parent for name in (TRACKING, signals.SIGNALS_FILE) for path in folder.rglob(name))
     found = sorted({folder for folder in marks if (folder / CONFIG).exists() or (folder / TRACKING).exists()})
     if not found:
         raise StabilityError(f"{folder} neither is nor holds the folder of a trial.")

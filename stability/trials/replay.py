@@ -18,7 +18,7 @@ from stability.core.files import CONFIG, FLIGHT_STATE
 from stability.data.batches import training_batch
 from stability.data.t15 import Split
 from stability.diagnosis.history import History
-from stability.diagnosis.table import SIGNALS, VALIDATION, Table, read_table
+from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, Table, read_table
 from stability.diagnosis.verdict import FATAL, stopped
 from stability.engine.decoder import init_parameters
 from stability.engine.loop import Stack, examine, new_stack, train_steps
@@ -26,7 +26,7 @@ from stability.engine.memory import prepare_host
 from stability.trials import checkpoint
 from stability.trials.recorder import Flight, hash_of, read_flight
 from stability.trials.run import choose_device, open_data
-from stability.trials.scheduler import in_parts, rows_of
+from stability.trials.scheduler import in_parts
 
 Kind = Literal["transient", "precision", "true fault"]
 
@@ -77,9 +77,11 @@ def replay(folder: Path, device_name: str) -> Replay:
             f"The data in {flight.data} have changed since: its batch of step {flight.step} is not the recorded one. "
             "Put the data back as they were, or train the trial anew: fresh=true"
         )
-    signals = read_table(folder / SIGNALS)
+    signals = read_table(folder / SIGNALS_FILE)
     if flight.step not in signals.steps:
-        raise StabilityError(f"{folder / SIGNALS} does not reach step {flight.step}. Train the trial anew: fresh=true")
+        raise StabilityError(
+            f"{folder / SIGNALS_FILE} does not reach step {flight.step}. Train the trial anew: fresh=true"
+        )
     # The noise is the same in fp64 and all else is wider. The fused step divides gradients in float32.
     own = replace(config, precision=replace(config.precision, dtype=flight.precision))
     single = replace(config, precision=replace(config.precision, dtype="fp32"))
@@ -92,7 +94,7 @@ def replay(folder: Path, device_name: str) -> Replay:
         checkpoint.restore(folder / FLIGHT_STATE, stack, 0)
         if precision != "fp16":
             stack.loss_scale.fill_(1)
-        attempts[precision] = _attempt(stack, dataset.train, flight, signals, read_table(folder / VALIDATION))
+        attempts[precision] = _attempt(stack, dataset.train, flight, signals, read_table(folder / VALIDATION_FILE))
     at = int(np.searchsorted(signals.steps, flight.step))
     return Replay(flight, device.type, float(signals["loss"][at]), float(signals["grad_norm"][at]), attempts)
 
@@ -121,7 +123,7 @@ def _attempt(stack: Stack, split: Split, flight: Flight, signals: Table, validat
     history.append(signals.take(past))
     made: list[Table] = []
     while stack.step <= last:
-        made.append(rows_of(in_parts(stack, lambda: train_steps(stack, split, last + 1 - stack.step)), 0))
+        made += in_parts(stack, lambda: train_steps(stack, split, last + 1 - stack.step))
         history.append(made[-1])
     fault = stopped(history.table(), validation, FATAL if fatal else [flight.outcome])
     loss, norm = float(made[0]["loss"][0]), float(made[0]["grad_norm"][0])

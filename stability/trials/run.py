@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
@@ -31,11 +30,19 @@ from stability.data import synthetic
 from stability.data.placement import keep
 from stability.data.t15 import Dataset, open_dataset
 from stability.diagnosis.history import History
-from stability.diagnosis.table import SIGNALS, VALIDATION, Table, append_rows, read_table, truncate
+from stability.diagnosis.signals import signal_names
+from stability.diagnosis.table import (
+    SIGNALS_FILE,
+    VALIDATION_FILE,
+    Table,
+    append_rows,
+    append_table,
+    read_table,
+    truncate,
+)
 from stability.diagnosis.verdict import FAULTS, Verdict, is_due, judge, stopped
 from stability.engine.decoder import init_parameters
 from stability.engine.loop import Stack, new_stack, precision_on
-from stability.engine.measure import signal_names
 from stability.engine.memory import if_memory_allows, is_out_of_memory, prepare_host
 from stability.tracking.api import Tracker, open_tracker
 from stability.trials import checkpoint
@@ -144,7 +151,7 @@ def _train(
 ) -> Life:
     """Train block by block until the budget is spent or the trial is to be stopped, and rule on it."""
     history = History()
-    history.append(read_table(folder / SIGNALS))
+    history.append(read_table(folder / SIGNALS_FILE))
     fault = _found(folder, history, FAULTS) if is_due(seat.step) else None
     ended, recorded = _ends(config, seat, folder, history, fault), False
     while not ended:
@@ -156,7 +163,7 @@ def _train(
         to_go = count
         while to_go:
             rows: Table = yield Train(to_go)
-            append_rows(folder / SIGNALS, rows.names, rows.steps, np.ma.MaskedArray(rows.values, ~rows.measured))
+            append_table(folder / SIGNALS_FILE, rows)
             history.append(rows)
             display.trained(rows)
             to_go -= len(rows.steps)
@@ -179,7 +186,7 @@ def _train(
             raise stopping(f"Stopped before step {seat.step}. The same command goes on from there.")
     verdict = _stopped(config, seat, folder, history)
     if verdict is None:
-        return judge(read_table(folder / SIGNALS), read_table(folder / VALIDATION))
+        return judge(read_table(folder / SIGNALS_FILE), read_table(folder / VALIDATION_FILE))
     _record_fault(recorder, folder, seat, dataset, verdict)
     if seat.step < config.steps:
         display.stopped(seat.step, verdict)
@@ -190,7 +197,7 @@ def _validate(
     seat: Seat, folder: Path, best: checkpoint.Best, save: checkpoint.Save, display: Display
 ) -> Generator[Wish, Any, None]:
     per, loss = yield Validate()
-    append_rows(folder / VALIDATION, _VALIDATED, [seat.step - 1], np.array([[per, loss]], np.float32))
+    append_rows(folder / VALIDATION_FILE, _VALIDATED, [seat.step - 1], [[per, loss]])
     display.validated(seat.step - 1, per, loss)
     if best.improve(per, loss):
         save(folder / BEST, seat.stack, seat.place, best)
@@ -204,7 +211,7 @@ def _ends(config: Config, seat: Seat, folder: Path, history: History, fault: Ver
 
 
 def _found(folder: Path, history: History, kinds: Collection[str]) -> Verdict | None:
-    return stopped(history.table(), read_table(folder / VALIDATION), kinds)
+    return stopped(history.table(), read_table(folder / VALIDATION_FILE), kinds)
 
 
 def _stopped(config: Config, seat: Seat, folder: Path, history: History) -> Verdict | None:
@@ -245,8 +252,8 @@ def _open_stack(
     stack = new_stack([config], [parameters], device)
     resumable = (folder / LAST).exists()
     best = checkpoint.restore(folder / LAST, stack, 0) if resumable else checkpoint.Best()
-    truncate(folder / SIGNALS, stack.step, signal_names(config.model.layers))
-    truncate(folder / VALIDATION, stack.step, _VALIDATED)
+    truncate(folder / SIGNALS_FILE, stack.step, signal_names(config.model.layers))
+    truncate(folder / VALIDATION_FILE, stack.step, _VALIDATED)
     return stack, best, Recorder(stack)
 
 
@@ -301,5 +308,5 @@ def clear(folder: Path) -> None:
     """Forget the trial that the folder holds; what a person put there stays."""
     for inner in (CHECKPOINTS, FLIGHT):
         shutil.rmtree(folder / inner, ignore_errors=True)
-    for name in (SIGNALS, VALIDATION, VERDICT, FIGURE, EXCLUDED, TRACKING):
+    for name in (SIGNALS_FILE, VALIDATION_FILE, VERDICT, FIGURE, EXCLUDED, TRACKING):
         (folder / name).unlink(missing_ok=True)

@@ -14,14 +14,12 @@ from functools import partial
 from types import FrameType
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 
 from stability.core.errors import Interrupted, StabilityError, Terminated
 from stability.data.t15 import Dataset
-from stability.diagnosis.table import Table
 from stability.diagnosis.verdict import Verdict
-from stability.engine.loop import Block, Stack, evaluate, join, select, train_steps
+from stability.engine.loop import Stack, evaluate, join, select, train_steps
 from stability.engine.memory import begin_peak, free_memory, is_out_of_memory, peak
 
 
@@ -243,12 +241,12 @@ def _train(seated: Sequence[_Member[_End]]) -> None:
     count = min(m.wish.steps for m in seated if isinstance(m.wish, Train))
     split = seated[0].dataset.train
     try:
-        block = train_steps(_one_stack(seated), split, count)
+        tables = train_steps(_one_stack(seated), split, count)
     except Exception as error:
         too_large = len(seated) > 1 and is_out_of_memory(error)
     else:
-        for place, member in enumerate(seated):
-            member.answer(rows_of(block, place))
+        for member, table in zip(seated, tables, strict=True):
+            member.answer(table)
         return
     # Only here, where the error is gone, is the memory free that the failed step had.
     if too_large:
@@ -257,11 +255,11 @@ def _train(seated: Sequence[_Member[_End]]) -> None:
         if len(seated) > 1:
             member.stand_up()
         try:
-            block = in_parts(member.seat.stack, partial(train_steps, member.seat.stack, split, count))
+            (table,) = in_parts(member.seat.stack, partial(train_steps, member.seat.stack, split, count))
         except Exception as error:
             member.fail(error)
         else:
-            member.answer(rows_of(block, 0))
+            member.answer(table)
 
 
 def in_parts(stack: Stack, work: Callable[[], _Result]) -> _Result:
@@ -305,12 +303,6 @@ def _one_stack(seated: Sequence[_Member[_End]]) -> Stack:
     for place, member in enumerate(seated):
         member.seat.stack, member.seat.place = stack, place
     return stack
-
-
-def rows_of(block: Block, place: int) -> Table:
-    """The signals of one trial, as its folder keeps them."""
-    values = block.values[place]
-    return Table(block.names, np.array(block.steps[place]), values.data, ~np.ma.getmaskarray(values))
 
 
 @contextmanager

@@ -21,10 +21,10 @@ from stability.data.phonemes import BLANK
 from stability.diagnosis.detectors import findings
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.history import History
-from stability.diagnosis.table import Table, append_rows
+from stability.diagnosis.signals import EXPENSIVE_EVERY
+from stability.diagnosis.table import Table, append_table
 from stability.diagnosis.verdict import FATAL, Fault, Verdict, is_due, judge, stopped
 from stability.engine.measure import (
-    DEAR_EVERY,
     frame_information,
     infeasible_targets,
     input_max,
@@ -125,7 +125,7 @@ class Monitor:
             self._pending.append(row)
             # The one number that is waited for on a GPU too: a failure has to be known before the update.
             finite = math.isfinite(sum(row[name] for name in ("loss", "grad_norm") if name in row))
-            closely = step % DEAR_EVERY == 0 or not finite
+            closely = step % EXPENSIVE_EVERY == 0 or not finite
             if inputs is not None and closely:
                 row["input_max"] = input_max(inputs.detach().float().unsqueeze(0))[0]
             if labels is not None and label_counts is not None and logits is not None and closely:
@@ -170,7 +170,7 @@ class Monitor:
         return Table(("per", "loss"), steps, values, ~np.isnan(values))
 
     def _measure(self, loss: Tensor, logits: Tensor | None, lengths: Tensor | None) -> dict[str, Tensor]:
-        dear = (self._fetched + len(self._pending)) % DEAR_EVERY == 0
+        expensive = (self._fetched + len(self._pending)) % EXPENSIVE_EVERY == 0
         signals = {"loss": loss.float(), **self._gradient_norms()}
         if logits is not None:
             if not 0 <= self._blank < logits.shape[-1]:
@@ -181,13 +181,13 @@ class Monitor:
             by_time = logits.detach().float().transpose(0, 1).unsqueeze(0)
             frames = _frames(logits, lengths).view(1, -1)
             signals |= {name: value[0] for name, value in output_signals(by_time, frames, self._blank).items()}
-            if dear:
+            if expensive:
                 signals["frame_information"] = frame_information(by_time, frames, self._blank)[0]
         if self._scaler is not None:
             signals["loss_scale"] = torch.tensor(float(self._scaler.get_scale()))
         if self._optimizer is not None:
             signals["lr"] = torch.tensor(float(self._optimizer.param_groups[0]["lr"]))
-            if dear:
+            if expensive:
                 signals |= self._epsilon_signals()
                 self._before = [p.detach().clone() for p in self._model.parameters()]
                 signals["weight_norm"] = _norm(self._before)
@@ -293,14 +293,14 @@ class Monitor:
         if self._optimizer is not None:
             state["optimizer_state_dict"] = self._optimizer.state_dict()
         recent = slice(-_RECENT, None)
-        values = np.ma.MaskedArray(signals.values[recent], ~signals.measured[recent])
+        rows = Table(signals.names, signals.steps[recent], signals.values[recent], signals.measured[recent])
         buffer = io.BytesIO()
         torch.save(state, buffer)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name in (_RECORD, _ROWS, _STATE):
                 (folder / name).unlink(missing_ok=True)
-            append_rows(folder / _ROWS, signals.names, signals.steps[recent], values)
+            append_table(folder / _ROWS, rows)
             write_atomically(folder / _STATE, buffer.getbuffer())
             write_atomically(folder / _RECORD, json.dumps(record, indent=2).encode())
             self._unrecorded = {}

@@ -32,8 +32,9 @@ def test_values_read_back_bit_identical(tmp_path: Path) -> None:
 
 def test_not_measured_differs_from_nan(tmp_path: Path) -> None:
     path = tmp_path / "signals.csv"
-    values = np.ma.masked_array(np.array([[1, np.nan], [2, 3]], np.float32), [[False, False], [True, False]])
-    signals.append_rows(path, ("a", "b"), [0, 1], values)
+    values = np.array([[1, np.nan], [np.nan, 3]], np.float32)
+    measured = np.array([[True, True], [False, True]])
+    signals.append_table(path, signals.Table(("a", "b"), np.arange(2), values, measured))
     assert path.read_text() == "step,a,b\n0,1,nan\n1,,3\n"
     table = signals.read_table(path)
     np.testing.assert_array_equal(table.measured, [[True, True], [False, True]])
@@ -54,8 +55,8 @@ def test_rows_after_a_step(tmp_path: Path, after: int) -> None:
 
 def test_some_of_the_columns(tmp_path: Path) -> None:
     path = tmp_path / "signals.csv"
-    values = np.ma.masked_equal(np.arange(12, dtype=np.float32).reshape(4, 3), 7)
-    signals.append_rows(path, ("a", "b", "c"), range(4), values)
+    values = np.arange(12, dtype=np.float32).reshape(4, 3)
+    signals.append_table(path, signals.Table(("a", "b", "c"), np.arange(4), values, values != 7))
     whole, some = signals.read_table(path), signals.read_table(path, only=("c", "b", "other"))
     assert some.names == ("b", "c")
     np.testing.assert_array_equal(some.steps, whole.steps)

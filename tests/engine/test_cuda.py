@@ -15,13 +15,13 @@ from stability.engine.decoder import _Patches, _Softsign
 from stability.engine.loop import Stack, join, select
 from stability.engine.packing import pack
 from stability.engine.recurrent import _Layer
-from tests.engine.test_loop import stack_of
 from tests.support.configs import tiny
 
 pytest.importorskip("triton")
 
 from stability.engine.kernels import ctc_gpu
 from tests.support.fake_cuda import FakeCuda, fake_cuda
+from tests.support.stacks import stack_of
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="here CUDA need not be made up")
 CUDA = torch.device("cuda", 0)

@@ -14,9 +14,9 @@ from stability.config.schema import Config
 from stability.data.t15 import Dataset, Trial, open_dataset, write_session
 from stability.engine.loop import Stack, evaluate, gradients_of, new_stack, train_steps
 from stability.trials.checkpoint import Best, load_weights, restore, save
-from tests.engine.test_loop import column, copied, stack_of
 from tests.support.configs import composed, tiny
 from tests.support.reference import ReferenceDecoder, ReferenceTrainer, by_official_name, reference, smoothed
+from tests.support.stacks import column, copied, stack_of
 from tests.trials.test_checkpoint import Compiled, read
 
 CPU = torch.device("cpu")
@@ -46,9 +46,9 @@ def test_fifty_steps_are_those_of_the_official_mathematics(
     trainer = ReferenceTrainer(config, reference(copied(stack.parameters, 0), 5, torch.float64))
     assert_same_gradients(stack, dataset, tiny(*sizes, "optimizer.clip_norm=null"), of_gradient)
     losses, _ = np.array([trainer.step(dataset.train, step) for step in range(STEPS)]).T
-    block = train_steps(stack, dataset.train, STEPS)
+    tables = train_steps(stack, dataset.train, STEPS)
     assert losses[-1] < 0.6 * losses[0]
-    np.testing.assert_allclose(column(block, "loss")[0], losses, rtol=of_loss)
+    np.testing.assert_allclose(column(tables, "loss")[0], losses, rtol=of_loss)
     ours = by_official_name(copied(stack.parameters, 0))
     for name, p in trainer.model.named_parameters():
         assert (ours[name] - p).norm() <= of_weights * (p - start[name]).norm(), name
@@ -85,8 +85,8 @@ def test_the_first_loss_is_of_the_size_of_healthy_runs(tmp_path: Path, seed: int
     data = recordings(tmp_path, days=4, features=512, bins=900, labels=30, trials=2)
     config = composed("model=official", "batch.size=8", f"seed={seed}", "device=cpu")
     stack = stack_of([config], data)
-    block = train_steps(stack, data.train, 1)
-    assert column(block, "loss").item() == pytest.approx(754, rel=0.15)
+    tables = train_steps(stack, data.train, 1)
+    assert column(tables, "loss").item() == pytest.approx(754, rel=0.15)
     assert evaluate(stack, data.val)[1].item() == pytest.approx(715, rel=0.15)
 
 

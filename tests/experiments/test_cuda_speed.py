@@ -33,7 +33,7 @@ from experiments.benchmarks.step_floor import Floor, Rates
 from stability.core.errors import StabilityError
 from stability.data import synthetic
 from stability.data.t15 import Trial, open_dataset, write_session
-from stability.diagnosis.table import SIGNALS, VALIDATION, append_rows
+from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, append_rows
 from stability.engine.decoder import forward, init_parameters
 from tests.support.commandline import CommandLine
 from tests.support.configs import tiny
@@ -192,10 +192,10 @@ def test_progress_of_the_official_trainer(tmp_path: Path) -> None:
 
 def test_progress_of_ours(tmp_path: Path) -> None:
     assert progress(tmp_path) == (0, 0)
-    (tmp_path / SIGNALS).touch()
+    (tmp_path / SIGNALS_FILE).touch()
     assert progress(tmp_path) == (0, 0)
-    append_rows(tmp_path / SIGNALS, ["loss"], [0, 1, 2], np.ones((3, 1), np.float32))
-    append_rows(tmp_path / VALIDATION, ["per"], [0], np.ones((1, 1), np.float32))
+    append_rows(tmp_path / SIGNALS_FILE, ["loss"], [0, 1, 2], np.ones((3, 1), np.float32))
+    append_rows(tmp_path / VALIDATION_FILE, ["per"], [0], np.ones((1, 1), np.float32))
     assert progress(tmp_path) == (3, 1)
 
 

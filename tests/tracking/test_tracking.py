@@ -424,9 +424,10 @@ def test_trials_that_were_sent_before_their_study(outputs: Path) -> None:
 def test_what_is_not_finite_and_what_was_not_measured(outputs: Path) -> None:
     folder = make_trial(outputs / "trial")
     tracker = open_tracker(folder, outputs)
-    rows = np.ma.masked_array(np.ones((4, 3), np.float32), np.eye(4, 3, k=-1, dtype=bool))
-    rows[0] = [np.nan, np.inf, -np.inf]
-    signals.append_rows(folder / "signals.csv", _NAMES, range(4), rows)
+    values = np.ones((4, 3), np.float32)
+    values[0] = [np.nan, np.inf, -np.inf]
+    rows = signals.Table(_NAMES, np.arange(4), values, ~np.eye(4, 3, k=-1, dtype=bool))
+    signals.append_table(folder / "signals.csv", rows)
     tracker.finish()
     (run,) = look(store(outputs))
     assert math.isnan(run.metrics["loss"][0][1])
@@ -437,8 +438,8 @@ def test_what_is_not_finite_and_what_was_not_measured(outputs: Path) -> None:
 
 def test_a_long_trial_is_thinned_by_its_steps_alone(outputs: Path) -> None:
     steps = 64_001  # strides of 201
-    rows = np.ma.masked_array(np.arange(2 * steps, dtype=np.float32).reshape(-1, 2), mask=False)
-    rows[np.arange(steps) % 50 != 49, 1] = np.ma.masked  # measured every 50 steps
+    values, measured = np.arange(2 * steps, dtype=np.float32).reshape(-1, 2), np.ones((steps, 2), bool)
+    measured[np.arange(steps) % 50 != 49, 1] = False  # measured every 50 steps
     for name, cuts in (
         ("at_once", [0, steps]),
         ("in_pieces", [0, 1, 200, 201, 40_000, 40_100, steps - 1, steps]),
@@ -446,7 +447,9 @@ def test_a_long_trial_is_thinned_by_its_steps_alone(outputs: Path) -> None:
         folder = make_trial(outputs / name, steps)
         tracker = open_tracker(folder, outputs)
         for first, stop in pairwise(cuts):
-            signals.append_rows(folder / "signals.csv", ("a", "b"), range(first, stop), rows[first:stop])
+            some = slice(first, stop)
+            rows = signals.Table(("a", "b"), np.arange(steps)[some], values[some], measured[some])
+            signals.append_table(folder / "signals.csv", rows)
             tracker.update()
         tracker.finish()
     in_pieces, at_once = look(store(outputs))

@@ -18,7 +18,6 @@ from stability.data.t15 import Dataset, Trial, open_dataset, write_session
 from stability.engine.decoder import init_parameters
 from stability.engine.loop import Stack, evaluate, train_steps
 from stability.trials.checkpoint import Best, in_background, load_weights, restore, save
-from tests.engine.test_loop import column, copied, stack_of, trained
 from tests.support.configs import composed, tiny
 from tests.support.reference import (
     ReferenceDecoder,
@@ -27,6 +26,7 @@ from tests.support.reference import (
     official_optimizer,
     official_scheduler,
 )
+from tests.support.stacks import column, copied, stack_of, trained
 
 
 class Compiled(nn.Module):
@@ -63,8 +63,8 @@ def test_ours_go_on_in_the_official_trainer(dataset: Dataset, tmp_path: Path, ov
     trainer.scheduler.load_state_dict(content["scheduler_state_dict"])
     assert trainer.scheduler.last_epoch == 5
     expected = [trainer.step(dataset.train, step)[0] for step in range(5, 12)]
-    block = train_steps(stack, dataset.train, 7)
-    np.testing.assert_allclose(column(block, "loss")[0], expected, rtol=1e-4)
+    tables = train_steps(stack, dataset.train, 7)
+    np.testing.assert_allclose(column(tables, "loss")[0], expected, rtol=1e-4)
     ours = by_official_name(copied(stack.parameters, 0))
     for name, p in model.named_parameters():
         assert (ours[name] - p).norm() <= 1e-4 * p.norm() + 1e-6, name
@@ -150,8 +150,8 @@ def test_round_trip_is_exact(dataset: Dataset, tmp_path: Path, precision: str) -
     again = stack_of(configs, dataset)
     for k in range(2):
         restore(tmp_path / f"{k}.pt", again, k)
-    blocks = [train_steps(s, dataset.train, 4) for s in (stack, again)]
-    assert blocks[0].values.tobytes() == blocks[1].values.tobytes()
+    for own, other in zip(*(train_steps(s, dataset.train, 4) for s in (stack, again)), strict=True):
+        assert own.values.tobytes() == other.values.tobytes()
     np.testing.assert_array_equal(evaluate(stack, dataset.val), evaluate(again, dataset.val))
 
 
@@ -325,10 +325,10 @@ def test_the_official_model_trains_validates_and_is_kept(tmp_path: Path) -> None
     data = open_dataset(tmp_path, patch_size=14, patch_stride=4, max_cut=2, index_dir=tmp_path / "index")
     config: Config = composed("model=official", "batch.size=4", "schedule.warmup_steps=1", "device=cpu")
     stack = stack_of([config], data)
-    block = train_steps(stack, data.train, 2)
-    assert np.isfinite(column(block, "loss")).all()
-    assert np.isfinite(column(block, "grad_norm")).all()
-    assert column(block, "lr")[0].tolist() == pytest.approx([0, 0.005])
+    tables = train_steps(stack, data.train, 2)
+    assert np.isfinite(column(tables, "loss")).all()
+    assert np.isfinite(column(tables, "grad_norm")).all()
+    assert column(tables, "lr")[0].tolist() == pytest.approx([0, 0.005])
     rates, losses = evaluate(stack, data.val)
     assert np.isfinite([rates, losses]).all()
     save(tmp_path / "last.pt", stack, 0, Best())

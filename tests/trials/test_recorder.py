@@ -22,7 +22,7 @@ from stability import diagnose
 from stability.config.schema import Config
 from stability.data.batches import training_batch
 from stability.data.t15 import Dataset
-from stability.diagnosis.table import append_rows
+from stability.diagnosis.table import append_table
 from stability.diagnosis.verdict import Verdict
 from stability.engine import loop
 from stability.engine.decoder import Parameters, forward
@@ -32,10 +32,10 @@ from stability.trials.recorder import Recorder, read_flight
 from stability.trials.replay import replay
 from stability.trials.run import open_data, run_trial
 from stability.trials.scheduler import Seat
-from tests.engine.test_loop import column, copied, stack_of, trained
 from tests.support.commandline import CommandLine, ended, rows
 from tests.support.configs import tiny
 from tests.support.reference import ReferenceTrainer, reference
+from tests.support.stacks import column, copied, stack_of, trained
 
 # What outgrows fp16 in four steps, and fp32 and fp64 not.
 OUTGROWN = ("precision=fp16", "schedule.lr_max=1e4", "optimizer.clip_norm=null", "aug=none")
@@ -73,8 +73,8 @@ def message(capsys: pytest.CaptureFixture[str], folder: Path) -> str:
 def write_trial(folder: Path, config: Config, stack: Stack, dataset: Dataset, count: int) -> None:
     """Train so many steps from a stack as it is now, and leave what a trial's folder holds when they have failed."""
     folder.mkdir()
-    block = train_steps(stack, dataset.train, count)
-    append_rows(folder / "signals.csv", block.names, block.steps[0], block.values[0])
+    (table,) = train_steps(stack, dataset.train, count)
+    append_table(folder / "signals.csv", table)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
@@ -216,10 +216,10 @@ def test_double_precision_agrees_with_the_reference(dataset: Dataset) -> None:
         kind.update({name: p.double() for name, p in kind.items()})
     trainer = ReferenceTrainer(config, reference(copied(stack.parameters, 0), 2, torch.float64))
     expected = [trainer.step(dataset.train, step) for step in range(10)]
-    block = train_steps(stack, dataset.train, 10)
+    tables = train_steps(stack, dataset.train, 10)
     losses, norms = np.array(expected).T
-    np.testing.assert_allclose(column(block, "loss")[0], losses, rtol=1e-7)
-    np.testing.assert_allclose(column(block, "grad_norm")[0], norms, rtol=1e-6)
+    np.testing.assert_allclose(column(tables, "loss")[0], losses, rtol=1e-7)
+    np.testing.assert_allclose(column(tables, "grad_norm")[0], norms, rtol=1e-6)
     assert all(p.dtype == torch.float64 for p in stack.parameters.values())
 
 

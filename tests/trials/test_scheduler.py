@@ -15,11 +15,11 @@ from torch import Tensor
 from stability.config.schema import Config
 from stability.core.errors import Interrupted, StabilityError
 from stability.data.t15 import Split
-from stability.diagnosis.table import read_table
+from stability.diagnosis.table import Table, read_table
 from stability.diagnosis.verdict import Verdict
 from stability.engine import loop, measure, optimizer
 from stability.engine.decoder import Parameters, forward
-from stability.engine.loop import Block, Stack, train_steps
+from stability.engine.loop import Stack, train_steps
 from stability.engine.memory import free_memory, prepare_host
 from stability.trials import run as trial
 from stability.trials import scheduler as together
@@ -84,7 +84,7 @@ def test_no_place_is_idle(alone: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """Where a trial ends, the next takes its place at once, at its own step 0."""
     sizes, steps = [], []
 
-    def counted(stack: Stack, split: Split, count: int) -> Block:
+    def counted(stack: Stack, split: Split, count: int) -> list[Table]:
         sizes.extend([len(stack.configs)] * count)
         steps.append([*stack.steps])
         return train_steps(stack, split, count)
@@ -143,7 +143,7 @@ def test_trials_that_wait_for_a_place_again_write_their_checkpoints_too(
 def test_a_trial_whose_batch_cannot_be_read_leaves_and_the_others_go_on(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreadable(stack: Stack, split: Split, count: int) -> Block:
+    def unreadable(stack: Stack, split: Split, count: int) -> list[Table]:
         if any(c.seed == 2 and step >= 10 for c, step in zip(stack.configs, stack.steps, strict=True)):
             raise StabilityError("trial_0003 cannot be read")
         return train_steps(stack, split, count)
@@ -196,7 +196,7 @@ def test_out_of_memory_halves_the_stack_and_loses_nothing(
 ) -> None:
     sizes = []
 
-    def small(stack: Stack, split: Split, count: int) -> Block:
+    def small(stack: Stack, split: Split, count: int) -> list[Table]:
         sizes.append(len(stack.configs))
         if len(stack.configs) > 2:
             torch.empty(1 << 50)
@@ -265,7 +265,7 @@ def test_a_flight_recording_for_which_there_is_no_memory_costs_no_verdict(
 def test_a_trial_that_has_ended_leaves_no_memory_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known, most = weakref.WeakSet[Stack](), 0
 
-    def counted(stack: Stack, split: Split, count: int) -> Block:
+    def counted(stack: Stack, split: Split, count: int) -> list[Table]:
         nonlocal most
         known.add(stack)
         most = max(most, len(known))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from stability.core.errors import StabilityError
 from stability.core.text import counted
 from stability.diagnosis.history import History
-from stability.diagnosis.table import SIGNALS, VALIDATION, Table, read_table
+from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, Table, read_table
 
 # What other projects call our signals; names are compared in lower case, without what stands before a slash.
 # Of several names for one signal in the same log, the one that stands first here counts.
@@ -97,10 +97,12 @@ def from_metrics(name: str, history: Iterable[tuple[str, int, float]]) -> Record
 
 
 def _read_folder(path: Path) -> Recording:
-    signals = read_table(path / SIGNALS)
+    signals = read_table(path / SIGNALS_FILE)
     if not len(signals.steps):
-        raise StabilityError(f"{path} holds no {SIGNALS} with rows: it is no trial's folder, or nothing was trained.")
-    return Recording(path.resolve().name, signals, read_table(path / VALIDATION), ())
+        raise StabilityError(
+            f"{path} holds no {SIGNALS_FILE} with rows: it is no trial's folder, or nothing was trained."
+        )
+    return Recording(path.resolve().name, signals, read_table(path / VALIDATION_FILE), ())
 
 
 def _open(path: Path) -> io.TextIOWrapper:
