@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from stability.core.errors import StabilityError
     from stability.data.t15 import write_session
     from stability.diagnosis.finding import Finding
-    from stability.diagnosis.readers.logs import read_log
+    from stability.diagnosis.readers import read_log
     from stability.diagnosis.verdict import Verdict
     from stability.watch.monitor import Monitor
 
@@ -24,7 +24,7 @@ _MODULES = {
     "Monitor": "stability.watch.monitor",
     "StabilityError": "stability.core.errors",
     "Verdict": "stability.diagnosis.verdict",
-    "read_log": "stability.diagnosis.readers.logs",
+    "read_log": "stability.diagnosis.readers",
     "write_session": "stability.data.t15",
 }
 

@@ -19,7 +19,7 @@ from stability.core.errors import StabilityError
 from stability.core.extras import require
 from stability.diagnosis.display import reading, show_outcome
 from stability.diagnosis.finding import measured
-from stability.diagnosis.readers.logs import Recording, from_metrics, read_log
+from stability.diagnosis.readers import Recording, read_log, read_metrics
 from stability.diagnosis.run_figure import draw
 from stability.diagnosis.table import Table, read_table
 from stability.diagnosis.verdict import judge
@@ -93,7 +93,7 @@ def _read_run(address: str, uri: str) -> Recording:
     from stability.tracking.api import read_run
 
     with reading():
-        return from_metrics(*read_run(address.removeprefix(_RUN), uri))
+        return read_metrics(*read_run(address.removeprefix(_RUN), uri))
 
 
 def _read_log(log: str) -> Recording:

@@ -39,7 +39,7 @@ from stability.core.errors import StabilityError
 from stability.data import synthetic
 from stability.data.augment import draw_cut
 from stability.data.batches import training_batch
-from stability.diagnosis.readers.logs import read_log
+from stability.diagnosis.readers import read_log
 from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE
 from stability.engine.decoder import init_parameters
 from stability.engine.loop import new_stack, train_steps

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stability import diagnose
-from stability.diagnosis.readers.logs import read_log
+from stability.diagnosis.readers import read_log
 from stability.diagnosis.verdict import judge
 
 LOGS = Path(__file__).parents[3] / "shared" / "logs"

@@ -1,0 +1,37 @@
+"""CSV, also with semicolons or tabs: a header, then a row per step."""
+
+import csv
+
+from stability.diagnosis.readers.columns import Row, find_columns, read_row
+from stability.diagnosis.readers.log import Log
+from stability.diagnosis.readers.recording import Recording, record_lines
+
+_SEPARATORS = ",;\t"
+
+
+def read(log: Log) -> Recording | None:
+    """Read a file whose first line names at least one column that is known."""
+    header = log.first
+    separator = max(_SEPARATORS, key=lambda separator: len(find_columns(_split(header, separator))))
+    titles = _split(header, separator)
+    if not find_columns(titles):
+        return None
+
+    def read_line(line: str) -> Row:
+        if line is header:
+            return None, {}
+        cells = _split(line, separator)
+        if len(cells) != len(titles):
+            raise ValueError(f"expected {len(titles)} cells, as in the header, found {len(cells)}")
+        return read_row(titles, cells)
+
+    return record_lines(log, read_line)
+
+
+def _split(line: str, separator: str) -> tuple[str, ...]:
+    if '"' not in line:
+        return tuple(line.rstrip("\n").split(separator))
+    try:
+        return tuple(next(csv.reader([line], delimiter=separator)))
+    except csv.Error:  # a cell that is too long for it
+        return tuple(line.split(separator))

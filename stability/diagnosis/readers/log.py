@@ -1,0 +1,64 @@
+"""A log file as lines of text, one at a time."""
+
+import codecs
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+
+from stability.core.errors import StabilityError
+
+_LONGEST = 1 << 22  # characters of a line
+_REPORT_EVERY = 10_000  # lines
+
+
+class Log(AbstractContextManager["Log"]):
+    """The lines of a file that are not blank. The text is UTF-8, or UTF-16 if the file begins with its mark.
+
+    Attributes:
+        path: The file.
+        number: The number of the line that was read last, from 1.
+        cut: Whether that line lacks its end. Then it is the file's last, and may be incomplete.
+    """
+
+    def __init__(self, path: Path, progress: Callable[[int, int], None]) -> None:
+        self.path = path
+        self.number, self.cut = 0, False
+        self._progress = progress
+        file = path.open("rb")
+        utf16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        # A byte that is no text must not end the reading.
+        self._file = io.TextIOWrapper(file, "utf-16" if utf16 else "utf-8-sig", errors="replace")
+        self._lines = self._read_lines()
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    @cached_property
+    def first(self) -> str:
+        """The first line. A format is recognised by it."""
+        line = next(self._lines, None)
+        if line is None:
+            raise StabilityError(f"{self.path} is empty.")
+        return line
+
+    def __iter__(self) -> Iterator[str]:
+        yield self.first
+        yield from self._lines
+
+    def _read_lines(self) -> Iterator[str]:
+        read, size = 0, os.fstat(self._file.fileno()).st_size
+        while line := self._file.readline(_LONGEST):
+            self.number += 1
+            self.cut = not line.endswith("\n")
+            if self.cut and len(line) == _LONGEST:
+                raise StabilityError(
+                    f"{self.path}, line {self.number} is longer than {_LONGEST:,} characters, too long for a log."
+                )
+            read += len(line)
+            if self.number % _REPORT_EVERY == 0:
+                self._progress(read, size)
+            if not line.isspace():
+                yield line
