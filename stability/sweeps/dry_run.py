@@ -1,9 +1,10 @@
-"""What a sweep would do: its trials, what of them is done, and how long the rest takes on this machine."""
+"""What a sweep would do: its trials, which of them are done, and how long the rest takes on this machine."""
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -13,64 +14,61 @@ from stability.analysis.trials import level_text
 from stability.config.names import short_name
 from stability.config.schema import Config
 from stability.core.files import LAST, VERDICT
-from stability.core.text import duration
+from stability.core.text import counted, duration
+from stability.sweeps.jobs import PlannedTrial
 from stability.sweeps.launcher import is_stacked, kind
-from stability.sweeps.plan import Plan, Planned
+from stability.sweeps.plan import Plan
 from stability.sweeps.search import Search
 
-_SECONDS = 2.0  # of training by which a kind of trial is timed, and before that half of it to warm up
-_BLOCK = 5  # steps after which the clock is read
+_SECONDS = 2.0  # of training by which a kind of trial is timed, after half of it to warm up
+_BLOCK = 5  # steps between two readings of the clock
+_WIDTH = 500  # columns of the printed table, so that no cell is cut
+
+
+class _Cost(NamedTuple):
+    """What trials of one kind cost on this machine, when so many are trained at a time."""
+
+    at_once: int
+    step: float  # seconds, for one trial
+    validation: float  # seconds, for one trial
 
 
 def show_plan(plan: Plan, launcher: DictConfig) -> None:
-    """Print the cells with their trials, and the expected time with a launcher of these settings."""
-    console = Console(highlight=False, soft_wrap=True)
-    steps = {trial.folder: _steps(trial) for trial in plan.trials}  # None of a finished trial
+    """Print the trials by cell, and how long those that are not finished take on this machine.
+
+    Args:
+        plan: The trials of the sweep.
+        launcher: Hydra's settings of the launcher.
+    """
+    steps = {trial.folder: _next_step(trial) for trial in plan.trials}
     table = Table(*map(short_name, plan.factors), "seeds", box=None, header_style="dim")
     for cell, trials in plan.cells.items():
-        seeds = [f"{trial.config.seed} {_status(steps[trial.folder])}" for trial in trials]
+        seeds = [f"seed {trial.config.seed}: {_status(steps[trial.folder])}" for trial in trials]
         table.add_row(*(level_text(level) for _, level in cell), ", ".join(seeds))
-    Console(highlight=False, soft_wrap=True, width=500).print(table)
-    todo = [trial for trial in plan.trials if steps[trial.folder] is not None]
-    begun = sum(bool(steps[trial.folder]) for trial in todo)
-    console.print(
-        f"{len(plan.trials)} trials: {len(plan.trials) - len(todo)} done, {begun} to resume, {len(todo) - begun} new"
-    )
-    if not todo:
-        return
-    kinds: dict[str, list[Planned]] = defaultdict(list)
-    for trial in todo:
-        kinds[kind(trial.config)].append(trial)
-    stacked = is_stacked(launcher)
-    seconds, sizes, each = 0.0, [], set()
-    for trials in kinds.values():
-        size, step, validation = _timed([trial.config for trial in trials], launcher.size if stacked else 1)
-        for trial in trials:
-            left = trial.config.steps - (steps[trial.folder] or 0)
-            seconds += left * step + (left // trial.config.validate_every + 1) * validation
-        sizes.append(size)
-        each.add(f"{1000 * step:.0f} ms")
-    how = f"in stacks of up to {max(sizes)}" if max(sizes) > 1 else "one trial after another"
-    if stacked and launcher.workers > 1:
-        how = f"{how} by one worker"
-    console.print(
-        f"about {duration(seconds)} on this machine, {how} "
-        f"({', '.join(sorted(each))} a step{' and trial' if max(sizes) > 1 else ''}, measured just now)"
-    )
+    Console(highlight=False, soft_wrap=True, width=_WIDTH).print(table)
+    to_do = [trial for trial in plan.trials if steps[trial.folder] is not None]
+    begun = sum(bool(steps[trial.folder]) for trial in to_do)
+    counts = f"{len(plan.trials) - len(to_do)} done, {begun} to resume, {len(to_do) - begun} new"
+    print(f"{counted(len(plan.trials), 'trial')}: {counts}")
+    if to_do:
+        print(_estimate(to_do, steps, launcher))
 
 
 def show_search(search: Search | None, study: Path) -> None:
-    """Print what can be said of a sweep whose sweeper chooses its trials as it goes."""
-    done = sum((folder / VERDICT).exists() for folder in study.glob("*"))
+    """Print what is known of a sweep whose sweeper chooses the trials while it runs."""
     if search:
-        print(f"{search.total} trials, chosen as it goes: {search.done} done, {search.total - search.done} to do")
+        print(
+            f"The sweeper chooses {counted(search.total, 'trial')} while it runs: {search.done} done, "
+            f"{search.total - search.done} to do"
+        )
     else:
-        print("The sweeper chooses its trials as it goes.")
-    print(f"{done} trials in {study} have their verdict.")
+        print("The sweeper chooses the trials while it runs: their number is not known before.")
+    finished = sum((folder / VERDICT).exists() for folder in study.glob("*"))
+    print(f"{counted(finished, 'trial')} in {study} {'has' if finished == 1 else 'have'} a verdict.")
 
 
-def _steps(trial: Planned) -> int | None:
-    """The step before which the trial would go on; None if it is finished."""
+def _next_step(trial: PlannedTrial) -> int | None:
+    """Return the step at which the trial would continue, or None if it is finished."""
     if trial.config.fresh:
         return 0
     if (trial.folder / VERDICT).exists():
@@ -84,13 +82,39 @@ def _steps(trial: Planned) -> int | None:
 
 
 def _status(step: int | None) -> str:
-    return "done" if step is None else f"resumes at step {step}" if step else "new"
+    if step is None:
+        return "done"
+    return f"resumes at step {step}" if step else "new"
 
 
-def _timed(configs: Sequence[Config], at_once: int | None) -> tuple[int, float, float]:
-    """How many of these trials are trained `at_once` (None: as memory allows), and what each takes then.
+def _estimate(trials: Sequence[PlannedTrial], steps: Mapping[Path, int | None], launcher: DictConfig) -> str:
+    """Measure what the trials cost, and return how long they take with this launcher."""
+    kinds: dict[str, list[PlannedTrial]] = defaultdict(list)
+    for trial in trials:
+        kinds[kind(trial.config)].append(trial)
+    stacked = is_stacked(launcher)
+    seconds, costs = 0.0, []
+    for same in kinds.values():
+        cost = _measure([trial.config for trial in same], launcher.size if stacked else 1)
+        costs.append(cost)
+        for trial in same:
+            left = trial.config.steps - (steps[trial.folder] or 0)
+            seconds += left * cost.step + (left // trial.config.validate_every + 1) * cost.validation
+    most = max(cost.at_once for cost in costs)
+    how = f"in stacks of up to {most}" if most > 1 else "one trial after another"
+    if stacked and launcher.workers > 1:
+        how = f"{how} with one worker"
+    each = ", ".join(sorted({f"{1000 * cost.step:.0f} ms" for cost in costs}))
+    unit = "a step and trial" if most > 1 else "a step"
+    return f"about {duration(seconds)} on this machine, {how} ({each} {unit}, measured just now)"
 
-    That is the seconds of a step and of a validation, found by making some.
+
+def _measure(configs: Sequence[Config], at_once: int | None) -> _Cost:
+    """Train some of the trials for a moment.
+
+    Args:
+        configs: The trials, which can share a stack.
+        at_once: How many are trained at a time; None for as many as memory holds.
     """
     from stability.engine.decoder import init_parameters
     from stability.engine.loop import Stack, evaluate, new_stack, train_steps
@@ -107,19 +131,19 @@ def _timed(configs: Sequence[Config], at_once: int | None) -> tuple[int, float, 
         parameters = [init_parameters(c.model, dataset.n_features, sessions, c.seed) for c in chosen]
         return new_stack(chosen, parameters, device)
 
-    def steps(seconds: float) -> float:
+    def seconds_a_step(seconds: float) -> float:
         begun, made = time.perf_counter(), 0
-        while (took := time.perf_counter() - begun) < seconds or not made:
+        while (elapsed := time.perf_counter() - begun) < seconds or not made:
             train_steps(stack, dataset.train, _BLOCK)
             made += _BLOCK
-        return took / made
+        return elapsed / made
 
     memory, stack = Memory(device, dataset), stack_of(1)
-    steps(0)
+    seconds_a_step(0)  # the first steps show what memory a trial needs
     size = min(len(configs), at_once or memory.holds(1))
     stack = stack_of(size)
-    steps(_SECONDS / 2)
-    step = steps(_SECONDS)
+    seconds_a_step(_SECONDS / 2)
+    step = seconds_a_step(_SECONDS)
     begun = time.perf_counter()
     evaluate(stack, dataset.val)
-    return size, step / size, (time.perf_counter() - begun) / size
+    return _Cost(size, step / size, (time.perf_counter() - begun) / size)

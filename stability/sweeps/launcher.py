@@ -1,9 +1,11 @@
 """A Hydra launcher that trains the trials of a sweep together, in stacks: `hydra/launcher=stacked`.
 
-Trials share a stack if they have the same model, batch, precision, data and device; other stacks follow. Each has its
-folder, its `.hydra` files and its log as with any launcher, and ends as it would alone. Workers are processes that
-train stacks at the same time, each a part of the trials, and then what others have not begun: a trial's lock tells who
-trains it, and its folder what became of it.
+Trials share a stack if they have the same model, batch, precision, data and device. Stacks of other kinds follow, one
+after another. Every trial has its folder, its `.hydra` files and its log as with any launcher, and its result is the
+same as if it had been trained alone.
+
+With several workers, each is a process that trains its part of the trials, then trials that other workers have not
+started. The lock in a trial's folder shows that a process is training it, and the files there show how it ended.
 """
 
 import copy
@@ -28,7 +30,8 @@ from stability.config.hydra import register_schema
 from stability.config.schema import Config
 from stability.core.errors import StabilityError, write_error
 from stability.core.files import CONFIG, ERROR, VERDICT, write_atomically
-from stability.sweeps.plan import check_count, compose
+from stability.sweeps.jobs import compose_job
+from stability.sweeps.plan import check_count
 from stability.sweeps.sweep_trial import is_busy, is_finished, live_in_sweep, objective
 from stability.tracking.api import open_tracker
 
@@ -52,23 +55,44 @@ _Stack = dict[Path, list[_Job]]  # jobs with one folder are one trial
 
 
 class StackedLauncher(Launcher):
-    """Chosen by `hydra/launcher=stacked`; its settings stand in that file of `conf`."""
+    """Train the trials of a sweep in stacks: `hydra/launcher=stacked`.
+
+    Args:
+        size: The number of trials in a stack. None for as many as memory holds and the device makes use of.
+        workers: The number of processes that train stacks at the same time.
+        cluster: `local` for processes on this machine, `slurm` for jobs on a cluster.
+        parameters: Parameters of submitit's jobs, by name.
+
+    Raises:
+        StabilityError: A setting is wrong.
+    """
 
     def __init__(self, size: int | None, workers: int, cluster: str, parameters: Mapping[str, Any]) -> None:
         check_count("hydra.launcher.size", size, or_null=True)
         check_count("hydra.launcher.workers", workers)
         if not isinstance(parameters, Mapping):
-            raise StabilityError(f"hydra.launcher.parameters={parameters}: it has to hold parameters by their names.")
+            raise StabilityError(
+                f"hydra.launcher.parameters={parameters}: give names with their values, as in {{timeout_min: 600}}."
+            )
         if cluster not in ("local", "slurm"):
-            raise StabilityError(f"hydra.launcher.cluster={cluster}: there are local and slurm.")
+            raise StabilityError(f"hydra.launcher.cluster={cluster}: give local or slurm.")
         self._size, self._workers, self._cluster, self._parameters = size, workers, cluster, parameters
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take over what Hydra composed."""
+        """Keep what Hydra composed."""
         self._context, self._task, self._config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Train a batch of the sweeper's jobs. Of those that cannot be it is told NaN, and the callbacks why."""
+        """Train the trials of some jobs.
+
+        Args:
+            job_overrides: The overrides of each job.
+            initial_job_idx: The number of the first job in the sweep.
+
+        Returns:
+            The objective of every job (see `sweep_trial.objective`). NaN for a job that is invalid, crashed or could
+            not be trained: such a job does not stop the others. The callbacks receive its error.
+        """
         setup_globals()
         stacks: dict[str, _Stack] = {}
         results = []
@@ -78,12 +102,12 @@ class StackedLauncher(Launcher):
                 if is_finished(job.settings, job.folder):
                     _tell([job], objective(job.folder))
                 else:
-                    _forget(job)
+                    _clear_earlier(job)
                     stacks.setdefault(kind(job.settings), {}).setdefault(job.folder, []).append(job)
                 results.append(job.result)
-            except StabilityError as error:  # the others are trained
+            except StabilityError as error:
                 result = JobReturn([*overrides])
-                self._cannot_be(result, error)
+                self._report_failure(result, error)
                 results.append(result)
         if self._workers == 1 and self._cluster == "local":
             for jobs in stacks.values():
@@ -92,14 +116,14 @@ class StackedLauncher(Launcher):
             self._train_in_workers([*stacks.values()])
         return results
 
-    def _cannot_be(self, result: JobReturn, error: StabilityError) -> None:
-        """Tell the callbacks why a job cannot be, and the sweeper NaN, as of a crash."""
+    def _report_failure(self, result: JobReturn, error: StabilityError) -> None:
+        """Pass the error of a job to the callbacks, and NaN to the sweeper, which an error would stop."""
         result.return_value, result.status = error, JobStatus.FAILED
         self._context.callbacks.on_job_end(config=self._config, job_return=result)
         result.return_value, result.status = math.nan, JobStatus.COMPLETED
 
     def _job(self, number: int, overrides: Sequence[str]) -> _Job:
-        composed, trial = compose(self._config, number, overrides)
+        composed, trial = compose_job(self._config, overrides, number)
         with open_dict(composed):
             composed.hydra.runtime.output_dir = str(trial.folder.absolute())
         task, hydra = copy.deepcopy(composed), OmegaConf.masked_copy(composed, ["hydra"])
@@ -117,19 +141,25 @@ class StackedLauncher(Launcher):
         logs = Path(self._config.hydra.sweep.dir) / ".submitit"
         done = partial(_are_done, jobs)
         work = partial(self._work, stacks, count)
-        worked = run_in_workers(work, done, count, self._cluster, logs, self._parameters)
-        reasons: dict[Path, str] = {folder: why for told in worked if told for folder, why in told.items()}
+        results = run_in_workers(
+            work, done, count=count, cluster=self._cluster, folder=logs, parameters=self._parameters
+        )
+        killed = None in results
+        reasons: dict[Path, str] = {folder: reason for own in results if own for folder, reason in own.items()}
         for folder, same in jobs.items():
-            if folder in reasons and not (folder / VERDICT).exists():  # another worker may have been luckier
-                self._cannot_be(same[0].result, StabilityError(reasons[folder]))
+            if folder in reasons and not (folder / VERDICT).exists():  # another worker may have trained it
+                self._report_failure(same[0].result, StabilityError(reasons[folder]))
                 _tell(same, math.nan)
             else:
-                _tell(same, _told_by(folder, same[0].settings, killed=None in worked))
+                _tell(same, _objective_after_workers(folder, same[0].settings, killed=killed))
 
     def _work(self, stacks: list[_Stack], count: int, number: int, sharing: int) -> dict[Path, str]:
-        """Train as worker `number`: its part of the trials, and then what others have not begun, the last first.
+        """Train as worker `number`: its own part of the trials, then what others have not started, the last first.
 
-        A part is of neighbours, which share a seed and with it their batches. Returns why some cannot be, by folder.
+        A part is a row of neighbours, because these mostly share a seed and so their batches.
+
+        Returns:
+            Why a trial could not be trained, by its folder.
         """
         register_schema()
         setup_globals()
@@ -187,8 +217,8 @@ def _tell(jobs: Sequence[_Job], value: float) -> None:
         job.result.return_value, job.result.status = value, JobStatus.COMPLETED
 
 
-def _forget(job: _Job) -> None:
-    """Forget that a trial crashed and, if it is to be trained anew, all of it: what is found later is this sweep's."""
+def _clear_earlier(job: _Job) -> None:
+    """Delete the error of an earlier run, and with `fresh` all its results: what is there later is of this sweep."""
     from stability.trials.run import clear  # late: PyTorch takes seconds
 
     try:
@@ -202,15 +232,15 @@ def _forget(job: _Job) -> None:
     job.task.fresh = job.settings.fresh = False
 
 
-def _told_by(folder: Path, settings: Config, *, killed: bool) -> float:
-    """What became of a trial that workers were to train, of which some may have been `killed` and not replaced."""
+def _objective_after_workers(folder: Path, settings: Config, *, killed: bool) -> float:
+    """Read the objective of a trial after all workers have ended. `killed`: one was killed and not replaced."""
     if is_busy(folder) or (folder / ERROR).exists():
         return math.nan
     if (folder / VERDICT).exists():
-        with suppress(StabilityError):  # one that cannot be read, which the report tells
+        with suppress(StabilityError):  # a verdict that cannot be read: the report says so
             return objective(folder)
     elif killed:
-        reason = "Every worker that began it was killed, perhaps for want of memory: see .submitit in the study."
+        reason = "Every worker that trained it was killed, perhaps because memory ran out: see .submitit in the study."
         write_atomically(folder / ERROR, f"{reason}\n".encode())
         if (folder / CONFIG).exists():
             open_tracker(settings.tracking, folder, outputs=Path(settings.outputs)).abort("KILLED")
@@ -218,14 +248,14 @@ def _told_by(folder: Path, settings: Config, *, killed: bool) -> float:
 
 
 def is_stacked(launcher: DictConfig) -> bool:
-    """Whether Hydra's settings of a launcher are those of ours."""
+    """Return whether Hydra's settings of a launcher choose StackedLauncher."""
     return str(launcher._target_).endswith(f".{StackedLauncher.__name__}")
 
 
 def kind(settings: Config) -> str:
-    """What trials of one stack have in common."""
+    """Return a text that is the same for trials that can share a stack, and differs for others."""
     parts = (settings.model, settings.batch, settings.precision, settings.data)
-    # What is too short after the longest cut is excluded from the data, which a stack has in common.
+    # The trials of a stack share their data. With `exclude`, the longest cut decides which utterances are in them.
     cut = settings.aug.max_cut if settings.data.on_bad_utterance == "exclude" else 0
     return json.dumps([settings.device, cut, *(asdict(part) for part in parts)])
 
@@ -245,7 +275,7 @@ def _open_once() -> "Callable[[Config], Dataset]":
 
 
 def _write_hydra_files(job: _Job) -> None:
-    """What Hydra writes of any job."""
+    """Write the files that Hydra writes for a job."""
     if job.config.hydra.output_subdir is None:
         return
     folder = job.folder / job.config.hydra.output_subdir

@@ -1,6 +1,6 @@
-"""What a person sees of a sweep: a line a finished trial, and the verdicts so far as a grid.
+"""What the terminal shows during a sweep: a line for every trial that ends, and the verdicts so far as a grid.
 
-The folders of the trials are watched, whoever trains them: this process, others, or those of another machine.
+It watches the trials' folders, so it does not matter which process or machine trains them.
 """
 
 import time
@@ -26,7 +26,7 @@ from stability.diagnosis.table import SIGNALS_FILE
 from stability.sweeps.plan import Cell, Plan
 from stability.sweeps.search import Search
 
-CRASHED = "crashed"
+CRASHED = "crashed"  # in the place of an outcome
 _LETTERS = {
     "stable": "S",
     "slow": "L",
@@ -39,12 +39,13 @@ _LETTERS = {
     CRASHED: "C",
 }
 _TO_DO = "·"
-_PAUSE = 0.5  # seconds between two looks
-_TAIL = 8192  # bytes at the end of a table of signals, in which its last row is
+_PAUSE = 0.5  # seconds between two checks of the folders
+_RECENT = 60  # seconds since a trial wrote its signals, after which it is not shown as running
+_TAIL = 8192  # bytes at the end of a table of signals that certainly hold its last row
 
 
 @dataclass(frozen=True)
-class _Stamps:
+class _WriteTimes:
     """When a trial's verdict and its error were written (ns), 0 for never."""
 
     verdict: int
@@ -54,101 +55,105 @@ class _Stamps:
 class SweepProgress:
     """The terminal during a sweep.
 
-    `plan` is None for a sweep whose trials are chosen as it goes. They are then those that end in the folder `study`,
-    and `search` says how many there are to be, if that is known.
+    Args:
+        study: The folder of the sweep.
+        plan: The trials, or None if the sweeper chooses them one by one. Then all trials that end in `study` count.
+        search: How far the search is, if the number of trials is known that way.
+
+    Attributes:
+        plan: As given.
+        outcomes: {folder: outcome} of the trials that have ended, `crashed` for those that crashed.
     """
 
     def __init__(self, study: Path, plan: Plan | None, search: Search | None) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
         self._study, self.plan = study, plan
-        self._total = len(plan.trials) if plan else search.total if search else None
         self._done = search.done if search else 0
+        self._total = search.total if search else None
+        if plan:
+            self._total = len(plan.trials)
         self._trials = {trial.folder: trial for trial in plan.trials} if plan else {}
-        self._before = {folder: _stamps(folder) for folder in self.folders()}
-        self.outcomes: dict[Path, str] = {}  # of the trials that have ended, by folder
+        self._at_start = {folder: _write_times(folder) for folder in self.folders()}
+        self.outcomes: dict[Path, str] = {}
         for folder, trial in self._trials.items():
-            if self._before[folder].verdict and not self._before[folder].error and not trial.config.fresh:
-                self.outcomes[folder] = _read(folder)[0]
-        self._known = len(self.outcomes)
-        self._begun = time.monotonic()
+            if self._at_start[folder].verdict and not self._at_start[folder].error and not trial.config.fresh:
+                self.outcomes[folder] = _read_result(folder)[0]
+        self._finished_before = len(self.outcomes)
+        self._started = time.monotonic()
         self._stopping = Event()
         self._thread = Thread(target=self._watch, daemon=True)
         live = Live(console=self._console, auto_refresh=False, transient=True)
         self._live = live if self._console.is_terminal else None
 
     def start(self) -> None:
-        """Watch the folders, and show what is found."""
+        """Start to watch the folders and to print what ends."""
         if self._live:
             self._live.start()
         self._thread.start()
 
     def stop(self) -> None:
-        """Look for the last time, and leave the verdicts on the screen."""
+        """Check the folders for the last time, and leave the grid of verdicts on the screen."""
         self._stopping.set()
         self._thread.join()
-        self._look()
+        self._find_ended()
         if self._live:
             self._live.stop()
         if self.outcomes:
             self._console.print(self._verdicts())
 
     def describe(self, folder: Path) -> str:
-        """What the trial is, in words."""
+        """Return the trial's factors and seed, or the name of its folder if there is no plan."""
         return self.plan.describe(self._trials[folder]) if self.plan else folder.name
 
-    def _watch(self) -> None:
-        while not self._stopping.wait(_PAUSE):
-            self._look()
-            if self._live:
-                self._live.update(self._screen(), refresh=True)
-
     def folders(self) -> Iterable[Path]:
-        """The folders of the trials; where no plan is, all there are."""
+        """Return the folders of the planned trials, or all that are in the study if there is no plan."""
         if self.plan:
             return self._trials
         return [path for path in self._study.glob("*") if path.is_dir()]
 
-    def _look(self) -> None:
-        """Find the trials that have ended since the last look."""
+    def _watch(self) -> None:
+        while not self._stopping.wait(_PAUSE):
+            self._find_ended()
+            if self._live:
+                self._live.update(self._screen(), refresh=True)
+
+    def _find_ended(self) -> None:
+        """Find the trials that have ended since the last check, and print a line for each."""
         for folder in self.folders():
             if folder in self.outcomes:
                 continue
-            now, before = _stamps(folder), self._before.get(folder, _Stamps(0, 0))
-            if now.error and now.error != before.error:
+            now, at_start = _write_times(folder), self._at_start.get(folder, _WriteTimes(0, 0))
+            if now.error and now.error != at_start.error:
                 self.outcomes[folder] = CRASHED
-                self._tell(folder, why(folder).rstrip("."))
-            elif now.verdict and not now.error and (now.verdict != before.verdict or before.error):
-                self.outcomes[folder], per = _read(folder)
-                took = (now.verdict - (folder / CONFIG).stat().st_mtime_ns) / 1e9
-                self._tell(folder, f"PER {per:.2f}  {duration(took)}")
+                self._print_ended(folder, crash_reason(folder).rstrip("."))
+            elif now.verdict and not now.error and (now.verdict != at_start.verdict or at_start.error):
+                self.outcomes[folder], per = _read_result(folder)
+                seconds = (now.verdict - (folder / CONFIG).stat().st_mtime_ns) / 1e9
+                self._print_ended(folder, f"PER {per:.2f}  {duration(seconds)}")
 
-    def _tell(self, folder: Path, what: str) -> None:
-        count = f"{self._done + len(self.outcomes)}" + (f"/{self._total}" if self._total else "")
-        outcome = self.outcomes[folder]
-        left = f", {left}" if (left := self._left()) else ""
-        self._console.print(
-            rf"\[{count}] [{colour(outcome)}]{outcome}[/]  {escape(self.describe(folder))}  {escape(what)}{left}"
-        )
+    def _print_ended(self, folder: Path, result: str) -> None:
+        done = self._done + len(self.outcomes)
+        count = f"{done}/{self._total}" if self._total else f"{done}"
+        outcome, trial = self.outcomes[folder], escape(self.describe(folder))
+        left = f", {text}" if (text := self._time_left()) else ""
+        self._console.print(rf"\[{count}] [{colour(outcome)}]{outcome}[/]  {trial}  {escape(result)}{left}")
 
-    def _left(self) -> str:
-        """How long the rest will take, if it goes on as it went."""
-        now, todo = len(self.outcomes) - self._known, (self._total or 0) - self._done - len(self.outcomes)
-        if todo <= 0 or not now:
+    def _time_left(self) -> str:
+        """How long the rest takes if it goes on at the same pace; empty if that is not known."""
+        ended = len(self.outcomes) - self._finished_before
+        to_do = (self._total or 0) - self._done - len(self.outcomes)
+        if to_do <= 0 or not ended:
             return ""
-        return f"about {duration((time.monotonic() - self._begun) / now * todo)} left"
+        return f"about {duration((time.monotonic() - self._started) / ended * to_do)} left"
 
     def _screen(self) -> RenderableType:
+        """What is shown while trials run: a bar for the sweep, one for every running trial, and the verdicts."""
         bars = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
-        bars.add_task(self._left() or "trials", total=self._total, completed=self._done + len(self.outcomes))
+        bars.add_task(self._time_left() or "trials", total=self._total, completed=self._done + len(self.outcomes))
         for folder in self.folders():
-            begun = folder not in self.outcomes and (folder / SIGNALS_FILE).exists()
-            if (
-                begun
-                and time.time() - (folder / SIGNALS_FILE).stat().st_mtime < 60
-                and (at := _last_step(folder / SIGNALS_FILE))
-            ):
+            if folder not in self.outcomes and (steps := _steps_if_running(folder / SIGNALS_FILE)):
                 total = self._trials[folder].config.steps if folder in self._trials else None
-                bars.add_task(escape(self.describe(folder)), total=total, completed=at)
+                bars.add_task(escape(self.describe(folder)), total=total, completed=steps)
         return Group(bars.get_renderable(), self._verdicts())
 
     def _verdicts(self) -> RenderableType:
@@ -161,13 +166,13 @@ class SweepProgress:
         return legend
 
 
-def why(folder: Path) -> str:
-    """The reason for which the trial crashed."""
+def crash_reason(folder: Path) -> str:
+    """Return the last line of a crashed trial's error file."""
     return (folder / ERROR).read_text().splitlines()[-1]
 
 
 def _grid(plan: Plan, outcomes: Mapping[Path, str]) -> Table:
-    """How many seeds of each cell ended in which outcome: the factor with most levels to the right, the others down."""
+    """Count the outcomes of every cell. The factor with most levels is in the columns, the others are in the rows."""
     levels = {name: ordered(dict(cell)[name] for cell in plan.cells) for name in plan.factors}
     across = max(plan.factors, key=lambda name: len(levels[name]))
     down = [name for name in plan.factors if name != across]
@@ -190,28 +195,30 @@ def _sign(outcome: str, text: str) -> Text:
     return Text(text, "dim" if outcome == "to do" else colour(outcome))
 
 
-def _read(folder: Path) -> tuple[str, float]:
-    """The trial's outcome and PER."""
+def _read_result(folder: Path) -> tuple[str, float]:
+    """Return the trial's outcome and PER."""
     found = read_trials([folder])
     if not found.trials:
         return f"not readable ({found.left_out[0][1]})", float("nan")
     return found.trials[0].outcome, found.trials[0].per
 
 
-def _stamps(folder: Path) -> _Stamps:
+def _write_times(folder: Path) -> _WriteTimes:
     def written(path: Path) -> int:
         try:
             return path.stat().st_mtime_ns
         except OSError:
             return 0
 
-    return _Stamps(written(folder / VERDICT), written(folder / ERROR))
+    return _WriteTimes(written(folder / VERDICT), written(folder / ERROR))
 
 
-def _last_step(signals: Path) -> int:
-    """The number of steps in a table of signals that is being written; 0 if that cannot be told."""
+def _steps_if_running(signals: Path) -> int:
+    """Return the number of steps in a table of signals that is being written, or 0."""
+    if not signals.exists() or time.time() - signals.stat().st_mtime >= _RECENT:
+        return 0
     with signals.open("rb") as file:
         file.seek(max(0, signals.stat().st_size - _TAIL))
-        lines = file.read().split(b"\n")[1:-1]  # whole ones
+        lines = file.read().split(b"\n")[1:-1]  # the first and the last may be cut
     step = lines[-1].split(b",")[0] if lines else b""
     return int(step) + 1 if step.isdigit() else 0

@@ -1,7 +1,7 @@
-"""A search by Optuna that can be depended on: `n_trials` is its total, and after a kill it goes on.
+"""A search by Optuna that can be interrupted: `n_trials` is its total, and the same command continues it.
 
-Hydra's own sweeper makes `n_trials` more when it goes on, forgets the trial that was being trained, and draws the first
-ones again.
+Hydra's own Optuna sweeper would train `n_trials` more after a restart, would forget the trial that it was training, and
+would draw the first trials again.
 """
 
 import logging
@@ -19,75 +19,94 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stability.core.errors import StabilityError
-from stability.sweeps.plan import grid
+from stability.core.text import counted
+from stability.sweeps.jobs import grid_jobs
 
 
 @dataclass(frozen=True)
 class Search:
-    """How many trials a search is to have, and how many it has."""
+    """How many trials a search shall have in all, and how many of them are done."""
 
     total: int
     done: int
 
 
 class ResumingSweeper(OptunaSweeper):
-    """Optuna's sweeper, whose study is in a storage and is searched by one process at a time."""
+    """Optuna's sweeper with a study on disk, which one process at a time searches. `experiment=search` uses it.
+
+    `hydra.sweeper.storage` is a sqlite file, `hydra.sweeper.n_trials` the number of finished trials to end with.
+    """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take over what Hydra composed."""
+        """Keep what Hydra composed."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self._whole, self._settings = config, config.hydra.sweeper
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search until there are `n_trials` finished trials, those of former sweeps included."""
+        """Search until `n_trials` trials are finished, those of earlier runs included.
+
+        Raises:
+            StabilityError: The storage is no sqlite file, or another process is searching.
+        """
         from optuna.trial import TrialState
 
-        logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)  # crashes are told by us
-        with _alone(_database(self._settings)):
-            OmegaConf.save(self._whole, Path(self._whole.hydra.sweep.dir) / "multirun.yaml")  # as Hydra's own does
-            study = _study(self._settings)
-            for trial in study.get_trials(states=[TrialState.RUNNING]):  # a killed process left them half-way
+        # Optuna's sweeper warns about crashed trials. The sweep lists them at its end.
+        logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
+        with _locked(_database(self._settings)):
+            OmegaConf.save(self._whole, Path(self._whole.hydra.sweep.dir) / "multirun.yaml")  # as Hydra's sweepers do
+            study = _open_study(self._settings)
+            for trial in study.get_trials(states=[TrialState.RUNNING]):  # a process was killed while it trained these
                 study.enqueue_trial(trial.params)
                 study.tell(trial.number, state=TrialState.FAIL)
-            self.sweeper.n_trials = max(0, self._settings.n_trials - _finished(study))
-            self.sweeper.sampler = _sampler(self._settings, len(study.trials))
+            self.sweeper.n_trials = max(0, self._settings.n_trials - _count_finished(study))
+            self.sweeper.sampler = _sampler(self._settings, drawn=len(study.trials))
             try:
                 super().sweep(arguments)
-            except ValueError as error:  # as some of OmegaConf's are, of a trial that cannot be
-                if _finished(study) or isinstance(error, OmegaConfBaseException):
+            except ValueError as error:
+                # When no trial is finished, Optuna raises ValueError as it looks for the best one. The sweep lists why
+                # none is. Some of OmegaConf's errors are ValueErrors too.
+                if _count_finished(study) or isinstance(error, OmegaConfBaseException):
                     raise
-                return  # of no finished trial there is no best, over which Optuna stumbles
+                return
             best = " ".join(f"{name}={value:.4g}" for name, value in study.best_params.items())
-            print(f"The best of {_finished(study)} trials: {study.best_value:.4g} with {best}")
+            print(f"Best of {counted(_count_finished(study), 'trial')}: {study.best_value:.4g} with {best}")
 
 
-def look_up(cfg: DictConfig) -> Search | None:
-    """The search that Hydra composed `cfg` for, as it stands; None if Optuna is not its sweeper.
+def find_search(cfg: DictConfig) -> Search | None:
+    """Look up how far the search of a sweep is.
 
-    StabilityError where a grid has more combinations than there are to be trials: Optuna would leave some out silently.
+    Args:
+        cfg: The configuration that Hydra composed for the whole sweep.
+
+    Returns:
+        The search, or None if Optuna is not the sweeper.
+
+    Raises:
+        StabilityError: `n_trials` is below 1, or a grid has more combinations than `n_trials`. Optuna would leave some
+            out without a word.
     """
     settings = cfg.hydra.sweeper
     if "n_trials" not in settings:
         return None
     if settings.n_trials < 1:
-        raise StabilityError(f"hydra.sweeper.n_trials={settings.n_trials}: it has to be 1 or more.")
-    if settings.sampler._target_.endswith(".GridSampler") and (size := len(grid(cfg))) > settings.n_trials:
+        raise StabilityError(f"hydra.sweeper.n_trials={settings.n_trials}: give 1 or more.")
+    if settings.sampler._target_.endswith(".GridSampler") and (size := len(grid_jobs(cfg))) > settings.n_trials:
         raise StabilityError(
-            f"hydra.sweeper.n_trials={settings.n_trials}, but the grid has {size} combinations, of which GridSampler "
-            f"would leave out {size - settings.n_trials}: give hydra.sweeper.n_trials={size}."
+            f"hydra.sweeper.n_trials={settings.n_trials}, but the grid has {size} combinations, and GridSampler would "
+            f"leave out {size - settings.n_trials}: give hydra.sweeper.n_trials={size}."
         )
-    goes_on = settings._target_.endswith(f".{ResumingSweeper.__name__}") and _database(settings).exists()
-    return Search(settings.n_trials, _finished(_study(settings)) if goes_on else 0)
+    continues = settings._target_.endswith(f".{ResumingSweeper.__name__}") and _database(settings).exists()
+    return Search(settings.n_trials, _count_finished(_open_study(settings)) if continues else 0)
 
 
 @contextmanager
-def _alone(database: Path) -> Iterator[None]:
+def _locked(database: Path) -> Iterator[None]:
     database.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{database}.lock").acquire(timeout=0):
             yield
     except Timeout:
-        raise StabilityError(f"{database} is being searched by another process: wait for it.") from None
+        raise StabilityError(f"Another process is searching with {database}: wait until it has ended.") from None
 
 
 def _database(settings: DictConfig) -> Path:
@@ -97,7 +116,7 @@ def _database(settings: DictConfig) -> Path:
     return Path(storage.removeprefix("sqlite:///"))
 
 
-def _study(settings: DictConfig) -> Any:
+def _open_study(settings: DictConfig) -> Any:
     import optuna  # late: it takes a while
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -109,15 +128,15 @@ def _study(settings: DictConfig) -> Any:
     )
 
 
-def _sampler(settings: DictConfig, chosen: int) -> Any:
-    """The sampler, to go on after it has chosen so many trials."""
+def _sampler(settings: DictConfig, *, drawn: int) -> Any:
+    """The sampler for the rest of a search in which `drawn` trials have been drawn."""
     changes: dict[str, Any] = {}
     if settings.sampler.get("seed") is not None:
-        changes["seed"] = settings.sampler.seed + chosen  # or the same would be drawn again
+        changes["seed"] = settings.sampler.seed + drawn  # with the same seed it would draw the first trials again
     if "constant_liar" in settings.sampler:  # TPE
-        changes["constant_liar"] = settings.n_jobs > 1  # or those chosen at once would be neighbours
+        changes["constant_liar"] = settings.n_jobs > 1  # without it, trials drawn at once would be close to each other
     return instantiate(OmegaConf.merge(settings.sampler, changes), _execution_whitelist_="optuna.samplers.*")
 
 
-def _finished(study: Any) -> int:
+def _count_finished(study: Any) -> int:
     return sum(trial.state.name == "COMPLETE" for trial in study.trials)

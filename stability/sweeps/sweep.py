@@ -1,7 +1,8 @@
-"""A sweep that can be depended on, with whatever launcher and sweeper Hydra has: `--multirun`.
+"""What a sweep does at its start and at its end, with any of Hydra's launchers and sweepers: `--multirun`.
 
-A crashed trial does not stop the others; what is finished is passed over, what is not goes on; and at the end there is
-a list of what is missing. Launchers may train in other processes: what became of a trial is told by its folder.
+A trial that crashes does not stop the others, a finished trial is not trained again, and one that was interrupted is
+continued. At the end the trials without a verdict are listed. A launcher may train in other processes, so the outcome
+of a trial is read from its folder.
 """
 
 import sys
@@ -10,111 +11,124 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from stability.config.hydra import register_schema, resolve_config
 from stability.core.errors import CallbackError, StabilityError
 from stability.core.files import ERROR, VERDICT, short_path
+from stability.core.text import counted
 from stability.sweeps.bisection import BisectionSweeper
 from stability.sweeps.dry_run import show_plan, show_search
+from stability.sweeps.hydra_internals import job_error
+from stability.sweeps.jobs import InvalidJob, describe_job, list_invalid
 from stability.sweeps.launcher import StackedLauncher, is_stacked
-from stability.sweeps.plan import GridSweeper, Plan, plan, reasons, swept
-from stability.sweeps.progress import CRASHED, SweepProgress, why
-from stability.sweeps.search import ResumingSweeper, Search, look_up
+from stability.sweeps.plan import GridSweeper, Plan, make_plan
+from stability.sweeps.progress import CRASHED, SweepProgress, crash_reason
+from stability.sweeps.search import ResumingSweeper, Search, find_search
 from stability.sweeps.sweep_trial import is_busy, is_finished
 from stability.tracking.api import close_study, open_study
 
 
 class Sweep(Callback):
-    """What Hydra calls at the start and at the end of a sweep."""
+    """Hydra's callback for sweeps: it checks a sweep, shows its progress, and reports on it at the end.
+
+    An error is raised as CallbackError, because Hydra would turn an `Exception` of a callback into a warning.
+    """
 
     def __init__(self) -> None:
-        register_schema()  # where a launcher's other process reads this, it has not composed yet
+        register_schema()  # in a launcher's other process nothing has registered it before
         self._progress: SweepProgress | None = None
-        self._sends = False
-        self._impossible: list[tuple[str, str]] = []  # jobs that cannot be, and why
-        self._untrained: dict[Path, str] = {}  # trials that could not be trained, and why
+        self._tracked = False
+        self._invalid: list[InvalidJob] = []
+        self._failed: dict[Path, str] = {}  # why a trial could not be trained, by its folder
 
     def __reduce__(self) -> tuple[type["Sweep"], tuple[()]]:
-        return Sweep, ()  # only the process that began the sweep watches it
+        return Sweep, ()  # a copy in another process does not watch the sweep
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse what is for sweeps alone."""
+        """Refuse a dry run of a single trial."""
         if config.sweep.dry_run:
-            raise CallbackError(StabilityError("sweep.dry_run=true is for sweeps: give --multirun with it."))
+            raise CallbackError(StabilityError("sweep.dry_run=true needs --multirun: give both, or neither."))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Look at the whole sweep before any of it is trained."""
+        """Check the whole sweep before any of it is trained, and start to show its progress. A dry run exits here."""
         try:
-            self._progress, self._sends = _begin(config)
+            self._progress, self._tracked = _start(config)
         except Exception as error:
             raise CallbackError(error) from error
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Note what our own launcher tells of jobs that cannot be."""
-        error, composed = job_return._return_value, job_return.hydra_cfg
-        if self._progress is None or job_return.status is not JobStatus.FAILED or not isinstance(error, StabilityError):
+        """Keep what StackedLauncher reports of a job that is invalid or could not be trained."""
+        error, composed = job_error(job_return), job_return.hydra_cfg
+        if self._progress is None or not isinstance(error, StabilityError):
             return
         if composed is not None:
-            self._untrained[Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir)] = str(error)
+            self._failed[Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir)] = str(error)
         else:
-            self._impossible.append((swept(config, job_return.overrides or ()), str(error)))
+            self._invalid.append(InvalidJob(describe_job(config, job_return.overrides or ()), str(error)))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say what became of the sweep, however it ended."""
+        """Write the study's report and raise an error that lists what is missing, however the sweep ended."""
         if self._progress is None:
             return
+        ended_by = sys.exc_info()[1]  # Hydra calls this while the exception that ends the sweep is on its way
         try:
             self._progress.stop()
-            trouble = [_missing(self._progress, self._untrained), _impossible(self._progress.plan, self._impossible)]
+            planned = self._progress.plan.invalid if self._progress.plan else ()
+            problems = [_list_missing(self._progress, self._failed), _list_all_invalid([*planned, *self._invalid])]
             try:
-                _tell_and_send(config, self._progress, self._sends)
+                _report(config, self._progress, self._tracked)
             except StabilityError as error:
-                trouble.append(str(error))
-            ended_by, noted = sys.exc_info()[1], self._untrained or self._impossible
-            if noted and isinstance(ended_by, StabilityError):
-                trouble = [str(ended_by), *trouble]
-            elif ended_by is not None and not (noted and isinstance(ended_by, ValueError)):  # as Optuna's of no trial
-                trouble = []  # what ended the sweep is told instead
-            if told := list(filter(None, trouble)):
-                raise StabilityError("\n".join(told))
+                problems.append(str(error))
+            if message := "\n".join(filter(None, self._add_cause(ended_by, problems))):
+                raise StabilityError(message)
         except Exception as error:
             raise CallbackError(error) from error
 
+    def _add_cause(self, ended_by: BaseException | None, problems: list[str]) -> list[str]:
+        """Return the problems to raise when `ended_by` ended the sweep. If there are none, Hydra raises `ended_by`."""
+        if ended_by is None:
+            return problems
+        if (self._failed or self._invalid) and isinstance(ended_by, StabilityError):
+            return [str(ended_by), *problems]
+        if (self._failed or self._invalid) and isinstance(ended_by, ValueError):
+            return problems  # a sweeper, such as Optuna's, met the NaN of a failed trial: the problems say why
+        return []
 
-def _begin(cfg: DictConfig) -> tuple[SweepProgress, bool]:
-    """Check the sweep, and show it from now on. A dry run ends here. Also whether there is anything to send."""
+
+def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
+    """Check the sweep and start to show it. Also return whether there is anything for the tracker."""
     study = Path(cfg.hydra.sweep.dir)
     if cfg.sweep.claims is not None:
         from stability.analysis.claims import find_claims, read_claims  # late: SciPy takes a while
 
-        read_claims(find_claims(cfg.sweep.claims))  # what is wrong in it is said now, and not after hours
+        read_claims(find_claims(cfg.sweep.claims))  # an error in the file has to show now, not after hours of training
     for plugin in (GridSweeper, ResumingSweeper, BisectionSweeper, StackedLauncher):
         Plugins.instance().register(plugin)
-    planned, searched = plan(cfg), look_up(cfg)
-    if planned:
-        _tell_impossible(planned, is_stacked(cfg.hydra.launcher))
+    plan, search = make_plan(cfg), find_search(cfg)
+    if plan:
+        _report_invalid(plan, is_stacked(cfg.hydra.launcher), cfg.sweep.dry_run)
     if cfg.sweep.dry_run:
-        show_plan(planned, cfg.hydra.launcher) if planned else show_search(searched, study)
-        sys.exit(bool(planned and planned.impossible))
-    for note in _notes(planned, searched):
+        show_plan(plan, cfg.hydra.launcher) if plan else show_search(search, study)
+        sys.exit(1 if plan and plan.invalid else 0)
+    for note in _notes(plan, search):
         print(note)
-    done = planned is not None and all(is_finished(trial.config, trial.folder) for trial in planned.trials)
-    if not done:
-        settings = planned.trials[0].config if planned else resolve_config(cfg)
+    finished = plan is not None and all(is_finished(trial.config, trial.folder) for trial in plan.trials)
+    if not finished:
+        settings = plan.trials[0].config if plan else resolve_config(cfg)
         open_study(settings.tracking, study, outputs=Path(settings.outputs))
-    progress = SweepProgress(study, planned, searched)
+    progress = SweepProgress(study, plan, search)
     progress.start()
-    return progress, not done
+    return progress, not finished
 
 
-def _tell_and_send(cfg: DictConfig, progress: SweepProgress, sends: bool) -> None:
-    """Write the report of the whole study, if any of its trials is finished, and tell and send what it says."""
+def _report(cfg: DictConfig, progress: SweepProgress, tracked: bool) -> None:
+    """Write and print the report of the study if any of its trials is finished, and send it to the tracker."""
     study, claims = Path(cfg.hydra.sweep.dir), cfg.sweep.claims
     if not any((folder / VERDICT).exists() for folder in progress.folders()):
-        if sends:
+        if tracked:
             close_study(study, [], "")
         return
     from stability.analysis.claims import find_claims  # late: SciPy and matplotlib take a while
@@ -122,53 +136,64 @@ def _tell_and_send(cfg: DictConfig, progress: SweepProgress, sends: bool) -> Non
 
     report = write_report([study], claims=None if claims is None else find_claims(claims))
     print("", *report.sentences, f"report    {short_path(report.page)}", sep="\n")
-    if sends:
+    if tracked:
         print(close_study(study, [report.page, *report.files], " ".join(report.sentences)))
 
 
-def _tell_impossible(planned: Plan, stacked: bool) -> None:
-    """Say which jobs of a grid cannot be. Only our own launcher trains the others."""
-    if planned.impossible:
-        goes_on = stacked and planned.trials
-        others = "are trained" if goes_on else "were not begun"
-        count = f"{len(planned.impossible)} of {planned.jobs} trials cannot be, the others {others}:"
-        if not goes_on:
-            raise StabilityError(f"{count}\n{reasons(planned.impossible)}")
-        print(count, reasons(planned.impossible), sep="\n")
+def _report_invalid(plan: Plan, stacked: bool, dry_run: bool) -> None:
+    """Print the invalid jobs of a grid, or raise if nothing can be trained beside them.
+
+    Only StackedLauncher goes on to the valid ones: Hydra's launchers stop at the first invalid job.
+    """
+    if not plan.invalid:
+        return
+    count = len(plan.invalid)
+    summary = f"{count} of {counted(plan.jobs, 'configuration')} {_are(count)} invalid"
+    if not stacked or not plan.trials:
+        raise StabilityError(f"{summary}; no trial was started:\n{list_invalid(plan.invalid)}")
+    action = "a sweep would train" if dry_run else "training"
+    print(f"{summary}; {action} the other {plan.jobs - count}.", list_invalid(plan.invalid), sep="\n")
 
 
-def _notes(planned: Plan | None, searched: Search | None) -> list[str]:
+def _notes(plan: Plan | None, search: Search | None) -> list[str]:
+    """What a user should know before the sweep starts."""
     notes = []
-    if planned:
-        if planned.repeated:
-            notes.append(f"{planned.repeated} trials are the same as others, and are trained once.")
-        if planned.factors and len({trial.config.seed for trial in planned.trials}) == 1:
-            notes.append("With one seed nothing can be ruled on: give several, as in 'seed=range(3)'.")
-    if searched and searched.done >= searched.total:
-        notes.append(f"The search has all of its {searched.total} trials: hydra.sweeper.n_trials=MORE goes on with it.")
+    if plan and plan.duplicates:
+        verb = "repeats" if plan.duplicates == 1 else "repeat"
+        notes.append(f"{counted(plan.duplicates, 'configuration')} {verb} an earlier one; each trial is trained once.")
+    if plan and plan.factors and len({trial.config.seed for trial in plan.trials}) == 1:
+        notes.append("With only one seed no claim can be confirmed or refuted: give several, as in 'seed=range(3)'.")
+    if search and search.done >= search.total:
+        notes.append(f"The search already has {search.done} trials: to go on, give hydra.sweeper.n_trials=MORE.")
     return notes
 
 
-def _impossible(planned: Plan | None, met: Sequence[tuple[str, str]]) -> str:
-    """The jobs that cannot be, those of the plan and those that the launcher met, each with the reason."""
-    jobs = [*dict.fromkeys([*(planned.impossible if planned else ()), *met])]
-    return f"{len(jobs)} of the trials cannot be:\n{reasons(jobs)}" if jobs else ""
+def _list_all_invalid(jobs: Sequence[InvalidJob]) -> str:
+    """List the invalid jobs of the whole sweep, each once; empty if there are none."""
+    different = dict.fromkeys(jobs)
+    if not different:
+        return ""
+    return f"{counted(len(different), 'configuration')} {_are(len(different))} invalid:\n{list_invalid(different)}"
 
 
-def _missing(progress: SweepProgress, untrained: dict[Path, str]) -> str:
-    """The trials that have no verdict, each with the reason."""
+def _list_missing(progress: SweepProgress, failed: dict[Path, str]) -> str:
+    """List the trials that have no verdict, each with the reason; empty if there are none."""
     crashed = [folder for folder, outcome in progress.outcomes.items() if outcome == CRASHED]
-    missing = {folder: f"{why(folder)} ({short_path(folder / ERROR)})" for folder in crashed} | untrained
+    missing = {folder: f"{crash_reason(folder)} ({short_path(folder / ERROR)})" for folder in crashed} | failed
     for folder in progress.folders():
         if folder in progress.outcomes or folder in missing:
             continue
         if is_busy(folder):
             missing[folder] = "another process is training it"
         elif progress.plan:
-            missing[folder] = "it was not trained, or its process was killed"
+            missing[folder] = "it was not started, or its process was killed"
     if not missing:
         return ""
+    verb = "has" if len(missing) == 1 else "have"
     lines = [f"  {progress.describe(folder)}: {reason}" for folder, reason in missing.items()]
-    return "\n".join(
-        [f"no verdict on {len(missing)} of the trials. The same command goes on with what is missing.", *lines]
-    )
+    summary = f"{counted(len(missing), 'trial')} {verb} no verdict."
+    return "\n".join([f"{summary} Run the same command again to train what is missing.", *lines])
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"

@@ -1,4 +1,4 @@
-"""A trial as a job of a sweep, which goes on whatever becomes of it."""
+"""A trial as a job of a sweep: whatever happens to it, the sweep continues."""
 
 import math
 import traceback
@@ -22,7 +22,12 @@ if TYPE_CHECKING:  # PyTorch takes seconds
 
 
 def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
-    """Train a sweep's trial in `folder`, and return what `live_in_sweep` does."""
+    """Train a sweep's trial alone and return its objective, NaN if it crashes. A finished trial is only read.
+
+    Raises:
+        StabilityError: The trial's verdict cannot be read.
+        Interrupted: Ctrl-C or SIGTERM came, and the trial has written its checkpoint.
+    """
     if (folder / VERDICT).exists() and is_finished(resolve_config(cfg), folder):
         return objective(folder)
     from stability.trials.scheduler import train_together  # late: PyTorch takes seconds
@@ -59,22 +64,29 @@ def live_in_sweep(
 
 
 def objective(folder: Path) -> float:
-    """What a search makes small. StabilityError if the folder's trial cannot be read."""
+    """Return what a search minimises: the PER of a stable trial, 1 for any other outcome.
+
+    Raises:
+        StabilityError: The trial in the folder cannot be read.
+    """
     read = read_trials([folder])
     if not read.trials:
-        raise StabilityError(f"{short_path(folder)} {read.left_out[0][1]}. Without its {VERDICT} the trial goes on.")
+        raise StabilityError(
+            f"{short_path(folder)}: {read.left_out[0][1]}. Delete its {VERDICT} and run the same command again: the "
+            "trial continues from its checkpoint."
+        )
     (trial,) = read.trials
     return trial.per if trial.outcome == "stable" else 1.0
 
 
 def is_finished(settings: Config, folder: Path) -> bool:
-    """Whether nothing is left to do for the trial, as far as its folder tells."""
-    there = all((folder / name).exists() for name in (VERDICT, FIGURE)) and not (folder / ERROR).exists()
-    return there and not settings.fresh and is_sent(settings.tracking, folder, outputs=Path(settings.outputs))
+    """Return whether the trial has its verdict and figure, no error, and has sent all to its tracker."""
+    complete = all((folder / name).exists() for name in (VERDICT, FIGURE)) and not (folder / ERROR).exists()
+    return complete and not settings.fresh and is_sent(settings.tracking, folder, outputs=Path(settings.outputs))
 
 
 def is_busy(folder: Path) -> bool:
-    """Whether a process is training the trial."""
+    """Return whether a process is training the trial."""
     if not (folder / LOCK).exists():
         return False
     try:

@@ -1,8 +1,9 @@
-"""Processes that work side by side, on this machine or on the nodes of a Slurm cluster, started through submitit.
+"""Worker processes on this machine or on the nodes of a Slurm cluster, started through submitit.
 
-One that is killed is replaced, so its work has to be such that it can be gone on with.
+A worker that is killed is replaced by a new one, so the work has to be such that it can be continued.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -13,98 +14,113 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
 from stability.core.errors import Interrupted, StabilityError
+from stability.core.extras import require
 from stability.core.files import short_path
 
-_PAUSES = {"local": 0.5, "slurm": 5.0}  # seconds between two looks at the workers; Slurm has others to answer
-_LIMITS = {"local": 365 * 24 * 60, "slurm": 4 * 60}  # minutes after which a worker ends and another one goes on
-_TRIES = 3  # processes that are killed before nobody goes on
+_ATTEMPTS = 3  # a worker that was killed so often is not replaced
+_SIGNAL_AGAIN = 0.5  # seconds until a signal that nothing has received is sent again
+_CHECK_PARENT = 0.5  # seconds
+_NO_RESULT = "UncompletedJobError"  # how submitit names the error of a job that left no result
 
 
 def run_in_workers(
     work: Callable[[int, int], Any],
     is_done: Callable[[], bool],
+    *,
     count: int,
     cluster: str,
     folder: Path,
     parameters: Mapping[str, Any],
 ) -> list[Any]:
-    """Have `work(i, n)` run at once for every i below `count`, each in a process that shares its device with n in all.
+    """Call `work(i, sharing)` once for every `i` below `count`, each call in a process of its own, all at once.
 
-    Returns what each returned. One whose time is up, or that is killed, is replaced; the third that is killed is not,
-    and counts as None. The workers leave their logs in `folder`; `parameters` are those of submitit's jobs. On this
-    machine each sees one of the GPUs, in turn, and ends after this process has, as after Ctrl-C. On a cluster they go
-    on without it; those that have not begun when `is_done()` are cancelled. Raises StabilityError where submitit or
-    Slurm is missing and for a worker that failed, when the others have ended, and Interrupted after Ctrl-C or SIGTERM,
-    when all have.
+    A worker whose time is up, or that is killed, is replaced by a new one that calls `work(i, sharing)` again. On this
+    machine each worker sees one of the GPUs, in turn, and stops when this process ends. On a cluster workers continue
+    without this process.
+
+    Args:
+        work: It can be pickled. `sharing` is the number of workers on the same device.
+        is_done: Whether no work is left. Then no worker is replaced, and on a cluster those that have not started are
+            cancelled.
+        count: The number of workers.
+        cluster: `local` or `slurm`.
+        folder: Where the workers leave their logs.
+        parameters: Parameters of submitit's jobs, by name.
+
+    Returns:
+        What each call returned. None for a worker that was killed three times.
+
+    Raises:
+        StabilityError: submitit or Slurm is missing, or a worker failed and all others have ended.
+        Interrupted: Ctrl-C or SIGTERM came, and all workers have ended.
     """
     from stability.trials.scheduler import stop_requests  # late: PyTorch takes seconds
 
-    local = cluster == "local"
-    executor = _executor(cluster, folder, parameters)
-    gpus = _gpus() if local else []
-    sharing = -(-count // max(1, len(gpus))) if local else 1
-    workers = []
-    for i in range(count):
-        gpu = gpus[i % len(gpus)] if gpus else None
-        task = _Task(work, i, sharing, gpu, count, os.getpid()) if local else _Task(work, i, sharing)
-        workers.append(_Worker(task, executor))
+    require("cluster", "submitit")
+    backend: _Backend = _ThisMachine(count) if cluster == "local" else _Slurm()
+    executor = _executor(cluster, folder, {"timeout_min": backend.limit, "name": "stability", **parameters})
+    workers = [_Worker(backend.task(work, number), executor) for number in range(count)]
     with stop_requests() as stop_requested:
         for worker in workers:
-            worker.begin()
-        while going_on := [worker for worker in workers if worker.job is not None]:
-            time.sleep(_PAUSES[cluster])
-            ended = _ended_here(going_on) if local else _ended_on_slurm(going_on)
-            done = (ended or len(going_on) < count) and is_done()
-            for worker in going_on:
+            worker.start()
+        while running := [worker for worker in workers if worker.job is not None]:
+            time.sleep(backend.pause)
+            ended = backend.ended(running)
+            done = bool(ended or len(running) < count) and is_done()  # it reads files: called only after one has ended
+            for worker in running:
                 if worker in ended:
-                    worker.look(replace=not (done or stop_requested()))
+                    worker.handle_end(replace=not (done or stop_requested()))
                 elif stop_requested():
-                    _stop_here(worker) if local else _stop_on_slurm(worker)
-                elif done and not local:
-                    _stop_on_slurm(worker, "--state=PENDING")
+                    backend.stop(worker)
+                elif done:
+                    backend.cancel_waiting(worker)
         if how := stop_requested():
             raise how("Stopped. The same command goes on from there.")
-    if failed := [worker.failure for worker in workers if worker.failure]:
-        raise StabilityError("\n".join(failed))
+    if failures := [worker.failure for worker in workers if worker.failure]:
+        raise StabilityError("\n".join(failures))
     return [worker.result for worker in workers]
 
 
 @dataclass
 class _Task:
-    """What a worker is sent. It returns whether its time sufficed, and what the work returned."""
+    """What is sent to a worker. It returns whether the work is finished (False: time was up), and the work's result."""
 
     work: Callable[[int, int], Any]
     number: int
-    sharing: int  # workers on its device
+    sharing: int  # workers on the same device
     gpu: str | None = None
-    beside: int = 1  # workers on its machine
-    parent: int | None = None  # the process without which it is not to go on
+    on_machine: int = 1  # workers on the same machine
+    parent: int | None = None  # the process that the worker ends with
 
     def __call__(self) -> tuple[bool, Any]:
         time_is_up = False
 
-        def ask(number: int, frame: object) -> None:
-            """Ask for the end a little later, and again until trials are being trained: then it is heard."""
+        def postpone(number: int, frame: object) -> None:
+            """Send the signal to this process again, until the trials' scheduler receives it.
+
+            The scheduler replaces this handler while it trains. A signal that comes before, during imports, must
+            neither be lost nor end the process without a checkpoint.
+            """
             nonlocal time_is_up
             time_is_up |= number == signal.SIGUSR2
-            again = threading.Timer(_PAUSES["local"], os.kill, (os.getpid(), signal.SIGTERM))
+            again = threading.Timer(_SIGNAL_AGAIN, os.kill, (os.getpid(), signal.SIGTERM))
             again.daemon = True
             again.start()
 
-        signal.signal(signal.SIGTERM, ask)
-        signal.signal(signal.SIGUSR2, ask)  # with which submitit and Slurm say that time is up
+        signal.signal(signal.SIGTERM, postpone)
+        signal.signal(signal.SIGUSR2, postpone)  # what submitit has Slurm send when the job's time is nearly up
         if self.parent is not None:
-            threading.Thread(target=_end_after, args=(self.parent,), daemon=True).start()
+            threading.Thread(target=_end_with, args=(self.parent,), daemon=True).start()
         if self.gpu is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu  # read when PyTorch is imported
         import torch
 
-        torch.set_num_threads(max(1, torch.get_num_threads() // self.beside))
+        torch.set_num_threads(max(1, torch.get_num_threads() // self.on_machine))
         try:
             return True, self.work(self.number, self.sharing)
         except Interrupted:
@@ -113,92 +129,146 @@ class _Task:
             return False, None
 
 
-def _end_after(parent: int) -> None:
-    """Ask this process to end, as Ctrl-C does, when its parent has."""
+def _end_with(parent: int) -> None:
+    """Wait until the parent process has ended, then ask this process to end."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(parent)
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:  # whom nobody may have waited for
-            time.sleep(_PAUSES["local"])
+        # A process that has ended stays a zombie until its own parent asks for its exit status.
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(_CHECK_PARENT)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Worker:
     """A part of the work, and the process that does it."""
 
-    job: Any = None  # submitit's, while there is a process
+    job: Any = None  # submitit's job, while the process runs
     failure: str = ""
     result: Any = None
 
     def __init__(self, task: _Task, executor: Any) -> None:
         self._task, self._executor, self._killed = task, executor, 0
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start a process."""
-        # The terminal's Ctrl-C is for us alone: submitit would kill the workers before they have written checkpoints.
+        # A child inherits the mask. So Ctrl-C in the terminal reaches this process alone, and the workers are stopped
+        # by SIGTERM. With SIGINT, submitit would kill them before they have written their checkpoints.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.job = self._executor.submit(self._task)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def look(self, *, replace: bool) -> None:
-        """See what became of the process, which has ended, and replace it if it has to be."""
+    def handle_end(self, *, replace: bool) -> None:
+        """Take the result or the failure of the process, which has ended, and start a new one if it was cut short."""
         job, self.job = self.job, None
-        log = short_path(job.paths.stderr)
-        there = {path.name for path in job.paths.folder.iterdir()}  # a listing is never stale, on any file system
-        error = job.exception() if job.paths.result_pickle.name in there else "UncompletedJobError"
+        error, log = _error_of(job), short_path(job.paths.stderr)
         trouble = ""
-        if "UncompletedJobError" in str(error):  # submitit's own of one whose time was up before it had begun
+        if error is None:
+            finished, self.result = job.result()
+            trouble = "" if finished else "ran out of time"
+        elif _NO_RESULT in error:
             self._killed += 1
             trouble = "was killed"
-        elif error is not None:
-            (trace, *_) = str(error).rsplit("\n" + 22 * "-", 1)  # what follows says where logs are
-            self.failure = f"A worker failed: {trace.strip().splitlines()[-1]} ({log})"
         else:
-            ended, self.result = job.result()
-            trouble = "" if ended else "is out of time"
-        if trouble and replace and self._killed < _TRIES:
-            print(f"A worker {trouble} ({log}); another one goes on.", flush=True)
-            self.begin()
+            (trace, *_) = error.rsplit("\n" + 22 * "-", 1)  # below the line submitit says where its logs are
+            self.failure = f"A worker failed: {trace.strip().splitlines()[-1]} ({log})"
+        if trouble and replace and self._killed < _ATTEMPTS:
+            print(f"A worker {trouble} ({log}). A new one continues its work.", flush=True)
+            self.start()
 
 
-def _ended_here(workers: Sequence[_Worker]) -> list[_Worker]:
-    return [worker for worker in workers if worker.job.done()]
+class _Backend(Protocol):
+    """Where workers run."""
+
+    pause: float  # seconds between two checks of the workers
+    limit: int  # minutes until a worker's time is up
+
+    def task(self, work: Callable[[int, int], Any], number: int) -> _Task: ...
+
+    def ended(self, workers: Sequence[_Worker]) -> list[_Worker]: ...
+
+    def stop(self, worker: _Worker) -> None: ...
+
+    def cancel_waiting(self, worker: _Worker) -> None: ...
 
 
-def _stop_here(worker: _Worker) -> None:
-    """Ask a worker to end; to be done again until it has, for at first it hears nothing."""
-    os.kill(int(worker.job.job_id), signal.SIGTERM)  # submitit's cancel() would send SIGINT
+class _ThisMachine:
+    pause = 0.5
+    limit = 365 * 24 * 60
+
+    def __init__(self, count: int) -> None:
+        self._count, self._gpus = count, _visible_gpus()
+
+    def task(self, work: Callable[[int, int], Any], number: int) -> _Task:
+        gpu = self._gpus[number % len(self._gpus)] if self._gpus else None
+        sharing = math.ceil(self._count / max(1, len(self._gpus)))
+        return _Task(work, number, sharing, gpu=gpu, on_machine=self._count, parent=os.getpid())
+
+    def ended(self, workers: Sequence[_Worker]) -> list[_Worker]:
+        return [worker for worker in workers if worker.job.done()]
+
+    def stop(self, worker: _Worker) -> None:
+        """Send SIGTERM, where submitit's `cancel` would send SIGINT. Called again until the worker has ended."""
+        os.kill(int(worker.job.job_id), signal.SIGTERM)
+
+    def cancel_waiting(self, worker: _Worker) -> None:
+        """Do nothing: here no worker waits for a machine."""
 
 
-def _ended_on_slurm(workers: Sequence[_Worker]) -> list[_Worker]:
-    """Those whose jobs are not in the queue. Submitit would ask Slurm's accounting, which not every cluster has."""
-    queue = subprocess.run(["squeue", "--me", "--noheader", "--format=%A"], capture_output=True, text=True)
-    if queue.returncode:  # the controller does not answer: it may do so again
-        return []
-    return [worker for worker in workers if worker.job.job_id not in queue.stdout.split()]
+class _Slurm:
+    pause = 5.0  # longer than here: Slurm's controller answers everyone on the cluster
+    limit = 4 * 60
+
+    def task(self, work: Callable[[int, int], Any], number: int) -> _Task:
+        return _Task(work, number, sharing=1)
+
+    def ended(self, workers: Sequence[_Worker]) -> list[_Worker]:
+        """The workers whose jobs are not in the queue any more.
+
+        Submitit would ask sacct, but not every cluster keeps the accounting that sacct reads.
+        """
+        queue = subprocess.run(["squeue", "--me", "--noheader", "--format=%A"], capture_output=True, text=True)
+        if queue.returncode:  # the controller does not answer; it may do so next time
+            return []
+        return [worker for worker in workers if worker.job.job_id not in queue.stdout.split()]
+
+    def stop(self, worker: _Worker) -> None:
+        self._cancel(worker)
+
+    def cancel_waiting(self, worker: _Worker) -> None:
+        self._cancel(worker, "--state=PENDING")
+
+    def _cancel(self, worker: _Worker, *options: str) -> None:
+        subprocess.run(["scancel", "--quiet", *options, worker.job.job_id], capture_output=True)
 
 
-def _stop_on_slurm(worker: _Worker, *which: str) -> None:
-    subprocess.run(["scancel", "--quiet", *which, worker.job.job_id], capture_output=True)
+def _error_of(job: Any) -> str | None:
+    """Return the error of a submitit job that has ended, or None."""
+    # The folder is listed because a network file system may go on saying of a single file that it is missing.
+    names = {path.name for path in job.paths.folder.iterdir()}
+    if job.paths.result_pickle.name not in names:
+        return _NO_RESULT
+    # The error can contain _NO_RESULT too: submitit writes it for a job whose time was up before it started.
+    error = job.exception()
+    return None if error is None else str(error)
 
 
 def _executor(cluster: str, folder: Path, parameters: Mapping[str, Any]) -> Any:
-    try:
-        from submitit import AutoExecutor
-    except ImportError:
-        raise StabilityError("Workers need submitit: pip install 'training-stability[cluster]'.") from None
+    from submitit import AutoExecutor
+
     folder.mkdir(parents=True, exist_ok=True)
-    own = tempfile.mkdtemp(dir=folder, prefix=time.strftime("%Y-%m-%d-%H%M%S-"))  # local job numbers come again
+    # A folder for this run alone: on one machine job numbers are process numbers, which come again.
+    own = tempfile.mkdtemp(dir=folder, prefix=time.strftime("%Y-%m-%d-%H%M%S-"))
     try:
         executor = AutoExecutor(own, cluster=cluster)
-        executor.update_parameters(**{"timeout_min": _LIMITS[cluster], "name": "stability", **parameters})
+        executor.update_parameters(**parameters)
     except (RuntimeError, ValueError, TypeError, NameError, AssertionError) as error:  # no Slurm, no such parameter
         raise StabilityError(f"hydra.launcher.cluster={cluster}: {error}") from None
     return executor
 
 
-def _gpus() -> list[str]:
+def _visible_gpus() -> list[str]:
     """The names of the GPUs that this process sees."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

@@ -115,35 +115,36 @@ def test_a_search_that_was_killed_goes_on_and_a_crash_ends_its_own_alone(cli: Co
     assert "one seed, no interval" in row["notes"]
     assert f"{low:g} to {high:g}" in end.out
     (_, _, message) = end.err.rpartition("error: ")
-    assert "1 of 2 searches ended early, the others are done" in message
-    assert (
-        "  device=nonsense: no verdict at lr 0.1, for its trial crashed: see outputs/single/eps1e-08-lr0.1-" in message
-    )
-    assert "the same command goes on" in message
+    assert "1 of 2 searches ended early; the others are finished." in message
+    assert "  device=nonsense: the trial at lr 0.1 crashed: see outputs/single/eps1e-08-lr0.1-" in message
+    assert "run the same command again" in message
 
     (crashed,) = (path.parent for path in study.glob("*/train.log") if not (path.parent / "verdict.json").exists())
     (crashed / "verdict.json").write_text(Verdict("bad_data", "input", 0, 0).to_json())
     again = cli.run(*command, status=1)
     assert "Launching" not in again.out  # nothing was left to train
     assert f"{low:g} to {high:g}" in again.out
-    assert f"device=nonsense: bad_data at lr 0.1, the fault of no rate: see outputs/single/{crashed.name}" in again.err
+    assert (
+        f"device=nonsense: the trial at lr 0.1 has bad data, at which no rate helps: see outputs/single/{crashed.name}"
+        in again.err
+    )
     assert first.stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("schedule.lr_max=0.001,0.01", ["schedule.lr_max is what the search looks for", "hydra.sweeper.start=RATE"]),
-        ("hydra.sweeper.tolerance=1", ["hydra.sweeper.tolerance=1: it has to be above 1"]),
+        ("schedule.lr_max=0.001,0.01", ["The bisection chooses schedule.lr_max itself", "hydra.sweeper.start=RATE"]),
+        ("hydra.sweeper.tolerance=1", ["hydra.sweeper.tolerance=1: give a number above 1"]),
         (
             "hydra.sweeper.start=20",
             ["start=20 is not between hydra.sweeper.lowest=0.0001 and hydra.sweeper.highest=10"],
         ),
-        ("hydra.sweeper.lowest=low", ["hydra.sweeper.lowest=low: it has to be a number above 0"]),
-        ("hydra.sweeper.lowest=1e-5", ["lowest=1e-05 is below schedule.lr_min=0.0001", "higher lowest"]),
+        ("hydra.sweeper.lowest=low", ["hydra.sweeper.lowest=low: give a number above 0"]),
+        ("hydra.sweeper.lowest=1e-5", ["lowest=1e-05 is below schedule.lr_min=0.0001", "higher hydra.sweeper.lowest"]),
         ("hydra.sweeper.over=optimizer.epsilon", ["hydra.sweeper.over"]),
         ("seed=range(0)", ["nothing to search", "seed=range(0)"]),
-        ("optimizer.epsilon=0.1,1e-1", ["Two searches are one, that of eps0.1-lr0.01-", "given twice"]),
+        ("optimizer.epsilon=0.1,1e-1", ["Two searches need the same trial, eps0.1-lr0.01-", "the same value twice"]),
     ],
 )
 def test_what_cannot_be_searched(cli: CommandLine, override: str, told: list[str]) -> None:

@@ -46,7 +46,7 @@ def test_a_job_whose_time_is_up_is_followed_by_another_and_ctrl_c_cancels_all(cl
     process = cli.start(*SLURM, *limit, "steps=1000000")
     assert process.stdout
     lines = [process.stdout.readline(), process.stdout.readline()]
-    assert all(line.startswith("A worker is out of time") for line in lines), lines
+    assert all(line.startswith("A worker ran out of time") for line in lines), lines
     made = max(steps(cli))
     wait_for(lambda: min(steps(cli)) > made, process)
     process.send_signal(signal.SIGINT)

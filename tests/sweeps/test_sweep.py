@@ -65,14 +65,14 @@ def test_a_sweep_with_trials_that_crash_diverge_or_are_the_same(cli: CommandLine
     command = ("--multirun", "init_from=first.pt,null", *diverging)
     end = cli.run(*command, status=1)
     lines = end.out.splitlines()
-    assert lines[0] == "2 trials are the same as others, and are trained once."
-    assert lines[1] == "With one seed nothing can be ruled on: give several, as in 'seed=range(3)'."
+    assert lines[0] == "2 configurations repeat an earlier one; each trial is trained once."
+    assert lines[1] == "With only one seed no claim can be confirmed or refuted: give several, as in 'seed=range(3)'."
     assert any(re.match(r"\[\d/4\] non_finite  lr 1e30  init_from null  seed 0  PER \d", line) for line in lines)
     *grid, counts = lines[lines.index("") - 4 : lines.index("")]  # above the report
     cells = [["init_from", "lr", "0.005", "lr", "1e30"], ["first.pt", "1C", "1C"], ["null", "1U", "1N"]]
     assert [line.split() for line in grid] == cells
     assert sorted(counts.split("  ")) == ["C crashed 2", "N non_finite 1", "U undecided 1"]
-    assert end.err.startswith("error: no verdict on 2 of the trials. The same command goes on")
+    assert end.err.startswith("error: 2 trials have no verdict. Run the same command again")
     errors = sorted(cli.folder.glob(f"outputs/single/*/{ERROR}"))
     assert len(errors) == 2
     for path in errors:
@@ -102,8 +102,8 @@ def test_a_dry_run_tells_what_would_be_and_does_nothing(cli: CommandLine) -> Non
     assert sorted(cli.folder.rglob("outputs/single/*")) == before
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[0] == "epsilon noise seeds"
-    assert re.fullmatch(r"0.1 0.25 0 done, 1 resumes at step \d+", lines[2])
-    assert [lines[1], *lines[3:5]] == ["0.1 1 0 new, 1 new", "1e-8 1 0 new, 1 new", "1e-8 0.25 0 new, 1 new"]
+    assert re.fullmatch(r"0.1 0.25 seed 0: done, seed 1: resumes at step \d+", lines[2])
+    assert [lines[1], *lines[3:5]] == [f"{cell} seed 0: new, seed 1: new" for cell in ("0.1 1", "1e-8 1", "1e-8 0.25")]
     assert lines[5] == "8 trials: 1 done, 1 to resume, 6 new"
     assert re.fullmatch(
         r"about \d+ (s|min|h) on this machine, one trial after another \(.* measured just now\)", lines[6]
@@ -117,7 +117,7 @@ def test_a_dry_run_tells_what_would_be_and_does_nothing(cli: CommandLine) -> Non
 
 
 def test_a_dry_run_of_one_trial_is_refused(cli: CommandLine) -> None:
-    assert "sweep.dry_run=true is for sweeps: give --multirun with it" in cli.refuse("sweep.dry_run=true")
+    assert "sweep.dry_run=true needs --multirun" in cli.refuse("sweep.dry_run=true")
     assert not (cli.folder / "outputs").exists()
 
 
@@ -135,25 +135,26 @@ def test_an_experiment_is_a_sweep_and_has_its_name(cli: CommandLine) -> None:
         (["seed=0,1", "sweep.claims=half.yaml"], "half.yaml is no list of claims"),
         (
             ["batch.size=64,2"],
-            "1 of 2 trials cannot be, the others were not begun:\n"
-            "  batch.size=2: batch.size=2 is smaller than batch.days=4",
+            "1 of 2 configurations is invalid; no trial was started:\n"
+            "  batch.size=2 is smaller than batch.days=4: each day needs at least one utterance in the batch.\n"
+            "    batch.size=2\n",
         ),
-        (["optimizer=offcial,oficial"], "optimizer=oficial: In 'config': Could not find 'optimizer/oficial'"),
+        (["optimizer=offcial,oficial"], "\n  In 'config': Could not find 'optimizer/oficial'"),
         (
             ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "seed=0,1,2", "hydra.sweeper.n_trials=2"],
-            "n_trials=2, but the grid has 3 combinations, of which GridSampler would leave out 1",
+            "n_trials=2, but the grid has 3 combinations, and GridSampler would leave out 1: give",
         ),
         (["hydra/sweeper=optuna", "hydra.sweeper.trials=2"], "'hydra.sweeper.trials'"),
         (
             ["seed=0,x"],
-            "seed=x Value 'x' of type 'str' could not be converted to Integer",
+            "seed=x Value 'x' of type 'str' could not be converted to Integer\n    seed=x\n",
         ),
         (["schedule.lr_max=0.1,1e39"], "schedule.lr_max=1e+39: float32 holds numbers of up to 3e+38"),
-        (["seed=0,1", "hydra.sweep.subdir=one"], "outputs/single/one is another trial's"),
-        (["seed=0,1", "hydra.sweeper.max_batch_size=0"], "hydra.sweeper.max_batch_size=0: it has to be a whole number"),
+        (["seed=0,1", "hydra.sweep.subdir=one"], "Another trial has the folder outputs/single/one already"),
+        (["seed=0,1", "hydra.sweeper.max_batch_size=0"], "hydra.sweeper.max_batch_size=0: give a whole number"),
     ],
 )
-def test_a_sweep_that_cannot_be_is_refused_before_anything_is_trained(
+def test_an_invalid_sweep_is_refused_before_anything_is_trained(
     cli: CommandLine, overrides: list[str], told: str
 ) -> None:
     (cli.folder / "half.yaml").write_text("a: 1")
@@ -189,7 +190,7 @@ def test_a_trial_that_another_process_trains_is_told_of(cli: CommandLine) -> Non
     first = cli.start(*endless)
     wait_for(lambda: any(cli.folder.glob("outputs/single/*/signals.csv")), first)
     end = cli.run("--multirun", "steps=12,1000000", status=1)
-    assert "error: no verdict on 1 of the trials" in end.err
+    assert "error: 1 trial has no verdict." in end.err
     assert "steps 1000000  seed 0: another process is training it" in end.err
     assert len(trials(cli)) == 1
     assert not [*cli.folder.glob(f"outputs/single/*/{ERROR}")]
@@ -232,10 +233,10 @@ def test_a_killed_search_goes_on_to_its_total_and_no_further(cli: CommandLine) -
     assert len(trials(cli, "search")) == 3
     assert all(value == 1.0 for _, _, value in states if value is not None), "none of them is stable"
     out = cli.run(*SEARCH, "hydra.sweeper.n_trials=3").out
-    assert "The search has all of its 3 trials" in out
+    assert "The search already has 3 trials" in out
     assert len(search_states(cli)) == len(states)
     out = cli.run(*SEARCH, "hydra.sweeper.n_trials=5", "sweep.dry_run=true").out
-    assert "5 trials, chosen as it goes: 3 done, 2 to do" in out
+    assert "The sweeper chooses 5 trials while it runs: 3 done, 2 to do" in out
     assert len(search_states(cli)) == len(states)
 
 

@@ -1,0 +1,24 @@
+"""The private names of Hydra that sweeps need. If a new version of Hydra breaks sweeps, the place to mend is here.
+
+Hydra offers no public base for a sweeper that goes through a grid, and no public way to read a job's error.
+"""
+
+from collections.abc import Sequence
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper as BasicSweeper
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
+
+
+def combinations(overrides: Sequence[Override]) -> list[list[str]]:
+    """Return every combination of the swept values, each as the overrides of one job."""
+    (jobs,) = BasicSweeper.split_arguments([*overrides], None)
+    return jobs
+
+
+def job_error(result: JobReturn) -> BaseException | None:
+    """Return the error that ended a job, or None. `result.return_value` would print and raise it."""
+    if result.status is not JobStatus.FAILED:
+        return None
+    error: BaseException = result._return_value
+    return error
