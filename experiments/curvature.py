@@ -30,7 +30,7 @@ from torch import Tensor
 
 from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.config.schema import Config
-from stability.data.t15 import Split
+from stability.data.records import Split
 from stability.engine.decoder import Parameters, init_parameters
 from stability.engine.loop import Stack, gradients_of, learning_rates, new_stack, train_steps
 from stability.engine.optimizer import DAY_LAYER

@@ -43,7 +43,7 @@ from scipy.stats import binomtest
 
 from experiments.curvature import Vector, compose_trial, measure
 from stability.core import palette
-from stability.data.t15 import Split
+from stability.data.records import Split
 from stability.engine.decoder import init_parameters
 from stability.engine.loop import Stack, new_stack, train_steps
 from stability.trials.run import open_data

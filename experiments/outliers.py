@@ -1,8 +1,8 @@
-"""A copy of a data set in which one training trial in fifty is thirty times as loud, as after a fault of the amplifier.
+"""Copy a data set, and make one training utterance in fifty thirty times as loud, as after a fault of the amplifier.
 
     python experiments/outliers.py SET COPY
 
-SET is a folder of sessions, as outputs/data/synthetic-…; what is trained on the copy is told data=t15 data.path=COPY.
+SET is a folder of sessions, such as outputs/data/synthetic-…. Train on the copy with data=t15 data.path=COPY.
 """
 
 import shutil
@@ -15,7 +15,7 @@ EVERY, LOUDER = 50, 30.0
 
 
 def main(source: Path, copy: Path) -> None:
-    """Write the copy, which must not be there, and say what was changed."""
+    """Write the copy, which must not exist yet, and print what was changed."""
     shutil.copytree(source, copy)
     seen = changed = 0
     for path in sorted(copy.glob("*/data_train.hdf5")):
@@ -25,7 +25,7 @@ def main(source: Path, copy: Path) -> None:
                     day[name]["input_features"][...] *= LOUDER
                     changed += 1
                 seen += 1
-    print(f"{changed} of {seen} training trials in {copy} are {LOUDER:g} times as loud")
+    print(f"{changed} of {seen} utterances to train on in {copy} are {LOUDER:g} times as loud")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stability.core.errors import StabilityError
-    from stability.data.t15 import write_session
+    from stability.data.t15_writer import write_session
     from stability.diagnosis.finding import Finding
     from stability.diagnosis.readers import read_log
     from stability.diagnosis.verdict import Verdict
@@ -25,7 +25,7 @@ _MODULES = {
     "StabilityError": "stability.core.errors",
     "Verdict": "stability.diagnosis.verdict",
     "read_log": "stability.diagnosis.readers",
-    "write_session": "stability.data.t15",
+    "write_session": "stability.data.t15_writer",
 }
 
 

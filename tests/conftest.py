@@ -14,8 +14,9 @@ os.environ["TRITON_INTERPRET"] = str(int(not torch.cuda.is_available()))
 
 from stability.config.schema import Synthetic
 from stability.data import synthetic
-from stability.data.placement import keep
-from stability.data.t15 import Dataset, open_dataset
+from stability.data.placement import place
+from stability.data.records import Dataset
+from stability.data.t15_reader import open_dataset
 from tests.support.commandline import CommandLine
 
 
@@ -26,9 +27,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     settings = Synthetic(
         seed=0, days=4, features=6, train_utterances=6, val_utterances=5, words=1, noise=0.5, drift=0.3
     )
-    folder = synthetic.ensure(settings, root)
+    folder = synthetic.make_dataset(settings, root)
     dataset = open_dataset(folder, patch_size=14, patch_stride=4, max_cut=2, index_dir=root / "index")
-    return keep(dataset, torch.device("cpu"), root)
+    return place(dataset, torch.device("cpu"), root)
 
 
 @pytest.fixture(scope="session")

@@ -150,7 +150,7 @@ def _benchmark(clone: Path | None, data: Path | None, python: str, size: _Size) 
     console = Console(highlight=False, width=150)
     work, gpu = _WORK.absolute(), torch.device("cuda")
     if data is None:
-        data = synthetic.ensure(made_up(size), work)
+        data = synthetic.make_dataset(made_up(size), work)
     console.print(f"{torch.cuda.get_device_name(gpu)}; official on PyTorch {theirs}, ours on {torch.__version__}")
     # What was compiled and indexed before goes, so that the first start is one.
     shutil.rmtree(work / "runs", ignore_errors=True)
@@ -325,7 +325,7 @@ def _parts(c: Config, gpu: torch.device, rates: Rates) -> Table:
     weights = round(sum(p.numel() * used[n] for n, p in parameters.items()))
     floors = []
     for step in steps:
-        batch = training_batch(dataset.train, c.batch.size, c.batch.days, c.seed, step)
+        batch = training_batch(dataset.train, c.batch.size, c.batch.days, seed=c.seed, step=step)
         bins = batch.bins - draw_cut(c.aug.max_cut, c.seed, step)
         floors.append(step_floor.floors(c.model, dataset.n_features, bins, batch.label_counts, weights, rates))
     mean = {part: Floor(*np.mean([floor[part] for floor in floors], 0)) for part in PARTS}

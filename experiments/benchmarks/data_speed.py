@@ -24,17 +24,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.data.batches import training_batch
-from stability.data.t15 import Split
+from stability.data.records import Split
+from stability.data.t15_reader import FileRows
 from stability.trials.run import choose_device, open_data
 
 DEFAULT = ("data=synthetic_t15", "data.synthetic.days=4", "model=official")
 ROUNDS, BATCHES = 8, 4
 
 
-def opened_anew(split: Split, trials: tuple[int, ...], device: torch.device) -> Tensor:
-    """A batch as a plain loader makes it: a file opened for each day, its trials read, padded and copied."""
+def opened_again(split: Split, utterances: tuple[int, ...], device: torch.device) -> Tensor:
+    """A batch as a plain loader makes it: a file opened for each day, its utterances read, padded and copied."""
     features = []
-    for day, of_day in groupby(trials, lambda i: split.records[i].day):
+    for day, of_day in groupby(utterances, lambda i: split.records[i].day):
         with h5py.File(split.path / split.sessions[day] / "data_train.hdf5", locking=False) as file:
             features += [torch.from_numpy(file[split.records[i].name]["input_features"][()]) for i in of_day]
     return pad_sequence(features, batch_first=True).to(device)
@@ -47,20 +48,21 @@ def main() -> None:
         c = resolve_config(compose("config", overrides=sys.argv[1:] or [*DEFAULT]))
     device, dataset = choose_device(c.device), open_data(c)
     split = dataset.train
-    in_files = replace(split, rows=None)
-    trials = [training_batch(split, c.batch.size, c.batch.days, 0, step).trials for step in range(BATCHES)]
+    files = [split.path / session / "data_train.hdf5" for session in split.sessions]
+    in_files = replace(split, rows=FileRows(files, split.records, split.n_features))
 
     def batch_of(split: Split, step: int) -> Tensor:
-        return training_batch(split, c.batch.size, c.batch.days, 0, step).features
+        return training_batch(split, c.batch.size, c.batch.days, seed=0, step=step).features
 
+    drawn = [training_batch(split, c.batch.size, c.batch.days, seed=0, step=step).utterances for step in range(BATCHES)]
     sources = [batch_of(split, step) for step in range(BATCHES)]
     targets = [torch.empty_like(source) for source in sources]
     nbytes = sum(source.nbytes for source in sources) / BATCHES
 
     ways: dict[str, Callable[[int], object]] = {
-        "HDF5 files opened anew": lambda step: opened_anew(split, trials[step], device),
+        "HDF5 files opened again": lambda step: opened_again(split, drawn[step], device),
         "HDF5 files kept open": lambda step: batch_of(in_files, step).to(device),
-        f"ours: {dataset.place}": lambda step: batch_of(split, step),
+        f"ours: {dataset.location}": lambda step: batch_of(split, step),
         "floor: a copy of the batch": lambda step: targets[step].copy_(sources[step]),
     }
 
@@ -82,7 +84,7 @@ def main() -> None:
         rate = f"{nbytes / took / 1e9:.2f}"
         table.add_row(name, f"{took * 1e3:.1f}", f"{1 / took:.1f}", rate, f"{gain:.1f}", f"{share:.0%}")
     console = Console()
-    what = f"{c.batch.size} trials of {c.batch.days} days, {nbytes / 1e6:.0f} MB with their padding, on {device}"
+    what = f"{c.batch.size} utterances of {c.batch.days} days, {nbytes / 1e6:.0f} MB with their padding, on {device}"
     console.print(f"{what}; medians of {ROUNDS} rounds of {BATCHES} batches")
     console.print(table)
 

@@ -33,7 +33,7 @@ from experiments.benchmarks import step_floor
 from experiments.benchmarks.step_speed import plain_loop
 from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.config.schema import Config
-from stability.data.t15 import Dataset
+from stability.data.records import Dataset
 from stability.engine import loop, measure
 from stability.engine.decoder import init_parameters
 from stability.engine.loop import Stack, compute_dtype, new_stack, train_steps

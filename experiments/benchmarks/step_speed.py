@@ -20,7 +20,7 @@ from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.config.schema import Config
 from stability.data.augment import smooth
 from stability.data.batches import training_batch
-from stability.data.t15 import Dataset
+from stability.data.records import Dataset
 from stability.engine.decoder import frames_of, init_parameters
 from stability.engine.loop import compute_dtype, learning_rates, new_stack, train_steps
 from stability.trials.run import open_data
@@ -76,7 +76,7 @@ def plain_loop(  # type: ignore[no-untyped-def]
     def train(steps: int) -> None:
         nonlocal step
         for _ in range(steps):
-            batch = training_batch(dataset.train, c.batch.size, c.batch.days, 0, step)
+            batch = training_batch(dataset.train, c.batch.size, c.batch.days, seed=0, step=step)
             x = batch.features.to(device)
             x = x + torch.randn_like(x) * c.aug.white_noise_std
             x = x + torch.randn(len(x), 1, x.shape[2], device=device) * c.aug.constant_offset_std

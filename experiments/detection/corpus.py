@@ -32,7 +32,8 @@ from stability.config.schema import Synthetic
 from stability.data import synthetic
 from stability.data.augment import smooth
 from stability.data.phonemes import PHONEMES
-from stability.data.t15 import Split, open_dataset
+from stability.data.records import Split
+from stability.data.t15_reader import open_dataset
 from stability.diagnosis.table import Table
 from stability.engine.loss import edit_distance, greedy_decode
 from stability.engine.measure import infeasible_targets
@@ -103,7 +104,7 @@ def _data(task: str) -> tuple[Utterances, Utterances]:
         settings = Synthetic(
             seed=7, days=4, features=32, train_utterances=80, val_utterances=16, words=1, noise=0.4, drift=0.1
         )
-        path = synthetic.ensure(settings, Path("outputs/data"))
+        path = synthetic.make_dataset(settings, Path("outputs/data"))
     dataset = open_dataset(path, patch_size=_PATCH, patch_stride=_STRIDE, max_cut=0, index_dir=Path("outputs/index"))
     return _loaded(dataset.train), _loaded(dataset.val)
 

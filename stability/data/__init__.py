@@ -1,1 +1,1 @@
-"""Neural data in the public T15 layout: read it, write it, make it up, batch it, augment it."""
+"""Neural data in the public T15 layout: read, check, write, make up, place, cache, batch and augment."""

@@ -1,7 +1,7 @@
 """Augmentation and smoothing, in the official order: white noise, constant offset, cut, Gaussian smoothing.
 
-The unit noise depends on (seed, step) alone; the trials of a stack only scale it. It also falls on the padding,
-as in the official trainer, from where smoothing carries a little of it into a trial's last bins.
+The unit noise depends on (seed, step) alone, and each trial of a stack scales it. As in the official trainer, noise
+falls on the padding too, and smoothing carries a little of it into the last bins of an utterance.
 """
 
 from collections.abc import Sequence
@@ -15,21 +15,29 @@ from torch import Tensor
 from stability.core.device import sent
 from stability.core.streams import numpy_stream, torch_stream
 
-_TAPS = 100  # taps of the official kernel before the small ones are dropped
+_TAPS = 100  # taps of the official kernel before it drops the small ones
 _SMALLEST_TAP = 0.01
 
 
 def draw_cut(max_cut: int, seed: int, step: int) -> int:
-    """How many leading bins this batch loses: 0 to `max_cut`."""
+    """Draw how many leading bins this batch loses, from 0 to `max_cut`."""
     return int(numpy_stream(seed, "cut", step).integers(0, max_cut + 1))
 
 
 def add_noise(
-    features: Tensor, white_stds: Sequence[float], offset_stds: Sequence[float], seed: int, step: int
+    features: Tensor, *, white_stds: Sequence[float], offset_stds: Sequence[float], seed: int, step: int
 ) -> Tensor:
-    """White noise, and one constant offset an utterance and channel.
+    """Add white noise to every value, and one constant offset to each utterance and channel.
 
-    features: (B, T, F); the standard deviations: one a stacked trial. Returns (K, B, T, F).
+    Args:
+        features: (B, T, F), in standard deviations.
+        white_stds: Standard deviation of the white noise, for each of the K trials.
+        offset_stds: Standard deviation of the offset, for each of the K trials.
+        seed: The seed that these trials share.
+        step: The number of the step.
+
+    Returns:
+        The noisy features of each trial, (K, B, T, F).
     """
     b, _, f = features.shape
     device = features.device
@@ -37,14 +45,19 @@ def add_noise(
     offset = torch.randn(b, 1, f, generator=torch_stream(seed, "offset", step, device), device=device)
     return torch.stack(
         [
-            torch.add(features, white, alpha=w).add_(offset, alpha=o)
-            for w, o in zip(white_stds, offset_stds, strict=True)
+            torch.add(features, white, alpha=white_std).add_(offset, alpha=offset_std)
+            for white_std, offset_std in zip(white_stds, offset_stds, strict=True)
         ]
     )
 
 
 def smooth(x: Tensor, std: float) -> Tensor:
-    """Gaussian smoothing over time with zero padding, channel by channel. x: (..., T, F); std in bins, 0: none."""
+    """Smooth each channel over time with a Gaussian, as if there were zeros around it.
+
+    Args:
+        x: (..., T, F).
+        std: Standard deviation of the Gaussian in bins; 0: no smoothing.
+    """
     if std == 0:
         return x
     kernel = sent(torch.from_numpy(smoothing_kernel(std)).to(x.dtype), x.device)
@@ -55,7 +68,17 @@ def smooth(x: Tensor, std: float) -> Tensor:
 
 
 def smoothing_kernel(std: float) -> NDArray[np.float32]:
-    """The official kernel: a Gaussian cut off at 4 std and normalised, taps under 0.01 dropped, normalised again."""
+    """Compute the official kernel.
+
+    It is a Gaussian that is cut off at 4 standard deviations and normalised. Then taps of 0.01 or less are dropped, and
+    it is normalised again.
+
+    Args:
+        std: Standard deviation in bins.
+
+    Returns:
+        The taps, an odd number of them.
+    """
     radius = min(int(4 * std + 0.5), _TAPS // 2 - 1)
     gauss = np.exp(-0.5 * (np.arange(-radius, radius + 1) / std) ** 2)
     gauss /= gauss.sum()

@@ -1,4 +1,4 @@
-"""Batches: for training a few days and some trials of each, drawn; for validation every trial once, by day."""
+"""Draw batches: at random from a few days for training, every utterance once for validation."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,74 +6,80 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from stability.core.streams import numpy_stream
-from stability.data.placement import padded
-from stability.data.t15 import Following, Split
+from stability.data.records import DrawNext, Split, pad
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some trials, padded with zeros to the longest: B trials of D distinct days, the rows of a day together.
+    """Some utterances, padded with zeros to the longest: B utterances of D distinct days, the rows of a day together.
 
-    The features are where the split keeps them for training, all else is on the host.
+    All tensors but the features are on the CPU.
+
+    Attributes:
+        utterances: Their positions in the split, (B,).
+        features: (B, T, F) in float32, on the device that the split's rows choose.
+        bins: Length of each utterance, (B,).
+        labels: Class ids, (B, L), padded with zeros.
+        label_counts: Labels of each utterance, (B,).
+        days: The distinct days, (D,), in the order of their rows.
+        rows_per_day: Rows of each of these days, (D,).
     """
 
-    trials: tuple[int, ...]  # the trials' positions in their split
-    features: Tensor  # (B, T, F) float32
-    bins: Tensor  # (B,) the bins of each trial
-    labels: Tensor  # (B, L)
-    label_counts: Tensor  # (B,)
-    days: list[int]  # the D distinct days
-    rows_per_day: tuple[int, ...]  # how many rows belong to each
+    utterances: tuple[int, ...]
+    features: Tensor
+    bins: Tensor
+    labels: Tensor
+    label_counts: Tensor
+    days: list[int]
+    rows_per_day: tuple[int, ...]
 
 
-def training_batch(split: Split, size: int, days: int, seed: int, step: int) -> Batch:
-    """Batch number `step` of a seed: `days` days without replacement, trials of each with replacement.
+def training_batch(split: Split, size: int, days: int, *, seed: int, step: int) -> Batch:
+    """Draw a training batch. It depends on the seed and the step alone.
 
-    Where `size` is no multiple of `days`, the first of the drawn days give one trial more.
+    Args:
+        split: Where to draw from.
+        size: Utterances in the batch, drawn with replacement within each day. If this is no multiple of `days`, the
+            days that were drawn first give one utterance more.
+        days: Days in the batch, drawn without replacement.
+        seed: The trial's seed.
+        step: The number of the step.
     """
-    return _collate(split, _drawn(split, size, days, seed, step), lambda: _drawn(split, size, days, seed, step + 1))
+    return _collate(
+        split,
+        _draw(split, size, days, seed=seed, step=step),
+        lambda: _draw(split, size, days, seed=seed, step=step + 1),
+    )
 
 
 def validation_batches(split: Split, size: int) -> Iterator[Batch]:
-    """Every trial of the split once, one day a batch, at most `size` trials each."""
-    for trials in split.by_day.values():
-        for start in range(0, len(trials), size):
-            yield _collate(split, trials[start : start + size])
+    """Yield every utterance of the split once, in batches of one day and at most `size` utterances."""
+    for utterances in split.by_day.values():
+        for start in range(0, len(utterances), size):
+            yield _collate(split, utterances[start : start + size])
 
 
-def labels_of(split: Split, trial: int) -> NDArray[np.int64]:
-    """A trial's labels, in a split that has them."""
-    labels = split.records[trial].labels
-    assert labels is not None
-    return labels
-
-
-def _drawn(split: Split, size: int, days: int, seed: int, step: int) -> list[int]:
+def _draw(split: Split, size: int, days: int, *, seed: int, step: int) -> list[int]:
     stream = numpy_stream(seed, "batch", step)
     chosen = stream.choice(sorted(split.by_day), size=days, replace=False)
-    counts = [size // days + (i < size % days) for i in range(days)]
-    trials = [stream.choice(split.by_day[day], size=n) for day, n in zip(chosen.tolist(), counts, strict=True)]
-    drawn: list[int] = np.concatenate(trials).tolist()
+    counts = [size // days + int(i < size % days) for i in range(days)]
+    by_day = [stream.choice(split.by_day[day], size=n) for day, n in zip(chosen.tolist(), counts, strict=True)]
+    drawn: list[int] = np.concatenate(by_day).tolist()
     return drawn
 
 
-def _collate(split: Split, trials: list[int], following: Following = list) -> Batch:
-    if split.rows is None:
-        features = torch.from_numpy(padded([split.read(i) for i in trials]))
-    else:
-        features = split.rows.padded(trials, following)
-    labels = [labels_of(split, i) for i in trials]
-    rows_per_day = Counter(split.records[i].day for i in trials)  # in the order of the rows
+def _collate(split: Split, utterances: list[int], draw_next: DrawNext = list) -> Batch:
+    labels = [split.labels(i) for i in utterances]
+    rows_per_day = Counter(split.records[i].day for i in utterances)  # keeps the order of the rows
     return Batch(
-        tuple(trials),
-        features,
-        torch.tensor([split.records[i].n_time_steps for i in trials]),
-        torch.from_numpy(padded(labels)),
-        torch.tensor([len(own) for own in labels]),
-        list(rows_per_day),
-        tuple(rows_per_day.values()),
+        utterances=tuple(utterances),
+        features=split.rows.batch(utterances, draw_next),
+        bins=torch.tensor([split.records[i].n_time_steps for i in utterances]),
+        labels=torch.from_numpy(pad(labels)),
+        label_counts=torch.tensor([len(own) for own in labels]),
+        days=list(rows_per_day),
+        rows_per_day=tuple(rows_per_day.values()),
     )

@@ -1,8 +1,9 @@
-"""A cache of a split's features: one array in one file, which opens at once and may be larger than the memory.
+"""A cache of a split's features: one array in one file, which opens at once and may be larger than memory.
 
-It is a snapshot, in the folder `cache` beside the sessions, or under `outputs` where that cannot be written, and may be
-deleted at any time. Its name has a hash over the sizes and times of the files that it was made of, so a changed file
-gives another; a JSON file beside it lists them, by which caches that nobody will ask for again are removed.
+A cache is a snapshot. It lies in the folder `cache` next to the sessions, or under `outputs` if that folder cannot be
+written. You may delete it at any time. Its name contains a hash of the sizes and modification times of its sources, so
+that a changed source leads to another cache. A JSON file next to it lists the sources, so that stale caches can be
+found and removed.
 """
 
 import errno
@@ -22,33 +23,44 @@ from rich.filesize import decimal
 
 from stability.core.files import write_atomically
 from stability.data.progress import locked, progress
-from stability.data.t15 import Split
+from stability.data.records import Split
 
-_VERSION = 1  # raise it when the same files come to mean another array
+_VERSION = 1  # raise it when the same files give another array
 _UNFINISHED = "unfinished"
 
 
-def mapped(split: Split, name: str, dtype: torch.dtype, folders: Sequence[Path]) -> NDArray[np.floating[Any]]:
-    """The features of a split, (all bins, features), mapped read-only; the file is written the first time.
+def map_split(split: Split, name: str, dtype: torch.dtype, folders: Sequence[Path]) -> NDArray[np.floating[Any]]:
+    """Map the features of a split into memory, read-only. Write the cache first if there is none.
 
-    name: of the split. folders: where the file is looked for, and then where it is written: in the first that has
-    room. Of several processes that ask at once, one writes. Raises OSError where none can be written, and OverflowError
-    if a feature is beyond the range of the dtype.
+    If several processes ask at once, one of them writes and the others wait.
+
+    Args:
+        split: The split.
+        name: Its name, for the file's name.
+        dtype: float32 or float16.
+        folders: Where to look for the cache, and then where to write it: in the first folder that has room.
+
+    Returns:
+        The features of all utterances, (bins, features).
+
+    Raises:
+        OSError: No folder can hold the cache.
+        OverflowError: A feature is beyond the range of `dtype`.
     """
     numbers = str(dtype).removeprefix("torch.")
     sources = {str(file.relative_to(split.path)): _stamp(file) for file in split.files}
-    trials = [(record.day, record.name) for record in split.records]
-    key = json.dumps([_VERSION, numbers, sources, trials])
+    utterances = [(record.day, record.name) for record in split.records]
+    key = json.dumps([_VERSION, numbers, sources, utterances])
     file = f"{name}-{numbers}-{hashlib.sha256(key.encode()).hexdigest()[:10]}.npy"
     for folder in folders:
-        if (values := _found(folder / file)) is not None:
+        if (values := _map_if_whole(folder / file)) is not None:
             return values
     reasons = []
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / "lock", f"writing the cache {folder / file}"):
-                if (values := _found(folder / file)) is None:
+                if (values := _map_if_whole(folder / file)) is None:  # no other process wrote it meanwhile
                     _remove_stale(folder, split.path)
                     _write(split, folder / file, dtype, sources)
                     values = _map(folder / file)
@@ -58,8 +70,8 @@ def mapped(split: Split, name: str, dtype: torch.dtype, folders: Sequence[Path])
     raise OSError("; ".join(reasons))
 
 
-def rounded(features: NDArray[np.float32], dtype: torch.dtype) -> torch.Tensor:
-    """Features in a dtype; raises OverflowError if one of them is beyond its range."""
+def convert(features: NDArray[np.float32], dtype: torch.dtype) -> torch.Tensor:
+    """Convert features to a dtype; raise OverflowError if one of them is beyond its range."""
     whole = torch.from_numpy(features)
     values = whole.to(dtype)
     if dtype != torch.float32 and bool((values.isinf() & whole.isfinite()).any()):
@@ -67,10 +79,10 @@ def rounded(features: NDArray[np.float32], dtype: torch.dtype) -> torch.Tensor:
     return values
 
 
-def _found(file: Path) -> NDArray[np.floating[Any]] | None:
+def _map_if_whole(file: Path) -> NDArray[np.floating[Any]] | None:
     try:
         return _map(file)
-    except (OSError, ValueError):  # not there, or not whole
+    except (OSError, ValueError):  # missing, or shorter than its header says
         return None
 
 
@@ -80,7 +92,7 @@ def _map(file: Path) -> NDArray[np.floating[Any]]:
 
 
 def _stamp(file: Path) -> list[int] | None:
-    """The size of a file and when it was changed, in nanoseconds; None if it is not there."""
+    """The size of a file in bytes and its modification time in nanoseconds; None if it is missing."""
     try:
         stat = file.stat()
     except FileNotFoundError:
@@ -89,7 +101,7 @@ def _stamp(file: Path) -> list[int] | None:
 
 
 def _remove_stale(folder: Path, data: Path) -> None:
-    """Caches of files that are no longer as they were. Who has one mapped keeps it until its end."""
+    """Remove caches whose source files have changed. A process that has one mapped can go on with it."""
     for listed in folder.glob("*.json"):
         sources = json.loads(listed.read_text())
         if any(_stamp(data / file) != stamp for file, stamp in sources.items()):
@@ -102,18 +114,21 @@ def _write(split: Split, file: Path, dtype: torch.dtype, sources: dict[str, Any]
     needed = bins * split.n_features * dtype.itemsize
     free = shutil.disk_usage(file.parent).free
     if needed > free:
-        raise OSError(errno.ENOSPC, f"needs {decimal(needed)}, and {decimal(free)} are free")
+        raise OSError(errno.ENOSPC, f"needs {decimal(needed)}, but only {decimal(free)} are free")
     unfinished = file.with_name(_UNFINISHED)
     header = {"descr": f"<f{dtype.itemsize}", "fortran_order": False, "shape": (bins, split.n_features)}
     try:
         with unfinished.open("wb") as part, progress(f"writing the cache {file.name}", needed) as advance:
             npy.write_array_header_1_0(part, header)
             for i in range(len(split.records)):
-                values = rounded(split.read(i), dtype).numpy()
+                values = convert(split.read(i), dtype).numpy()
                 part.write(values.data)
                 advance(values.nbytes)
             part.flush()
             os.fsync(part.fileno())
+        # The order matters. Without fsync, a power failure after the rename could leave a file of the right name and
+        # size with zeros in it, and nothing would show that. With the list of sources first, there is never a cache
+        # that lacks its list, which nothing would remove when it is stale.
         write_atomically(file.with_suffix(".json"), json.dumps(sources, indent=1).encode())
         unfinished.rename(file)
     finally:

@@ -1,4 +1,4 @@
-"""The 41 classes that the decoder tells apart, in the order of the public recordings and checkpoints."""
+"""The 41 classes of the decoder, in the order of the public recordings and checkpoints."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""What a person sees of work that takes long before training: a bar, or that another process is waited for."""
+"""Show work that takes long before training: a progress bar, or a note that another process holds a lock."""
 
 import sys
 import time
@@ -10,12 +10,20 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
-_QUIET_SECONDS = 2.0  # what is shorter than this shows nothing
+_QUIET_SECONDS = 2.0  # nothing is shown for work or waits that are shorter
 
 
 @contextmanager
 def progress(what: str, total: float) -> Iterator[Callable[[float], None]]:
-    """A bar, on a terminal only; in a `with` statement, gives what to call with how much more of the total is done."""
+    """Show a progress bar on the terminal while the `with` block runs; show nothing elsewhere.
+
+    Args:
+        what: The work, for example "checking the data".
+        total: Its size, in any unit.
+
+    Yields:
+        A function to call with the amount of work that was just done.
+    """
     console = Console(stderr=True)
     bar = Progress(console=console, transient=True)
     task = bar.add_task(what, total=total)
@@ -33,7 +41,12 @@ def progress(what: str, total: float) -> Iterator[Callable[[float], None]]:
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file; where another process has it for long, say that it is doing `what`, and wait."""
+    """Hold a lock file while the `with` block runs. If another process holds it, wait, and print a line that says so.
+
+    Args:
+        path: The lock file.
+        what: What the other process does, for example "writing data".
+    """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=_QUIET_SECONDS)

@@ -15,8 +15,8 @@ from stability.core.device import sent
 from stability.core.errors import StabilityError
 from stability.core.streams import torch_stream
 from stability.data.augment import add_noise, draw_cut, smooth
-from stability.data.batches import Batch, labels_of, training_batch, validation_batches
-from stability.data.t15 import Split
+from stability.data.batches import Batch, training_batch, validation_batches
+from stability.data.records import Split
 from stability.diagnosis.signals import EXPENSIVE_EVERY, signals_of
 from stability.diagnosis.table import Table
 from stability.engine import measure
@@ -234,10 +234,10 @@ def evaluate(stack: Stack, split: Split) -> tuple[np.ndarray, np.ndarray]:
             logits, nll = _predict(stack, _select_days(stack.parameters, inputs.days), inputs, None)
         losses.append(_configured(stack, nll, inputs)[0])
         classes = logits.argmax(-1).transpose(1, 2)
-        said.append((batch.trials, collapse(classes, sent(inputs.frames, stack.device)).to(torch.int8)))
+        said.append((batch.utterances, collapse(classes, sent(inputs.frames, stack.device)).to(torch.int8)))
     errors, label_count = np.zeros(len(configs), np.int64), 0
     for trials, spoken in said:
-        targets = [labels_of(split, i).tolist() for i in trials]
+        targets = [split.labels(i).tolist() for i in trials]
         label_count += sum(map(len, targets))
         for k, rows in enumerate(spoken.cpu()):
             errors[k] += sum(map(edit_distance, without_blanks(rows), targets))
@@ -359,11 +359,13 @@ def _augmented(stack: Stack, split: Split) -> _Inputs:
     cuts: dict[int, int] = {}
     x: dict[int, Tensor] = {}
     for (seed, step, max_cut, smooth_std), members in groups.items():
-        batch = training_batch(split, configs[0].batch.size, configs[0].batch.days, seed, step)
+        batch = training_batch(split, configs[0].batch.size, configs[0].batch.days, seed=seed, step=step)
         cut = draw_cut(max_cut, seed, step)
         aug = [configs[k].aug for k in members]
         white, offset = ([getattr(a, f"{kind}_std") for a in aug] for kind in ("white_noise", "constant_offset"))
-        noisy = add_noise(batch.features.to(stack.device, stack.dtype), white, offset, seed, step)
+        noisy = add_noise(
+            batch.features.to(stack.device, stack.dtype), white_stds=white, offset_stds=offset, seed=seed, step=step
+        )
         smoothed = smooth(noisy[:, :, cut:], smooth_std)
         for k, own in zip(members, smoothed, strict=True):
             batches[k], cuts[k], x[k] = batch, cut, own

@@ -36,7 +36,7 @@ from stability.sweeps.sweep_trial import is_busy, is_finished, live_in_sweep, ob
 from stability.tracking.api import open_tracker
 
 if TYPE_CHECKING:
-    from stability.data.t15 import Dataset
+    from stability.data.records import Dataset
     from stability.trials.scheduler import Wish
 
 _LOG = logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")  # as Hydra writes it

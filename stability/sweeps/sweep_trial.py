@@ -17,7 +17,7 @@ from stability.core.files import ERROR, FIGURE, LOCK, VERDICT, short_path, write
 from stability.tracking.api import is_sent
 
 if TYPE_CHECKING:  # PyTorch takes seconds
-    from stability.data.t15 import Dataset
+    from stability.data.records import Dataset
     from stability.trials.scheduler import Wish
 
 

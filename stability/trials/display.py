@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from stability.core.files import BEST, EXCLUDED, FIGURE, FLIGHT, FLIGHT_RECORD, VERDICT, short_path
+from stability.core.text import counted
 from stability.diagnosis.display import show_outcome
 from stability.diagnosis.table import Table as Signals
 from stability.diagnosis.verdict import Verdict
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # a log is diagnosed without PyTorch
     import torch
 
     from stability.config.schema import Config
-    from stability.data.t15 import Dataset
+    from stability.data.records import Dataset
     from stability.trials.recorder import Utterance
     from stability.trials.replay import Replay
 
@@ -93,16 +94,17 @@ def show_configuration(config: "Config", folder: Path, dataset: "Dataset", devic
         "optimizer": f"AdamW, epsilon {o.epsilon:g}, weight decay {o.weight_decay:g}, clip {o.clip_norm}",
         "schedule": f"lr {s.lr_max:g} after {s.warmup_steps} steps, cosine to {s.lr_min:g} at {s.decay_steps}",
         "noise": f"white {a.white_noise_std:g}, offset {a.constant_offset_std:g}",
-        "batch": f"{b.size} trials of {b.days} days, loss {config.loss.reduction}",
+        "batch": f"{b.size} utterances of {b.days} days, loss {config.loss.reduction}",
         "model": f"GRU {config.model.layers} x {config.model.units}, {config.precision.dtype} on {device}",
-        "data": f"{len(dataset.train.records)} trials to train and {len(dataset.val.records)} to validate, "
-        f"{len(dataset.sessions)} days, {dataset.n_features} features, {dataset.place}",
+        "data": f"{len(dataset.train.records)} utterances to train on and {len(dataset.val.records)} to validate on, "
+        f"{len(dataset.sessions)} days, {dataset.n_features} features, {dataset.location}",
         "trial": f"seed {config.seed}, steps {step} to {config.steps}" + (" (resumed)" if step else ""),
         "folder": short_path(folder),
     }.items():
         console.print(f"[dim]{name:<10}[/] {value}")
     if dataset.excluded:
-        console.print(f"[yellow]{len(dataset.excluded)} bad trials are left out, listed in {EXCLUDED}[/]")
+        bad = counted(len(dataset.excluded), "bad utterance")
+        console.print(f"[yellow]Training without {bad}; {EXCLUDED} lists them.[/]")
 
 
 def show_verdict(verdict: Verdict, folder: Path, where: str) -> None:

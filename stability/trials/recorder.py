@@ -19,8 +19,8 @@ import torch
 
 from stability.core.errors import StabilityError
 from stability.core.files import FLIGHT, FLIGHT_RECORD, FLIGHT_STATE, write_atomically
-from stability.data.batches import Batch, labels_of, training_batch
-from stability.data.t15 import Split, frames_needed
+from stability.data.batches import Batch, training_batch
+from stability.data.records import Split, frames_needed
 from stability.diagnosis.verdict import FATAL, Verdict
 from stability.engine.loop import Examination, Stack, examine, precision_on, train_steps
 from stability.engine.memory import if_memory_allows
@@ -90,7 +90,7 @@ class Recorder:
         shutil.rmtree(folder / FLIGHT, ignore_errors=True)
         before = self._before(verdict, stack, split)
         config = before.configs[0]
-        batch = training_batch(split, config.batch.size, config.batch.days, config.seed, before.step)
+        batch = training_batch(split, config.batch.size, config.batch.days, seed=config.seed, step=before.step)
         flight = Flight(
             verdict.outcome,
             before.step,
@@ -152,16 +152,16 @@ def hash_of(batch: Batch) -> str:
 
 def _by_suspicion(split: Split, batch: Batch, seen: Examination) -> list[Utterance]:
     found = []
-    for row, i in enumerate(batch.trials):
-        record, (block, number) = split.records[i], split.numbers(i)
-        labels, frames = labels_of(split, i).tolist(), int(seen.frames[row])
+    for row, i in enumerate(batch.utterances):
+        record = split.records[i]
+        labels, frames = split.labels(i).tolist(), int(seen.frames[row])
         found.append(
             Utterance(
                 row,
                 split.sessions[record.day],
                 record.name,
-                block,
-                number,
+                record.block,
+                record.number,
                 record.transcription,
                 frames,
                 len(labels),

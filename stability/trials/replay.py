@@ -16,7 +16,7 @@ from stability.config.schema import Config
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, FLIGHT_STATE
 from stability.data.batches import training_batch
-from stability.data.t15 import Split
+from stability.data.records import Split
 from stability.diagnosis.history import History
 from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, Table, read_table
 from stability.diagnosis.verdict import FATAL, stopped
@@ -71,7 +71,7 @@ def replay(folder: Path, device_name: str) -> Replay:
     prepare_host()  # as in training
     config = _configuration(folder, flight)
     dataset = open_data(config)
-    batch = training_batch(dataset.train, config.batch.size, config.batch.days, config.seed, flight.step)
+    batch = training_batch(dataset.train, config.batch.size, config.batch.days, seed=config.seed, step=flight.step)
     if hash_of(batch) != flight.batch_hash:
         raise StabilityError(
             f"The data in {flight.data} have changed since: its batch of step {flight.step} is not the recorded one. "

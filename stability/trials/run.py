@@ -27,8 +27,9 @@ from stability.core.files import (
     write_atomically,
 )
 from stability.data import synthetic
-from stability.data.placement import keep
-from stability.data.t15 import Dataset, open_dataset
+from stability.data.placement import place
+from stability.data.records import Dataset
+from stability.data.t15_reader import open_dataset
 from stability.diagnosis.history import History
 from stability.diagnosis.signals import signal_names
 from stability.diagnosis.table import (
@@ -258,13 +259,13 @@ def _open_stack(
 
 
 def open_data(config: Config) -> Dataset:
-    """The training and validation trials that the configuration names, at hand for training on its device.
+    """Open the utterances that the configuration names, check them, and place them for training on its device.
 
     A synthetic set is written the first time.
     """
     outputs, data = Path(config.outputs), config.data
     if data.synthetic is not None:
-        path = synthetic.ensure(data.synthetic, Path(data.path) if data.path else outputs / "data")
+        path = synthetic.make_dataset(data.synthetic, Path(data.path) if data.path else outputs / "data")
     elif data.path is not None:
         path = Path(data.path)
     else:
@@ -282,10 +283,10 @@ def open_data(config: Config) -> Dataset:
     days = len(dataset.train.by_day)
     if config.batch.days > days:
         raise StabilityError(
-            f"batch.days={config.batch.days}, but only {days} days of {path} have training trials: "
+            f"batch.days={config.batch.days}, but only {days} days of {path} have utterances to train on: "
             f"give batch.days={days} or less."
         )
-    return keep(dataset, device, outputs)
+    return place(dataset, device, outputs)
 
 
 def choose_device(name: str) -> torch.device:

@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 from stability.core.errors import Interrupted, StabilityError, Terminated
-from stability.data.t15 import Dataset
+from stability.data.records import Dataset
 from stability.diagnosis.verdict import Verdict
 from stability.engine.loop import Stack, evaluate, join, select, train_steps
 from stability.engine.memory import begin_peak, free_memory, is_out_of_memory, peak
@@ -177,7 +177,7 @@ class Memory:
 
     def __init__(self, device: torch.device, dataset: Dataset) -> None:
         self._device = device
-        self._data = dataset.on_gpu
+        self._data = dataset.gpu_bytes
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:

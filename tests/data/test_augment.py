@@ -1,4 +1,4 @@
-"""Smoothing, noise, cut and their order against independent computations; and what batches are made of."""
+"""Smoothing, noise, cut and their order, against independent computations."""
 
 import math
 from collections import Counter
@@ -11,22 +11,21 @@ from torch import Tensor
 
 from stability.config.schema import Config
 from stability.data.augment import add_noise, draw_cut, smooth, smoothing_kernel
-from stability.data.batches import training_batch, validation_batches
-from stability.data.t15 import Dataset
+from stability.data.batches import training_batch
+from stability.data.records import Dataset
 from stability.engine.decoder import init_parameters
 from stability.engine.loop import _augmented, new_stack
 from tests.support.configs import composed, tiny
 from tests.support.reference import smoothed
 
 
-def test_official_augmentation() -> None:
-    """The published settings: `aug=strong` is the official one."""
+def test_strong_augmentation_is_the_official_one() -> None:
     aug = composed("aug=strong").aug
     assert (aug.white_noise_std, aug.constant_offset_std, aug.max_cut, aug.smooth_std) == (1.0, 0.2, 2, 2.0)
 
 
 @pytest.mark.parametrize("std", [0.5, 1.0, 2.0, 3.0, 7.5])
-def test_smoothing_kernel(std: float) -> None:
+def test_the_smoothing_kernel_is_the_official_one(std: float) -> None:
     impulse = np.zeros(100)
     impulse[50] = 1
     taps = gaussian_filter1d(impulse, std)
@@ -40,7 +39,7 @@ def test_smoothing_is_a_zero_padded_convolution() -> None:
     torch.testing.assert_close(smooth(x, 2.0).double(), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_smoothing_of_fewer_bins_than_taps() -> None:
+def test_fewer_bins_than_taps_are_smoothed_too() -> None:
     x = torch.ones(1, 3, 1)
     kernel = smoothing_kernel(2.0).tolist()
     centre = len(kernel) // 2
@@ -48,16 +47,16 @@ def test_smoothing_of_fewer_bins_than_taps() -> None:
     assert smooth(x, 2.0).flatten().tolist() == pytest.approx(expected)
 
 
-def test_no_smoothing() -> None:
+def test_a_width_of_zero_does_not_smooth() -> None:
     x = torch.randn(1, 5, 2)
     assert torch.equal(smooth(x, 0.0), x)
 
 
 def test_noise_has_the_configured_spread() -> None:
-    """White noise a bin; one offset an utterance and channel."""
+    """White noise differs in every bin; the offset is one for each utterance and channel."""
     b, t, f = 20, 200, 30
-    noisy = add_noise(torch.zeros(b, t, f), [1.0], [0.2], seed=0, step=3)[0].double()
-    offsets = noisy.mean(1)  # of the white noise, 1/200 of the variance is left in it
+    noisy = add_noise(torch.zeros(b, t, f), white_stds=[1.0], offset_stds=[0.2], seed=0, step=3)[0].double()
+    offsets = noisy.mean(1)  # 1/200 of the white noise's variance is left in it
     white = noisy - offsets.unsqueeze(1)
     n = b * t * f
     assert white.var().item() * t / (t - 1) == pytest.approx(1.0, abs=5 * math.sqrt(2 / n))
@@ -65,27 +64,27 @@ def test_noise_has_the_configured_spread() -> None:
     assert abs(noisy.mean().item()) < 5 * 0.2 / math.sqrt(b * f)
     lag = (white[:, 1:] * white[:, :-1]).mean().item()
     assert lag == pytest.approx(-1 / t, abs=5 / math.sqrt(n))
-    only_offset = add_noise(torch.zeros(b, t, f), [0.0], [0.2], seed=0, step=3)[0]
+    only_offset = add_noise(torch.zeros(b, t, f), white_stds=[0.0], offset_stds=[0.2], seed=0, step=3)[0]
     assert torch.equal(only_offset, only_offset[:, :1].expand(-1, t, -1))
 
 
-def test_noise_of_a_step_and_a_seed() -> None:
+def test_noise_depends_on_seed_and_step_alone() -> None:
     x = torch.zeros(2, 5, 3)
-    first = add_noise(x, [1.0], [0.2], seed=0, step=0)
-    assert torch.equal(first, add_noise(x, [1.0], [0.2], seed=0, step=0))
-    assert not torch.equal(first, add_noise(x, [1.0], [0.2], seed=0, step=1))
-    assert not torch.equal(first, add_noise(x, [1.0], [0.2], seed=1, step=0))
+    first = add_noise(x, white_stds=[1.0], offset_stds=[0.2], seed=0, step=0)
+    assert torch.equal(first, add_noise(x, white_stds=[1.0], offset_stds=[0.2], seed=0, step=0))
+    assert not torch.equal(first, add_noise(x, white_stds=[1.0], offset_stds=[0.2], seed=0, step=1))
+    assert not torch.equal(first, add_noise(x, white_stds=[1.0], offset_stds=[0.2], seed=1, step=0))
 
 
 def test_weak_noise_is_strong_noise_scaled() -> None:
     x = torch.randn(4, 20, 3)
     strong, weak = composed("aug=strong").aug, composed("aug=weak").aug
     stds = [[getattr(a, f"{kind}_std") for a in (strong, weak)] for kind in ("white_noise", "constant_offset")]
-    of_strong, of_weak = add_noise(x, stds[0], stds[1], seed=5, step=7) - x
+    of_strong, of_weak = add_noise(x, white_stds=stds[0], offset_stds=stds[1], seed=5, step=7) - x
     torch.testing.assert_close(of_weak, of_strong / 4, atol=1e-6, rtol=1e-5)
 
 
-def test_cut_is_uniform_over_0_to_2() -> None:
+def test_the_cut_is_uniform_from_0_to_the_maximum() -> None:
     n = 3000
     counts = Counter(draw_cut(2, 0, step) for step in range(n))
     assert sorted(counts) == [0, 1, 2]
@@ -94,7 +93,7 @@ def test_cut_is_uniform_over_0_to_2() -> None:
 
 
 def one_augmented(config: Config, dataset: Dataset, step: int) -> tuple[Tensor, list[int], Tensor]:
-    """What the decoder of a lone trial reads at a step: features, lengths of the batch, output frames."""
+    """What the decoder of a single trial reads at a step: features, bins of the batch, output frames."""
     parameters = init_parameters(config.model, dataset.n_features, len(dataset.sessions), config.seed)
     stack = new_stack([config], [parameters], torch.device("cpu"))
     stack.steps = [step] * len(stack.configs)
@@ -103,11 +102,11 @@ def one_augmented(config: Config, dataset: Dataset, step: int) -> tuple[Tensor, 
 
 
 @pytest.mark.parametrize("step", range(6))
-def test_order_noise_offset_cut_smoothing(dataset: Dataset, step: int) -> None:
+def test_the_order_is_noise_then_cut_then_smoothing(dataset: Dataset, step: int) -> None:
     """Noise falls on the padding as well; the cut comes before the smoothing, so its edge is zero-padded."""
     config = tiny("aug=strong", "seed=3")
-    batch = training_batch(dataset.train, 6, 3, 3, step)
-    noisy = add_noise(batch.features, [1.0], [0.2], 3, step)[0]
+    batch = training_batch(dataset.train, 6, 3, seed=3, step=step)
+    noisy = add_noise(batch.features, white_stds=[1.0], offset_stds=[0.2], seed=3, step=step)[0]
     cut = draw_cut(2, 3, step)
     x, bins, frames = one_augmented(config, dataset, step)
     torch.testing.assert_close(x.double(), smoothed(noisy[:, cut:]), atol=1e-5, rtol=1e-5)
@@ -118,61 +117,13 @@ def test_order_noise_offset_cut_smoothing(dataset: Dataset, step: int) -> None:
 def test_every_cut_occurs(dataset: Dataset) -> None:
     cuts = set()
     for step in range(12):
-        batch = training_batch(dataset.train, 6, 3, 0, step)
+        batch = training_batch(dataset.train, 6, 3, seed=0, step=step)
         x, _, _ = one_augmented(tiny("seed=0"), dataset, step)
         cuts.add(batch.features.shape[1] - x.shape[1])
     assert cuts == {0, 1, 2}
 
 
 def test_without_augmentation_smoothing_stays(dataset: Dataset) -> None:
-    batch = training_batch(dataset.train, 6, 3, 0, 1)
+    batch = training_batch(dataset.train, 6, 3, seed=0, step=1)
     x, _, _ = one_augmented(tiny("aug=none"), dataset, 1)
     torch.testing.assert_close(x.double(), smoothed(batch.features), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("size", "days", "shares"), [(6, 3, {2}), (8, 3, {2, 3}), (20, 2, {10}), (4, 4, {1})])
-def test_training_batches(dataset: Dataset, size: int, days: int, shares: set[int]) -> None:
-    split = dataset.train
-    met: Counter[int] = Counter()
-    drawn: Counter[int] = Counter()
-    repeated = False
-    for step in range(60):
-        batch = training_batch(split, size, days, 0, step)
-        of_rows = [split.records[i].day for i in batch.trials]
-        assert len(set(batch.days)) == len(batch.days) == days
-        assert sum(batch.rows_per_day) == size
-        assert set(batch.rows_per_day) == shares
-        assert of_rows == [d for d, n in zip(batch.days, batch.rows_per_day, strict=True) for _ in range(n)]
-        met.update(batch.days)
-        drawn.update(batch.trials)
-        repeated |= len(set(batch.trials)) < size
-        for row, trial in enumerate(batch.trials):
-            features, labels = split.read(trial), split.records[trial].labels
-            assert labels is not None
-            n = len(features)
-            assert batch.bins[row] == n
-            np.testing.assert_array_equal(batch.features[row, :n], features)
-            assert not batch.features[row, n:].any()
-            assert batch.labels[row, : batch.label_counts[row]].tolist() == labels.tolist()
-            assert not batch.labels[row, batch.label_counts[row] :].any()
-    assert repeated or size == 4  # with replacement
-    assert len(drawn) == len(split.records)
-    expected = 60 * days / 4
-    assert all(abs(met[d] - expected) <= 5 * math.sqrt(60 * days / 4 * (1 - days / 4)) for d in range(4))
-
-
-def test_training_batches_depend_on_seed_and_step_alone(dataset: Dataset) -> None:
-    split = dataset.train
-    assert training_batch(split, 6, 3, 0, 5).trials == training_batch(split, 6, 3, 0, 5).trials
-    distinct = {training_batch(split, 6, 3, seed, step).trials for seed in range(3) for step in range(3)}
-    assert len(distinct) == 9
-
-
-@pytest.mark.parametrize("size", [2, 5, 64])
-def test_validation_batches_hold_each_trial_once_and_one_day(dataset: Dataset, size: int) -> None:
-    batches = [*validation_batches(dataset.val, size)]
-    assert sorted(i for b in batches for i in b.trials) == [*range(len(dataset.val.records))]
-    for batch in batches:
-        assert len(batch.trials) <= size
-        assert [dataset.val.records[i].day for i in batch.trials] == batch.days * len(batch.trials)
-    assert len({d for b in batches for d in b.days}) == 3  # one of the four days has no validation trials

@@ -1,3 +1,5 @@
+"""Made-up data: what it contains, that it is reproducible, and that it is written whole or not at all."""
+
 import dataclasses
 import hashlib
 import shutil
@@ -18,7 +20,9 @@ from stability.config.schema import Synthetic
 from stability.core.errors import StabilityError
 from stability.data import synthetic
 from stability.data.phonemes import PHONEMES, SILENCE
-from stability.data.t15 import Dataset, Split, open_dataset, open_split, write_session
+from stability.data.records import Dataset, Split
+from stability.data.t15_reader import open_dataset, open_split
+from stability.data.t15_writer import write_session
 from tests.support.configs import composed
 
 DEFAULT = Synthetic(seed=0, days=6, features=32, train_utterances=60, val_utterances=16, words=3, noise=1.0, drift=0.3)
@@ -28,7 +32,7 @@ PRONUNCIATIONS = {word: phonemes for word, *phonemes in map(str.split, LINES)}
 
 
 def opened(settings: Synthetic, root: Path) -> Dataset:
-    folder = synthetic.ensure(settings, root)
+    folder = synthetic.make_dataset(settings, root)
     return open_dataset(folder, patch_size=14, patch_stride=4, max_cut=2, index_dir=root / "index")
 
 
@@ -46,18 +50,18 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def test_words_are_spelled_in_phonemes_and_use_each_several_times() -> None:
+def test_the_words_use_each_phoneme_several_times() -> None:
     assert len(PRONUNCIATIONS) == len(LINES) >= 200
     counts = Counter(phoneme for phonemes in PRONUNCIATIONS.values() for phoneme in phonemes)
     assert set(counts) == set(PHONEMES[1:SILENCE])
     assert min(counts.values()) >= 5
 
 
-def test_default_set_has_days_trials_and_lengths_as_described(default: Dataset) -> None:
+def test_the_default_set_has_the_described_days_utterances_and_lengths(default: Dataset) -> None:
     assert default.sessions == tuple(f"synthetic.day{day:02d}" for day in range(1, 7))
     assert default.n_features == 32
-    assert [len(trials) for trials in default.train.by_day.values()] == [60] * 6
-    assert {day: len(trials) for day, trials in default.val.by_day.items()} == dict.fromkeys([0, 2, 3, 4, 5], 16)
+    assert [len(day) for day in default.train.by_day.values()] == [60] * 6
+    assert {day: len(own) for day, own in default.val.by_day.items()} == dict.fromkeys([0, 2, 3, 4, 5], 16)
     bins = [record.n_time_steps for record in default.train.records]
     labels = [len(record.labels) for record in default.train.records if record.labels is not None]
     assert 130 <= np.mean(bins) <= 170
@@ -74,8 +78,8 @@ def test_labels_spell_the_sentence(default: Dataset) -> None:
         assert [PHONEMES[label] for label in record.labels] == spelled
 
 
-def test_last_day_has_test_trials_without_labels(tmp_path: Path) -> None:
-    folder = synthetic.ensure(SMALL, tmp_path)
+def test_the_last_day_has_test_utterances_without_labels(tmp_path: Path) -> None:
+    folder = synthetic.make_dataset(SMALL, tmp_path)
     split = open_split(folder, "test", patch_size=14, patch_stride=4, index_dir=tmp_path / "index")
     assert list(split.by_day) == [2]
     assert {record.labels is None for record in split.records} == {True}
@@ -84,7 +88,7 @@ def test_last_day_has_test_trials_without_labels(tmp_path: Path) -> None:
 
 
 def test_each_day_is_z_scored(default: Dataset) -> None:
-    for day in range(5):  # the last has test trials too
+    for day in range(5):  # the last has test utterances too
         features = features_of(default.train, day)
         if day in default.val.by_day:
             features += features_of(default.val, day)
@@ -93,7 +97,7 @@ def test_each_day_is_z_scored(default: Dataset) -> None:
         np.testing.assert_allclose(everything.std(axis=0), 1, atol=1e-5)
 
 
-def test_crossings_are_counts_and_power_goes_with_them(default: Dataset) -> None:
+def test_crossings_are_counts_and_power_correlates_with_them(default: Dataset) -> None:
     everything = np.concatenate(features_of(default.train, 0))
     levels = [len(np.unique(column)) for column in everything.T]
     assert max(levels[:16]) < 100
@@ -143,24 +147,24 @@ def test_noise_hides_the_tuning(tmp_path: Path) -> None:
         {"days": 1, "features": 2, "train_utterances": 1, "val_utterances": 1},
     ],
 )
-def test_every_trial_is_good_at_the_limits_of_the_settings(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_every_utterance_is_good_at_the_limits_of_the_settings(tmp_path: Path, changes: dict[str, Any]) -> None:
     settings = dataclasses.replace(SMALL, **changes)
     data = opened(settings, tmp_path)
     assert data.excluded == ()
     assert data.n_features == settings.features
 
 
-def test_same_settings_give_the_same_bytes_even_in_processes_at_once(tmp_path: Path) -> None:
+def test_the_same_settings_give_the_same_bytes_even_in_two_processes_at_once(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from stability.config.schema import Synthetic;"
         "from stability.data import synthetic;"
-        f"print(synthetic.ensure({SMALL!r}, Path(sys.argv[1])))"
+        f"print(synthetic.make_dataset({SMALL!r}, Path(sys.argv[1])))"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "there")]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     folders = {process.communicate()[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
-    here = synthetic.ensure(SMALL, tmp_path / "here")
+    here = synthetic.make_dataset(SMALL, tmp_path / "here")
     assert folders == {str(tmp_path / "there" / here.name)}
     assert digests(tmp_path / "there" / here.name) == digests(here)
     assert len(digests(here)) == 6
@@ -168,15 +172,15 @@ def test_same_settings_give_the_same_bytes_even_in_processes_at_once(tmp_path: P
 
 
 def test_a_set_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = synthetic.ensure(SMALL, tmp_path)
-    other = synthetic.ensure(dataclasses.replace(SMALL, seed=1), tmp_path)
+    folder = synthetic.make_dataset(SMALL, tmp_path)
+    other = synthetic.make_dataset(dataclasses.replace(SMALL, seed=1), tmp_path)
     assert other != folder
     assert set(digests(folder).values()).isdisjoint(digests(other).values())
     monkeypatch.delattr(synthetic, "_write")
-    assert synthetic.ensure(SMALL, tmp_path) == folder
+    assert synthetic.make_dataset(SMALL, tmp_path) == folder
 
 
-def test_half_written_leftovers_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_written_set_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Path] = []
 
     def failing(*arguments: Any) -> Path:
@@ -188,37 +192,37 @@ def test_half_written_leftovers_do_not_count(tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(synthetic, "write_session", failing)
         with pytest.raises(KeyboardInterrupt):
-            synthetic.ensure(SMALL, tmp_path / "here")
+            synthetic.make_dataset(SMALL, tmp_path / "here")
     assert len(written) == 3
     assert [path.suffix for path in (tmp_path / "here").iterdir()] == [".lock"]
-    there = synthetic.ensure(SMALL, tmp_path / "there")
+    there = synthetic.make_dataset(SMALL, tmp_path / "there")
     killed = tmp_path / "here" / f"{there.name}.tmp" / "synthetic.day09"  # what a killed process leaves
     killed.mkdir(parents=True)
     (killed / "data_train.hdf5").write_bytes(b"half")
-    assert digests(synthetic.ensure(SMALL, tmp_path / "here")) == digests(there)
+    assert digests(synthetic.make_dataset(SMALL, tmp_path / "here")) == digests(there)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bins_per_phoneme": 4.0}, "data.synthetic.bins_per_phoneme is 4.0; it has to be in 5 to 100"),
-        ({"seed": -1}, "data.synthetic.seed is -1; it has to be at least 0"),
-        ({"days": 0}, "data.synthetic.days is 0; it has to be in 1 to 99"),
-        ({"words": 41}, "data.synthetic.words is 41; it has to be in 1 to 40"),
-        ({"noise": float("nan")}, "data.synthetic.noise is nan; it has to be in 0 to 100"),
-        ({"drift": 1.5}, "data.synthetic.drift is 1.5; it has to be in 0 to 1"),
+        ({"bins_per_phoneme": 4.0}, "data.synthetic.bins_per_phoneme is 4.0; it must be from 5 to 100."),
+        ({"seed": -1}, "data.synthetic.seed is -1; it must be 0 or more."),
+        ({"days": 0}, "data.synthetic.days is 0; it must be from 1 to 99."),
+        ({"words": 41}, "data.synthetic.words is 41; it must be from 1 to 40."),
+        ({"noise": float("nan")}, "data.synthetic.noise is nan; it must be from 0 to 100."),
+        ({"drift": 1.5}, "data.synthetic.drift is 1.5; it must be from 0 to 1."),
     ],
 )
-def test_impossible_settings_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_settings_out_of_range_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(StabilityError) as caught:
-        synthetic.ensure(dataclasses.replace(SMALL, **changes), tmp_path)
+        synthetic.make_dataset(dataclasses.replace(SMALL, **changes), tmp_path)
     assert str(caught.value) == message
 
 
 def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StabilityError, match="the synthetic data cannot be written to"):
-        synthetic.ensure(SMALL, tmp_path / "file" / "root")
+    with pytest.raises(StabilityError, match="Cannot write the synthetic data to"):
+        synthetic.make_dataset(SMALL, tmp_path / "file" / "root")
 
 
 # as large as T15
@@ -226,11 +230,11 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def assembled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Synthetic, Path]:
-    """The options of `data=synthetic_t15`, but with few features and trials, and its folder."""
+    """The settings of `data=synthetic_t15`, but with few features and utterances, and the folder of the set."""
     options = composed("data=synthetic_t15").data.synthetic
     assert options is not None
     settings = dataclasses.replace(options, features=12, days=13, train_utterances=12, val_utterances=3)
-    return settings, synthetic.ensure(settings, tmp_path_factory.mktemp("assembled"))
+    return settings, synthetic.make_dataset(settings, tmp_path_factory.mktemp("assembled"))
 
 
 def test_the_stand_in_of_t15_has_its_shape(assembled: tuple[Synthetic, Path], tmp_path: Path) -> None:
@@ -254,7 +258,7 @@ def test_the_stand_in_of_t15_has_its_shape(assembled: tuple[Synthetic, Path], tm
     np.testing.assert_allclose(everything.std(0), 1, atol=1e-4)
 
 
-def test_full_size_is_that_of_t15() -> None:
+def test_the_full_size_is_that_of_t15() -> None:
     settings = composed("data=synthetic_t15").data.synthetic
     assert settings is not None
     assert (settings.days, settings.features) == (45, 512)
@@ -264,14 +268,14 @@ def test_full_size_is_that_of_t15() -> None:
     assert sum("val" in day for day in days) == 41
 
 
-def test_what_is_said_can_be_told_from_the_features(assembled: tuple[Synthetic, Path], tmp_path: Path) -> None:
-    """A phoneme is spoken by the same channels in every trial of a day: quiet, which every trial begins with, too."""
+def test_the_features_tell_what_is_said(assembled: tuple[Synthetic, Path], tmp_path: Path) -> None:
+    """Silence, with which every utterance begins, has the same pattern in all utterances of a day."""
     settings, folder = assembled
     data = open_dataset(folder, patch_size=14, patch_stride=4, max_cut=3, index_dir=tmp_path)
     own = np.array([features[:5].mean(0) for features in features_of(data.train, 0)])
     halves = own[: len(own) // 2].mean(0), own[len(own) // 2 :].mean(0)
     assert np.corrcoef(*halves)[0, 1] > 0.8
-    again = digests(synthetic.ensure(dataclasses.replace(settings, days=1), tmp_path))
+    again = digests(synthetic.make_dataset(dataclasses.replace(settings, days=1), tmp_path))
     assert again == {file: digest for file, digest in digests(folder).items() if file in again}
 
 
@@ -282,6 +286,6 @@ def test_a_disk_without_room_is_named_before_anything_is_written(
     assert settings is not None
     monkeypatch.setattr(synthetic, "_write", None)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000_000_000))
-    with pytest.raises(StabilityError, match=r"need about (19|20|21)\.\d GB, and \S+ has 3\.0 GB free: make room"):
-        synthetic.ensure(settings, tmp_path)
+    with pytest.raises(StabilityError, match=r"need about (19|20|21)\.\d GB, but \S+ has 3\.0 GB free\. Make room"):
+        synthetic.make_dataset(settings, tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import stability.diagnosis
-from stability.data.t15 import Dataset
+from stability.data.records import Dataset
 from stability.diagnosis.signals import EXPENSIVE_EVERY, SIGNALS, signal_names, signals_of
 from tests.support.configs import tiny
 from tests.support.stacks import trained

@@ -60,4 +60,4 @@ def test_bringing_your_own_data(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "stability.train", *command[1].split(), *small]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "80 trials to train and 20 to validate, 4 days, 40 features" in done.stdout
+    assert "80 utterances to train on and 20 to validate on, 4 days, 40 features" in done.stdout

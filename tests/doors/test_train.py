@@ -193,7 +193,7 @@ def test_the_kinds_of_data_are_one_layout(cli: CommandLine, undisturbed: Path) -
     assert options("data") == ["synthetic", "synthetic_t15", "t15"]
     made_up = composed(*cli.synthetic).data.synthetic
     assert made_up is not None
-    folder = synthetic.ensure(made_up, cli.sets)
+    folder = synthetic.make_dataset(made_up, cli.sets)
     cli.run(*OFTEN, "data=t15", f"data.path={folder}")
     assert_equal_trials(cli.trial(), undisturbed)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stability.data.placement import OnDevice
-from stability.data.t15 import Dataset, Split
+from stability.data.placement import DeviceRows
+from stability.data.records import Dataset, Split
 from stability.engine import loop
 from stability.engine.decoder import _Patches, _Softsign
 from stability.engine.loop import Stack, join, select
@@ -40,7 +40,7 @@ def stack_on_cuda(k: int, dataset: Dataset, *overrides: str) -> Stack:
 def on_cuda(split: Split) -> Split:
     """The split with its features on the device in half precision."""
     bins = sum(record.n_time_steps for record in split.records)
-    return replace(split, rows=OnDevice(torch.empty(bins, split.n_features, dtype=torch.float16, device=CUDA), split))
+    return replace(split, rows=DeviceRows(torch.empty(bins, split.n_features, dtype=torch.float16, device=CUDA), split))
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "fp16", "fp16_clip_before_unscale"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from stability.data.t15 import Dataset
+from stability.data.records import Dataset
 from stability.engine import loss, recurrent
 from stability.engine.kernels import ctc_cpu, selftest
 from stability.engine.loop import train_steps

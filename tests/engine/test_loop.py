@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stability.config.schema import Config, Model
 from stability.core.errors import StabilityError
 from stability.data.batches import Batch, training_batch, validation_batches
-from stability.data.t15 import Dataset, Split
+from stability.data.records import Dataset, Split
 from stability.engine import loop
 from stability.engine.decoder import Dropout, Parameters, Watch, forward, init_parameters
 from stability.engine.loop import Stack, evaluate, join, precision_on, select, train_steps
@@ -113,7 +113,7 @@ def test_the_steps_before_one_that_fails_are_returned(dataset: Dataset, monkeypa
     def unreadable(split: Split, size: int, days: int, seed: int, step: int) -> Batch:
         if step == 3:
             raise OSError("the third batch")
-        return training_batch(split, size, days, seed, step)
+        return training_batch(split, size, days, seed=seed, step=step)
 
     monkeypatch.setattr(loop, "training_batch", unreadable)
     stack = stack_of([tiny()], dataset)
@@ -245,7 +245,7 @@ def test_validation_counts_all_edits_over_all_labels(dataset: Dataset) -> None:
         of_batches = []
         for batch in validation_batches(dataset.val, 2):
             of_utterances = []
-            for i in batch.trials:
+            for i in batch.utterances:
                 record = dataset.val.records[i]
                 assert record.labels is not None
                 with torch.no_grad():
@@ -304,7 +304,7 @@ def test_signals_of_the_output(dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(loop, "forward", spied)
     tables = train_steps(stack, dataset.train, 1)
-    batch = training_batch(dataset.train, 6, 3, config.seed, 6)
+    batch = training_batch(dataset.train, 6, 3, seed=config.seed, step=6)
     cut = loop._augmented(stack_at(stack, 6), dataset.train).bins[0] - batch.features.shape[1]
     spoken = []
     for row, n in enumerate(batch.bins.tolist()):
@@ -423,7 +423,7 @@ def test_input_max_is_of_what_the_model_reads(dataset: Dataset) -> None:
     for k, config in enumerate(configs):
         trainer = ReferenceTrainer(config, reference(init_parameters(config.model, 6, 4, 0), 2, torch.float64))
         for step in range(3):
-            x, _ = trainer._augmented(training_batch(dataset.train, 6, 3, config.seed, step), step)
+            x, _ = trainer._augmented(training_batch(dataset.train, 6, 3, seed=config.seed, step=step), step)
             assert column(tables, "input_max")[k, step] == pytest.approx(x.abs().max().item(), rel=1e-5)
     assert np.all(measured(tables, "input_max"))
     _, tables = trained([tiny(), tiny("aug.white_noise_std=inf")], dataset, 1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stability.data.t15 import frames_needed
+from stability.data.records import frames_needed
 from stability.engine.measure import frame_information, infeasible_targets, input_max, output_signals
 
 

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stability.config.schema import Config
-from stability.data.t15 import Dataset, Trial, open_dataset, write_session
+from stability.data.records import Dataset
+from stability.data.t15_reader import open_dataset
+from stability.data.t15_writer import Utterance, write_session
 from stability.engine.loop import Stack, evaluate, gradients_of, new_stack, train_steps
 from stability.trials.checkpoint import Best, load_weights, restore, save
 from tests.support.configs import composed, tiny
@@ -64,14 +66,14 @@ def assert_same_gradients(stack: Stack, dataset: Dataset, unclipped: Config, bou
         assert (ours[name] - p.grad).norm() <= bound * p.grad.norm(), name
 
 
-def recordings(folder: Path, days: int, features: int, bins: int, labels: int, trials: int = 1) -> Dataset:
-    """Sessions of z-scored noise, about so many bins and labels a trial; the last four days have no validation."""
+def recordings(folder: Path, days: int, features: int, bins: int, labels: int, utterances: int = 1) -> Dataset:
+    """Sessions of z-scored noise, about so many bins and labels an utterance; the last four days have no validation."""
     rng = np.random.default_rng(0)
     for day in range(days):
         for split in ("train", "val")[: 1 + (day < days - 4 or days <= 4)]:
-            lengths = rng.integers(int(0.8 * bins), int(1.2 * bins), trials).tolist()
+            lengths = rng.integers(int(0.8 * bins), int(1.2 * bins), utterances).tolist()
             made_up = [
-                Trial(rng.normal(size=(n, features)), rng.integers(1, 41, labels), "made up", 1, i)
+                Utterance(features=rng.normal(size=(n, features)), labels=rng.integers(1, 41, labels), number=i)
                 for i, n in enumerate(lengths)
             ]
             write_session(folder / f"day.{day:02d}", split, made_up)
@@ -82,7 +84,7 @@ def recordings(folder: Path, days: int, features: int, bins: int, labels: int, t
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_first_loss_is_of_the_size_of_healthy_runs(tmp_path: Path, seed: int) -> None:
     """Three public runs of the official trainer read 754 to 757 in training and 715 in validation, both at step 0."""
-    data = recordings(tmp_path, days=4, features=512, bins=900, labels=30, trials=2)
+    data = recordings(tmp_path, days=4, features=512, bins=900, labels=30, utterances=2)
     config = composed("model=official", "batch.size=8", f"seed={seed}", "device=cpu")
     stack = stack_of([config], data)
     tables = train_steps(stack, data.train, 1)

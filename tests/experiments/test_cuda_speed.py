@@ -32,7 +32,8 @@ from experiments.benchmarks.cuda_speed import (
 from experiments.benchmarks.step_floor import Floor, Rates
 from stability.core.errors import StabilityError
 from stability.data import synthetic
-from stability.data.t15 import Trial, open_dataset, write_session
+from stability.data.t15_reader import open_dataset
+from stability.data.t15_writer import Utterance, write_session
 from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, append_rows
 from stability.engine.decoder import forward, init_parameters
 from tests.support.commandline import CommandLine
@@ -73,12 +74,12 @@ def trainer(tmp_path: Path) -> Path:
 
 
 def write_days(data: Path, *names: str) -> None:
-    """A training trial of each day, and a validation trial of all but the first."""
-    trial = Trial(np.zeros((14, 3), np.float32), np.array([1]), "", 1, 1)
+    """An utterance to train on for each day, and one to validate on for each day but the first."""
+    utterance = Utterance(features=np.zeros((14, 3), np.float32), labels=np.array([1]))
     for name in names:
-        write_session(data / name, "train", [trial])
+        write_session(data / name, "train", [utterance])
         if name != names[0]:
-            write_session(data / name, "val", [trial])
+            write_session(data / name, "val", [utterance])
 
 
 def rendered(table: Table) -> list[list[str]]:
@@ -125,7 +126,7 @@ def test_the_official_configuration_is_the_clones_own_on_our_sessions(trainer: P
         "batch_size": 64,
         "dataset_dir": str(sessions := run / "sessions"),
         "sessions": ["t15.20-day1", "t15.20-day2", "t15.20-day3"],  # it takes nothing else for sessions
-        "dataset_probability_val": [0, 1, 1],  # the first day has no validation trials
+        "dataset_probability_val": [0, 1, 1],  # the first day has no utterances to validate on
     }
     assert (sessions / "t15.20-day2" / "data_val.hdf5").samefile(data / "day2" / "data_val.hdf5")
     assert args.pop("output_dir") == str(run / "out")
@@ -165,7 +166,7 @@ def test_sessions_that_the_official_trainer_cannot_read(trainer: Path, tmp_path:
 
 def test_both_trainers_can_read_the_made_up_sessions(trainer: Path, tmp_path: Path) -> None:
     settings = replace(made_up(_Size(1, 1, 1, days=3, train_utterances=3, val_utterances=1)), recordings=1)
-    data = synthetic.ensure(settings, tmp_path / "work")
+    data = synthetic.make_dataset(settings, tmp_path / "work")
     dataset = open_dataset(data, patch_size=14, patch_stride=4, max_cut=2, index_dir=tmp_path / "index")
     assert dataset.n_features == 512
     assert len(dataset.train.records) == 9
@@ -173,7 +174,7 @@ def test_both_trainers_can_read_the_made_up_sessions(trainer: Path, tmp_path: Pa
     official.prepare(trainer, data, tmp_path / "run", 30, "python3")
     args = OmegaConf.load(tmp_path / "run" / "rnn_args.yaml")
     assert len(args.dataset.sessions) == 3
-    assert args.dataset.dataset_probability_val == [1, 0, 1]  # the second day has training trials alone
+    assert args.dataset.dataset_probability_val == [1, 0, 1]  # the second day has utterances to train on alone
 
 
 def test_progress_of_the_official_trainer(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from experiments.curvature import PROBE_SEEDS, largest_eigenvalue, measure, step_scale, threshold
 from experiments.curvature_study import Trial
 from stability.data.batches import training_batch
-from stability.data.t15 import Dataset
+from stability.data.records import Dataset
 from stability.engine.decoder import init_parameters
 from stability.engine.loop import Stack, new_stack, train_steps
 from tests.support.configs import tiny
@@ -49,7 +49,7 @@ def dense_hessian(stack: Stack, dataset: Dataset) -> NDArray[np.float64]:
     named = dict(model.named_parameters())
     days = range(len(dataset.sessions))
     leaves = [named[n] for o in own for n in ([f"{o}.{d}" for d in days] if o.startswith("day_") else [o])]
-    batches = [training_batch(dataset.train, 3, 3, seed, 0) for seed in PROBE_SEEDS]
+    batches = [training_batch(dataset.train, 3, 3, seed=seed, step=0) for seed in PROBE_SEEDS]
     inputs = [smoothed(batch.features) for batch in batches]
     size = sum(p.numel() for p in leaves)
 

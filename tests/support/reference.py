@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from stability.config.schema import Config, Schedule
 from stability.core.streams import numpy_stream, torch_stream
 from stability.data.batches import Batch, training_batch
-from stability.data.t15 import Split
+from stability.data.records import Split
 
 CLASSES = 41
 # Normalised Gaussian of std 2; the taps beyond 4 bins are below 0.01.
@@ -97,7 +97,7 @@ class ReferenceTrainer:
     def step(self, split: Split, step: int) -> tuple[float, float]:
         """Train on the batch of that step; the loss, and the gradient's norm before the clip."""
         c = self.config
-        batch = training_batch(split, c.batch.size, c.batch.days, c.seed, step)
+        batch = training_batch(split, c.batch.size, c.batch.days, seed=c.seed, step=step)
         x, cut = self._augmented(batch, step)
         frames = torch.tensor([math.floor((n - cut - 14) / 4 + 1) for n in batch.bins.tolist()])
         logits = self.model(x.to(self.dtype), days_of_rows(batch), self._dropout(step, frames.tolist()))

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from stability.config.schema import Config
-from stability.data.t15 import Dataset
+from stability.data.records import Dataset
 from stability.diagnosis.table import Table
 from stability.engine.decoder import Parameters, init_parameters
 from stability.engine.loop import Stack, new_stack, train_steps

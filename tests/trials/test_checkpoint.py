@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from stability.config.schema import Config
 from stability.core.errors import Interrupted, StabilityError
-from stability.data.t15 import Dataset, Trial, open_dataset, write_session
+from stability.data.records import Dataset
+from stability.data.t15_reader import open_dataset
+from stability.data.t15_writer import Utterance, write_session
 from stability.engine.decoder import init_parameters
 from stability.engine.loop import Stack, evaluate, train_steps
 from stability.trials.checkpoint import Best, in_background, load_weights, restore, save
@@ -320,8 +322,8 @@ def test_the_official_model_trains_validates_and_is_kept(tmp_path: Path) -> None
     rng = np.random.default_rng(0)
     for day in range(45):
         for split in ("train", "val")[: 2 if day < 2 else 1]:
-            trials = [Trial(rng.normal(size=(40, 512)), np.array([3, 17, 40]), "made up", 1, 1)]
-            write_session(tmp_path / f"day.{day:02d}", split, trials)
+            utterances = [Utterance(features=rng.normal(size=(40, 512)), labels=np.array([3, 17, 40]))]
+            write_session(tmp_path / f"day.{day:02d}", split, utterances)
     data = open_dataset(tmp_path, patch_size=14, patch_stride=4, max_cut=2, index_dir=tmp_path / "index")
     config: Config = composed("model=official", "batch.size=4", "schedule.warmup_steps=1", "device=cpu")
     stack = stack_of([config], data)

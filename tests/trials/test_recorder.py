@@ -21,7 +21,7 @@ from torch import Tensor
 from stability import diagnose
 from stability.config.schema import Config
 from stability.data.batches import training_batch
-from stability.data.t15 import Dataset
+from stability.data.records import Dataset
 from stability.diagnosis.table import append_table
 from stability.diagnosis.verdict import Verdict
 from stability.engine import loop
@@ -123,10 +123,10 @@ def test_the_recording_says_what_the_step_read(finished: Path) -> None:
     config = settings(finished.parent, *OUTGROWN)
     dataset = open_data(config)
     assert Path(flight.data) == dataset.train.path.resolve()
-    batch = training_batch(dataset.train, 6, 3, 0, flight.step)
+    batch = training_batch(dataset.train, 6, 3, seed=0, step=flight.step)
     assert sorted(u.row for u in flight.batch) == [*range(6)]
     for u in flight.batch:
-        record = dataset.train.records[batch.trials[u.row]]
+        record = dataset.train.records[batch.utterances[u.row]]
         assert record.labels is not None
         assert (u.session, u.trial) == (dataset.sessions[record.day], record.name)
         assert (u.block, u.number) == (0, int(record.name.removeprefix("trial_")))
@@ -262,8 +262,8 @@ def test_a_trial_that_went_bad_on_the_disk(tmp_path: Path, capsys: pytest.Captur
     """The check of the data is not repeated for a file whose size and time are the same."""
     config = settings(tmp_path)
     dataset = open_data(config)
-    first = training_batch(dataset.train, 6, 3, 0, 0)
-    record = dataset.train.records[first.trials[4]]
+    first = training_batch(dataset.train, 6, 3, seed=0, step=0)
+    record = dataset.train.records[first.utterances[4]]
     file = dataset.train.path / dataset.sessions[record.day] / "data_train.hdf5"
     stat = file.stat()
     write_feature(file, record.name, np.nan)

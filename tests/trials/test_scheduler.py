@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stability.config.schema import Config
 from stability.core.errors import Interrupted, StabilityError
-from stability.data.t15 import Split
+from stability.data.records import Split
 from stability.diagnosis.table import Table, read_table
 from stability.diagnosis.verdict import Verdict
 from stability.engine import loop, measure, optimizer
