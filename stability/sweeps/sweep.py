@@ -151,8 +151,9 @@ def _report_invalid(plan: Plan, stacked: bool, dry_run: bool) -> None:
     summary = f"{count} of {counted(plan.jobs, 'configuration')} {_are(count)} invalid"
     if not stacked or not plan.trials:
         raise StabilityError(f"{summary}; no trial was started:\n{list_invalid(plan.invalid)}")
+    others = "one" if plan.jobs - count == 1 else plan.jobs - count
     action = "a sweep would train" if dry_run else "training"
-    print(f"{summary}; {action} the other {plan.jobs - count}.", list_invalid(plan.invalid), sep="\n")
+    print(f"{summary}; {action} the other {others}.", list_invalid(plan.invalid), sep="\n")
 
 
 def _notes(plan: Plan | None, search: Search | None) -> list[str]:

@@ -1,6 +1,8 @@
 """Sweeps on the real command line: what several tests run, and what they read from the studies' folders."""
 
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from stability.core.checkout import ROOT
@@ -28,6 +30,19 @@ def assert_same_trials(cli: CommandLine, count: int) -> None:
     assert len(trials(cli, "stacked")) == count
     for name, folder in trials(cli, "basic").items():
         assert_same_trial(trials(cli, "stacked")[name], folder)
+
+
+def begun_trials(cli: CommandLine) -> list[str]:
+    """The names of the trials of the study `stacked` that have been started."""
+    return [path.parent.name for path in cli.folder.glob("outputs/stacked/*/config.yaml")]
+
+
+def mlflow_runs(cli: CommandLine) -> dict[str, str]:
+    """The runs in MLflow, with their status."""
+    with closing(sqlite3.connect(cli.folder / "outputs/mlflow.db")) as store:
+        found = store.execute("SELECT name, status FROM runs").fetchall()
+    assert len(dict(found)) == len(found), "each is there once"
+    return dict(found)
 
 
 def run_without_heavy_imports(cli: CommandLine, *command: str) -> str:

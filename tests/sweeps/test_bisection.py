@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from stability.diagnosis.verdict import Verdict
 from stability.sweeps.bisection import next_rate
 from tests.support.commandline import CommandLine, wait_for
+from tests.support.sweeps import BASIC, STACKED, trials
 
 SEARCH: dict[str, float] = {"start": 0.01, "lowest": 1e-4, "highest": 10, "tolerance": 1.35}
 COMMAND = ("--multirun", "hydra/sweeper=bisection")
@@ -31,7 +33,7 @@ def search(outcome_at: "dict[str, tuple[float, float]]", **settings: float) -> d
     return outcomes
 
 
-def test_a_bracket_by_bisection() -> None:
+def test_a_search_halves_its_bracket() -> None:
     limit = math.sqrt(0.1)  # below 0.316
     assert [*search({"stable": (0, limit), "exploded": (limit, math.inf)})] == [0.01, 0.1, 1, 0.316, 0.562, 0.421]
     down = search({"stable": (0, 2e-4), "non_finite": (2e-4, math.inf)})
@@ -39,7 +41,7 @@ def test_a_bracket_by_bisection() -> None:
 
 
 @pytest.mark.parametrize("tolerance", [1.05, 1.35, 4, 1000])
-def test_brackets_hold_the_boundary(tolerance: float) -> None:
+def test_the_last_bracket_holds_the_boundary_within_the_tolerance(tolerance: float) -> None:
     for limit in np.geomspace(1.1e-4, 9.9, 40):
         tried = search({"slow": (0, limit), "mode_collapse": (limit, math.inf)}, tolerance=tolerance)
         low, high = (max(r for r in tried if r <= limit), min(r for r in tried if r > limit))
@@ -47,7 +49,7 @@ def test_brackets_hold_the_boundary(tolerance: float) -> None:
         assert len(tried) <= 2 + 4 + math.log2(math.log(10) / math.log(min(tolerance, 9))) + 2
 
 
-def test_too_low_goes_up() -> None:
+def test_a_rate_at_which_nothing_was_learned_is_followed_by_a_higher_one() -> None:
     tried = search({"undecided": (0, 0.5), "stable": (0.5, 0.7), "exploded": (0.7, math.inf)})
     assert [*tried][:4] == [0.01, 0.1, 1, 0.316]  # nothing healthy among the decades: looked for between them
     low, high = (max(r for r in tried if r <= 0.7), min(r for r in tried if r > 0.7))
@@ -55,14 +57,14 @@ def test_too_low_goes_up() -> None:
     assert high / low <= 1.35
 
 
-def test_what_has_learned_nothing_may_be_too_high_as_well() -> None:
+def test_a_rate_at_which_nothing_was_learned_may_be_too_high() -> None:
     tried = search({"stable": (0, 0.002), "blank_collapse": (0.002, math.inf)})
     assert [*tried][:5] == [0.01, 0.1, 1, 10, 0.001]
     low, high = (max(r for r in tried if r <= 0.002), min(r for r in tried if r > 0.002))
     assert high / low <= 1.35
 
 
-def test_the_limits() -> None:
+def test_a_search_ends_at_its_limits() -> None:
     assert [*search({"stable": (0, math.inf)})] == [0.01, 0.1, 1, 10]
     assert [*search({"stable": (0, math.inf)}, highest=0.12345678)] == [0.01, 0.1, 0.12345678]
     assert [*search({"exploded": (0, math.inf)})] == [0.01, 0.001, 1e-4]
@@ -91,7 +93,7 @@ def verdicts(study: Path) -> dict[float, str]:
     }
 
 
-def test_a_search_that_was_killed_goes_on_and_a_crash_ends_its_own_alone(cli: CommandLine) -> None:
+def test_a_bisection_that_was_killed_continues_and_a_crash_ends_only_its_own_search(cli: CommandLine) -> None:
     study = cli.folder / "outputs/single"
     command = (*COMMAND, *QUICK, "hydra.sweeper.start=0.1", "hydra.sweeper.tolerance=4", "device=nonsense,cpu")
     killed = cli.start(*command)
@@ -132,7 +134,7 @@ def test_a_search_that_was_killed_goes_on_and_a_crash_ends_its_own_alone(cli: Co
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "parts"),
     [
         ("schedule.lr_max=0.001,0.01", ["The bisection chooses schedule.lr_max itself", "hydra.sweeper.start=RATE"]),
         ("hydra.sweeper.tolerance=1", ["hydra.sweeper.tolerance=1: give a number above 1"]),
@@ -147,7 +149,30 @@ def test_a_search_that_was_killed_goes_on_and_a_crash_ends_its_own_alone(cli: Co
         ("optimizer.epsilon=0.1,1e-1", ["Two searches need the same trial, eps0.1-lr0.01-", "the same value twice"]),
     ],
 )
-def test_what_cannot_be_searched(cli: CommandLine, override: str, told: list[str]) -> None:
+def test_wrong_settings_of_the_bisection_are_refused(cli: CommandLine, override: str, parts: list[str]) -> None:
     message = cli.refuse("--multirun", "experiment=boundary", override)
-    assert all(text in message for text in told), message
+    assert all(part in message for part in parts), message
     assert [*cli.folder.iterdir()] == []
+
+
+@pytest.mark.slow
+def test_a_bisection_says_why_it_cannot_train_a_trial(cli: CommandLine) -> None:
+    search = (*STACKED, "hydra/sweeper=bisection", "hydra.sweeper.highest=0.01")
+    cli.run(*search)
+    first = next(iter(trials(cli).values()))
+    shutil.rmtree(first)
+    first.touch()
+    err = cli.run(*search, status=1).err
+    assert err.count(f"Cannot write in outputs/single/{first.name}: File exists") == 1
+    assert "1 of 1 search ended early" in err
+    by_number = cli.run(*search, "hydra.sweep.subdir=${hydra.job.num}", status=1).err
+    assert "hydra.job.num" in by_number
+
+
+@pytest.mark.slow
+def test_a_bisection_trains_its_rounds_in_stacks(cli: CommandLine) -> None:
+    search = ("hydra/sweeper=bisection", "hydra.sweeper.tolerance=5", "hydra.sweeper.highest=0.1", "seed=0,1")
+    for launcher in (STACKED, BASIC):
+        cli.run(*launcher, *search, f"study={launcher[1].rpartition('=')[2]}")
+    tables = [(cli.folder / "outputs" / study / "boundary.csv").read_text() for study in ("stacked", "basic")]
+    assert tables[0] == tables[1]

@@ -28,7 +28,7 @@ def jobs() -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
-def test_a_sweep_on_a_cluster_ends_as_one_by_one_though_a_job_is_killed(cli: CommandLine) -> None:
+def test_a_sweep_on_a_cluster_has_the_same_results_although_a_job_is_killed(cli: CommandLine) -> None:
     cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
     process = cli.start(*SLURM, *LONG, "hydra.launcher.size=1")
     wait_for(lambda: started_trials(cli, 7) == 2, process)
@@ -41,7 +41,7 @@ def test_a_sweep_on_a_cluster_ends_as_one_by_one_though_a_job_is_killed(cli: Com
     assert not jobs()
 
 
-def test_a_job_whose_time_is_up_is_followed_by_another_and_ctrl_c_cancels_all(cli: CommandLine) -> None:
+def test_a_job_whose_time_is_up_is_replaced_and_ctrl_c_cancels_all(cli: CommandLine) -> None:
     limit = [f"+hydra.launcher.parameters.{one}" for one in ("timeout_min=2", "slurm_signal_delay_s=60")]
     process = cli.start(*SLURM, *limit, "steps=1000000")
     assert process.stdout
@@ -57,7 +57,7 @@ def test_a_job_whose_time_is_up_is_followed_by_another_and_ctrl_c_cancels_all(cl
         assert state["stability"]["step"] == made, "no step was lost"
 
 
-def test_a_sweep_does_not_wait_for_a_job_that_has_nothing_left_to_do(cli: CommandLine) -> None:
+def test_a_sweep_does_not_wait_for_a_job_without_work(cli: CommandLine) -> None:
     """One of the machine's two processors is taken, and the job that waits for it is not to begin."""
     taken = ["sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 600"]
     other = subprocess.run(taken, capture_output=True, text=True, check=True).stdout.strip()

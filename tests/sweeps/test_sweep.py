@@ -1,26 +1,14 @@
-"""Sweeps, `python -m stability.train --multirun`, in processes of their own."""
+"""Sweeps on the command line: `python -m stability.train --multirun`, each in a process of its own."""
 
-import fcntl
-import os
-import pty
 import re
 import signal
 import sqlite3
-import struct
-import sys
-import termios
 from contextlib import closing
-from pathlib import Path
 
-import optuna
 import pytest
-from omegaconf import OmegaConf
 
 from stability.core.files import ERROR
-from stability.sweeps.sweep_trial import run_in_sweep
-from tests.analysis.test_trials import write
 from tests.support.commandline import CommandLine, ended, rows, wait_for
-from tests.support.configs import composed
 from tests.support.sweeps import FACTORS, LONG, trials
 
 RESULTS = ("signals.csv", "validation.csv", "verdict.json", "config.yaml")
@@ -36,7 +24,7 @@ def results(cli: CommandLine, study: str = "single") -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_as_if_nothing_had_been(cli: CommandLine) -> None:
+def test_a_sweep_that_was_killed_continues_with_the_same_results(cli: CommandLine) -> None:
     cli.run("--multirun", *FACTORS, *LONG, "study=undisturbed")
     begun = cli.folder / "outputs/single"
     for count, enough in ((1, 12), (3, 7)):  # killed in the first trial, and in the third
@@ -59,8 +47,8 @@ def test_a_killed_sweep_goes_on_as_if_nothing_had_been(cli: CommandLine) -> None
     assert results(cli) == results(cli, "undisturbed")
 
 
-def test_a_sweep_with_trials_that_crash_diverge_or_are_the_same(cli: CommandLine) -> None:
-    """All are done; what is missing is told of at the end; and the same command goes on with that alone."""
+def test_crashed_and_repeated_trials_stop_no_other_and_are_listed_at_the_end(cli: CommandLine) -> None:
+    """All others are trained, and the same command then trains what is missing alone."""
     diverging = ("schedule.lr_max=0.005,5e-3,1e30", "schedule.warmup_steps=1", "optimizer.clip_norm=null")
     command = ("--multirun", "init_from=first.pt,null", *diverging)
     end = cli.run(*command, status=1)
@@ -89,39 +77,7 @@ def test_a_sweep_with_trials_that_crash_diverge_or_are_the_same(cli: CommandLine
     assert not [*cli.folder.glob(f"outputs/single/*/{ERROR}")]
 
 
-@pytest.mark.slow
-def test_a_dry_run_tells_what_would_be_and_does_nothing(cli: CommandLine) -> None:
-    command = ("--multirun", *FACTORS, "aug=strong,weak", "steps=100", "checkpoint_every=5")
-    cli.run("--multirun", "optimizer=official", "aug=weak", "steps=100", "checkpoint_every=5")
-    process = cli.start("--multirun", "optimizer=official", "aug=weak", "seed=1", "steps=100", "checkpoint_every=5")
-    wait_for(lambda: len([*cli.folder.glob("outputs/single/*/checkpoints/last.pt")]) == 2, process)
-    process.send_signal(signal.SIGINT)
-    ended(process, 130)
-    before = sorted(cli.folder.rglob("outputs/single/*"))
-    out = cli.run(*command, "sweep.dry_run=true").out
-    assert sorted(cli.folder.rglob("outputs/single/*")) == before
-    lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert lines[0] == "epsilon noise seeds"
-    assert re.fullmatch(r"0.1 0.25 seed 0: done, seed 1: resumes at step \d+", lines[2])
-    assert [lines[1], *lines[3:5]] == [f"{cell} seed 0: new, seed 1: new" for cell in ("0.1 1", "1e-8 1", "1e-8 0.25")]
-    assert lines[5] == "8 trials: 1 done, 1 to resume, 6 new"
-    assert re.fullmatch(
-        r"about \d+ (s|min|h) on this machine, one trial after another \(.* measured just now\)", lines[6]
-    )
-    assert len(lines) == 7
-    out = cli.run(*command, "sweep.dry_run=true", "hydra/launcher=stacked").out
-    expected = (
-        r"about \d+ (s|min|h) on this machine, in stacks of up to 7 \(.* ms a step and trial, measured just now\)"
-    )
-    assert re.fullmatch(expected, out.splitlines()[-1])
-
-
-def test_a_dry_run_of_one_trial_is_refused(cli: CommandLine) -> None:
-    assert "sweep.dry_run=true needs --multirun" in cli.refuse("sweep.dry_run=true")
-    assert not (cli.folder / "outputs").exists()
-
-
-def test_an_experiment_is_a_sweep_and_has_its_name(cli: CommandLine) -> None:
+def test_an_experiment_needs_multirun_and_a_known_name(cli: CommandLine) -> None:
     assert "An experiment is a sweep: give --multirun with it." in cli.refuse("experiment=diagnosis")
     message = cli.refuse("--multirun", "experiment=diagnoses")
     assert "Could not find 'experiment/diagnoses'" in message
@@ -130,7 +86,7 @@ def test_an_experiment_is_a_sweep_and_has_its_name(cli: CommandLine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "part"),
     [
         (["seed=0,1", "sweep.claims=half.yaml"], "half.yaml is no list of claims"),
         (
@@ -155,15 +111,15 @@ def test_an_experiment_is_a_sweep_and_has_its_name(cli: CommandLine) -> None:
     ],
 )
 def test_an_invalid_sweep_is_refused_before_anything_is_trained(
-    cli: CommandLine, overrides: list[str], told: str
+    cli: CommandLine, overrides: list[str], part: str
 ) -> None:
     (cli.folder / "half.yaml").write_text("a: 1")
-    assert told in cli.refuse("--multirun", *overrides)
+    assert part in cli.refuse("--multirun", *overrides)
     assert not (cli.folder / "outputs").exists()
 
 
 @pytest.mark.slow
-def test_two_sweeps_at_once_do_not_disturb_each_other(cli: CommandLine) -> None:
+def test_sweeps_that_run_at_once_do_not_disturb_each_other(cli: CommandLine) -> None:
     """Two studies in one fresh store, and one of them twice."""
     one = cli.start("--multirun", *FACTORS, *LONG, "tracking=mlflow", "study=one")
     other = cli.start("--multirun", *FACTORS, *LONG, "tracking=mlflow", "study=other")
@@ -185,7 +141,7 @@ def test_two_sweeps_at_once_do_not_disturb_each_other(cli: CommandLine) -> None:
 
 
 @pytest.mark.slow
-def test_a_trial_that_another_process_trains_is_told_of(cli: CommandLine) -> None:
+def test_a_trial_that_another_process_trains_is_listed(cli: CommandLine) -> None:
     endless = ("steps=1000000", "diagnosis=default")
     first = cli.start(*endless)
     wait_for(lambda: any(cli.folder.glob("outputs/single/*/signals.csv")), first)
@@ -196,79 +152,3 @@ def test_a_trial_that_another_process_trains_is_told_of(cli: CommandLine) -> Non
     assert not [*cli.folder.glob(f"outputs/single/*/{ERROR}")]
     first.send_signal(signal.SIGINT)
     ended(first, 130)
-
-
-SEARCH = ("--multirun", "experiment=search", "steps=30", "checkpoint_every=5", "batch.size=8")
-
-
-def search_states(cli: CommandLine) -> list[tuple[str, dict[str, float], float | None]]:
-    storage = f"sqlite:///{cli.folder}/outputs/search/optuna.db"
-    (name,) = optuna.get_all_study_names(storage)
-    study = optuna.load_study(study_name=name, storage=storage)
-    return [(trial.state.name, trial.params, trial.value) for trial in study.trials]
-
-
-def test_a_search_makes_the_per_of_stable_trials_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "stability.trials.scheduler", None)  # PyTorch, which finished trials do not need
-    cfg = OmegaConf.structured(composed("tracking=none"))
-    for outcome, objective in {"stable": 0.25, "slow": 1.0, "exploded": 1.0}.items():
-        folder = write(tmp_path / outcome, outcome=outcome, per=[0.9, 0.25])
-        (folder / "run.png").touch()
-        assert run_in_sweep(cfg, folder) == objective
-
-
-@pytest.mark.slow
-def test_a_killed_search_goes_on_to_its_total_and_no_further(cli: CommandLine) -> None:
-    """The three are chosen at once, and trained one after another when it is killed in the second."""
-    process = cli.start(*SEARCH, "hydra.sweeper.n_trials=3", "hydra.launcher.size=1")
-    wait_for(lambda: len([*cli.folder.glob("outputs/search/*/checkpoints/last.pt")]) == 2, process)
-    process.kill()
-    process.communicate()
-    cli.run(*SEARCH, "hydra.sweeper.n_trials=3")
-    states = search_states(cli)
-    assert [state for state, _, _ in states].count("COMPLETE") == 3
-    assert [state for state, _, _ in states if state != "COMPLETE"] in ([], 3 * ["FAIL"])
-    for state, params, _ in states:
-        assert state == "COMPLETE" or params in [p for s, p, _ in states if s == "COMPLETE"], "what was half done is"
-    assert len(trials(cli, "search")) == 3
-    assert all(value == 1.0 for _, _, value in states if value is not None), "none of them is stable"
-    out = cli.run(*SEARCH, "hydra.sweeper.n_trials=3").out
-    assert "The search already has 3 trials" in out
-    assert len(search_states(cli)) == len(states)
-    out = cli.run(*SEARCH, "hydra.sweeper.n_trials=5", "sweep.dry_run=true").out
-    assert "The sweeper chooses 5 trials while it runs: 3 done, 2 to do" in out
-    assert len(search_states(cli)) == len(states)
-
-
-@pytest.mark.slow
-def test_a_search_counts_what_crashed_as_not_done(cli: CommandLine) -> None:
-    end = cli.run(*SEARCH, "hydra.sweeper.n_trials=2", "init_from=nowhere.pt", status=1)
-    assert end.err.count("There is no checkpoint at nowhere.pt.") == 2
-    assert [state for state, _, _ in search_states(cli)] == ["FAIL", "FAIL"]
-
-
-@pytest.mark.slow
-def test_a_terminal_shows_the_verdicts_so_far(cli: CommandLine) -> None:
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    environment = os.environ | {"TERM": "xterm-256color"}
-    environment.pop("COLUMNS", None)
-    many = ("steps=100", "schedule.lr_max=0.005,0.002")
-    process = cli.start("--multirun", *FACTORS, *many, stdout=theirs, stderr=theirs, stdin=theirs, env=environment)
-    os.close(theirs)
-    seen = b""
-    try:
-        while some := os.read(ours, 1 << 16):
-            seen += some
-    except OSError:
-        pass  # how Linux says that the other side was closed
-    os.close(ours)
-    assert process.wait(timeout=60) == 0
-    lines = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", seen.decode()).replace("\r", "\n").split("\n")
-    lines = [line.strip() for line in lines if line.strip()]
-    assert any(re.fullmatch(r"about \d+ (s|min) left [━╸╺]+ +\d/8", line) for line in lines)
-    assert any(re.fullmatch(r"epsilon [\de.-]+ +lr [\d.]+ +seed \d [━╸╺]+ +\d+/100", line) for line in lines)
-    assert any(re.search(r"^0\.005 .*\d·", line) for line in lines), "a cell with trials to do"
-    assert any(re.fullmatch(r"\[8/8\] \w+  epsilon .* PER .* s", line) for line in lines)
-    (counts,) = [line for line in lines[-6:] if re.fullmatch(r"(\w \w+ \d+ *)+", line)]  # above the report
-    assert sum(map(int, re.findall(r"\d+", counts))) == 8, counts
