@@ -1,9 +1,10 @@
 # make demo: set up .venv and train one trial on the embedded default.   make test: set up and run the tests.
+# make lint, make docs, make coverage: what continuous integration checks besides.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow benchmark benchmark-data benchmark-engines benchmark-stacks benchmark-cuda \
-	benchmark-detection lint clean
+.PHONY: demo test test-slow coverage benchmark benchmark-data benchmark-engines benchmark-stacks benchmark-cuda \
+	benchmark-detection lint docs hooks clean
 
 demo: .venv/installed
 	$(BIN)/python -m stability.train optimizer=official aug=strong
@@ -13,6 +14,9 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+coverage: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-report=html
 
 benchmark: .venv/installed
 	$(BIN)/python -m experiments.benchmarks.step_speed
@@ -44,6 +48,16 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: .venv/docs-installed
+	$(BIN)/mkdocs build --strict
+
+hooks: .venv/installed
+	$(BIN)/pre-commit install
+
+.venv/docs-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[dev,docs]' -c constraints.txt
+	touch $@
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -51,4 +65,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist site htmlcov .coverage
