@@ -49,7 +49,7 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 
 docs: .venv/docs-installed
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 hooks: .venv/installed
 	$(BIN)/pre-commit install

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from stability import Monitor
 from stability.core.errors import StabilityError
-from tests.doors.test_readme import code_with
+from tests.support.pages import DOCS, code_with
 from tests.watch.test_monitor import assert_same_signals
 
 transformers = pytest.importorskip("transformers")
@@ -222,7 +222,7 @@ def test_as_the_readme_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "val_set": [*itertools.islice(Speech(), 2)],
         "word_error_rate": lambda _: {"wer": 0.25},
     }
-    exec(code_with("stability.watch.huggingface"), names)
+    exec(code_with(DOCS / "how-to/own-loop.md", "stability.huggingface"), names)
     assert "\nstable\n" in capsys.readouterr().out
     assert names["callback"].verdict().outcome == "stable"
 

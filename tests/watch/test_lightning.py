@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from stability import Monitor
 from stability.core.errors import StabilityError
-from tests.doors.test_readme import code_with
+from tests.support.pages import DOCS, code_with
 from tests.watch.test_monitor import Toy, assert_same_signals, batch, ctc
 
 pl = pytest.importorskip("lightning.pytorch")
@@ -204,7 +204,7 @@ def test_as_the_readme_shows(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # Lightning keeps its log and checkpoint there
     names: dict[str, Any] = {"module": Decoder(), "train_batches": loader(2), "val_batches": loader(1)}
-    exec(code_with("stability.watch.lightning"), names)
+    exec(code_with(DOCS / "how-to/own-loop.md", "stability.lightning"), names)
     assert "stable\n  validation PER" in capsys.readouterr().out
     assert names["callback"].verdict().outcome == "stable"
 
