@@ -32,8 +32,11 @@ from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.config.schema import Config
 from stability.data.records import Split
 from stability.engine.decoder import Parameters, init_parameters
-from stability.engine.loop import Stack, gradients_of, learning_rates, new_stack, train_steps
+from stability.engine.gradients import gradients_of
 from stability.engine.optimizer import DAY_LAYER
+from stability.engine.schedule import learning_rates
+from stability.engine.stack import Stack, new_stack
+from stability.engine.step import train_steps
 from stability.trials.run import open_data
 
 EVERY = 10  # steps from one measurement to the next
@@ -93,7 +96,7 @@ def step_scale(stack: Stack) -> Tensor:
     Of the second moments as they are before that step. 0 in the layers of days that were in no batch yet.
     """
     c = stack.configs[0]
-    rate, day_rate = learning_rates(c, stack.step)
+    rate, day_rate = learning_rates(c.schedule, stack.step)
     scales = {}
     for name, second in stack.moments.second.items():
         steps = stack.moments.steps[name].double()
@@ -187,7 +190,7 @@ def main() -> None:
         loss, norm = (float(signals[name][-1]) for name in ("loss", "grad_norm"))
         _, start, products = fixed = measure(stack, dataset.train, start=start)
         _, own_start, own_products = own = measure(stack, dataset.train, own=True, start=own_start)
-        rate, _ = learning_rates(c, stack.step)
+        rate, _ = learning_rates(c.schedule, stack.step)
         ratios = f"{fixed.ratio:7.3f} {own.ratio:11.3f} {products + own_products:10d}"
         print(f"{stack.step:6d} {loss:9.3f} {norm:10.3g} {rate:9.2g} {ratios}")
 

@@ -45,7 +45,8 @@ from experiments.curvature import Vector, compose_trial, measure
 from stability.core import palette
 from stability.data.records import Split
 from stability.engine.decoder import init_parameters
-from stability.engine.loop import Stack, new_stack, train_steps
+from stability.engine.stack import Stack, new_stack
+from stability.engine.step import train_steps
 from stability.trials.run import open_data
 
 STEPS, EVERY, JUMP = 100, 5, 50

@@ -42,8 +42,9 @@ from stability.data.batches import training_batch
 from stability.diagnosis.readers import read_log
 from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE
 from stability.engine.decoder import init_parameters
-from stability.engine.loop import new_stack, train_steps
 from stability.engine.optimizer import DAY_LAYER
+from stability.engine.stack import new_stack
+from stability.engine.step import train_steps
 from stability.trials.run import open_data
 
 _WORK = Path("outputs/benchmark-cuda")

@@ -23,10 +23,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from stability.config.hydra import conf_folder, register_schema, resolve_config
+from stability.core.device import choose_device
 from stability.data.batches import training_batch
 from stability.data.records import Split
 from stability.data.t15_reader import FileRows
-from stability.trials.run import choose_device, open_data
+from stability.trials.run import open_data
 
 DEFAULT = ("data=synthetic_t15", "data.synthetic.days=4", "model=official")
 ROUNDS, BATCHES = 8, 4

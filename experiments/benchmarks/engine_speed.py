@@ -19,10 +19,10 @@ from rich.table import Table
 from torch import Tensor
 
 from experiments.benchmarks import step_floor
+from stability.core.device import choose_device
 from stability.engine import recurrent
-from stability.engine.memory import prepare_host
+from stability.engine.memory import prepare_process
 from stability.engine.recurrent import backward_loop, forward_loop, looped_gru
-from stability.trials.run import choose_device
 
 ROUNDS = 10
 _Work = Callable[[], object]
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--frames", type=int, default=500 if on_gpu else 100, help="of the longest row")
     arguments = parser.parse_args()
-    prepare_host()
+    prepare_process()
     dtype = torch.bfloat16 if on_gpu else torch.float32
     lengths = torch.linspace(0.15, 1, arguments.rows).mul(arguments.frames).ceil()
     counts = (lengths.unsqueeze(1) > torch.arange(arguments.frames)).sum(0).tolist()

@@ -33,12 +33,14 @@ from experiments.benchmarks import step_floor
 from experiments.benchmarks.step_speed import plain_loop
 from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.config.schema import Config
+from stability.core.device import DTYPES, choose_device, choose_precision
 from stability.data.records import Dataset
-from stability.engine import loop, measure
+from stability.engine import batch, gradients, measure, predict, step
 from stability.engine.decoder import init_parameters
-from stability.engine.loop import Stack, compute_dtype, new_stack, train_steps
-from stability.engine.memory import prepare_host
-from stability.trials.run import choose_device, open_data
+from stability.engine.memory import prepare_process
+from stability.engine.stack import Stack, new_stack
+from stability.engine.step import train_steps
+from stability.trials.run import open_data
 
 _UNITS, _TRIALS = (32, 64, 128, 256), (1, 2, 4, 8, 16, 32)
 _PER_SEED = 8  # trials that share a seed
@@ -51,12 +53,12 @@ _LAUNCHERS = {
     "stacked, 2 workers": ("hydra/launcher=stacked", "hydra.launcher.workers=2"),
 }
 PARTS = {  # of a step, by the functions in which it is spent; what one calls counts for itself
-    "data": ((loop, "training_batch"),),
-    "augmentation": ((loop, "_augmented"),),
-    "forward": ((loop, "forward"),),
-    "CTC": ((loop, "ctc_losses"),),
+    "data": ((batch, "training_batch"),),
+    "augmentation": ((gradients, "training_inputs"),),
+    "forward": ((predict, "forward"),),
+    "CTC": ((predict, "ctc_losses"),),
     "backward": ((torch.autograd, "grad"),),
-    "optimiser": ((loop, "adamw_step"), (loop, "gradient_norms"), (loop, "clip_coefficients")),
+    "optimiser": ((step, "adamw_step"), (step, "gradient_norms"), (step, "clip_coefficients")),
     "signals": (
         (measure, "norms_by_part"),
         (measure, "output_signals"),
@@ -80,7 +82,7 @@ def main() -> None:
     trials = arguments.trials or trials
     rounds, seconds = (2, 2.0) if arguments.quick else (5, 4.0)
     console = Console(highlight=False, width=150)
-    prepare_host()
+    prepare_process()
     every = [arguments.overrides] if arguments.overrides else [[f"model.units={number}"] for number in units]
     configs = {c.model.units: c for c in (composed(*overrides) for overrides in every)}
     dataset, device = open_data(next(iter(configs.values()))), choose_device("auto")
@@ -137,7 +139,7 @@ def _shares(
     configs: dict[int, Config], trials: Sequence[int], dataset: Dataset, device: torch.device, rounds: int
 ) -> Table:
     size = 8192 if device.type == "cuda" else 1024
-    dtype = compute_dtype(next(iter(configs.values())), device)
+    dtype = DTYPES[choose_precision(next(iter(configs.values())).precision.dtype, device)]
     rate = _matrix_rate(device, dtype, size)
     title = (
         f"share of a step's time in each part, and in a floor of all its products at {rate / 1e9:.0f} GFLOP/s, the "

@@ -18,11 +18,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.config.schema import Config
+from stability.core.device import DTYPES, choose_precision
 from stability.data.augment import smooth
 from stability.data.batches import training_batch
 from stability.data.records import Dataset
 from stability.engine.decoder import frames_of, init_parameters
-from stability.engine.loop import compute_dtype, learning_rates, new_stack, train_steps
+from stability.engine.schedule import learning_rates
+from stability.engine.stack import new_stack
+from stability.engine.step import train_steps
 from stability.trials.run import open_data
 
 ROUNDS, STEPS = 10, 10
@@ -70,7 +73,7 @@ def plain_loop(  # type: ignore[no-untyped-def]
     model = PlainDecoder(c, dataset.n_features, len(dataset.sessions)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, eps=c.optimizer.epsilon, fused=True)
     watch = watched_by(model, optimizer)
-    dtype = compute_dtype(c, device)
+    dtype = DTYPES[choose_precision(c.precision.dtype, device)]
     step = 0
 
     def train(steps: int) -> None:
@@ -91,7 +94,7 @@ def plain_loop(  # type: ignore[no-untyped-def]
             watch(step, loss, logits, frames, x)
             nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rates(c, step)[0]
+                group["lr"] = learning_rates(c.schedule, step)[0]
             optimizer.step()
             step += 1
 

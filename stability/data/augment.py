@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stability.core.device import sent
+from stability.core.device import to_device
 from stability.core.streams import numpy_stream, torch_stream
 
 _TAPS = 100  # taps of the official kernel before it drops the small ones
@@ -60,7 +60,7 @@ def smooth(x: Tensor, std: float) -> Tensor:
     """
     if std == 0:
         return x
-    kernel = sent(torch.from_numpy(smoothing_kernel(std)).to(x.dtype), x.device)
+    kernel = to_device(torch.from_numpy(smoothing_kernel(std)).to(x.dtype), x.device)
     *lead, t, f = x.shape
     flat = x.reshape(-1, t, f).transpose(1, 2)
     smoothed = F.conv1d(flat, kernel.expand(f, 1, -1), padding="same", groups=f)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.filesize import decimal
 from torch import Tensor
 
-from stability.core.device import sent
+from stability.core.device import to_device
 from stability.data import cache
 from stability.data.progress import progress
 from stability.data.records import Dataset, DrawNext, Rows, Split, pad
@@ -152,7 +152,7 @@ class DeviceRows:
         """Make a batch of some utterances on the device."""
         starts, ends = self._starts[list(utterances)], self._starts[[i + 1 for i in utterances]]
         device = self._values.device
-        start, bins = sent(torch.from_numpy(np.stack([starts, ends - starts])), device).unsqueeze(2)
+        start, bins = to_device(torch.from_numpy(np.stack([starts, ends - starts])), device).unsqueeze(2)
         time = torch.arange(int((ends - starts).max()), device=device)
         inside = time < bins  # (B, T)
         source = torch.where(inside, start + time, start)  # padding reads any valid bin, and is zeroed below

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from stability.config.schema import Model
-from stability.core.device import sent
+from stability.core.device import to_device
 from stability.core.streams import torch_stream
 from stability.data.phonemes import PHONEMES
 from stability.engine.packing import Packing, pack, unpack
 from stability.engine.recurrent import gru_layer
 
 Parameters = dict[str, Tensor]
-Dropout = Callable[[Tensor, str, float, Packing | None], Tensor]  # activations, purpose, probability, if packed how
-Watch = Callable[[str, Tensor], None]  # is shown each module's name and its output, in forward order
+Dropout = Callable[[Tensor, str, float, Packing | None], Tensor]  # of activations, purpose, probability, and packing
+OnOutput = Callable[[str, Tensor], None]  # called with each module's name and output, in forward order
 CPU = torch.device("cpu")
 
 
-def unwatched(name: str, output: Tensor) -> None:
-    """The `Watch` of a decoder that nobody looks into."""
+def ignore_output(name: str, output: Tensor) -> None:
+    """The `OnOutput` that does nothing."""
 
 
 def init_parameters(model: Model, n_features: int, n_days: int, seed: int) -> Parameters:
@@ -84,7 +84,7 @@ def forward(
     rows_per_day: Sequence[int],
     model: Model,
     dropout: Dropout | None = None,
-    watch: Watch = unwatched,
+    on_output: OnOutput = ignore_output,
 ) -> Tensor:
     """Logits (K, T', B, C) of features x (K, B, T, F); those behind an utterance's last frame mean nothing.
 
@@ -94,9 +94,9 @@ def forward(
     k, b, t, _ = x.shape
     longest = (t - model.patch_size) // model.patch_stride + 1
     packing = pack(frames)
-    watch("input", x)
+    on_output("input", x)
     x = _Softsign.apply(_day_layer(x, parameters["day_weights"], parameters["day_biases"], rows_per_day))  # type: ignore[no-untyped-call]
-    watch("day layer", x)
+    on_output("day layer", x)
     if dropout is not None:
         x = dropout(x, "input", model.input_dropout, None)
     h: Tensor = _Patches.apply(x, packing, model.patch_size, model.patch_stride)  # type: ignore[no-untyped-call]
@@ -106,9 +106,9 @@ def forward(
             h = dropout(h, f"layer {layer}", model.rnn_dropout, packing)
         w_ih, w_hh, b_ih, b_hh = (parameters[name] for name in gru_names(layer))
         h = gru_layer(h, h0, w_ih, w_hh, b_ih, b_hh, packing.counts)
-        watch(f"gru.{layer}", h)
+        on_output(f"gru.{layer}", h)
     logits = torch.matmul(h, parameters["out.weight"].transpose(1, 2)) + parameters["out.bias"].unsqueeze(1)
-    watch("head", logits)
+    on_output("head", logits)
     return unpack(logits, packing, b, longest)
 
 
@@ -130,7 +130,9 @@ class _Patches(torch.autograd.Function):
         ctx.shape, ctx.packing, ctx.size, ctx.stride = x.shape, packing, size, stride
         windows = x.unfold(2, size, stride).transpose(-1, -2)  # (K, B, T', size, F)
         trial = torch.arange(k, device=x.device).unsqueeze(1)
-        return windows[trial, sent(packing.row, x.device), sent(packing.frame, x.device)].view(k, -1, size * f)
+        return windows[trial, to_device(packing.row, x.device), to_device(packing.frame, x.device)].view(
+            k, -1, size * f
+        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -147,7 +149,7 @@ def _fold_by_frame(grad: Tensor, shape: torch.Size, packing: Packing, size: int,
     for frame, patch in enumerate(torch.split(grad, counts, 1)):
         in_order[:, : counts[frame]].narrow(2, frame * stride * f, size * f).add_(patch)
     trial = torch.arange(k, device=grad.device).unsqueeze(1)
-    row = sent(packing.row[:, : counts[0]], grad.device)
+    row = to_device(packing.row[:, : counts[0]], grad.device)
     return grad.new_zeros(k, b, t * f).index_put_((trial, row), in_order).view(shape)
 
 

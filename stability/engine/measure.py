@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stability.config.schema import Optimizer
-from stability.core.device import sent
+from stability.core.device import to_device
 from stability.data.phonemes import BLANK
 from stability.engine.decoder import Parameters
 from stability.engine.optimizer import Moments
@@ -92,8 +92,8 @@ def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequ
     batch has held yet has no second moment, and is not counted.
     """
     device = moments.steps["h0"].device
-    beta2 = sent(torch.tensor([o.beta2 for o in settings]), device)
-    epsilon = sent(torch.tensor([o.epsilon for o in settings]), device)
+    beta2 = to_device(torch.tensor([o.beta2 for o in settings]), device)
+    epsilon = to_device(torch.tensor([o.epsilon for o in settings]), device)
     stride = sample_stride([second[0].shape for second in moments.second.values()])
     samples = []
     for name, second in moments.second.items():
@@ -105,7 +105,7 @@ def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequ
     roots = torch.cat(samples, 1).sqrt_()
     return {
         "epsilon_dominance": (roots < epsilon.unsqueeze(1)).sum(1) / (~roots.isnan()).sum(1),
-        "effective_lr": sent(torch.tensor(rates), device) / (roots.nanmedian(1).values + epsilon),
+        "effective_lr": to_device(torch.tensor(rates), device) / (roots.nanmedian(1).values + epsilon),
     }
 
 

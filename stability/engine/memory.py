@@ -1,4 +1,4 @@
-"""What the machine has to be told before it trains, and how much memory it has for that."""
+"""The memory of the machine: how to keep it, how much is used and free, and how to recognise that it ran out."""
 
 import ctypes
 import resource
@@ -15,29 +15,33 @@ _NEVER = 2**31 - 1
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # on a CPU, on CUDA, in CUDA's libraries
 
 
-def prepare_host() -> None:
-    """Flush denormals to zero, keep freed memory for the next step, and have fp32 mean it on a GPU."""
+def prepare_process() -> None:
+    """Set up this process for training: flush denormals to zero, keep freed memory, and compute fp32 as fp32 on a GPU.
+
+    A second call changes nothing.
+    """
     # The gradients of a trial that says only blank sink into denormals, which a CPU multiplies far more slowly.
     torch.set_flush_denormal(True)
-    # cuDNN would round what it multiplies to ten bits; PyTorch's own products do not unless they are told to.
+    # By default cuDNN rounds its operands to ten bits (TF32); PyTorch's own products do so only on request.
     torch.backends.cudnn.allow_tf32 = False
-    # glibc gives large tensors back to the system when they are freed, and each page costs a fault when it comes again.
+    # glibc returns the memory of a freed large tensor to the system. The next step then pays a page fault for each page
+    # that it gets again.
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
-def begin_peak() -> int:
-    """Return the bytes of memory that the process uses, and have `peak` count from here."""
+def reset_peak_memory() -> int:
+    """Reset what `peak_memory` returns, and return how many bytes of memory the process uses now."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)  # kept memory would hide what is needed anew
-    with suppress(OSError):  # Linux alone has it; elsewhere the peak is that of the process's whole life
+        trim(0)  # freed memory that the process kept would hide how much the next step needs
+    with suppress(OSError):  # only Linux can reset it; elsewhere the peak is that of the whole process so far
         Path("/proc/self/clear_refs").write_text("5")
     return int(psutil.Process().memory_info().rss)
 
 
-def peak() -> int:
-    """The most bytes of memory that the process has used since `begin_peak`."""
+def peak_memory() -> int:
+    """The largest number of bytes of memory that the process has used since `reset_peak_memory`."""
     with suppress(OSError, KeyError):
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return 1024 * int(status["VmHWM"].split()[0])
@@ -45,9 +49,9 @@ def peak() -> int:
 
 
 def free_memory() -> int:
-    """Bytes of memory that the machine has left, or the container or job that the process is in."""
+    """Free memory in bytes: of the machine, or of the container or job that the process is in, if that has less."""
     free, root = int(psutil.virtual_memory().available), Path("/sys/fs/cgroup")
-    with suppress(OSError):  # other systems have no groups
+    with suppress(OSError):  # other systems have no control groups
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             group = root / line.rpartition(":")[2].strip("/")
             for outer in (group, *group.parents):
@@ -59,13 +63,13 @@ def free_memory() -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether there was no memory, on whatever device."""
+    """Whether the error means that memory ran out, on the CPU or on a GPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in str(error) for w in _OUT_OF_MEMORY)
 
 
 @contextmanager
-def if_memory_allows() -> Iterator[None]:
-    """What is done under this ends without an error where there is no memory for it."""
+def ignore_out_of_memory() -> Iterator[None]:
+    """Leave the body without an error if memory runs out in it; other errors are raised."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stability.core.device import sent
+from stability.core.device import to_device
 
 
 @dataclass(frozen=True)
@@ -39,5 +39,5 @@ def unpack(packed: Tensor, packing: Packing, rows: int, longest: int) -> Tensor:
     """(K, N, C) as (K, longest, rows, C), zero where there is no slot."""
     k, _, c = packed.shape
     trial = torch.arange(k, device=packed.device).unsqueeze(1)
-    place = (trial, sent(packing.frame, packed.device), sent(packing.row, packed.device))
+    place = (trial, to_device(packing.frame, packed.device), to_device(packing.row, packed.device))
     return packed.new_zeros(k, longest, rows, c).index_put(place, packed)

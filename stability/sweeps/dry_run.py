@@ -116,13 +116,16 @@ def _measure(configs: Sequence[Config], at_once: int | None) -> _Cost:
         configs: The trials, which can share a stack.
         at_once: How many are trained at a time; None for as many as memory holds.
     """
+    from stability.core.device import choose_device
     from stability.engine.decoder import init_parameters
-    from stability.engine.loop import Stack, evaluate, new_stack, train_steps
-    from stability.engine.memory import prepare_host
-    from stability.trials.run import choose_device, open_data
+    from stability.engine.evaluate import evaluate
+    from stability.engine.memory import prepare_process
+    from stability.engine.stack import Stack, new_stack
+    from stability.engine.step import train_steps
+    from stability.trials.run import open_data
     from stability.trials.scheduler import Memory
 
-    prepare_host()
+    prepare_process()
     dataset, device = open_data(configs[0]), choose_device(configs[0].device)
 
     def stack_of(size: int) -> Stack:

@@ -22,8 +22,9 @@ from stability.config.schema import Config
 from stability.core.errors import StabilityError
 from stability.core.files import replacing
 from stability.engine.decoder import Parameters
-from stability.engine.loop import Stack, learning_rates
 from stability.engine.optimizer import DAY_LAYER, Moments, group_of
+from stability.engine.schedule import learning_rates
+from stability.engine.stack import Stack
 
 _STACK_STATE = ("failed", "loss_scale", "steps_since_overflow")  # one number a trial
 _PREFIX = "_orig_mod."  # what torch.compile puts before each name; the official trainer expects it
@@ -214,7 +215,7 @@ def _torch_states(
     ]
     optimizer = _AdamW(groups, betas=(o.beta1, o.beta2), eps=o.epsilon, fused=o.fused or None)
     scheduler = LambdaLR(optimizer, [lambda _: 1.0] * len(groups)).state_dict()
-    rate, day_rate = learning_rates(config, step)
+    rate, day_rate = learning_rates(config.schedule, step)
     last = [day_rate if group == "day_layer" else rate for group in names]
     scheduler |= {"last_epoch": step, "_step_count": step + 1, "_last_lr": last}
     for group, lr in zip(optimizer.param_groups, last, strict=True):

@@ -22,8 +22,10 @@ from stability.core.files import FLIGHT, FLIGHT_RECORD, FLIGHT_STATE, write_atom
 from stability.data.batches import Batch, training_batch
 from stability.data.records import Split, frames_needed
 from stability.diagnosis.verdict import FATAL, Verdict
-from stability.engine.loop import Examination, Stack, examine, precision_on, train_steps
-from stability.engine.memory import if_memory_allows
+from stability.engine.gradients import Examination, examine
+from stability.engine.memory import ignore_out_of_memory
+from stability.engine.stack import Stack
+from stability.engine.step import train_steps
 from stability.trials import checkpoint
 from stability.trials.scheduler import Seat
 
@@ -78,7 +80,7 @@ class Recorder:
     def passed(self, seat: Seat) -> None:
         """Take note of where the trial is now, if memory allows; cheap, for every block of steps."""
         if seat.step >= self._kept[-1].step + _EVERY:
-            with if_memory_allows():
+            with ignore_out_of_memory():
                 self._kept.append(seat.alone())
 
     def write(self, folder: Path, stack: Stack, split: Split, verdict: Verdict) -> None:
@@ -96,7 +98,7 @@ class Recorder:
             before.step,
             before.step if verdict.detected_step is None else verdict.detected_step,
             config.seed,
-            precision_on(config, before.device),
+            before.precision,
             before.device.type,
             str(split.path.resolve()),
             {name: float(p.abs().max()) for name, p in before.parameters.items()},

@@ -13,6 +13,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from stability.config.hydra import resolve_config
 from stability.config.schema import Config
+from stability.core.device import choose_device
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, FLIGHT_STATE
 from stability.data.batches import training_batch
@@ -21,11 +22,13 @@ from stability.diagnosis.history import History
 from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, Table, read_table
 from stability.diagnosis.verdict import FATAL, stopped
 from stability.engine.decoder import init_parameters
-from stability.engine.loop import Stack, examine, new_stack, train_steps
-from stability.engine.memory import prepare_host
+from stability.engine.gradients import examine
+from stability.engine.memory import prepare_process
+from stability.engine.stack import Stack, new_stack
+from stability.engine.step import train_steps
 from stability.trials import checkpoint
 from stability.trials.recorder import Flight, hash_of, read_flight
-from stability.trials.run import choose_device, open_data
+from stability.trials.run import open_data
 from stability.trials.scheduler import in_parts
 
 Kind = Literal["transient", "precision", "true fault"]
@@ -68,7 +71,7 @@ def replay(folder: Path, device_name: str) -> Replay:
     """
     flight = read_flight(folder)
     device = choose_device(device_name)
-    prepare_host()  # as in training
+    prepare_process()  # as in training
     config = _configuration(folder, flight)
     dataset = open_data(config)
     batch = training_batch(dataset.train, config.batch.size, config.batch.days, seed=config.seed, step=flight.step)

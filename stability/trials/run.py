@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from stability.config.schema import Config
+from stability.core.device import choose_device
 from stability.core.errors import StabilityError, TrialBusy, write_error
 from stability.core.files import (
     BEST,
@@ -43,8 +44,8 @@ from stability.diagnosis.table import (
 )
 from stability.diagnosis.verdict import FAULTS, Verdict, is_due, judge, stopped
 from stability.engine.decoder import init_parameters
-from stability.engine.loop import Stack, new_stack, precision_on
-from stability.engine.memory import if_memory_allows, is_out_of_memory, prepare_host
+from stability.engine.memory import ignore_out_of_memory, is_out_of_memory, prepare_process
+from stability.engine.stack import Stack, new_stack
 from stability.tracking.api import Tracker, open_tracker
 from stability.trials import checkpoint
 from stability.trials.display import Display, show_configuration, show_verdict
@@ -115,7 +116,7 @@ def _live(config: Config, folder: Path, quiet: bool, data: Callable[[Config], Da
 def _reach_verdict(
     config: Config, folder: Path, quiet: bool, data: Callable[[Config], Dataset]
 ) -> Generator[Wish, Any, tuple[Verdict, Tracker]]:
-    prepare_host()
+    prepare_process()
     device = choose_device(config.device)
     dataset = data(config)
     stack, best, recorder = yield from _with_room(lambda: _open_stack(config, folder, dataset, device))
@@ -124,7 +125,7 @@ def _reach_verdict(
         write_atomically(folder / EXCLUDED, "".join(f"{line}\n" for line in dataset.excluded).encode())
     if not quiet:
         show_configuration(config, folder, dataset, device, stack.step)
-        if config.precision.dtype == "auto" and device.type == "cuda" and precision_on(config, device) == "fp32":
+        if config.precision.dtype == "auto" and device.type == "cuda" and stack.precision == "fp32":
             print(f"{torch.cuda.get_device_name(device)} has no bf16: it trains in fp32. precision=fp16 is faster.")
     tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
     seat = Seat(stack)
@@ -238,7 +239,7 @@ def _record_fault(recorder: Recorder, folder: Path, seat: Seat, dataset: Dataset
 def _with_room(make: Callable[[], _Made]) -> Generator[Wish, Any, _Made]:
     """Make it, when there is memory for it."""
     while True:
-        with if_memory_allows():
+        with ignore_out_of_memory():
             return make()
         yield Room()
 
@@ -287,22 +288,6 @@ def open_data(config: Config) -> Dataset:
             f"give batch.days={days} or less."
         )
     return place(dataset, device, outputs)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one. Raises StabilityError if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise StabilityError(f"device={name} is none of auto, cpu, cuda and cuda:N.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise StabilityError(
-            f"device={name}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here. "
-            "Give device=auto, or install a PyTorch with CUDA for this machine's driver."
-        )
-    return device
 
 
 def clear(folder: Path) -> None:

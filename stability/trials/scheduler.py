@@ -19,8 +19,10 @@ import torch
 from stability.core.errors import Interrupted, StabilityError, Terminated
 from stability.data.records import Dataset
 from stability.diagnosis.verdict import Verdict
-from stability.engine.loop import Stack, evaluate, join, select, train_steps
-from stability.engine.memory import begin_peak, free_memory, is_out_of_memory, peak
+from stability.engine.evaluate import evaluate
+from stability.engine.memory import free_memory, is_out_of_memory, peak_memory, reset_peak_memory
+from stability.engine.stack import Stack, join, select
+from stability.engine.step import train_steps
 
 
 @dataclass
@@ -181,7 +183,7 @@ class Memory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            self._used = begin_peak()
+            self._used = reset_peak_memory()
 
     def holds(self, sharing: int) -> int:
         """How many trials there is room for in each of `sharing` processes, after one's first steps."""
@@ -190,7 +192,7 @@ class Memory:
             kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
             free = torch.cuda.mem_get_info(self._device)[0] + kept
         else:
-            a_trial, free = max(1, peak() - self._used), free_memory()
+            a_trial, free = max(1, peak_memory() - self._used), free_memory()
         return min(_MOST[self._device.type], 1 + int(_FILLED * free / sharing / a_trial))
 
 

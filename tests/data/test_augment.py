@@ -13,8 +13,9 @@ from stability.config.schema import Config
 from stability.data.augment import add_noise, draw_cut, smooth, smoothing_kernel
 from stability.data.batches import training_batch
 from stability.data.records import Dataset
+from stability.engine.batch import training_inputs
 from stability.engine.decoder import init_parameters
-from stability.engine.loop import _augmented, new_stack
+from stability.engine.stack import new_stack
 from tests.support.configs import composed, tiny
 from tests.support.reference import smoothed
 
@@ -97,7 +98,7 @@ def one_augmented(config: Config, dataset: Dataset, step: int) -> tuple[Tensor, 
     parameters = init_parameters(config.model, dataset.n_features, len(dataset.sessions), config.seed)
     stack = new_stack([config], [parameters], torch.device("cpu"))
     stack.steps = [step] * len(stack.configs)
-    inputs = _augmented(stack, dataset.train)
+    inputs = training_inputs(stack, dataset.train)
     return inputs.x[0], inputs.bins, inputs.frames[0]
 
 

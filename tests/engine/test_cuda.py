@@ -10,11 +10,12 @@ from torch import Tensor
 
 from stability.data.placement import DeviceRows
 from stability.data.records import Dataset, Split
-from stability.engine import loop
 from stability.engine.decoder import _Patches, _Softsign
-from stability.engine.loop import Stack, join, select
+from stability.engine.evaluate import evaluate
 from stability.engine.packing import pack
 from stability.engine.recurrent import _Layer
+from stability.engine.stack import Stack, join, select
+from stability.engine.step import _train_step
 from tests.support.configs import tiny
 
 pytest.importorskip("triton")
@@ -48,7 +49,7 @@ def on_cuda(split: Split) -> Split:
 def test_a_step_mixes_no_devices_and_never_waits(k: int, precision: str, dataset: Dataset, cuda: FakeCuda) -> None:
     stack, split = stack_on_cuda(k, dataset, f"precision={precision}"), on_cuda(dataset.train)
     cuda.waits.clear()
-    signals = loop._train_step(stack, split)
+    signals = _train_step(stack, split)
     assert not cuda.waits
     assert {v.device for v in (*signals.values(), *stack.parameters.values())} == {CUDA}
     assert {v.dtype for v in (*signals.values(), *stack.parameters.values())} == {torch.float32}
@@ -65,10 +66,10 @@ def test_a_validation_waits_when_all_is_decoded(
 
     stack, split = stack_on_cuda(2, dataset), on_cuda(dataset.val)
     assert len(split.by_day) > 1
-    monkeypatch.setattr(loop, "without_blanks", decoded)
+    monkeypatch.setattr("stability.engine.evaluate.without_blanks", decoded)
     cuda.waits.clear()
     with pytest.raises(Decoded):
-        loop.evaluate(stack, split)
+        evaluate(stack, split)
     assert cuda.waits == {"_to_copy": 1}  # what the first batch's trials said
 
 
@@ -77,7 +78,7 @@ def test_trials_join_and_leave_a_stack_without_a_wait(dataset: Dataset, cuda: Fa
     cuda.waits.clear()
     stack = join([select(stack, [1]), stack])
     assert cuda.waits == {"_to_copy": 1}  # which places
-    loop._train_step(stack, on_cuda(dataset.train))
+    _train_step(stack, on_cuda(dataset.train))
 
 
 class Context:

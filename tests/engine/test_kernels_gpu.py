@@ -13,7 +13,7 @@ import torch
 from stability.data.records import Dataset
 from stability.engine import loss, recurrent
 from stability.engine.kernels import ctc_cpu, selftest
-from stability.engine.loop import train_steps
+from stability.engine.step import train_steps
 from tests.support.configs import tiny
 from tests.support.frame_loops import BY_PYTORCH, forward_and_back, operands
 from tests.support.stacks import stack_of

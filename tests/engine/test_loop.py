@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stability.config.schema import Config, Model
-from stability.core.errors import StabilityError
 from stability.data.batches import Batch, training_batch, validation_batches
 from stability.data.records import Dataset, Split
-from stability.engine import loop
-from stability.engine.decoder import Dropout, Parameters, Watch, forward, init_parameters
-from stability.engine.loop import Stack, evaluate, join, precision_on, select, train_steps
+from stability.engine.batch import training_inputs
+from stability.engine.decoder import Dropout, Parameters, forward, init_parameters
+from stability.engine.evaluate import evaluate
+from stability.engine.gradients import forward_backward, gradients_of
 from stability.engine.packing import Packing
+from stability.engine.predict import dropout_of
+from stability.engine.stack import Stack, join, select
+from stability.engine.step import train_steps
 from tests.engine.test_loss import collapsed, levenshtein
 from tests.support.configs import tiny
 from tests.support.reference import ReferenceDecoder, ReferenceTrainer, by_official_name, reference, smoothed
@@ -115,7 +118,7 @@ def test_the_steps_before_one_that_fails_are_returned(dataset: Dataset, monkeypa
             raise OSError("the third batch")
         return training_batch(split, size, days, seed=seed, step=step)
 
-    monkeypatch.setattr(loop, "training_batch", unreadable)
+    monkeypatch.setattr("stability.engine.batch.training_batch", unreadable)
     stack = stack_of([tiny()], dataset)
     tables = train_steps(stack, dataset.train, 10)
     assert tables[0].steps.tolist() == [0, 1, 2]
@@ -145,7 +148,14 @@ def test_trials_of_one_seed_are_paired(dataset: Dataset, monkeypatch: pytest.Mon
     seen = []
 
     def spied(
-        parameters: Parameters, x: Tensor, frames: Tensor, rows: Sequence[int], model: Model, dropout: Dropout, _: Watch
+        parameters: Parameters,
+        x: Tensor,
+        frames: Tensor,
+        rows: Sequence[int],
+        *,
+        model: Model,
+        dropout: Dropout,
+        **_: Any,
     ) -> Tensor:
         def recorded(h: Tensor, purpose: str, p: float, packing: Packing | None) -> Tensor:
             seen.append(dropout(torch.ones_like(h), purpose, p, packing))
@@ -154,7 +164,7 @@ def test_trials_of_one_seed_are_paired(dataset: Dataset, monkeypatch: pytest.Mon
         seen.append(x)
         return forward(parameters, x, frames, rows, model, recorded)
 
-    monkeypatch.setattr(loop, "forward", spied)
+    monkeypatch.setattr("stability.engine.predict.forward", spied)
     trained([tiny("seed=1"), tiny("seed=1", "optimizer=adam_default"), tiny("seed=2")], dataset, 1)
     assert len(seen) == 3  # features, and the masks of the input and of the one gap between layers
     for values in seen:
@@ -165,14 +175,14 @@ def test_trials_of_one_seed_are_paired(dataset: Dataset, monkeypatch: pytest.Mon
 def test_dropout_masks(dataset: Dataset) -> None:
     """The share that is dropped, the scale of the rest, a new mask every step and layer."""
     stack = stack_of([tiny()], dataset)
-    inputs = loop._augmented(stack, dataset.train)
+    inputs = training_inputs(stack, dataset.train)
     ones = torch.ones_like(inputs.x)
-    first = loop._dropout(stack, inputs)(ones, "input", 0.2, None)
+    first = dropout_of(stack, inputs)(ones, "input", 0.2, None)
     assert set(first.flatten().tolist()) == {0.0, 1.25}
     assert (first == 0).float().mean().item() == pytest.approx(0.2, abs=5 * math.sqrt(0.16 / first.numel()))
-    assert not torch.equal(first, loop._dropout(stack, inputs)(ones, "layer 1", 0.2, None))
+    assert not torch.equal(first, dropout_of(stack, inputs)(ones, "layer 1", 0.2, None))
     stack.steps = [1] * len(stack.configs)
-    assert not torch.equal(first, loop._dropout(stack, inputs)(ones, "input", 0.2, None))
+    assert not torch.equal(first, dropout_of(stack, inputs)(ones, "input", 0.2, None))
 
 
 @pytest.mark.parametrize("parts", [2, 7])  # one row each, in the end
@@ -181,7 +191,7 @@ def test_micro_batches_have_the_same_mathematics(dataset: Dataset, parts: int) -
     configs = [replace(config, batch=tiny("batch.size=7").batch) for config in different()]
     stack, _ = trained(configs, dataset, 3)
     divided = replace(select(stack, range(4)), micro_batches=parts)
-    whole, added = (loop._pass(s, dataset.train) for s in (stack, divided))
+    whole, added = (forward_backward(s, dataset.train) for s in (stack, divided))
     torch.testing.assert_close(added.nll, whole.nll, rtol=1e-5, atol=0)
     torch.testing.assert_close((added.loss, added.loss_per_label), (whole.loss, whole.loss_per_label))
     for name, gradient in whole.gradients.items():
@@ -269,7 +279,7 @@ def test_gradients_are_those_of_the_next_step(dataset: Dataset) -> None:
     stack = stack_of([config], dataset)
     stack.parameters = {n: p.double() for n, p in stack.parameters.items()}
     stack.steps = [3] * len(stack.configs)
-    gradients = by_official_name({n: g[0] for n, g in loop.gradients_of(stack, dataset.train).items()})
+    gradients = by_official_name({n: g[0] for n, g in gradients_of(stack, dataset.train).items()})
     trainer = ReferenceTrainer(config, reference(copied(stack.parameters, 0), 2, torch.float64))
     trainer.step(dataset.train, 3)
     expected = {n: p.grad for n, p in trainer.model.named_parameters()}
@@ -298,14 +308,14 @@ def test_signals_of_the_output(dataset: Dataset, monkeypatch: pytest.MonkeyPatch
     stack.parameters["out.bias"][:, 0] += 5  # so that it says a mixture of blank and phonemes
     logits = []
 
-    def spied(*args: object) -> Tensor:
-        logits.append(forward(*args))  # type: ignore[arg-type]
+    def spied(*args: Any, **settings: Any) -> Tensor:
+        logits.append(forward(*args, **settings))
         return logits[-1]
 
-    monkeypatch.setattr(loop, "forward", spied)
+    monkeypatch.setattr("stability.engine.predict.forward", spied)
     tables = train_steps(stack, dataset.train, 1)
     batch = training_batch(dataset.train, 6, 3, seed=config.seed, step=6)
-    cut = loop._augmented(stack_at(stack, 6), dataset.train).bins[0] - batch.features.shape[1]
+    cut = training_inputs(stack_at(stack, 6), dataset.train).bins[0] - batch.features.shape[1]
     spoken = []
     for row, n in enumerate(batch.bins.tolist()):
         frames = math.floor((n + cut - 14) / 4 + 1)
@@ -434,7 +444,7 @@ def test_infeasible_targets_are_counted(dataset: Dataset) -> None:
     """A decoder with patches too far apart for some utterances: those whose likelihood is 0, whatever it says."""
     config = tiny("model.patch_stride=12", "seed=3")
     stack = stack_of([config, tiny("model.patch_stride=12", "seed=4")], dataset)
-    seen = [loop._pass(stack_at(stack, step), dataset.train) for step in range(4)]
+    seen = [forward_backward(stack_at(stack, step), dataset.train) for step in range(4)]
     infinite = torch.stack([s.nll.isinf().sum(1) for s in seen], 1)
     assert 0 < infinite.sum() < 4 * 2 * 6
     tables = train_steps(stack, dataset.train, 4)
@@ -554,20 +564,6 @@ def test_half_precision_trains_nearly_as_float32(dataset: Dataset, dtype: str, t
     assert not np.array_equal(column(half, "loss"), column(full, "loss"))
     assert all(p.dtype == torch.float32 for p in stack.parameters.values())
     np.testing.assert_allclose(column(half, "grad_norm"), column(full, "grad_norm"), rtol=20 * tolerance)
-
-
-@pytest.mark.parametrize(("has", "auto"), [(True, "bf16"), (False, "fp32")])
-def test_precision_on_a_gpu_with_bf16_and_on_one_without(monkeypatch: pytest.MonkeyPatch, has: bool, auto: str) -> None:
-    gpu = torch.device("cuda", 98 + has)  # what is found of a GPU is kept
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    found = [precision_on(tiny(f"precision={name}"), gpu) for name in ("auto", "fp32", "fp16")]
-    assert found == [auto, "fp32", "fp16"]
-    assert [precision_on(tiny(f"precision={name}"), CPU) for name in ("auto", "bf16")] == ["fp32", "bf16"]
-    if not has:
-        with pytest.raises(StabilityError, match="precision=bf16, but Tesla T4 has no bf16: give precision=fp32"):
-            precision_on(tiny("precision=bf16"), gpu)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

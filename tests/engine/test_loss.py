@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from stability.engine.decoder import init_parameters
-from stability.engine.loop import _configured, _Inputs, new_stack
 from stability.engine.loss import ctc_losses, edit_distance, greedy_decode
+from stability.engine.predict import reduce_losses
+from stability.engine.stack import new_stack
 from tests.support.configs import tiny
 
 
@@ -82,8 +83,7 @@ def test_reductions() -> None:
     labels[1] = labels[0]
     frames = torch.tensor([[9, 8, 7]]).expand(2, -1)
     nll = ctc_losses(logits, frames, labels, counts)
-    inputs = _Inputs(torch.empty(0), frames, labels, counts, [[0], [0]], (3,), [40, 40])
-    loss, per_label = _configured(stack, nll, inputs)
+    loss, per_label = reduce_losses(stack, nll, counts)
 
     log_probs = logits[0].log_softmax(-1)
     each, mean = (torch.nn.CTCLoss(reduction=r)(log_probs, labels[0], frames[0], counts[0]) for r in ("none", "mean"))

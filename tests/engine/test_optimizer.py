@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from stability.config.schema import Config
 from stability.engine.decoder import Parameters, init_parameters
-from stability.engine.loop import learning_rates
 from stability.engine.measure import norms_by_part
 from stability.engine.optimizer import (
     Moments,
@@ -21,7 +20,7 @@ from stability.engine.optimizer import (
     group_of,
     zero_moments,
 )
-from stability.engine.schedule import learning_rate
+from stability.engine.schedule import learning_rate, learning_rates
 from tests.support.configs import composed, tiny
 from tests.support.reference import ReferenceDecoder, by_official_name, official_optimizer, reference, scheduled
 
@@ -85,7 +84,7 @@ def test_fifty_steps_agree_with_pytorch(case: str, fused: bool) -> None:
     for step in range(50):
         days = [torch.randperm(N_DAYS - 1, generator=generator)[:2].tolist() for _ in configs]
         gradients = drawn_gradients(parameters, 2, generator)
-        rates = [learning_rates(c, step) for c in configs]
+        rates = [learning_rates(c.schedule, step) for c in configs]
         for k, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
             set_gradients(model, {n: g[k] for n, g in gradients.items()}, days[k])
             rate, day_rate = rates[k]
@@ -226,7 +225,7 @@ def test_clipping_agrees_with_pytorch(loss_scale: float, fused: bool) -> None:
 )
 def test_official_learning_rates(step: int, rate: float) -> None:
     config = composed("model=official")
-    assert learning_rates(config, step) == pytest.approx((rate, rate), rel=1e-12)
+    assert learning_rates(config.schedule, step) == pytest.approx((rate, rate), rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -244,20 +243,20 @@ def test_schedules(schedule: str, model: str, warmup: int, decay: int, peak: flo
     assert config.steps == 10_000 * decay // 120_000
     for step in [*range(0, decay + 10, max(1, decay // 997)), warmup, decay]:
         expected = scheduled(step, peak, 0.0001, warmup, decay)
-        assert learning_rates(config, step) == pytest.approx((expected, expected), rel=1e-9)
+        assert learning_rates(config.schedule, step) == pytest.approx((expected, expected), rel=1e-9)
 
 
 def test_day_layers_have_a_rate_of_their_own() -> None:
     config = composed("schedule.lr_max_day=0.001", "schedule.lr_min_day=0.0005", "model=official")
     for step in (10, 1000, 50_000, 130_000):
-        main, day = learning_rates(config, step)
+        main, day = learning_rates(config.schedule, step)
         assert main == pytest.approx(scheduled(step, 0.005, 0.0001, 1000, 120_000))
         assert day == pytest.approx(scheduled(step, 0.001, 0.0005, 1000, 120_000))
 
 
 def test_schedule_without_decay_after_the_warmup() -> None:
-    assert learning_rate(10, 1.0, 0.5, 10, 10) == 0.5
-    assert learning_rate(9, 1.0, 0.5, 10, 10) == 0.9
+    assert learning_rate(10, 1.0, 0.5, warmup_steps=10, decay_steps=10) == 0.5
+    assert learning_rate(9, 1.0, 0.5, warmup_steps=10, decay_steps=10) == 0.9
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -14,7 +14,10 @@ from stability.config.schema import Config
 from stability.data.records import Dataset
 from stability.data.t15_reader import open_dataset
 from stability.data.t15_writer import Utterance, write_session
-from stability.engine.loop import Stack, evaluate, gradients_of, new_stack, train_steps
+from stability.engine.evaluate import evaluate
+from stability.engine.gradients import gradients_of
+from stability.engine.stack import Stack, new_stack
+from stability.engine.step import train_steps
 from stability.trials.checkpoint import Best, load_weights, restore, save
 from tests.support.configs import composed, tiny
 from tests.support.reference import ReferenceDecoder, ReferenceTrainer, by_official_name, reference, smoothed

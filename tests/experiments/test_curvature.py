@@ -12,7 +12,8 @@ from experiments.curvature_study import Trial
 from stability.data.batches import training_batch
 from stability.data.records import Dataset
 from stability.engine.decoder import init_parameters
-from stability.engine.loop import Stack, new_stack, train_steps
+from stability.engine.stack import Stack, new_stack
+from stability.engine.step import train_steps
 from tests.support.configs import tiny
 from tests.support.reference import (
     ReferenceDecoder,

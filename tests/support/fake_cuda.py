@@ -63,7 +63,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-        patch.setattr("stability.engine.loop._has_bf16", lambda device: True)
+        patch.setattr("stability.core.device._has_bf16", lambda device: True)
         patch.setattr(torch, "Generator", lambda device: host_generator())
         patch.setattr(torch, "gru", _cudnn_gru)
         patch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())

@@ -10,7 +10,8 @@ from stability.config.schema import Config
 from stability.data.records import Dataset
 from stability.diagnosis.table import Table
 from stability.engine.decoder import Parameters, init_parameters
-from stability.engine.loop import Stack, new_stack, train_steps
+from stability.engine.stack import Stack, new_stack
+from stability.engine.step import train_steps
 
 CPU = torch.device("cpu")
 

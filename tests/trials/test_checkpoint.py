@@ -18,7 +18,9 @@ from stability.data.records import Dataset
 from stability.data.t15_reader import open_dataset
 from stability.data.t15_writer import Utterance, write_session
 from stability.engine.decoder import init_parameters
-from stability.engine.loop import Stack, evaluate, train_steps
+from stability.engine.evaluate import evaluate
+from stability.engine.stack import Stack
+from stability.engine.step import train_steps
 from stability.trials.checkpoint import Best, in_background, load_weights, restore, save
 from tests.support.configs import composed, tiny
 from tests.support.reference import (

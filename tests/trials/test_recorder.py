@@ -24,9 +24,10 @@ from stability.data.batches import training_batch
 from stability.data.records import Dataset
 from stability.diagnosis.table import append_table
 from stability.diagnosis.verdict import Verdict
-from stability.engine import loop
 from stability.engine.decoder import Parameters, forward
-from stability.engine.loop import Stack, examine, train_steps
+from stability.engine.gradients import examine
+from stability.engine.stack import Stack
+from stability.engine.step import train_steps
 from stability.trials.checkpoint import restore
 from stability.trials.recorder import Recorder, read_flight
 from stability.trials.replay import replay
@@ -290,12 +291,12 @@ def test_where_memory_does_not_hold_the_wider_step_it_is_made_in_parts(
 ) -> None:
     whole = replay(trial, "cpu")
 
-    def decode(parameters: Parameters, x: Tensor, *rest: Any) -> Tensor:
+    def decode(parameters: Parameters, x: Tensor, *rest: Any, **settings: Any) -> Tensor:
         if x.dtype == torch.float64 and x.shape[1] > 3:
             raise torch.OutOfMemoryError
-        return forward(parameters, x, *rest)
+        return forward(parameters, x, *rest, **settings)
 
-    monkeypatch.setattr(loop, "forward", decode)
+    monkeypatch.setattr("stability.engine.predict.forward", decode)
     in_parts = replay(trial, "cpu")
     assert in_parts.kind == whole.kind == "precision"
     assert in_parts.attempts["fp64"].loss == pytest.approx(whole.attempts["fp64"].loss, rel=1e-12)

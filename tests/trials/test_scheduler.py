@@ -17,10 +17,13 @@ from stability.core.errors import Interrupted, StabilityError
 from stability.data.records import Split
 from stability.diagnosis.table import Table, read_table
 from stability.diagnosis.verdict import Verdict
-from stability.engine import loop, measure, optimizer
+from stability.engine import measure, optimizer
+from stability.engine import step as engine_step
 from stability.engine.decoder import Parameters, forward
-from stability.engine.loop import Stack, train_steps
-from stability.engine.memory import free_memory, prepare_host
+from stability.engine.gradients import examine
+from stability.engine.memory import free_memory, prepare_process
+from stability.engine.stack import Stack
+from stability.engine.step import train_steps
 from stability.trials import run as trial
 from stability.trials import scheduler as together
 from stability.trials.run import live, open_data, run_trial
@@ -159,7 +162,7 @@ def test_a_trial_whose_batch_cannot_be_read_leaves_and_the_others_go_on(
     [
         (optimizer, "_adamw", 7),  # of the third trial of four, at the first step
         (measure, "frame_information", 0),
-        (loop, "_judge_finiteness", 3),
+        (engine_step, "_check_finiteness", 3),
         (trial, "new_stack", 2),  # of a trial that begins beside others
         (trial, "Recorder", 2),
         (together, "select", 1),
@@ -212,14 +215,14 @@ def holding(rows: int, monkeypatch: pytest.MonkeyPatch, training: bool = True) -
     """A decoder that finds memory for so many rows in training, or in validation; the rows it is given are noted."""
     given = []
 
-    def decode(parameters: Parameters, x: Tensor, *rest: Any) -> Tensor:
+    def decode(parameters: Parameters, x: Tensor, *rest: Any, **settings: Any) -> Tensor:
         if torch.is_grad_enabled() == training:
             given.append(x.shape[0] * x.shape[1])
             if given[-1] > rows:
                 raise torch.OutOfMemoryError
-        return forward(parameters, x, *rest)
+        return forward(parameters, x, *rest, **settings)
 
-    monkeypatch.setattr(loop, "forward", decode)
+    monkeypatch.setattr("stability.engine.predict.forward", decode)
     return given
 
 
@@ -256,7 +259,7 @@ def test_where_memory_holds_no_utterance_the_trial_ends(
 def test_a_flight_recording_for_which_there_is_no_memory_costs_no_verdict(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("stability.trials.recorder.examine", disturbed(loop.examine, {0: out_of_memory}))
+    monkeypatch.setattr("stability.trials.recorder.examine", disturbed(examine, {0: out_of_memory}))
     trained(tmp_path, [2, 0], 2)
     assert_as_alone(alone, tmp_path, [2, 0])
     assert "There is no flight recording: " in capsys.readouterr().out
@@ -280,7 +283,7 @@ def test_a_trial_that_has_ended_leaves_no_memory_behind(tmp_path: Path, monkeypa
 def test_what_a_trial_needs_is_measured_whatever_there_was_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare_host()
+    prepare_process()
     monkeypatch.setattr(together, "_MOST", {"cpu": 1 << 60})
     dataset = open_data(configs(tmp_path)[0])
     torch.ones(100 << 20, dtype=torch.uint8)  # which is kept, and was the most so far

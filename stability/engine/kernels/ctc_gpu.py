@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stability.core.device import sent
+from stability.core.device import to_device
 from stability.data.phonemes import BLANK
 
 
@@ -22,7 +22,7 @@ def losses(log_probs: Tensor, frames: Tensor, labels: Tensor, label_counts: Tens
     size = max(16, triton.next_power_of_2(2 * labels.shape[2] + 1))
     spelled = labels.new_full((*labels.shape[:2], size), BLANK)  # its states: a blank between labels, before and behind
     spelled[..., 1 : 2 * labels.shape[2] : 2] = labels
-    lengths = sent(torch.stack([frames, label_counts]), labels.device)
+    lengths = to_device(torch.stack([frames, label_counts]), labels.device)
     nll: Tensor = _Losses.apply(log_probs.contiguous(), spelled, lengths)
     return nll
 
