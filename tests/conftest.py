@@ -22,7 +22,7 @@ from tests.support.commandline import CommandLine
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Four days of six features, with few and short trials."""
+    """Four days of six features, with few and short utterances."""
     root: Path = tmp_path_factory.mktemp("data")
     settings = Synthetic(
         seed=0, days=4, features=6, train_utterances=6, val_utterances=5, words=1, noise=0.5, drift=0.3

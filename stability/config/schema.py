@@ -39,6 +39,10 @@ def _fraction() -> dict[str, _Bound]:
     return _bounded("at least 0 and below 1", lambda value: 0 <= value < 1)
 
 
+def _between(least: float, most: float) -> dict[str, _Bound]:
+    return _bounded(f"from {least} to {most}", lambda value: least <= value <= most)
+
+
 @dataclass
 class Optimizer:
     """AdamW and the clip before it; the meaning of each value stands in `conf/optimizer/official.yaml`."""
@@ -115,21 +119,21 @@ class Model:
 class Synthetic:
     """Settings of the made-up data set; the same settings give the same bytes."""
 
-    seed: int
-    days: int
-    features: int
-    train_utterances: int
-    val_utterances: int
-    words: int
-    noise: float
-    drift: float
-    bins_per_phoneme: float = 9.0
-    recordings: int = 0
+    seed: int = field(metadata=_at_least(0))
+    days: int = field(metadata=_between(1, 99))
+    features: int = field(metadata=_at_least(2))
+    train_utterances: int = field(metadata=_at_least(1))
+    val_utterances: int = field(metadata=_at_least(1))
+    words: int = field(metadata=_between(1, 40))  # longer sentences could be too long for the layout
+    noise: float = field(metadata=_between(0, 100))
+    drift: float = field(metadata=_between(0, 1))
+    bins_per_phoneme: float = field(default=9.0, metadata=_between(5, 100))
+    recordings: int = field(default=0, metadata=_between(0, 100))
 
 
 @dataclass
 class Data:
-    """Where the trials come from, and what to do with bad ones."""
+    """Where the utterances come from, and what to do with bad ones."""
 
     path: str | None
     sessions: list[str] | None
@@ -202,11 +206,7 @@ def check(config: Config) -> None:
     Raises:
         StabilityError: A value is out of bounds or contradicts another; the message names both and the mend.
     """
-    for name, value, bound in _values(config):
-        if bound is not None and value is not None and not bound.accepts(value):
-            raise StabilityError(f"{name}={value}: it has to be {bound.text}.")
-        if isinstance(value, float) and _LARGEST < abs(value) < math.inf:
-            raise StabilityError(f"{name}={value}: float32 holds numbers of up to {_LARGEST:g}.")
+    check_bounds(config)
     if missing := {*FATAL} - {*config.diagnosis.stop_on}:
         raise StabilityError(
             f"diagnosis.stop_on={config.diagnosis.stop_on}: {', '.join(sorted(missing))} must be in the list, because "
@@ -218,6 +218,23 @@ def check(config: Config) -> None:
             f"batch.size={config.batch.size} is smaller than batch.days={config.batch.days}: "
             "each day needs at least one utterance in the batch."
         )
+
+
+def check_bounds(settings: Any, prefix: str = "") -> None:
+    """Check that each number is within its field's bounds.
+
+    Args:
+        settings: One of the dataclasses above.
+        prefix: What precedes its fields' names in a configuration, for the message.
+
+    Raises:
+        StabilityError: A value is out of bounds.
+    """
+    for name, value, bound in _values(settings, prefix):
+        if bound is not None and value is not None and not bound.accepts(value):
+            raise StabilityError(f"{name}={value}: it has to be {bound.text}.")
+        if isinstance(value, float) and _LARGEST < abs(value) < math.inf:
+            raise StabilityError(f"{name}={value}: float32 holds numbers of up to {_LARGEST:g}.")
 
 
 def _values(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, _Bound | None]]:

@@ -6,7 +6,6 @@ The same settings give the same bytes. Times are in bins of 20 ms.
 import functools
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,25 +19,13 @@ from numpy.typing import NDArray
 from rich.filesize import decimal
 
 from stability.config.names import without_defaults
-from stability.config.schema import Synthetic
+from stability.config.schema import Synthetic, check_bounds
 from stability.core.errors import StabilityError
 from stability.data.phonemes import BLANK, PHONEMES, SILENCE
 from stability.data.progress import locked, progress
 from stability.data.t15_writer import Utterance, write_session
 
 _RECIPE = 1  # raise it when the same settings give other bytes
-_BOUNDS = {
-    "seed": (0, math.inf),
-    "days": (1, 99),
-    "features": (2, math.inf),
-    "train_utterances": (1, math.inf),
-    "val_utterances": (1, math.inf),
-    "words": (1, 40),  # longer sentences could be too long for the layout
-    "noise": (0, 100),
-    "drift": (0, 1),
-    "bins_per_phoneme": (5, 100),
-    "recordings": (0, 100),
-}
 _TEST_UTTERANCES = 4
 _OVERHEAD = 10_000  # bytes of an utterance besides its features
 
@@ -93,11 +80,7 @@ def make_dataset(settings: Synthetic, root: Path) -> Path:
     Raises:
         StabilityError: A setting is out of range, or `root` cannot be written or has too little room.
     """
-    for name, (least, most) in _BOUNDS.items():
-        value = getattr(settings, name)
-        if not least <= value <= most:  # True for NaN
-            bounds = f"{least} or more" if most == math.inf else f"from {least} to {most}"
-            raise StabilityError(f"data.synthetic.{name} is {value}; it must be {bounds}.")
+    check_bounds(settings, "data.synthetic.")
     recipe = json.dumps([_RECIPE, without_defaults(settings)], sort_keys=True)
     folder = root / f"synthetic-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
     if folder.is_dir():

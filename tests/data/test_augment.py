@@ -97,7 +97,7 @@ def one_augmented(config: Config, dataset: Dataset, step: int) -> tuple[Tensor, 
     """What the decoder of a single trial reads at a step: features, bins of the batch, output frames."""
     parameters = init_parameters(config.model, dataset.n_features, len(dataset.sessions), config.seed)
     stack = new_stack([config], [parameters], torch.device("cpu"))
-    stack.steps = [step] * len(stack.configs)
+    stack.steps = [step]
     inputs = training_inputs(stack, dataset.train)
     return inputs.x[0], inputs.bins, inputs.frames[0]
 

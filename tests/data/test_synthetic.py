@@ -205,12 +205,12 @@ def test_a_half_written_set_is_written_again(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bins_per_phoneme": 4.0}, "data.synthetic.bins_per_phoneme is 4.0; it must be from 5 to 100."),
-        ({"seed": -1}, "data.synthetic.seed is -1; it must be 0 or more."),
-        ({"days": 0}, "data.synthetic.days is 0; it must be from 1 to 99."),
-        ({"words": 41}, "data.synthetic.words is 41; it must be from 1 to 40."),
-        ({"noise": float("nan")}, "data.synthetic.noise is nan; it must be from 0 to 100."),
-        ({"drift": 1.5}, "data.synthetic.drift is 1.5; it must be from 0 to 1."),
+        ({"bins_per_phoneme": 4.0}, "data.synthetic.bins_per_phoneme=4.0: it has to be from 5 to 100."),
+        ({"seed": -1}, "data.synthetic.seed=-1: it has to be 0 or more."),
+        ({"days": 0}, "data.synthetic.days=0: it has to be from 1 to 99."),
+        ({"words": 41}, "data.synthetic.words=41: it has to be from 1 to 40."),
+        ({"noise": float("nan")}, "data.synthetic.noise=nan: it has to be from 0 to 100."),
+        ({"drift": 1.5}, "data.synthetic.drift=1.5: it has to be from 0 to 1."),
     ],
 )
 def test_settings_out_of_range_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
