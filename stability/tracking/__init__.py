@@ -1,1 +1,1 @@
-"""Sends trials and studies to MLflow."""
+"""Sends trials and studies to MLflow; `api` is the face."""

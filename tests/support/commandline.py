@@ -18,6 +18,7 @@ from unittest import mock
 
 import pytest
 
+from stability.core.checkout import ROOT
 from stability.train import main
 
 _MODEL = ("model.units=8", "model.layers=2", "batch.size=8", "steps=12", "tracking=none")
@@ -105,6 +106,12 @@ def _command(folder: Path, arguments: list[str], environment: dict[str, str], sa
     sys.argv[1:] = arguments
     del sys.modules["stability.train"]  # it is to be run, and not only imported
     runpy.run_module("stability.train", run_name="__main__", alter_sys=True)
+
+
+def run_module(module: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m MODULE ARGUMENTS` to its end, in the checkout."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
 
 
 def ended(process: "subprocess.Popen[str]", status: int) -> Ended:

@@ -5,7 +5,7 @@ import stability.reporting.page
 import stability.sweeps.sweep
 import stability.trials.run  # noqa: F401
 import tests.support.commandline  # noqa: F401
-from stability.tracking.api import _import_mlflow
+from stability.tracking.store import import_mlflow
 
-_import_mlflow()
+import_mlflow()
 import mlflow.store.tracking.sqlalchemy_store  # noqa: E402, F401

@@ -1,0 +1,186 @@
+"""MLflow stores: their addresses, opening them, and leaving them alone for a while after a failure.
+
+A store is a server or a sqlite file. Nothing here imports MLflow before it is needed: the import takes seconds.
+"""
+
+import logging
+import math
+import os
+import sqlite3
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from stability.core.errors import StabilityError
+from stability.core.extras import require
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# MLflow reads these. A value that the user has set stays. By default MLflow waits a quarter of an hour for a server.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+}
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else its page shows chat traces, not runs
+
+_log = logging.getLogger(__name__)
+
+_failures: dict[str, tuple[float, float]] = {}  # by URI: when the store last failed (time.monotonic), after how many s
+_logged: set[tuple[str, str]] = set()  # URI and reason of each failure that was logged
+
+
+def resolve_uri(uri: str | None, outputs: Path) -> str:
+    """Check the address of a store and complete it.
+
+    Args:
+        uri: The setting `tracking.uri`; None for `mlflow.db` in `outputs`.
+        outputs: The folder of all studies.
+
+    Returns:
+        The address of a server, or a sqlite address with an absolute path.
+
+    Raises:
+        StabilityError: It is another kind of address.
+    """
+    if uri is None:
+        return f"sqlite:///{outputs.resolve() / 'mlflow.db'}"
+    if uri.startswith("sqlite:///") and uri != "sqlite:///":
+        return f"sqlite:///{sqlite_path(uri).resolve()}"
+    try:
+        parts = urlsplit(uri)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return uri.rstrip("/")
+    except ValueError:
+        pass  # the message is below
+    raise StabilityError(
+        f"tracking.uri={uri} is not a store. Give http://HOST:PORT, https://HOST, sqlite:///PATH, or null for"
+        f" {outputs / 'mlflow.db'}."
+    )
+
+
+def is_sqlite(uri: str) -> bool:
+    """Return whether a store is a sqlite file."""
+    return uri.startswith("sqlite")
+
+
+def sqlite_path(uri: str) -> Path:
+    """Return the file of a sqlite store."""
+    return Path(uri.removeprefix("sqlite:///"))
+
+
+def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
+    """Open a store, and make it and the experiment where they are missing.
+
+    Returns:
+        A client for the store, and the id of the experiment.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if not is_sqlite(uri):
+        client = MlflowClient(tracking_uri=uri)
+        try:
+            return client, _experiment_id(client, experiment, None)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return client, _experiment_id(client, experiment, None)  # another process made it in the meantime
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - takes a second: better before the lock than under it
+    from filelock import FileLock
+
+    database = sqlite_path(uri)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    # MLflow creates the tables of a fresh file when a client first uses it, and two processes that do so at once crash:
+    # of four that open a fresh store together, three die. So only one at a time opens a store and makes its experiment.
+    with FileLock(f"{database}.lock"):
+        # A file that is no database, or cannot be written, fails here at once. MLflow would retry it for two minutes.
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+        client = MlflowClient(tracking_uri=uri)
+        return client, _experiment_id(client, experiment, (database.parent / "mlflow-artifacts").as_uri())
+
+
+def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    return found.experiment_id if found else client.create_experiment(name, artifacts, _EXPERIMENT_TAGS)
+
+
+def attempt(uri: str, work: Callable[[], object], *, rest: float, hint: str) -> bool:
+    """Do work on a store, unless the store failed a short time ago. A failure is logged once; it is never raised.
+
+    A store that is down may keep the training waiting until a timeout, at every attempt. So a store that has failed is
+    left alone for `rest` times as long as the failure took, by all trials of this process together: training then
+    loses at most one part in `rest` of its time to it.
+
+    Args:
+        uri: The store.
+        work: What to do.
+        rest: How long the store is left alone after a failure, as a multiple of the time that the failure took.
+        hint: What the user can do about a failure; the end of the warning.
+
+    Returns:
+        Whether the work was done.
+    """
+    begun = time.monotonic()
+    failed, waited = _failures.get(uri, (-math.inf, 0.0))
+    if begun - failed < rest * waited:
+        return False
+    try:
+        with quiet():
+            work()
+    except Exception as error:  # from MLflow, its database, the network or the disk
+        reason = innermost_reason(error)
+        if (uri, reason) not in _logged:
+            _log.warning("Cannot send to MLflow at %s: %s. The training goes on. %s", uri, reason, hint)
+        _logged.add((uri, reason))
+        _failures[uri] = time.monotonic(), time.monotonic() - begun
+        return False
+    _failures.pop(uri, None)
+    return True
+
+
+def forget_failures() -> None:
+    """Forget which stores failed and what was logged about them."""
+    _failures.clear()
+    _logged.clear()
+
+
+def import_mlflow() -> None:
+    """Import MLflow with the settings that keep it quiet and impatient, which it reads when it is imported.
+
+    Raises:
+        StabilityError: MLflow is not installed.
+    """
+    require("train", "mlflow")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with quiet():
+        import mlflow  # noqa: F401
+
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress the warnings that MLflow and its dependencies give about each other."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def innermost_reason(error: Exception) -> str:
+    """Return the innermost cause of an error on one line. MLflow and the libraries below it wrap errors many times."""
+    inner: BaseException = error
+    while cause := inner.__cause__ or inner.__context__:
+        inner = cause
+    return (" ".join(str(inner).split()) or type(inner).__name__).rstrip(".")
