@@ -10,13 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from stability.core.errors import StabilityError
+from stability.core.extras import require
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 1 for what cannot be read, is not there or is ambiguous."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0, or 1 if a folder or an option is wrong.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m stability.report",
         description=__doc__,
@@ -42,10 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--where", nargs="+", default=[], action="extend", metavar="FACTOR=LEVEL", help="only trials with these levels"
     )
     options = parser.parse_args(arguments)
-    from stability.analysis.claims import find_claims  # late: SciPy and matplotlib take a while
-    from stability.reporting.page import write_report
-
     try:
+        require("train")
+        from stability.analysis.claims import find_claims  # late: SciPy and matplotlib take a while
+        from stability.reporting.page import write_report
+
         report = write_report(
             options.folders,
             claims=None if options.claims == "none" else find_claims(options.claims),
@@ -61,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _condition(text: str) -> tuple[str, Any]:
-    """A factor and its level, which is read as on the command line of a training."""
+    """Split FACTOR=LEVEL. The level is read as on the command line of a training."""
+    from omegaconf import OmegaConf
+
     name, equals, level = text.partition("=")
     if not equals or not name:
         raise StabilityError(f"--where {text}: give FACTOR=LEVEL, such as epsilon=1e-8.")

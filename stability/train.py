@@ -1,64 +1,55 @@
-"""The front door: train one trial, or with --multirun a sweep of them, and rule on each.
+"""Train one trial, or with --multirun a sweep of trials, and give each a verdict.
 
 python -m stability.train optimizer=official aug=strong
 
-Exit status: 0 with a verdict, whatever it is; 1 with a message on what is wrong; 130 after Ctrl-C; and 75 (EX_TEMPFAIL)
-after SIGTERM in training, which schedulers send before they take a machine away. After the last two the same command
-goes on from the checkpoint that was written.
+Exit status:
+    0: every trial has its verdict, whatever it is.
+    1: something has to be corrected first; a message says what.
+    130: stopped by Ctrl-C.
+    75 (EX_TEMPFAIL): stopped by SIGTERM in training, which schedulers send before they take a machine away.
+After 130 and 75, the same command goes on from the checkpoint that was written.
 """
 
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-
-from stability.config.hydra import conf_folder, explain_error, register_schema, resolve_config
 from stability.core.errors import CallbackError, Interrupted, StabilityError, write_error
+from stability.core.extras import install_command, require
 
-
-@hydra.main(config_path=str(conf_folder()), config_name="config", execution_whitelist="stability.*")
-def _job(cfg: DictConfig) -> float | None:
-    running = HydraConfig.get()
-    folder = Path(running.runtime.output_dir)
-    if running.mode == RunMode.MULTIRUN:
-        from stability.sweeps.sweep_trial import run_in_sweep
-
-        return run_in_sweep(cfg, folder)
-    from stability.trials.run import run_trial  # late: PyTorch takes seconds, and --help needs none of it
-
-    try:
-        run_trial(resolve_config(cfg), folder)
-    except StabilityError as error:
-        sys.exit(f"error: {error}")  # Hydra prints an exception that passes through it
-    return None
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main() -> None:
-    """Run Hydra on the command line. What a user can mend ends in one message and exit status 1."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exceptions as they are, instead of printing them
-    # PyTorch's threads spin while they wait, and starve all else on their cores. So many turns take a millisecond;
-    # then they sleep. It is read when PyTorch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    logging.raiseExceptions = False  # on a full disk Hydra's log of a job would fail with a traceback
-    register_schema()
+    """Run the command line, `sys.argv`. A problem that the user can correct ends in one message and exit status 1."""
     try:
-        _run()
+        _check_packages()
+    except StabilityError as error:
+        sys.exit(f"error: {error}")
+    from hydra.errors import HydraException  # late: these packages may be missing
+    from omegaconf.errors import OmegaConfBaseException
+
+    from stability.config.hydra import explain_error
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises exceptions as they are, instead of printing them
+    # While PyTorch's threads wait, they spin, and take the time of other processes on their cores. With this many turns
+    # they spin for a millisecond and then sleep. The variable is read when PyTorch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    logging.raiseExceptions = False  # on a full disk, Hydra's log of a job would print a traceback
+    try:
+        _run_hydra()
     except StabilityError as error:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain_error(error)}")
-    except OSError as error:  # Hydra makes the trial's folder, and opens a log in it, before the trial begins
-        sys.exit(f"error: {_explain_folder(error)}")
+    except OSError as error:  # Hydra makes the trial's folder and opens a log in it, before the trial begins
+        sys.exit(f"error: {_folder_error(error)}")
     except ValueError as error:
         if isinstance(error.__cause__, OSError):
-            sys.exit(f"error: {_explain_folder(error.__cause__)}")
+            sys.exit(f"error: {_folder_error(error.__cause__)}")
         if "Config group override" in str(error):  # GROUP=null
             sys.exit(f"error: {error}")
         raise
@@ -67,14 +58,54 @@ def main() -> None:
         sys.exit(error.exit_status if isinstance(error, Interrupted) else Interrupted.exit_status)
 
 
-def _run() -> None:
+def _check_packages() -> None:
+    require("train")
+    import hydra
+
+    # Other projects pin 1.3, with which our sweepers and configuration do not work.
+    if not hydra.__version__.startswith("1.4"):
+        raise StabilityError(
+            f"Training needs Hydra 1.4, but {hydra.__version__} is installed. Run: {install_command('train')}"
+        )
+
+
+def _run_hydra() -> None:
+    import hydra
+
+    from stability.config.hydra import conf_folder, register_schema
+
+    register_schema()
+    run = hydra.main(config_path=str(conf_folder()), config_name="config", execution_whitelist="stability.*")(_run_job)
     try:
-        _job()
-    except CallbackError as stop:
-        raise stop.error from stop.error.__cause__
+        run()
+    except CallbackError as wrapped:
+        raise wrapped.error from wrapped.error.__cause__
 
 
-def _explain_folder(error: OSError) -> StabilityError:
+def _run_job(cfg: "DictConfig") -> float | None:
+    """Train what Hydra composed. In a sweep, return the sweeper's objective."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from stability.config.hydra import resolve_config
+
+    running = HydraConfig.get()
+    folder = Path(running.runtime.output_dir)
+    # Both are imported late: PyTorch takes seconds, and --help works without it.
+    if running.mode == RunMode.MULTIRUN:
+        from stability.sweeps.sweep_trial import run_in_sweep
+
+        return run_in_sweep(cfg, folder)
+    from stability.trials.run import run_trial
+
+    try:
+        run_trial(resolve_config(cfg), folder)
+    except StabilityError as error:
+        sys.exit(f"error: {error}")  # Hydra would print the exception
+    return None
+
+
+def _folder_error(error: OSError) -> StabilityError:
     return write_error(error.filename or "the output folder", error)
 
 

@@ -1,30 +1,13 @@
 """What importing the package brings in, and what works where only its base requirements are installed."""
 
 import pkgutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import stability
 import stability.diagnosis
-from stability.core.extras import PACKAGES
-
-# Without filelock, jinja2 and markupsafe, which PyTorch brings.
-EXTRAS = sorted({*PACKAGES["train"]} - {"filelock", "jinja2", "markupsafe"})
-WITHOUT_EXTRAS = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))  # an import of None fails\n"
-
-
-def loaded(code: str) -> set[str]:
-    """The packages that a fresh interpreter has loaded after this code."""
-    code += "\nimport sys; print(*{name.partition('.')[0] for name in sys.modules})"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
-
-
-def run_without_extras(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WITHOUT_EXTRAS + code]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+from tests.support.interpreters import EXTRAS, loaded, run_without_extras
 
 
 def test_the_package_itself_loads_almost_nothing() -> None:

@@ -1,8 +1,8 @@
-"""What ends a command without a traceback: what a user can mend, and what a user asked for."""
+"""Exceptions that end a command with a message instead of a traceback."""
 
 
 class StabilityError(Exception):
-    """Something outside the program is wrong. The message says what, where, and the mend; no traceback is shown."""
+    """A problem outside the program: the message says what is wrong, where, and how to correct it."""
 
 
 class TrialBusy(StabilityError):
@@ -10,22 +10,25 @@ class TrialBusy(StabilityError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The trial was asked to stop and has written its checkpoint. The message says how to go on.
+    """Ctrl-C stopped the training, after its checkpoint was written. The message says how to go on.
 
-    No `Exception`: a sweep must end with it, and not go on to its next trial.
+    It is not an `Exception`, so that it ends a sweep too: no other trial of the sweep is trained.
     """
 
-    exit_status = 130  # what shells give a command that Ctrl-C ended
+    exit_status = 130  # what shells report for a command that Ctrl-C ended
 
 
 class Terminated(Interrupted):
-    """As Interrupted, but by SIGTERM: not a person stopped it, a scheduler takes its machine away."""
+    """SIGTERM stopped the training: not a person, but a scheduler that takes the machine away."""
 
-    exit_status = 75  # EX_TEMPFAIL: the command is to be run again
+    exit_status = 75  # EX_TEMPFAIL: run the command again
 
 
 class CallbackError(BaseException):
-    """An error in a wrapping that gets it through Hydra, which makes a warning of an `Exception` in a callback."""
+    """Carries an error out of a Hydra callback.
+
+    Hydra makes a warning of an `Exception` in a callback, and goes on. It lets a `BaseException` pass.
+    """
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -33,8 +36,13 @@ class CallbackError(BaseException):
 
 
 def write_error(place: object, error: OSError) -> StabilityError:
-    """A folder that is full, read-only or not there."""
+    """Return the error for a folder that is full, read-only or missing.
+
+    Args:
+        place: The folder or file, as the message names it.
+        error: Why it cannot be written.
+    """
     return StabilityError(
-        f"Cannot write in {place}: {error.strerror or error}. Make room, or give another place with outputs=FOLDER; "
-        "in the same place, the same command goes on from the last checkpoint."
+        f"Cannot write in {place}: {error.strerror or error}. Free some space, or give another folder with "
+        "outputs=FOLDER. In the same folder, the same command goes on from the last checkpoint."
     )

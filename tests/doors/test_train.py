@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
+import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -87,6 +88,13 @@ def test_help_imports_neither_torch_nor_mlflow(cli: CommandLine) -> None:
         assert group in out
     assert "LOADED ['hydra']" in out
     assert [*cli.folder.iterdir()] == []
+
+
+def test_another_version_of_hydra_is_an_error(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hydra, "__version__", "1.3.2")
+    assert cli.refuse() == (
+        "error: Training needs Hydra 1.4, but 1.3.2 is installed. Run: pip install 'training-stability[train]'\n"
+    )
 
 
 @pytest.mark.parametrize("turn", range(5))
@@ -389,6 +397,10 @@ def test_an_installed_wheel_has_all_it_needs(cli: CommandLine) -> None:
     found = subprocess.run(where, cwd=cli.folder, env=environment, check=True, capture_output=True, text=True).stdout
     assert found.split() == [f"{installed}/stability/conf", f"{installed}/stability/conf/claims/original.yaml"]
     assert (installed / "stability/reporting/template.html.j2").exists()
+    listed = subprocess.run(
+        [installed / "bin/stability", "--help"], env=environment, check=True, capture_output=True, text=True
+    )
+    assert "train one trial" in listed.stdout
     said = cli.run("data.path=null", "steps=2", env=environment)  # writes its own set, from the wheel's words
     assert "not compiled" not in said.out + said.err
     assert verdict(cli.trial())["outcome"] == "undecided"

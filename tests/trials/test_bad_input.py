@@ -140,7 +140,7 @@ def mount(*arguments: str) -> None:
 
 def test_a_trial_goes_on_after_a_full_disk_and_a_read_only_one_is_named(cli: CommandLine, disk: Path) -> None:
     message = cli.fail(*ENDLESS, f"outputs={disk}")
-    assert "No space left on device. Make room, or give another place with outputs=FOLDER" in message
+    assert "No space left on device. Free some space, or give another folder with outputs=FOLDER" in message
     mount("-o", "remount,size=2m", str(disk))
     assert_goes_on(cli, disk)
     mount("-o", "remount,ro", str(disk))
@@ -153,7 +153,7 @@ def test_a_trial_goes_on_after_a_disk_that_fills_while_a_checkpoint_is_written(c
     wait_for(lambda: any(cli.folder.glob("outputs/single/*/checkpoints/last.pt")), process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))  # less than a checkpoint takes
     message = the_message(ended(process, 1))
-    assert "File too large. Make room, or give another place with outputs=FOLDER" in message
+    assert "File too large. Free some space, or give another folder with outputs=FOLDER" in message
     assert_goes_on(cli, cli.folder / "outputs")
 
 
