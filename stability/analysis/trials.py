@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from stability.config.names import CHANGES_NO_RESULT, dotted
+from stability.config.names import CHANGES_NO_RESULT, flatten_dict
 from stability.config.schema import Config, Synthetic
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, ERROR, REPORT, VERDICT
@@ -195,7 +195,7 @@ def _computed(folder: Path) -> Trial:
         raise _NoTrial(f"{CONFIG} or {VERDICT} is only half written, or another program's") from None
     if outcome not in get_args(Outcome):
         raise _NoTrial(f"another version of the program ruled on it ({outcome})")
-    values = dotted(config)
+    values = flatten_dict(config)
     factors = _current({k: v for k, v in values.items() if k.split(".")[0] not in _NO_FACTORS})
     seed, budget = values.get("seed"), values.get("steps")
     if not isinstance(seed, int) or not isinstance(budget, int):

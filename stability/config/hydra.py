@@ -1,4 +1,4 @@
-"""How Hydra composes a configuration: the schema and resolvers it knows, and its messages in plain words."""
+"""How Hydra composes a configuration: the schema and resolvers we add to it, and its messages in plain words."""
 
 import re
 from dataclasses import fields
@@ -17,26 +17,32 @@ from stability.core.errors import StabilityError
 
 
 def register_schema() -> None:
-    """Make Hydra know the schema and the resolvers; call it before Hydra composes."""
+    """Add the schema, and the resolvers that `conf/` uses, to Hydra. Call it before Hydra composes."""
     ConfigStore.instance().store(name="schema", node=Command, replace=True)
     OmegaConf.register_resolver("scaled", _scaled, replace=True)
     OmegaConf.register_resolver("trial_name", _trial_name, replace=True)
 
 
 def conf_folder() -> Path:
-    """The configuration's folder: in the checkout, or beside the package in an installed wheel."""
-    beside, inside = ROOT / "conf", Path(__file__).parents[1] / "conf"
-    return beside if (ROOT / "pyproject.toml").is_file() and beside.is_dir() else inside
+    """Return the folder `conf`: at the top of a checkout, or inside the package of an installed wheel."""
+    in_checkout, in_package = ROOT / "conf", Path(__file__).parents[1] / "conf"
+    # Next to an installed package there may be anybody's `conf`.
+    return in_checkout if (ROOT / "pyproject.toml").is_file() and in_checkout.is_dir() else in_package
 
 
 def resolve_config(cfg: DictConfig) -> Config:
-    """The typed configuration of a trial, every interpolation resolved."""
+    """Return the typed and checked configuration of a trial, with every interpolation resolved.
+
+    Args:
+        cfg: What Hydra composed, or what a trial's `config.yaml` holds.
+
+    Raises:
+        StabilityError: A setting is unknown, missing or out of bounds.
+    """
     names = [field.name for field in fields(Config)]
     if unknown := cfg.keys() - {*names, "hydra", "sweep"}:
-        raise StabilityError(
-            f"There is no {', '.join(map(str, unknown))} in the configuration; there are {', '.join(names)}."
-        )
-    typed = cfg if OmegaConf.get_type(cfg) is Command else _typed(OmegaConf.masked_copy(cfg, names))
+        raise StabilityError(f"Unknown in the configuration: {', '.join(map(str, unknown))}. {_there_are(Config)}")
+    typed = cfg if OmegaConf.get_type(cfg) is Command else _with_types(OmegaConf.masked_copy(cfg, names))
     try:
         values: dict[str, Any] = {name: typed[name] for name in names}
         values |= {name: OmegaConf.to_object(v) for name, v in values.items() if OmegaConf.is_config(v)}
@@ -44,23 +50,16 @@ def resolve_config(cfg: DictConfig) -> Config:
         missing = OmegaConf.missing_keys(OmegaConf.masked_copy(typed, names))
         raise StabilityError(f"{', '.join(missing)} must be given, as in {min(missing)}=VALUE.") from None
     config = Config(**values)
-    config.diagnosis.stop_on = sorted({*config.diagnosis.stop_on})  # one list, however it was written: one trial
+    config.diagnosis.stop_on = sorted({*config.diagnosis.stop_on})  # its order is no part of a trial's name
     check(config)
     return config
 
 
-def _typed(cfg: DictConfig) -> DictConfig:
-    """What was read from a file, under the schema that Hydra composes by."""
-    typed = OmegaConf.merge(OmegaConf.structured(Config), cfg)
-    assert isinstance(typed, DictConfig)
-    return typed
-
-
 def explain_error(error: BaseException) -> str:
-    """Hydra's message without its internals, and the names that there are where one was wrong."""
+    """Return the message of an error from Hydra or OmegaConf, without their internals and with the names to choose."""
     text = "\n".join(str(e).strip() for e in (error, error.__cause__) if e is not None)
     if "hydra.mode changed" in text:
-        return "An experiment is a sweep: give --multirun with it. One trial of it: hydra.mode=RUN."
+        return "An experiment is a sweep: add --multirun. To train one trial of it, add hydra.mode=RUN."
     text = re.sub(r"\w+ raised while resolving interpolation: *", "", text)
     internals = (
         r"\nTo append to your config use .*",
@@ -69,13 +68,24 @@ def explain_error(error: BaseException) -> str:
     )
     text = re.sub("|".join(internals), "", text)
     owner = re.search(r"not in '(\w+)'", text)
-    if owner and hasattr(schema, owner[1]):  # ours, and not Hydra's
-        text += f"\nThere are: {', '.join(f.name for f in fields(getattr(schema, owner[1])))}."
+    if owner and hasattr(schema, owner[1]):  # a class of our schema, not one of Hydra's
+        text += f"\n{_there_are(getattr(schema, owner[1]))}"
     return text
 
 
+def _there_are(group: Any) -> str:
+    return f"There are: {', '.join(f.name for f in fields(group))}."
+
+
+def _with_types(cfg: DictConfig) -> DictConfig:
+    """Put a configuration that was read from a file under the schema."""
+    typed = OmegaConf.merge(OmegaConf.structured(Config), cfg)
+    assert isinstance(typed, DictConfig)
+    return typed
+
+
 def _scaled(steps: int, *, _root_: DictConfig) -> int:
-    """A length in steps of the official run, at the model's time scale."""
+    """Convert a number of steps of the official run to the model's time scale."""
     scale: float = _root_.model.time_scale
     return max(1, round(steps * scale))
 

@@ -1,4 +1,4 @@
-"""What settings and trials are called: dotted names, short names, and the name of a trial."""
+"""Names: dotted and short names of settings, and the name of a trial."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from stability.config.schema import Config
 
-USUAL = {
+SHORT_NAMES = {
     "optimizer.epsilon": "epsilon",
     "schedule.lr_max": "lr",
     "aug.white_noise_std": "noise",
@@ -19,18 +19,33 @@ USUAL = {
     "loss.reduction": "loss",
     "precision.dtype": "precision",
     "seed": "seed",
-}
+}  # of the factors that are varied most
 
+# Settings, and groups of settings, that are no part of what a trial is.
 CHANGES_NO_RESULT = {"tracking", "study", "outputs", "fresh", "validate_every", "checkpoint_every"}
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Every value under its dotted name, as it is overridden on the command line."""
-    return dotted(asdict(config))
+    """Return every value of a configuration under its dotted name, as the command line overrides it."""
+    return flatten_dict(asdict(config))
+
+
+def flatten_dict(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested dictionaries under dotted names."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        dotted: inner
+        for name in value
+        for dotted, inner in flatten_dict(value[name], f"{prefix}.{name}" if prefix else str(name)).items()
+    }
 
 
 def without_defaults(settings: Any) -> dict[str, Any]:
-    """The values that make a name: all but those at a default of the schema. Nested ones are dictionaries too."""
+    """Return the values of a dataclass that are not at a default of the schema, as nested dictionaries.
+
+    Names are made from these. So a field that is added later, with a default, changes no existing name.
+    """
     values = {f.name: (getattr(settings, f.name), f.default) for f in fields(settings)}
     return {
         name: without_defaults(value) if is_dataclass(value) else value
@@ -39,36 +54,40 @@ def without_defaults(settings: Any) -> dict[str, Any]:
     }
 
 
-def dotted(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of nested dictionaries under dotted names."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for name in value for k, v in dotted(value[name], f"{prefix}.{name}" if prefix else str(name)).items()}
-
-
 def short_name(name: str) -> str:
-    """What tables, figures and MLflow call a value of that dotted name: a usual name, or the end that is its own."""
-    end = name.rpartition(".")[2]
-    return USUAL.get(name) or (end if _ends()[end] == 1 and end not in USUAL.values() else name)
+    """Return what tables, figures and MLflow call a setting.
+
+    Args:
+        name: Its dotted name.
+
+    Returns:
+        The name in `SHORT_NAMES`; else the last part of the dotted name, or all of it if the last part is not unique.
+    """
+    last = name.rpartition(".")[2]
+    return SHORT_NAMES.get(name) or (last if _last_parts()[last] == 1 and last not in SHORT_NAMES.values() else name)
 
 
 def trial_name(config: Config) -> str:
-    """What the trial is: the usual factors in clear, and a hash over all that can change its result."""
-    matters = {k: v for k, v in dotted(without_defaults(config)).items() if k.split(".")[0] not in CHANGES_NO_RESULT}
+    """Return a trial's name: its main factors, and a hash of all settings that can change its result."""
+    matters = {
+        name: value
+        for name, value in flatten_dict(without_defaults(config)).items()
+        if name.split(".")[0] not in CHANGES_NO_RESULT
+    }
     digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
-    clear = {
+    readable = {
         "eps": config.optimizer.epsilon,
         "lr": config.schedule.lr_max,
         "noise": config.aug.white_noise_std,
         "batch": config.batch.size,
         "seed": config.seed,
     }
-    return "-".join([*(f"{k}{v:g}" for k, v in clear.items()), digest])
+    return "-".join([*(f"{name}{value:g}" for name, value in readable.items()), digest])
 
 
 @cache
-def _ends() -> Counter[str]:
-    """How many values of the schema have each end of a dotted name."""
+def _last_parts() -> Counter[str]:
+    """How many dotted names of the schema end with each last part."""
 
     def walk(kind: Any) -> Iterator[str]:
         for name, hint in get_type_hints(kind).items():

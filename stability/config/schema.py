@@ -1,7 +1,7 @@
-"""The schema of a trial's configuration: one dataclass for each group of `conf/`, with the bounds beside the fields.
+"""The schema of a configuration: one dataclass for each group of `conf/`, each field with its type and its bounds.
 
-A field that has a default was added later. At its default it is not part of a trial's name, so that older trials keep
-theirs.
+`conf/` explains the fields, next to their values; each docstring says in which file. A field that has a default was
+added later: at its default it is not part of a trial's name, so that older trials keep their names.
 """
 
 import math
@@ -12,12 +12,12 @@ from typing import Any, Literal
 from stability.core.errors import StabilityError
 from stability.diagnosis.verdict import FATAL, Fault
 
-_LARGEST = 3e38  # float32 overflows a little above
+_LARGEST = 3e38  # float32 overflows at 3.4e38
 
 
 @dataclass(frozen=True)
 class _Bound:
-    """Which numbers a field accepts."""
+    """The numbers that a field accepts."""
 
     text: str
     accepts: Callable[[float], bool]  # False for NaN
@@ -45,7 +45,7 @@ def _between(least: float, most: float) -> dict[str, _Bound]:
 
 @dataclass
 class Optimizer:
-    """AdamW and the clip before it; the meaning of each value stands in `conf/optimizer/official.yaml`."""
+    """AdamW, and the gradient clipping before it: see `conf/optimizer/official.yaml`."""
 
     epsilon: float = field(metadata=_at_least(0))
     beta1: float = field(metadata=_fraction())
@@ -58,7 +58,7 @@ class Optimizer:
 
 @dataclass
 class Schedule:
-    """Learning rates and the steps at which they change."""
+    """The learning rates, and the steps at which they change: see `conf/schedule/official.yaml`."""
 
     lr_max: float = field(metadata=_at_least(0))
     lr_min: float = field(metadata=_at_least(0))
@@ -70,7 +70,7 @@ class Schedule:
 
 @dataclass
 class Augmentation:
-    """Noise in units of the features' standard deviation, cut and smoothing in bins."""
+    """Noise, cut and smoothing of the features: see `conf/aug/strong.yaml`."""
 
     white_noise_std: float = field(metadata=_at_least(0))
     constant_offset_std: float = field(metadata=_at_least(0))
@@ -80,7 +80,7 @@ class Augmentation:
 
 @dataclass
 class Batch:
-    """Trials and days in a training batch."""
+    """Utterances and days in a training batch: see `conf/batch/official.yaml`."""
 
     size: int = field(metadata=_at_least(1))
     days: int = field(metadata=_at_least(1))
@@ -88,14 +88,14 @@ class Batch:
 
 @dataclass
 class Loss:
-    """How a trial's CTC loss is reduced over its labels."""
+    """How the CTC loss of an utterance is reduced over its labels: see `conf/loss/`."""
 
     reduction: Literal["per_utterance_sum", "per_label_mean"]
 
 
 @dataclass
 class Precision:
-    """The dtype of the forward pass, fp16's first loss scale, and a fault to experiment with."""
+    """The dtype of the forward pass, and fp16's loss scaling: see `conf/precision/auto.yaml`."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"]
     initial_loss_scale: float = field(metadata=_at_least(1))
@@ -104,7 +104,7 @@ class Precision:
 
 @dataclass
 class Model:
-    """The decoder's size, and the factor on every length in steps that goes with it."""
+    """The decoder's size, and the time scale that goes with it: see `conf/model/official.yaml`."""
 
     layers: int = field(metadata=_at_least(1))
     units: int = field(metadata=_at_least(1))
@@ -117,7 +117,7 @@ class Model:
 
 @dataclass
 class Synthetic:
-    """Settings of the made-up data set; the same settings give the same bytes."""
+    """A synthetic data set; the same settings give the same bytes: see `conf/data/synthetic.yaml`."""
 
     seed: int = field(metadata=_at_least(0))
     days: int = field(metadata=_between(1, 99))
@@ -133,7 +133,7 @@ class Synthetic:
 
 @dataclass
 class Data:
-    """Where the utterances come from, and what to do with bad ones."""
+    """Where the utterances come from, and what to do with bad ones: see `conf/data/t15.yaml`."""
 
     path: str | None
     sessions: list[str] | None
@@ -143,14 +143,14 @@ class Data:
 
 @dataclass
 class Diagnosis:
-    """What ends a trial before its budget does."""
+    """Which faults end a trial before its last step: see `conf/diagnosis/default.yaml`."""
 
     stop_on: list[Fault]
 
 
 @dataclass
 class Tracking:
-    """Where runs are compared."""
+    """Where trials and studies are sent: see `conf/tracking/mlflow.yaml`."""
 
     backend: Literal["mlflow", "none"]
     uri: str | None
@@ -159,7 +159,7 @@ class Tracking:
 
 @dataclass
 class Config:
-    """One trial."""
+    """The configuration of one trial: see `conf/config.yaml`."""
 
     optimizer: Optimizer
     schedule: Schedule
@@ -184,7 +184,7 @@ class Config:
 
 @dataclass
 class Sweep:
-    """What is said of a whole sweep; no part of any of its trials."""
+    """Settings of a whole sweep, and of none of its trials: see `conf/config.yaml`."""
 
     claims: str | None
     dry_run: bool
@@ -192,19 +192,19 @@ class Sweep:
 
 @dataclass
 class Command(Config):
-    """All that a command line can say."""
+    """Everything that a command line can set, besides Hydra's own settings."""
 
     sweep: Sweep
 
 
 def check(config: Config) -> None:
-    """Check what the types cannot: bounds, and settings that contradict each other.
+    """Check what types do not express: bounds, and settings that contradict each other.
 
     Args:
         config: A configuration whose fields have the right types.
 
     Raises:
-        StabilityError: A value is out of bounds or contradicts another; the message names both and the mend.
+        StabilityError: A value is out of bounds, or two contradict each other. The message says how to correct it.
     """
     check_bounds(config)
     if missing := {*FATAL} - {*config.diagnosis.stop_on}:

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from stability.analysis.trials import level_text
-from stability.config.names import CHANGES_NO_RESULT, USUAL, flatten, short_name, trial_name
+from stability.config.names import CHANGES_NO_RESULT, SHORT_NAMES, flatten, short_name, trial_name
 from stability.core.errors import StabilityError
 from stability.sweeps.hydra_internals import BasicSweeper
 from stability.sweeps.jobs import InvalidJob, PlannedTrial, compose_job, describe_job, grid_jobs
@@ -43,7 +43,7 @@ class Plan:
         Of several settings that vary together one is taken, if possible one with a usual name.
         """
         values = [flatten(trial.config) for trial in self.trials]
-        usual_first = [*USUAL, *(name for name in values[0] if name not in USUAL)]
+        usual_first = [*SHORT_NAMES, *(name for name in values[0] if name not in SHORT_NAMES)]
         factors: dict[tuple[int, ...], str] = {}
         for name in usual_first:
             if name == "seed" or name.split(".")[0] in CHANGES_NO_RESULT:

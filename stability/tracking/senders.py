@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from stability.config.names import dotted, short_name
+from stability.config.names import flatten_dict, short_name
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, ERROR, FIGURE, TRACKING, VERDICT, short_path
 from stability.diagnosis.finding import Outcome
@@ -463,7 +463,7 @@ def _first_of_each_span(table: Table, stride: int) -> NDArray[np.bool_]:
 
 def _parameters(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The values of a configuration under their short names, as text."""
-    for name, value in dotted(config).items():
+    for name, value in flatten_dict(config).items():
         if name.partition(".")[0] not in _NOT_PARAMETERS:
             text = value if isinstance(value, str) else json.dumps(value)
             yield short_name(name), text[:_PARAMETER_LENGTH]

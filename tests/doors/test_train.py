@@ -155,7 +155,7 @@ def test_tracking(cli: CommandLine) -> None:
         ("optimiser=official", ["optimiser", "Did you mean: 'optimizer'", "There are: optimizer, schedule, aug"]),
         ("optimizer.epsilonn=1", ["epsilonn", "There are: epsilon, beta1"]),
         ("optimizer=null", ["Config group override must be a string"]),
-        ("+extra=1", ["There is no extra", "there are optimizer, schedule, aug"]),
+        ("+extra=1", ["Unknown in the configuration: extra", "There are: optimizer, schedule, aug"]),
         ("~optimizer", ["optimizer must be given"]),
         ("steps=many", ["steps=many", "Integer"]),
         ("optimizer.fused=maybe", ["maybe", "bool"]),

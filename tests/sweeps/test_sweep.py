@@ -78,7 +78,7 @@ def test_crashed_and_repeated_trials_stop_no_other_and_are_listed_at_the_end(cli
 
 
 def test_an_experiment_needs_multirun_and_a_known_name(cli: CommandLine) -> None:
-    assert "An experiment is a sweep: give --multirun with it." in cli.refuse("experiment=diagnosis")
+    assert "An experiment is a sweep: add --multirun." in cli.refuse("experiment=diagnosis")
     message = cli.refuse("--multirun", "experiment=diagnoses")
     assert "Could not find 'experiment/diagnoses'" in message
     assert message.endswith("test3\n"), "the last of those that there are"
