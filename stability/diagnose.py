@@ -18,7 +18,7 @@ from rich.table import Table as TextTable
 from stability.core.errors import StabilityError
 from stability.core.extras import require
 from stability.diagnosis.display import reading, show_outcome
-from stability.diagnosis.finding import measured
+from stability.diagnosis.finding import readings
 from stability.diagnosis.readers import Recording, read_log, read_metrics
 from stability.diagnosis.run_figure import draw
 from stability.diagnosis.table import Table, read_table
@@ -110,7 +110,7 @@ def _compare_with_healthy(console: Console, recording: Recording, healthy: Table
     for row, step in enumerate(healthy.steps.tolist()):
         cells = [str(step)]
         for name, source in sources.items():
-            steps, values = measured(source, name)
+            steps, values = readings(source, name)
             cells.append(f"{values[steps == step][0]:.4g}" if step in steps else "")
             cells.append(_range_in_words(healthy[f"{name}_low"][row], healthy[f"{name}_high"][row]))
         if any(cells[1::2]):

@@ -26,7 +26,7 @@ from experiments.detection.labels import LEARNED, Label, label
 from experiments.detection.peers import PEERS
 from stability.core import palette
 from stability.diagnosis.detectors import findings
-from stability.diagnosis.verdict import FATAL, Verdict, is_due, judge
+from stability.diagnosis.verdict import FATAL, Verdict, is_check_due, judge
 
 _OURS = "stability"
 _GROUPS = {
@@ -64,7 +64,7 @@ class Case:
         found, end = [], int(self.trace.signals.steps[-1])
         for finding in findings(self.trace.signals, self.trace.validation):
             told = finding.detected_step
-            while finding.kind not in FATAL and told < end and not is_due(told):
+            while finding.kind not in FATAL and told < end and not is_check_due(told):
                 told += 1
             found.append((told, str(finding.kind)))
         return found

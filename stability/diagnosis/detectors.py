@@ -1,9 +1,12 @@
-"""All detectors: signals in, findings out. They know no trainer, and none uses a step after the one at which it says
-that it was sure. A signal that was not recorded is no evidence: nothing is found in it.
+"""The list of detectors.
 
-What is found in the rows so far is thus what will be found in all of them, with three exceptions: the first ten losses
-are looked at together, more than 1,000 gradient norms in groups that are counted from the end, and whether a collapse
-is called one of blank or of a few phonemes goes by the whole of its time.
+A detector takes the signals and the validations of a training, and returns its first finding, or None. It knows no
+trainer. It uses no reading after the step at which it was sure. A signal that was not recorded is no evidence, so
+nothing is found in it. To add a detector, write such a function and add it to the list.
+
+So what is found in the first rows of a training is also found in all its rows, with three exceptions: the first ten
+losses are judged together; more than 1,000 gradient norms are put into groups, which are counted from the end; and
+whether a collapse is one of blank or of a few phonemes depends on all its steps.
 """
 
 from stability.diagnosis.collapse import other_labels, relapsed, stuck
@@ -16,6 +19,14 @@ _DETECTORS = (non_finite, exploded, relapsed, stuck, other_labels)
 
 
 def findings(signals: Table, validation: Table) -> list[Finding]:
-    """What is wrong with a training, in the order in which it could be known."""
+    """Run all detectors on a training.
+
+    Args:
+        signals: A row per training step.
+        validation: A row per validation, with `per` (the error rate, 1 if all is wrong) and `loss`.
+
+    Returns:
+        What is wrong with the training, sorted by `detected_step`.
+    """
     found = [finding for detect in _DETECTORS if (finding := detect(signals, validation)) is not None]
     return sorted(found, key=lambda finding: finding.detected_step)

@@ -1,33 +1,36 @@
-"""Explosions: a loss, weights, updates or gradients that grew to a multiple of their own past and stay there."""
+"""Explosions: the loss, the weights, the updates or the gradients grow to a multiple of their past and stay there."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 from stability.diagnosis.finding import (
     THRESHOLDS,
     Finding,
     Floats,
+    Series,
     Steps,
-    between,
-    finite,
-    of_weights,
+    finite_readings,
     running_median,
-    until,
+    update_in_words,
 )
 from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["exploded"]
 _SMOOTH = int(_T["smooth"])
-_PAST = 60  # points that make a signal's own past
-_BACK = 10  # measurements of the weights' norm to look back
-_COMMON = 0.01  # size of an update over size of the weights, where nothing was measured before
-_POINTS = 1000  # of a longer run, gradient norms are looked at in groups
+_PAST = 60  # readings of a signal that are its past
+_BACK = 10  # readings of what is measured every 10th step that are its past
+_TYPICAL_UPDATE = 0.01  # size of an update over that of the weights, if none was measured before
+_MOST_POINTS = 1000  # of gradient norms: those of a longer run are reduced to medians of groups
 
 
 @dataclass(frozen=True)
 class _Sign:
+    """A signal that exploded: since which step, and its value at the detected step against its usual one."""
+
     signal: str
     onset: int
     detected: int
@@ -36,9 +39,9 @@ class _Sign:
 
 
 def exploded(signals: Table, validation: Table) -> Finding | None:
-    """The first sign of an explosion, and what made it."""
-    signs = (_lost_loss, _grown_weights, _large_updates, _grown_gradients, _heavy_batch)
-    found = [sign for look in signs if (sign := look(signals)) is not None and not _shrinks(signals, sign.detected)]
+    """Detect an explosion by its first sign, and find its cause."""
+    signs = (detect(signals) for detect in (_risen_loss, _grown_weights, _large_updates, _grown_gradients, _bad_batch))
+    found = [sign for sign in signs if sign is not None and not _weights_shrink(signals, sign.detected)]
     if not found:
         return None
     first = min(found, key=lambda sign: sign.detected)
@@ -46,130 +49,151 @@ def exploded(signals: Table, validation: Table) -> Finding | None:
     grew = f"is {first.value:.3g} from the start" if from_start else f"grew from {first.usual:.3g} to {first.value:.3g}"
     cause, advice = why_exploded(signals, first.onset, first.detected) or (
         "unknown",
-        f"{first.signal} {grew} and stays there: lower the lr, or warm up longer.",
+        f"The signal {first.signal} {grew} and stays there. Lower the lr, or warm up for longer.",
     )
-    expected = f"about {first.usual:.3g}" + ("" if from_start else ", as before")
-    return Finding("exploded", cause, first.onset, first.detected, first.signal, first.value, expected, advice)
+    return Finding(
+        kind="exploded",
+        cause=cause,
+        onset_step=first.onset,
+        detected_step=first.detected,
+        signal=first.signal,
+        value=first.value,
+        expected=f"about {first.usual:.3g}{'' if from_start else ', as before'}",
+        advice=advice,
+    )
 
 
 def recovered(signals: Table, finding: Finding) -> bool:
-    """Whether by the end the loss has come back to its best, and what had grown to its size."""
-    _, loss = finite(signals, "loss")
+    """Return whether at the end the loss is near its best again, and weights that had grown are small again."""
+    _, loss = finite_readings(signals, "loss")
     if len(loss) <= 2 * _SMOOTH:
         return False
     smooth = running_median(loss, _SMOOTH)
     start, best, now = np.median(loss[:_SMOOTH]), smooth.min(), np.median(loss[-2 * _SMOOTH :])
-    grown = until(finite(signals, finding.signal), int(signals.steps[-1]))[-_SMOOTH:]
+    grown = finite_readings(signals, finding.signal).up_to(int(signals.steps[-1]))[-_SMOOTH:]
     if finding.signal == "weight_norm" and np.median(grown) > 0.75 * finding.value:
         return False
     return bool(now < max(1.25 * best, best + 0.1 * (start - best)))
 
 
 def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] | None:
-    """Cause and advice, from what the optimiser did around the onset; None if it did nothing unusual.
+    """Find the cause of an explosion in what the optimiser did around its onset.
 
-    A rate that is too high makes updates that are large for the weights; one batch that counts too much makes one
-    gradient that is; and where neither was so, something else drove the weights or the data away.
+    If the learning rate is too high, updates are large for the weights. If one batch is to blame, one gradient is
+    large. If neither is large, something else changed the weights, the data or the sign of the gradient.
+
+    Returns:
+        Cause and advice; None if there is no evidence for any cause.
     """
-    lr, update = finite(signals, "lr"), finite(signals, "update_ratio")
-    before, now = until(lr, onset - 8)[-1:], until(lr, detected)[-1:]
-    largest = between(update, onset - 15, detected).max(initial=0)
-    past = until(update, onset - 15)[-_BACK:]
-    usual = float(np.median(np.minimum(past, 0.02))) if len(past) else _COMMON
+    lr, update = finite_readings(signals, "lr"), finite_readings(signals, "update_ratio")
+    before, now = lr.up_to(onset - 8)[-1:], lr.up_to(detected)[-1:]
+    largest = update.between(onset - 15, detected).max(initial=0)
+    past = update.up_to(onset - 15)[-_BACK:]
+    usual = float(np.median(np.minimum(past, 0.02))) if len(past) else _TYPICAL_UPDATE
     raised = bool(len(before) and len(now) and now[0] > 3 * before[0] > 0)
-    spike = None if raised else _spike(finite(signals, "grad_norm"), onset - 10, detected)
+    spike = None if raised else _find_spike(finite_readings(signals, "grad_norm"), onset - 10, detected)
     if spike is not None:
         step, norm, common = spike
         return "bad_batch", (
-            f"The batch of step {step} had a gradient norm of {norm:.3g}, {_plain(norm / common, 3)} times the usual "
-            f"{common:.3g}{_moments_after(signals, step, detected)}: look at that batch, and clip at some "
-            f"{_plain(3 * common, 1)}."
+            f"The batch of step {step} has a gradient norm of {norm:.3g}, {_rounded(norm / common, 3)} times the usual "
+            f"{common:.3g}.{_second_moments_advice(signals, step, detected)} Look at that batch, and clip gradients at "
+            f"about {_rounded(3 * common, 1)}."
         )
-    if raised and largest <= 3 * usual:  # not measured yet since then
+    if raised and largest <= 3 * usual:  # no update has been measured since then
         return (
             "rate_too_high",
-            f"The lr was raised from {before[0]:.3g} to {now[0]:.3g}, and is too large since: lower it.",
+            f"The lr rose from {before[0]:.3g} to {now[0]:.3g}, and has been too high since then. Lower it.",
         )
     if len(now) and (largest >= _T["update"] or raised):
         rate = now[0] * usual / largest
-        rise = f", raised from {before[0]:.3g}," if raised else ""
-        before_that = float(np.median(past)) if len(past) else 0.0
-        compared = f"against {of_weights(before_that)} before" if before_that > 1e-4 else "from the start"
-        mend = f"An lr of {rate:.1g} would make steps of {100 * usual:.2g}%" if rate > 0 else "Lower it"
+        rise = f", raised from {before[0]:.3g}" if raised else ""
+        earlier = float(np.median(past)) if len(past) else 0.0
+        compared = f", compared with {update_in_words(earlier)} before" if earlier > 1e-4 else ", from the start"
+        mend = f"With an lr of {rate:.1g} they would be {100 * usual:.2g}%" if rate > 0 else "Lower it"
         return "rate_too_high", (
-            f"Updates are {of_weights(largest)} a step at lr {now[0]:.3g}{rise} {compared}: "
-            f"too large a rate for this loss surface. {mend}{_clip_advice(signals, detected)}."
+            f"Updates are {update_in_words(largest)} at an lr of {now[0]:.3g}{rise}{compared}: the lr is too high. "
+            f"{mend}.{_clip_advice(signals, detected)}"
         )
-    weights = finite(signals, "weight_norm")
-    former, present = until(weights, onset - 10)[-1:], until(weights, detected)[-1:]
-    if not len(until(update, detected)):
+    weights = finite_readings(signals, "weight_norm")
+    former, present = weights.up_to(onset - 10)[-1:], weights.up_to(detected)[-1:]
+    if not len(update.up_to(detected)):
         return None
     if len(former) and len(present) and present[0] > 1.5 * former[0]:
         return "drift", (
-            f"The weights grew from {former[0]:.3g} to {present[0]:.3g}, which updates of {of_weights(largest)} a step "
-            "do not account for: something beside the optimiser changes them."
+            f"The weights grew from {former[0]:.3g} to {present[0]:.3g}. Updates of {update_in_words(largest)} do not "
+            "explain that: something other than the optimiser changes the weights."
         )
-    if len(until(finite(signals, "loss"), onset)) > _SMOOTH and onset < detected:
+    if len(finite_readings(signals, "loss").up_to(onset)) > _SMOOTH and onset < detected:
         return "drift", (
-            f"The loss rises step by step, though updates are no larger than before ({of_weights(largest)}): the "
-            "gradient leads uphill or the data have changed; look at the sign of the loss and at the newest batches."
+            f"The loss rises step by step, but updates are no larger than before ({update_in_words(largest)}). Either "
+            "the gradient points uphill or the data have changed: look at the sign of the loss and the newest batches."
         )
     return None
 
 
-def _shrinks(signals: Table, step: int) -> bool:
-    """Whether the weights are being taken away, as by their decay: large updates that are no explosion."""
-    norms = until(finite(signals, "weight_norm"), step)
+def _weights_shrink(signals: Table, step: int) -> bool:
+    """Whether the weights shrink, as by weight decay. Then updates are large, but it is no explosion."""
+    norms = finite_readings(signals, "weight_norm").up_to(step)
     return bool(len(norms) and norms[-1] < 0.95 * norms[-2 * _BACK :].max())
 
 
-def _lost_loss(signals: Table) -> _Sign | None:
-    """A loss that lost what it had won, or rose far above its start."""
-    steps, loss = finite(signals, "loss")
+def _risen_loss(signals: Table) -> _Sign | None:
+    """A loss that lost much of what it had gained, or rose far above its start."""
+    steps, loss = finite_readings(signals, "loss")
     if len(loss) < 2 * _SMOOTH:
         return None
     smooth = running_median(loss, _SMOOTH)
     best = np.minimum.accumulate(smooth)
     start = float(np.median(loss[:_SMOOTH]))
-    won = start - best
-    # A loss that may be negative, as a log-likelihood, has no size to compare with.
-    sized = (start > 0) & (best >= 0)
-    lost = (won > 0.2 * start) & (smooth - best > _T["lost"] * won) & (smooth > _T["worse"] * best)
+    gained = start - best
+    lost = (gained > 0.2 * start) & (smooth - best > _T["lost"] * gained) & (smooth > _T["worse"] * best)
     lost |= smooth > _T["above_start"] * np.maximum(start, best)
-    lost &= sized
-    drive = _drive(signals)
+    lost &= (start > 0) & (best >= 0)  # a ratio of losses that may be negative, as of log-likelihoods, says nothing
+    optimizer = _read_optimizer(signals)
     for row in np.flatnonzero(lost):
-        if _is_driven(drive, int(steps[row])) or _does_not_fall(steps, smooth, lost, int(row)):
+        if _may_have_leapt(optimizer, int(steps[row])) or _stays_lost(steps, smooth, lost, int(row)):
             near = np.flatnonzero(smooth[:row] <= best[row] + 0.25 * (smooth[row] - best[row]))
             onset = int(near[-1]) + 1 if len(near) else 0
-            # The median is late by half its width.
-            onset = max(0, onset - _SMOOTH // 2)
-            return _Sign("loss", int(steps[onset]), int(steps[row]), float(smooth[row]), float(best[row]))
+            onset = max(0, onset - _SMOOTH // 2)  # the median is late by half its width
+            return _Sign(
+                signal="loss",
+                onset=int(steps[onset]),
+                detected=int(steps[row]),
+                value=float(smooth[row]),
+                usual=float(best[row]),
+            )
     return None
 
 
-def _drive(signals: Table) -> tuple[tuple[Steps, Floats], ...]:
-    """What tells whether the optimiser makes large steps: sizes of updates, lr, gradient norms."""
-    return finite(signals, "update_ratio"), finite(signals, "lr"), finite(signals, "grad_norm")
+class _Optimizer(NamedTuple):
+    """What shows whether the optimiser takes large steps."""
+
+    update: Series
+    lr: Series
+    grad_norm: Series
 
 
-def _is_driven(drive: tuple[tuple[Steps, Floats], ...], step: int) -> bool:
-    """Whether the optimiser has just made large steps, or, where its updates were not measured, may have."""
-    update, lr, norm = drive
-    if not len(until(update, step)):
+def _read_optimizer(signals: Table) -> _Optimizer:
+    return _Optimizer(*(finite_readings(signals, name) for name in ("update_ratio", "lr", "grad_norm")))
+
+
+def _may_have_leapt(optimizer: _Optimizer, step: int) -> bool:
+    """Whether the optimiser has just taken large steps. If its updates were not measured, it may have."""
+    update, lr, norm = optimizer
+    if not len(update.up_to(step)):
         return True
-    recent, past = between(update, step - 12, step), until(update, step - 13)[-_BACK:]
+    recent, past = update.between(step - 12, step), update.up_to(step - 13)[-_BACK:]
     usual = float(np.median(past)) if len(past) else 0.0
     if len(recent) and recent.max() > max(_T["driven"], _T["driven_more"] * usual):
         return True
-    before, now = until(lr, step - 12)[-1:], until(lr, step)[-1:]
+    before, now = lr.up_to(step - 12)[-1:], lr.up_to(step)[-1:]
     if len(before) and len(now) and now[0] > 3 * before[0]:
         return True
-    return _spike(norm, step - 10, step) is not None
+    return _find_spike(norm, step - 10, step) is not None
 
 
-def _does_not_fall(steps: Steps, smooth: Floats, lost: np.ndarray, row: int) -> bool:
-    """Whether the loss has been lost for long and is not on its way back."""
+def _stays_lost(steps: Steps, smooth: Floats, lost: NDArray[np.bool_], row: int) -> bool:
+    """Whether the loss has been lost for long, and is not coming down again."""
     since = row - int(np.argmin(lost[row::-1])) + 1 if not lost[: row + 1].all() else 0
     if steps[row] - steps[since] < _T["calm"] or row - since < _SMOOTH:
         return False
@@ -178,90 +202,107 @@ def _does_not_fall(steps: Steps, smooth: Floats, lost: np.ndarray, row: int) -> 
 
 
 def _grown_weights(signals: Table) -> _Sign | None:
-    steps, norms = finite(signals, "weight_norm")
+    """Weights that grew more than their updates explain, while the loss does not fall."""
+    steps, norms = finite_readings(signals, "weight_norm")
     if len(norms) < 2:
         return None
-    loss = finite(signals, "loss")
-    update = finite(signals, "update_ratio")
+    loss = finite_readings(signals, "loss")
+    update = finite_readings(signals, "update_ratio")
     padded = np.concatenate([np.full(_BACK, norms[0]), norms[:-1]])
     least = sliding_window_view(padded, _BACK).min(axis=1)
     for row in np.flatnonzero((norms > _T["weights"] * least) & (least > 0)):
         past = norms[max(0, row - _BACK) : row]
         first = int(steps[max(0, int(row) - _BACK)])
-        sizes = between(update, first, int(steps[row]))
+        sizes = update.between(first, int(steps[row]))
         explained = float(sizes.mean()) * (int(steps[row]) - first) if len(sizes) else 0.0
-        # What the updates account for, the detectors of updates and of the loss judge.
-        if explained < np.log(norms[row] / past.min()) and not _falls(loss, int(steps[row])):
-            onset = row - int(np.argmin(past[::-1] > 1.15 * past.min())) if (past > 1.15 * past.min()).any() else row
-            first = int(steps[onset - 1]) + 1
-            return _Sign("weight_norm", first, int(steps[row]), float(norms[row]), float(past.min()))
+        # Growth that the updates explain is left to the detectors of updates and of the loss.
+        if explained < np.log(norms[row] / past.min()) and not _loss_falls(loss, int(steps[row])):
+            grown = past > 1.15 * past.min()
+            onset = row - int(np.argmin(grown[::-1])) if grown.any() else row
+            return _Sign(
+                signal="weight_norm",
+                onset=int(steps[onset - 1]) + 1,
+                detected=int(steps[row]),
+                value=float(norms[row]),
+                usual=float(past.min()),
+            )
     return None
 
 
 def _large_updates(signals: Table) -> _Sign | None:
-    steps, sizes = finite(signals, "update_ratio")
+    """Two updates in a row that are larger than any training bears, while the loss does not fall."""
+    steps, sizes = finite_readings(signals, "update_ratio")
     large = sizes > _T["update"]
-    loss = finite(signals, "loss")
+    loss = finite_readings(signals, "loss")
     for row in np.flatnonzero(large[1:] & large[:-1]) + 1:
-        if not _falls(loss, int(steps[row])):
-            usual = float(np.median(sizes[: row - 1])) if row > 1 else _COMMON
-            onset = int(steps[row - 2]) + 1 if row > 1 else int(steps[0])
-            return _Sign("update_ratio", onset, int(steps[row]), float(sizes[row]), usual)
+        if not _loss_falls(loss, int(steps[row])):
+            return _Sign(
+                signal="update_ratio",
+                onset=int(steps[row - 2]) + 1 if row > 1 else int(steps[0]),
+                detected=int(steps[row]),
+                value=float(sizes[row]),
+                usual=float(np.median(sizes[: row - 1])) if row > 1 else _TYPICAL_UPDATE,
+            )
     return None
 
 
 def _grown_gradients(signals: Table) -> _Sign | None:
-    """A gradient norm that grew to a multiple of its own past and stayed there, while the loss got no better.
+    """A gradient norm that grew to a multiple of its past and stayed there, while the loss got no better.
 
-    The points may be any number of steps apart; of a long run they are medians of some steps.
+    The readings may be any number of steps apart. In a long run they are reduced to medians of a few steps each.
     """
-    steps, norms = finite(signals, "grad_norm")
+    steps, norms = finite_readings(signals, "grad_norm")
     if len(steps) < 2 * _SMOOTH:
         return None
-    stride = -(-len(steps) // _POINTS)
+    stride = -(-len(steps) // _MOST_POINTS)
     whole = slice(len(steps) % stride, None)
     steps, norms = steps[whole][stride - 1 :: stride], np.median(norms[whole].reshape(-1, stride), axis=1)
     smooth, past = running_median(norms, _SMOOTH), running_median(norms, _PAST)
-    loss, drive = finite(signals, "loss"), _drive(signals)
+    loss, optimizer = finite_readings(signals, "loss"), _read_optimizer(signals)
     before = np.concatenate([np.full(_SMOOTH, np.inf), past[:-_SMOOTH]])
     for row in np.flatnonzero((smooth > _T["norm"] * before) & (before > 0)):
-        if row < 2 * _SMOOTH - 1 or _improved(loss, int(steps[row - _SMOOTH]), int(steps[row])):
+        if row < 2 * _SMOOTH - 1 or _loss_improved(loss, int(steps[row - _SMOOTH]), int(steps[row])):
             continue
-        if not _is_driven(drive, int(steps[row])):
+        if not _may_have_leapt(optimizer, int(steps[row])):
             continue
         usual = float(before[row])
         high = np.flatnonzero(norms[: row + 1] > _T["norm"] * usual)
         onset = int(high[high > row - 2 * _SMOOTH][0])
-        return _Sign("grad_norm", int(steps[onset]), int(steps[row]), float(smooth[row]), usual)
+        return _Sign(
+            signal="grad_norm",
+            onset=int(steps[onset]),
+            detected=int(steps[row]),
+            value=float(smooth[row]),
+            usual=usual,
+        )
     return None
 
 
-def _heavy_batch(signals: Table) -> _Sign | None:
-    """One batch whose gradient filled the second moments, so that hardly any step is left to those after it."""
-    lr, effective = finite(signals, "lr"), finite(signals, "effective_lr")
+def _bad_batch(signals: Table) -> _Sign | None:
+    """One gradient that filled the second moments, so that the later steps are too small for the loss to improve."""
+    lr, effective = finite_readings(signals, "lr"), finite_readings(signals, "effective_lr")
     steps, values = effective
-    if len(steps) < 3 or not len(lr[0]):
+    if len(steps) < 3 or not len(lr.steps):
         return None
-    loss = finite(signals, "loss")
+    loss, grad_norm = finite_readings(signals, "loss"), finite_readings(signals, "grad_norm")
     ratio = values / np.maximum(np.interp(steps, *lr), 1e-30)
     usual = np.concatenate([[0.0], running_median(ratio, 3)[:-1]])
     for row in np.flatnonzero(ratio < _T["poisoned"] * usual):
-        if row >= 2:
-            spike = _spike(finite(signals, "grad_norm"), int(steps[row - 1]), int(steps[row]))
-            if spike is None:
-                continue
-            step, norm, common = spike
-            # It is the harm that counts: as long as the loss comes down all the same, there is none.
-            late = int(steps[min(int(np.searchsorted(steps, step + _T["calm"])), len(steps) - 1)])
-            before, after = until(loss, step - 1)[-2 * _SMOOTH :], between(loss, step + 1, late)[-2 * _SMOOTH :]
-            waited = late >= step + _T["calm"] and len(before) and len(after)
-            if waited and np.median(after) > 0.97 * np.median(before):
-                return _Sign("grad_norm", step, late, norm, common)
+        spike = _find_spike(grad_norm, int(steps[row - 1]), int(steps[row])) if row >= 2 else None
+        if spike is None:
+            continue
+        step, norm, common = spike
+        # Only harm counts. There is none if the loss falls all the same.
+        late = int(steps[min(int(np.searchsorted(steps, step + _T["calm"])), len(steps) - 1)])
+        before, after = loss.up_to(step - 1)[-2 * _SMOOTH :], loss.between(step + 1, late)[-2 * _SMOOTH :]
+        waited = late >= step + _T["calm"] and len(before) and len(after)
+        if waited and np.median(after) > 0.97 * np.median(before):
+            return _Sign(signal="grad_norm", onset=step, detected=late, value=norm, usual=common)
     return None
 
 
-def _spike(norm: tuple[Steps, Floats], first: int, last: int) -> tuple[int, float, float] | None:
-    """Step, norm and usual norm of one gradient between two steps that stands far out, and after which norms fell."""
+def _find_spike(norm: Series, first: int, last: int) -> tuple[int, float, float] | None:
+    """Step, norm and usual norm of one gradient between two steps that is far above the usual, if norms fell again."""
     steps, norms = norm
     low, high = int(np.searchsorted(steps, first)), int(np.searchsorted(steps, last, "right"))
     if high - low < 1 or low < 3:
@@ -275,34 +316,34 @@ def _spike(norm: tuple[Steps, Floats], first: int, last: int) -> tuple[int, floa
     return int(steps[row]), float(norms[row]), usual
 
 
-def _plain(value: float, digits: int) -> str:
-    """Rounded to some digits, and written without an exponent where that is readable."""
+def _rounded(value: float, digits: int) -> str:
+    """The value rounded to significant digits, without an exponent where that is readable."""
     return f"{float(f'{value:.{digits}g}'):g}"
 
 
-def _moments_after(signals: Table, step: int, now: int) -> str:
-    effective = finite(signals, "effective_lr")
-    before, after = until(effective, step)[-1:], between(effective, step + 1, min(step + 12, now))[:1]
+def _second_moments_advice(signals: Table, step: int, now: int) -> str:
+    """A sentence on the second moments, if the gradient of that step filled them."""
+    effective = finite_readings(signals, "effective_lr")
+    before, after = effective.up_to(step)[-1:], effective.between(step + 1, min(step + 12, now))[:1]
     if not len(before) or not len(after) or after[0] > 0.7 * before[0]:
         return ""
-    return (
-        f"; it has filled the second moments, so the effective lr fell from {before[0]:.2g} to {after[0]:.2g} for long"
-    )
+    return f" It filled the second moments: the effective lr fell from {before[0]:.2g} to {after[0]:.2g} for long."
 
 
 def _clip_advice(signals: Table, step: int) -> str:
-    """A word on the clip, if what was applied is what was measured."""
-    norm, applied = until(finite(signals, "grad_norm"), step), until(finite(signals, "applied_norm"), step)
-    return "; nothing is clipped" if len(norm) and len(applied) and applied.max() > 0.9 * norm.max() else ""
+    """A sentence on the clip, if the applied gradient is the measured one."""
+    norm, applied = (finite_readings(signals, name).up_to(step) for name in ("grad_norm", "applied_norm"))
+    not_clipped = len(norm) and len(applied) and applied.max() > 0.9 * norm.max()
+    return " Gradients are not clipped." if not_clipped else ""
 
 
-def _falls(loss: tuple[Steps, Floats], step: int) -> bool:
-    """Whether the loss is lower than some steps ago: then nothing that grows does harm."""
-    recent = until(loss, step)[-4 * _SMOOTH :]
+def _loss_falls(loss: Series, step: int) -> bool:
+    """Whether the loss is lower than a few readings ago. Then growth does no harm."""
+    recent = loss.up_to(step)[-4 * _SMOOTH :]
     return len(recent) > _SMOOTH and bool(np.median(recent[-_SMOOTH:]) < 0.95 * np.median(recent[: 2 * _SMOOTH]))
 
 
-def _improved(loss: tuple[Steps, Floats], step: int, now: int) -> bool:
-    """Whether the loss after that step came to lie below where it was: then larger gradients do no harm."""
-    before, after = until(loss, step)[-_SMOOTH:], between(loss, step + 1, now)
+def _loss_improved(loss: Series, step: int, now: int) -> bool:
+    """Whether the loss after that step is lower than before it. Then larger gradients do no harm."""
+    before, after = loss.up_to(step)[-_SMOOTH:], loss.between(step + 1, now)
     return bool(len(before) and len(after) and np.median(after) < np.median(before))

@@ -1,9 +1,9 @@
-"""What detectors share: the form of a finding, the thresholds, and how a signal is looked at."""
+"""What the detectors share: the form of a finding, the thresholds, and access to the readings of a signal."""
 
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -22,8 +22,17 @@ THRESHOLDS: dict[str, dict[str, float]] = tomllib.loads(Path(__file__).with_name
 
 @dataclass(frozen=True)
 class Finding:
-    """What a detector saw: what becomes of the training and why, since which step, at which step it was sure, in which
-    signal, its value there, what was expected, and what to try.
+    """What one detector found.
+
+    Attributes:
+        kind: The outcome of the training if nothing changes.
+        cause: Why, in one word.
+        onset_step: The step at which it began.
+        detected_step: The step at which the detector had enough evidence. It uses no later step.
+        signal: The name of the signal that shows it.
+        value: The signal's value at the detected step.
+        expected: The value that was expected there, in words.
+        advice: What was measured, and what to try.
     """
 
     kind: Outcome
@@ -36,40 +45,43 @@ class Finding:
     advice: str
 
 
-def measured(signals: Table, name: str) -> tuple[Steps, NDArray[np.float32]]:
-    """Steps and values where that signal was measured; nothing if it was not recorded."""
+class Series(NamedTuple):
+    """The readings of one signal that are finite, by step."""
+
+    steps: Steps
+    values: Floats
+
+    def up_to(self, step: int) -> Floats:
+        """The values up to that step, which is included."""
+        return self.values[: np.searchsorted(self.steps, step, "right")]
+
+    def between(self, first: int, last: int) -> Floats:
+        """The values from one step to another, both included."""
+        return self.values[np.searchsorted(self.steps, first) : np.searchsorted(self.steps, last, "right")]
+
+
+def readings(signals: Table, name: str) -> tuple[Steps, NDArray[np.float32]]:
+    """Return the steps and values at which a signal was measured: none if the table does not have it."""
     if name not in signals.names:
         return np.zeros(0, np.int64), np.zeros(0, np.float32)
-    there = signals.measured[:, signals.names.index(name)]
-    return signals.steps[there], signals[name][there]
+    measured = signals.measured[:, signals.names.index(name)]
+    return signals.steps[measured], signals[name][measured]
 
 
-def finite(signals: Table, name: str) -> tuple[Steps, Floats]:
-    """As `measured`, in float64 and without what is not finite: one NaN spoils no later detection."""
-    steps, values = measured(signals, name)
-    kept = np.isfinite(values)
-    return steps[kept], values[kept].astype(np.float64)
+def finite_readings(signals: Table, name: str) -> Series:
+    """Return the readings of a signal that are finite, in float64. So one NaN does not hide what follows it."""
+    steps, values = readings(signals, name)
+    finite = np.isfinite(values)
+    return Series(steps[finite], values[finite].astype(np.float64))
 
 
-def until(series: tuple[Steps, Floats], step: int) -> Floats:
-    """The values up to that step."""
-    steps, values = series
-    return values[: np.searchsorted(steps, step, "right")]
-
-
-def between(series: tuple[Steps, Floats], first: int, last: int) -> Floats:
-    """The values from one step to another, both included."""
-    steps, values = series
-    return values[np.searchsorted(steps, first) : np.searchsorted(steps, last, "right")]
-
-
-def of_weights(ratio: float) -> str:
-    """The size of an update beside that of the weights, in words."""
+def update_in_words(ratio: float) -> str:
+    """Return the size of an update, given over that of the weights, in words."""
     return f"{100 * ratio:.2g}% of the weights" if ratio < 1 else f"{ratio:.3g} times the weights"
 
 
 def running_median(values: Floats, width: int) -> Floats:
-    """At each point the median of the last `width`, or of as many as there are."""
+    """Return, at each point, the median of the last `width` values, or of all values if there are fewer."""
     first = [np.median(values[: n + 1]) for n in range(min(width - 1, len(values)))]
     if len(values) < width:
         return np.array(first)

@@ -24,7 +24,7 @@ from stability.analysis.trials import Level, Trial, Trials, is_number, level_tex
 from stability.config.names import short_name
 from stability.core import palette
 from stability.core.files import write_atomically
-from stability.diagnosis.finding import finite
+from stability.diagnosis.finding import finite_readings
 from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, read_table
 from stability.reporting.wording import LOOKS, cell_text, changed_text, counts_text
 
@@ -378,7 +378,7 @@ def _draw_trial(row: Sequence[Axes], trial: Trial) -> None:
     onset = read_verdict(trial).get("onset_step")
     look = LOOKS[trial.outcome]
     for panel, name in zip(row, _CURVES, strict=True):
-        steps, values = finite(validation if name == "per" else signals, name)
+        steps, values = finite_readings(validation if name == "per" else signals, name)
         groups = np.array_split(np.arange(len(steps)), min(len(steps), _POINTS)) if len(steps) else []
         middle = np.max if name == "grad_norm" else np.median  # of norms it is the spikes that matter
         panel.plot(

@@ -42,7 +42,7 @@ from stability.diagnosis.table import (
     read_table,
     truncate,
 )
-from stability.diagnosis.verdict import FAULTS, Verdict, is_due, judge, stopped
+from stability.diagnosis.verdict import FAULTS, Verdict, is_check_due, judge, stopped
 from stability.engine.decoder import init_parameters
 from stability.engine.memory import ignore_out_of_memory, is_out_of_memory, prepare_process
 from stability.engine.stack import Stack, new_stack
@@ -154,7 +154,7 @@ def _train(
     """Train block by block until the budget is spent or the trial is to be stopped, and rule on it."""
     history = History()
     history.append(read_table(folder / SIGNALS_FILE))
-    fault = _found(folder, history, FAULTS) if is_due(seat.step) else None
+    fault = _found(folder, history, FAULTS) if is_check_due(seat.step) else None
     ended, recorded = _ends(config, seat, folder, history, fault), False
     while not ended:
         # Validation comes after the steps 0, every, 2 every …, as in the official trainer.
@@ -173,7 +173,7 @@ def _train(
         # Before the look, as a resumed trial finds the validation in its folder.
         if count == to_validation:
             yield from _validate(seat, folder, best, save, display)
-        fault = _found(folder, history, FAULTS) if is_due(seat.step) else None
+        fault = _found(folder, history, FAULTS) if is_check_due(seat.step) else None
         ended = _ends(config, seat, folder, history, fault)
         if fault is not None and not ended and not (recorded or (folder / FLIGHT).exists()):
             recorded = True  # as long as the state before it is in memory, whatever becomes of the trial

@@ -23,7 +23,7 @@ from stability.diagnosis.finding import Finding
 from stability.diagnosis.history import History
 from stability.diagnosis.signals import EXPENSIVE_EVERY
 from stability.diagnosis.table import Table, append_table
-from stability.diagnosis.verdict import FATAL, Fault, Verdict, is_due, judge, stopped
+from stability.diagnosis.verdict import FATAL, Fault, Verdict, is_check_due, judge, stopped
 from stability.engine.measure import (
     frame_information,
     infeasible_targets,
@@ -116,7 +116,7 @@ class Monitor:
         """
         self._before = []  # of an update that was never made
         step = self._fetched + len(self._pending)
-        look = is_due(step)
+        look = is_check_due(step)
         if look or len(self._pending) >= _BLOCK:
             self._fetch()
         self._batches.append((step, [name if isinstance(name, int) else str(name) for name in batch]))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stability.diagnosis.collapse import (
     Forecast,
     forecast,
-    narrow_since,
+    narrow_output_since,
     other_labels,
     relapsed,
     stuck,
@@ -142,7 +142,7 @@ def test_a_decoder_that_says_a_phoneme_or_two(phonemes: int) -> None:
 
 def test_three_phonemes_are_no_collapse() -> None:
     signals = plateau(blank_fraction=np.full(300, 0.3), distinct_phonemes=np.full(300, 3))
-    assert narrow_since(signals, 299) is None
+    assert narrow_output_since(signals, 299) is None
     assert stuck(signals, NOTHING) is None
 
 
@@ -263,7 +263,7 @@ def test_a_loss_that_is_a_mean_over_labels_is_told_with_what_was_measured() -> N
 def test_a_small_step_without_epsilons_part_in_it() -> None:
     _, advice = why(epsilon_dominance=np.zeros(30), lr=np.geomspace(2e-3, 1e-6, 300))
     assert numbers(advice) == pytest.approx([5e-4, 1e-6, 2e-3])
-    assert "raise" in advice
+    assert "Raise it" in advice
 
 
 def test_a_rate_that_came_down_too_soon() -> None:

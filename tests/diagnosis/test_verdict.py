@@ -80,7 +80,7 @@ def test_a_plateau_that_should_end_is_undecided_and_says_when() -> None:
     verdict = judge(silent(frame_information=information), rates(1.0))
     assert (verdict.outcome, verdict.onset_step) == ("undecided", 19)
     end = math.log(0.2 / 1e-4) / 0.02
-    told = numbers(str(verdict.evidence["the blank plateau should end"]).replace("95 %", ""))
+    told = numbers(str(verdict.evidence["forecast end of the blank plateau"]).replace("95 %", ""))
     assert told == pytest.approx([end, end, end], abs=1)
 
 
