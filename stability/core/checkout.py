@@ -1,4 +1,4 @@
-"""The checkout that the program runs from, if it is not installed as a wheel."""
+"""The checkout that the program runs from, if it runs from one."""
 
 import subprocess
 from pathlib import Path
@@ -8,7 +8,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 
 def git_commit() -> str | None:
-    """The full hash of the checkout's commit, with `-dirty` if files differ from it; None outside a checkout."""
+    """Return the full hash of the checkout's commit, with `-dirty` if files differ from it; None outside a checkout."""
     if not (ROOT / ".git").exists():
         return None
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]

@@ -1,4 +1,4 @@
-"""A trial's files: their names, writing them so that a crash leaves the old one or the new one, and showing them."""
+"""The files of a trial and of a study: their names, writing them atomically, and showing their paths."""
 
 import os
 from collections.abc import Iterator
@@ -6,42 +6,47 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-# In a trial's folder, beside the tables of signals.
-CONFIG, VERDICT, FIGURE = "config.yaml", "verdict.json", "run.png"
-EXCLUDED, TRACKING = "excluded.txt", "tracking.json"
-ERROR = "error.txt"  # why a trial of a sweep crashed: the traceback, and in its last line the reason
+# In a trial's folder.
+CONFIG = "config.yaml"
+SIGNALS_FILE, VALIDATION_FILE = "signals.csv", "validation.csv"
+VERDICT = "verdict.json"
+FIGURE = "run.png"
+EXCLUDED = "excluded.txt"  # the utterances that were left out
+TRACKING = "tracking.json"  # what has been sent to MLflow; a study has one too
+ERROR = "error.txt"  # why a trial of a sweep crashed: the traceback, and the reason in its last line
 LOCK = "lock"  # held by the process that trains the trial
 CHECKPOINTS = Path("checkpoints")
 LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
-FLIGHT = Path("flight")  # what is left of a failed step, to make it again; flight.json is written last
-FLIGHT_RECORD, FLIGHT_STATE = FLIGHT / "flight.json", FLIGHT / "state.pt"
+FLIGHT = Path("flight")  # everything that is needed to repeat a step that failed
+FLIGHT_RECORD, FLIGHT_STATE = FLIGHT / "flight.json", FLIGHT / "state.pt"  # flight.json is written last
 
-REPORT = "report"  # in a study's folder, how the names of its reports and of the folders of their figures begin
+# In a study's folder.
+REPORT = "report"  # the beginning of the names of its reports, and of the folders with their figures
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Put `data` in the place of `path`. A crash, or a full disk, in between leaves `path` as it was."""
+    """Replace the content of a file. After a crash or on a full disk, the file is as it was."""
     with replacing(path) as file:
         file.write(data)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` at the end of the `with` statement, unless that ends in an exception."""
+    """Open a file that replaces `path` at the end of the `with` block, unless the block raises."""
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)  # noqa: PTH105 - the call whose atomicity is documented
+            os.fsync(file.fileno())  # before the renaming, or a power cut could leave an empty file under the name
+        os.replace(part, path)  # noqa: PTH105 - Python documents that this call is atomic
     except BaseException:
-        part.unlink(missing_ok=True)  # on a full disk it would take what room is left
+        part.unlink(missing_ok=True)  # on a full disk it would occupy the space that is left
         raise
 
 
 def short_path(path: Path) -> str:
-    """The path as one would type it here."""
+    """Return a path as one would type it here: relative to the current folder if it is inside."""
     here = Path.cwd()
     path = here / path
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,4 +1,4 @@
-"""The colours of all figures: Okabe and Ito's, which readers of any colour vision can tell apart."""
+"""The colours of all figures: Okabe and Ito's palette, which colour-blind readers can tell apart."""
 
 from typing import Final
 

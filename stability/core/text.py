@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 
 def listed(parts: Iterable[str]) -> str:
-    """Join words as a sentence does: `a`, `a and b`, `a, b and c`."""
+    """Join parts as in a sentence: `a`, `a and b`, `a, b and c`."""
     *first, last = list(parts) or [""]
     return f"{', '.join(first)} and {last}" if first else last
 
@@ -16,12 +16,12 @@ def first_of(parts: Sequence[str], most: int, separator: str = ", ") -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number with its noun in the right form: `1 trial`, `2 trials`, `12,000 rows`."""
+    """Return a number with its noun in the right form: `1 trial`, `2 trials`, `12,000 rows`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def duration(seconds: float) -> str:
-    """A time in the largest unit of which there are two or more: `90 s`, `5 min`, `3 h`."""
+    """Return a time in its largest unit with a count of two or more: `90 s`, `5 min`, `3 h`."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

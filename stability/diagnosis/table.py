@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stability.core.errors import StabilityError
+from stability.core.files import SIGNALS_FILE as SIGNALS_FILE
+from stability.core.files import VALIDATION_FILE as VALIDATION_FILE
 from stability.core.files import write_atomically
-
-SIGNALS_FILE = "signals.csv"
-VALIDATION_FILE = "validation.csv"
 
 _TAIL = 1 << 16  # bytes first looked at from the end of a file
 _PIECE = 1 << 18  # bytes parsed at once

@@ -16,8 +16,7 @@ from typing import Literal, Protocol
 from stability.config.schema import Tracking
 from stability.core.checkout import git_commit
 from stability.core.errors import StabilityError, write_error
-from stability.core.files import CONFIG, TRACKING, short_path
-from stability.diagnosis.table import SIGNALS_FILE
+from stability.core.files import CONFIG, SIGNALS_FILE, TRACKING, short_path
 from stability.tracking.state import State, read_state
 from stability.tracking.store import import_mlflow, innermost_reason, is_sqlite, quiet, resolve_uri, sqlite_path
 

@@ -26,9 +26,9 @@ from omegaconf import OmegaConf
 
 from stability.config.names import flatten_dict, short_name
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, ERROR, FIGURE, TRACKING, VERDICT, short_path
+from stability.core.files import CONFIG, ERROR, FIGURE, SIGNALS_FILE, TRACKING, VALIDATION_FILE, VERDICT, short_path
 from stability.diagnosis.finding import Outcome
-from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, Table, read_table
+from stability.diagnosis.table import Table, read_table
 from stability.tracking.state import Mark, State, read_state, write_state
 from stability.tracking.store import attempt, import_mlflow, is_sqlite, open_store, quiet, sqlite_path
 

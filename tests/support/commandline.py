@@ -1,4 +1,4 @@
-"""The real command line, in processes of its own."""
+"""Runs the real command line, each command in a process of its own."""
 
 import contextlib
 import logging
@@ -28,7 +28,7 @@ _SET = ("features=8", "days=4", "words=1", "train_utterances=10", "val_utterance
 
 
 class Ended(NamedTuple):
-    """What a command left in the terminal."""
+    """What a command that has ended printed."""
 
     out: str
     err: str
@@ -36,7 +36,13 @@ class Ended(NamedTuple):
 
 @dataclass(frozen=True)
 class CommandLine:
-    """`python -m stability.train` with tiny settings, run in `folder`. Synthetic sets are shared in `sets`."""
+    """Runs `python -m stability.train` with tiny settings.
+
+    Args:
+        folder: Where the commands run.
+        sets: Where synthetic sets are kept, for several tests.
+        started: The processes that were started, for the fixture to kill.
+    """
 
     folder: Path
     sets: Path
@@ -48,37 +54,40 @@ class CommandLine:
         return [f"data.path={self.sets}", *(f"data.synthetic.{setting}" for setting in _SET)]
 
     def start(self, *overrides: str, **options: Any) -> subprocess.Popen[str]:
-        """Start a tiny trial, on the synthetic set unless `overrides` name other data."""
+        """Start to train a tiny trial. Its data are synthetic unless `overrides` choose others."""
         return self.start_plain(*self._tiny(overrides), **options)
 
     def start_plain(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """Start the command with nothing but `arguments`."""
+        """Start the command with these arguments alone."""
         usual: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         command = [sys.executable, "-m", "stability.train", *arguments]
         self.started.append(subprocess.Popen(command, cwd=self.folder, **(usual | options)))
         return self.started[-1]
 
     def run(self, *overrides: str, status: int = 0, **options: Any) -> Ended:
-        """Run a tiny trial to its end. Without options for its process, that has imported what it needs beforehand."""
+        """Train a tiny trial to its end, and check the exit status.
+
+        If no options for the process are given, it is forked from one that has imported the packages already.
+        """
         if options:
             return ended(self.start(*overrides, **options), status)
         with tempfile.TemporaryDirectory() as folder:
-            said = [Path(folder, name) for name in ("out", "err")]
-            arguments = (self.folder, self._tiny(overrides), dict(os.environ), said)
-            process = _FORKED.Process(target=_command, args=arguments)
+            printed = [Path(folder, name) for name in ("out", "err")]
+            arguments = (self.folder, self._tiny(overrides), dict(os.environ), printed)
+            process = _FORKED.Process(target=_become_command, args=arguments)
             process.start()
             process.join()
-            return checked(Ended(*(path.read_text() for path in said)), process.exitcode, status)
+            return checked(Ended(*(path.read_text() for path in printed)), process.exitcode, status)
 
     def _tiny(self, overrides: Sequence[str]) -> list[str]:
         return [*_MODEL, *([] if "data=t15" in overrides else self.synthetic), *overrides]
 
     def fail(self, *overrides: str, **options: Any) -> str:
-        """Run a tiny trial that cannot be, and return the one message that says so."""
+        """Run a command that must fail, and return its one message."""
         return the_message(self.run(*overrides, status=1, **options))
 
     def refuse(self, *overrides: str) -> str:
-        """As `fail`, of a command that trains nothing: in this process, which is much quicker."""
+        """Like `fail`, for a command that fails before it trains: it runs in this process, which is much faster."""
         log = logging.getLogger()
         handlers, level = [*log.handlers], log.level
         arguments = ["stability.train", *_MODEL, *self.synthetic, *overrides]
@@ -86,25 +95,25 @@ class CommandLine:
             warnings.simplefilter("default")  # as in a process of its own
             with pytest.raises(SystemExit) as end:
                 main()
-        log.handlers[:] = handlers  # without Hydra's
+        log.handlers[:] = handlers  # removes the handlers that Hydra added
         log.setLevel(level)
         return the_message(Ended("", f"{end.value}\n"))
 
     def trial(self, study: str = "single", outputs: str = "outputs") -> Path:
-        """The folder of the only trial of a study."""
+        """Return the folder of the only trial of a study."""
         (folder,) = (path.parent for path in (self.folder / outputs / study).glob("*/config.yaml"))
         return folder
 
 
-def _command(folder: Path, arguments: list[str], environment: dict[str, str], said: Sequence[Path]) -> None:
-    """`python -m stability.train` in a process that is forked for it."""
-    for number, path in enumerate(said, 1):
+def _become_command(folder: Path, arguments: list[str], environment: dict[str, str], printed: Sequence[Path]) -> None:
+    """Become `python -m stability.train`, in a process that was forked for it."""
+    for number, path in enumerate(printed, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[1:] = arguments
-    del sys.modules["stability.train"]  # it is to be run, and not only imported
+    del sys.modules["stability.train"]  # so that it is run again, and not only looked up
     runpy.run_module("stability.train", run_name="__main__", alter_sys=True)
 
 
@@ -115,19 +124,19 @@ def run_module(module: str, *arguments: str | Path) -> "subprocess.CompletedProc
 
 
 def ended(process: "subprocess.Popen[str]", status: int) -> Ended:
-    """Wait for the end of a command, which has to have this exit status and no traceback."""
+    """Wait for the end of a command. Check its exit status, and that it printed no traceback."""
     return checked(Ended(*process.communicate()), process.returncode, status)
 
 
-def checked(end: Ended, was: int | None, status: int) -> Ended:
-    """What a command left, if its exit status was this one and there is no traceback."""
-    assert was == status, (was, end)
+def checked(end: Ended, actual: int | None, status: int) -> Ended:
+    """Check the exit status of a command that has ended, and that it printed no traceback."""
+    assert actual == status, (actual, end)
     assert "Traceback" not in end.out + end.err, end
     return end
 
 
 def the_message(end: Ended) -> str:
-    """The one message of a command that failed."""
+    """Return the message of a command that failed. Check that it is the only one."""
     assert end.err.startswith("error: "), end
     assert end.err.count("error") == 1, end
     assert "error" not in end.out, end
@@ -135,11 +144,11 @@ def the_message(end: Ended) -> str:
 
 
 def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    """Wait until something is so, or the process that should bring it about has ended."""
+    """Wait until a condition holds, or until the process that should cause it has ended."""
     while not condition() and process.poll() is None:
         time.sleep(0.001)
 
 
 def rows(table: Path) -> Sequence[str]:
-    """The whole rows of a file of signals that may not be there yet."""
+    """Return the rows of a table of signals; none if the file is not there yet."""
     return table.read_text().splitlines()[1:] if table.exists() else []

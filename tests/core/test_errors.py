@@ -1,0 +1,26 @@
+"""Exceptions that end a command with a message."""
+
+import errno
+import os
+
+import pytest
+
+from stability.core.errors import CallbackError, Interrupted, StabilityError, Terminated, write_error
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_what_to_do() -> None:
+    error = write_error("outputs/trial", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert str(error) == (
+        "Cannot write in outputs/trial: No space left on device. Free some space, or give another folder with "
+        "outputs=FOLDER. In the same folder, the same command goes on from the last checkpoint."
+    )
+
+
+@pytest.mark.parametrize("kind", [Interrupted, Terminated, CallbackError])
+def test_what_ends_a_sweep_is_not_caught_as_an_exception(kind: type[BaseException]) -> None:
+    assert not issubclass(kind, Exception)
+    assert issubclass(StabilityError, Exception)
+
+
+def test_exit_statuses_are_those_that_shells_and_schedulers_know() -> None:
+    assert (Interrupted.exit_status, Terminated.exit_status) == (130, os.EX_TEMPFAIL)
