@@ -141,7 +141,7 @@ def _report(cfg: DictConfig, progress: SweepProgress, tracked: bool) -> None:
 
 
 def _report_invalid(plan: Plan, stacked: bool, dry_run: bool) -> None:
-    """Print the invalid jobs of a grid, or raise if nothing can be trained beside them.
+    """Print the invalid jobs of a grid, or raise if no other job can be trained.
 
     Only StackedLauncher goes on to the valid ones: Hydra's launchers stop at the first invalid job.
     """
