@@ -107,6 +107,16 @@ def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
         return []
 
 
+@pytest.mark.slow
+def test_a_worker_that_fails_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(StabilityError, match=r"^A worker failed: ZeroDivisionError: division by zero \(.*\.err\)$"):
+        run_in_workers(divide, lambda: False, count=2, cluster="local", folder=tmp_path, parameters={})
+
+
+def divide(number: int, sharing: int) -> float:
+    return sharing / number
+
+
 def test_a_missing_cluster_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StabilityError, match=r"hydra.launcher.cluster=slurm: .*srun"):
