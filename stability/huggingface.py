@@ -1,4 +1,4 @@
-"""Where a Hugging Face user finds the callback: `from stability.huggingface import StabilityCallback`."""
+"""The callback for Hugging Face's Trainer: `from stability.huggingface import StabilityCallback`."""
 
 from stability.watch.huggingface import StabilityCallback
 

@@ -1,4 +1,4 @@
-"""Where a Lightning user finds the callback: `from stability.lightning import StabilityCallback`."""
+"""The callback for Lightning: `from stability.lightning import StabilityCallback`."""
 
 from stability.watch.lightning import StabilityCallback
 

@@ -1,1 +1,1 @@
-"""What became of a trial: signals in, findings and a verdict out. Knows no trainer."""
+"""Judges a training: signals in, findings and a verdict out. It imports no trainer, and no PyTorch."""

@@ -1,1 +1,1 @@
-"""Watches training loops that are not ours."""
+"""Watches training loops of other programs."""

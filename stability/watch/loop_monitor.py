@@ -1,4 +1,4 @@
-"""What the callbacks for Lightning and for Hugging Face's Trainer share: a `Monitor` in another package's loop."""
+"""What the callbacks for Lightning and Hugging Face share: a `Monitor` in the training loop of another package."""
 
 import math
 import re
@@ -19,7 +19,7 @@ _VALIDATION_LOSS = re.compile(r"(^|[^a-z])(val|valid|validation|eval|dev)[^a-z](
 
 
 class LoopMonitor(Monitor):
-    """A Monitor that gathers a step's batches, and knows fp16's scaler and metrics by their names."""
+    """A Monitor that collects the batches of a step, understands fp16's scaler, and finds metrics by their names."""
 
     def __init__(
         self,
@@ -36,18 +36,23 @@ class LoopMonitor(Monitor):
         self._losses: list[Tensor] = []
         self._output: tuple[Tensor | None, Tensor | None] = None, None
 
-    def took(self, loss: Tensor, logits: Tensor | None = None, lengths: Tensor | None = None) -> None:
-        """Take one of a step's batches: its loss, and its logits and lengths as in `step`."""
+    def add_batch(self, loss: Tensor, logits: Tensor | None = None, lengths: Tensor | None = None) -> None:
+        """Add one of the batches of a step: its loss, and its logits and lengths as in `step`."""
         self._losses.append(loss.detach().clone())
         self._output = None if logits is None else logits.detach(), lengths
 
-    def cannot_step(self, *, summed: bool = False) -> bool:
-        """Take a step whose batches went backward; whether it must not be made, because the training is to be stopped.
+    def must_skip_update(self, *, summed: bool = False) -> bool:
+        """Measure a step after the backward pass of its last batch.
 
-        The step's loss is the mean over its batches, or their sum. Gradients that are not to be stepped are dropped.
-        A step that fp16's scaler skips, since a smaller scale may mend it, is none.
+        A step that fp16's scaler will skip is not measured: a smaller scale may mend it.
+
+        Args:
+            summed: Whether the step's loss is the sum over its batches, and not the mean.
+
+        Returns:
+            Whether the training must stop before the update. Then the gradients have been dropped.
         """
-        if not self._losses:  # the batch was skipped
+        if not self._losses:  # the loop skipped the batch
             return False
         losses = torch.stack(self._losses).float()
         loss = mean_over_ranks(losses.sum() if summed else losses.mean())
@@ -57,32 +62,37 @@ class LoopMonitor(Monitor):
             norms = [norm for _, norm in self._norms()]
             if not torch.stack(norms).isfinite().all():
                 return False
-        # Logits are each process's own, and so may be what is found in them.
+        # Each process has its own logits, and may find something else in them.
         if not _on_any_rank(self.step(loss, logits, lengths) is not None, loss.device):
             return False
         for p in self._model.parameters():
-            p.grad = None  # what has no gradient is not stepped: no decay, no momentum
+            p.grad = None  # a parameter without a gradient is not updated, not even by decay or momentum
         return True
 
-    def logged(self, metrics: Mapping[str, Any], *, rehearsal: bool = False) -> None:
-        """Take the error rate and the loss from a validation's metrics; from a rehearsal's nothing.
+    def add_metrics(self, metrics: Mapping[str, Any], *, rehearsal: bool = False) -> None:
+        """Take the error rate and the loss from the metrics of a validation.
 
-        Metrics without the error rate that was asked for raise `StabilityError`.
+        Args:
+            metrics: All that the validation logged.
+            rehearsal: Only check that the error rate is there.
+
+        Raises:
+            StabilityError: The error rate that the user named is not among the metrics.
         """
         if self._error_rate is not None and self._error_rate not in metrics:
             raise StabilityError(
-                f"The validation logged no metric {self._error_rate!r}. Log it, or let error_rate name another: "
-                f"{', '.join(sorted(metrics)) or 'there is none'}."
+                f"The validation logged no metric {self._error_rate!r}. Log it, or set error_rate to one of these: "
+                f"{', '.join(sorted(metrics)) or 'none was logged'}."
             )
         if rehearsal or not self._stepped:
             return
-        rate = _first(metrics, _ERROR_RATE) if self._error_rate is None else float(metrics[self._error_rate])
-        loss = _first(metrics, _VALIDATION_LOSS)
+        rate = _first_matching(metrics, _ERROR_RATE) if self._error_rate is None else float(metrics[self._error_rate])
+        loss = _first_matching(metrics, _VALIDATION_LOSS)
         if not math.isnan(rate) or not math.isnan(loss):
             self.validated(rate, loss)
 
     def end(self, *, show: bool) -> Verdict | None:
-        """The verdict at the training's end, printed if so asked; None if there was no step."""
+        """Return the verdict at the end of the training, and print it if `show`; None if there was no step."""
         if not self._stepped:
             return None
         verdict = self.verdict()
@@ -95,25 +105,25 @@ class LoopMonitor(Monitor):
         return bool(self._fetched or self._pending)
 
 
-class Watching:
-    """What both callbacks offer."""
+class MonitorOwner:
+    """What both callbacks have in common."""
 
     _monitor: LoopMonitor | None = None
 
     @property
     def monitor(self) -> LoopMonitor:
-        """The Monitor of the training that runs, or ran last. Raises ValueError before the first."""
+        """The Monitor of the training that runs or ran last. ValueError if there was none yet."""
         if self._monitor is None:
-            raise ValueError("There is no monitor before the training has begun.")
+            raise ValueError("There is no monitor before the training has begun: call fit or train first.")
         return self._monitor
 
     def verdict(self) -> Verdict:
-        """What became of the training so far. Raises ValueError before the first step."""
+        """Return the verdict on the training so far. ValueError before its first step."""
         return self.monitor.verdict()
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean over all processes that train together: judging by it, they all stop at the same step."""
+    """Return the mean over all processes that train together. They all stop at the same step if they judge by it."""
     if not dist.is_available() or not dist.is_initialized():
         return values
     values = values.clone()
@@ -122,27 +132,32 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 
 
 def _on_any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether any of the processes that train together says so."""
+    """Whether the flag is set in any of the processes that train together."""
     if not dist.is_available() or not dist.is_initialized():
         return flag
     return bool(mean_over_ranks(torch.tensor(float(flag), device=device)) > 0)
 
 
 def loggable(verdict: Verdict) -> dict[str, float | str]:
-    """The verdict under names of its own in a log."""
-    said = {"outcome": verdict.outcome, "cause": verdict.cause, "onset step": verdict.onset_step}
-    told = {**said, "advice": verdict.advice or None, **verdict.evidence}
-    return {f"stability/{name}": value for name, value in told.items() if value is not None}
+    """Return the verdict as values for a logger, each under a name that begins with `stability/`."""
+    values = {
+        "outcome": verdict.outcome,
+        "cause": verdict.cause,
+        "onset step": verdict.onset_step,
+        "advice": verdict.advice or None,
+        **verdict.evidence,
+    }
+    return {f"stability/{name}": value for name, value in values.items() if value is not None}
 
 
 def _innermost(model: nn.Module) -> nn.Module:
-    """The model below whatever only wraps another: its children's names tell where a gradient is."""
+    """The model without its wrappers: the names of its children then show where a gradient is."""
     children = [child for child in model.children() if next(child.parameters(), None) is not None]
     if len(children) != 1 or next(model.parameters(recurse=False), None) is not None:
         return model
     return _innermost(children[0])
 
 
-def _first(metrics: Mapping[str, Any], pattern: re.Pattern[str]) -> float:
+def _first_matching(metrics: Mapping[str, Any], pattern: re.Pattern[str]) -> float:
     names = (name for name in metrics if pattern.search(name.lower()) and not name.lower().startswith("train"))
     return float(metrics.get(next(names, ""), math.nan))

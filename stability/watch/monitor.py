@@ -1,4 +1,4 @@
-"""Watch a training loop of one's own, and rule on it as on a trial."""
+"""The Monitor: watches a plain PyTorch training loop and gives a verdict on it, as on a trial."""
 
 import io
 import json
@@ -32,13 +32,15 @@ from stability.engine.measure import (
     sample_stride,
 )
 
-_BLOCK = 10  # steps after which signals are fetched, for speed
-_RECENT = 200  # steps whose signals and batches a recording holds
+_FETCH_EVERY = 10  # steps: one transfer from the GPU for many signals is faster
+_RECENT = 200  # steps whose signals and batches a flight recording holds
 _RECORD, _ROWS, _STATE = "flight.json", "flight.csv", "flight.pt"
 
 
 class Monitor:
-    """Watches a plain PyTorch loop: call `step` between `backward()` and `optimizer.step()`.
+    """Watches a plain PyTorch training loop.
+
+    Call `step` between `backward()` and `optimizer.step()`:
 
         monitor = Monitor(model, optimizer)
         ...
@@ -49,17 +51,27 @@ class Monitor:
         ...
         print(monitor.verdict())
 
-    All but the model is optional; what is not given is not judged. `scaler` is the GradScaler of a training in fp16,
-    whose gradients `step` should see unscaled; `blank` the logits' class of CTC's blank. Of several optimizers give
-    the one that steps last: the update is what the weights have changed by then. Nothing is changed: not a gradient,
-    not a random number.
+    The Monitor changes nothing in the training: no gradient, and no random number. What it is not given is not judged.
+    The detectors run every 10 steps, in a long training every 80 steps, and at once if a loss or gradient is not
+    finite.
 
-    What is wrong is looked for every 10 steps (every 80 in a long training), and is told in `findings`. A finding of
-    the kinds `stop_on` (of non_finite, bad_data, exploded, blank_collapse and mode_collapse) makes `step` return the
-    verdict, from then on. With a `folder` each finding leaves a flight recording there, in the place of the last one:
-    `flight.json`, all findings so far and the names of the batches; `flight.csv`, the signals; both of the last 200
-    steps; and `flight.pt`, the state_dicts of model and optimizer when it was found, before the update. Why there is
-    none, say for a full disk, is told in the verdict's evidence. Other words in `stop_on` raise `StabilityError`.
+    With a `folder`, each finding leaves a flight recording there, which replaces the last one: `flight.json` has all
+    findings so far and the names of the last 200 batches; `flight.csv` has the signals of the last 200 steps;
+    `flight.pt` has the state_dicts of the model and the optimizer before the update. If it cannot be written, the
+    training goes on, and the verdict's evidence says why.
+
+    Args:
+        model: The model that is trained.
+        optimizer: Its optimizer. If there are several, the one that steps last: the measured update is what all of
+            them have changed by then.
+        scaler: The GradScaler of a training in fp16. Unscale the gradients before you call `step`.
+        blank: The index of CTC's blank among the classes of the logits.
+        stop_on: The kinds of findings that end the training: any of `non_finite`, `bad_data`, `exploded`,
+            `blank_collapse` and `mode_collapse`.
+        folder: Where flight recordings are written. Without it there are none.
+
+    Raises:
+        StabilityError: `stop_on` contains another word.
     """
 
     def __init__(
@@ -74,24 +86,25 @@ class Monitor:
     ) -> None:
         if unknown := {*stop_on} - {*get_args(Fault)}:
             raise StabilityError(
-                f"stop_on={stop_on}: there is no {', '.join(sorted(unknown))}; there are {', '.join(get_args(Fault))}."
+                f"stop_on={stop_on}: {', '.join(sorted(unknown))} is not a kind of finding. "
+                f"Choose from {', '.join(get_args(Fault))}."
             )
         self._model, self._optimizer, self._scaler, self._blank = model, optimizer, scaler, blank
         self._pending: list[dict[str, Tensor]] = []
         self._rows = History()
-        self._fetched = 0  # steps, all but the pending
+        self._fetched = 0  # steps whose signals are on the host: all but the pending ones
         self._validations: list[tuple[int, float, float]] = []
         self._stop_on = stop_on
         self._findings: list[Finding] = []
         self._failure: Verdict | None = None
         self._folder = None if folder is None else Path(folder)
-        self._unrecorded: dict[str, float | str] = {}
+        self._recording_error: dict[str, float | str] = {}  # evidence that says why there is no flight recording
         self._batches: deque[tuple[int, list[str | int]]] = deque(maxlen=_RECENT)
-        self._outputs: dict[str, Any] = {}  # of this step's modules, in the order in which they ran
-        self._before: list[Tensor] = []  # the weights, while an update is made whose size is measured
+        self._outputs: dict[str, Any] = {}  # of the modules in this step, in the order in which they ran
+        self._weights_before: list[Tensor] = []  # a copy of the weights until the update whose size is measured
         for name, module in model.named_modules():
             if not any(module.children()):
-                module.register_forward_hook(self._keep_output(name))
+                module.register_forward_hook(self._output_keeper(name))
         if optimizer is not None:
             optimizer.register_step_post_hook(self._after_update)
 
@@ -106,24 +119,34 @@ class Monitor:
         label_counts: Tensor | None = None,
         batch: Sequence[str | int] = (),
     ) -> Verdict | None:
-        """Take one training step's signals; the verdict if the training is to be stopped, else None.
+        """Measure the signals of one training step, after `backward()` and before the update.
 
-        logits: (B, T, C) of a CTC decoder; lengths: (B,) frames of each, all T if not given.
-        inputs: what the model was given, of any shape; labels: (B, L), padded; label_counts: (B,) labels of each.
-        batch: the names or numbers of its utterances, for a flight recording.
-        A loss or gradient that is not finite is told before the update that it would spoil.
-        Logits without the class of blank raise `StabilityError`.
+        Args:
+            loss: The loss of the step.
+            logits: `[batch, frames, classes]`, the output of a CTC decoder.
+            lengths: `[batch]`, the number of frames of each utterance. By default all frames.
+            inputs: What the model was given, of any shape. Looked at every 10th step, and if something is not finite.
+            labels: `[batch, labels]`, padded. Looked at as the inputs are, together with `label_counts` and `logits`.
+            label_counts: `[batch]`, the number of labels of each utterance.
+            batch: The names or numbers of the utterances, for a flight recording.
+
+        Returns:
+            The verdict if the training must stop, now and at every later call; else None. If the loss or a gradient is
+            not finite, that is before the update which would spoil the weights.
+
+        Raises:
+            StabilityError: The logits have no class `blank`.
         """
-        self._before = []  # of an update that was never made
+        self._weights_before = []  # if the last update was never made
         step = self._fetched + len(self._pending)
-        look = is_check_due(step)
-        if look or len(self._pending) >= _BLOCK:
+        check = is_check_due(step)
+        if check or len(self._pending) >= _FETCH_EVERY:
             self._fetch()
         self._batches.append((step, [name if isinstance(name, int) else str(name) for name in batch]))
         with torch.no_grad():
             row = self._measure(torch.as_tensor(loss).detach(), logits, lengths)
             self._pending.append(row)
-            # The one number that is waited for on a GPU too: a failure has to be known before the update.
+            # The only number that the host waits for on a GPU: a failure must be known before the update.
             finite = math.isfinite(sum(row[name] for name in ("loss", "grad_norm") if name in row))
             closely = step % EXPENSIVE_EVERY == 0 or not finite
             if inputs is not None and closely:
@@ -133,38 +156,47 @@ class Monitor:
                 row["infeasible_targets"] = infeasible_targets(labels.cpu(), label_counts.cpu(), frames.cpu()).sum()
             if not finite:
                 self._fetch()
-                look |= not any(finding.kind in FATAL for finding in self._findings)
-        if look:
-            self._look()
+                check |= not any(finding.kind in FATAL for finding in self._findings)
+        if check:
+            self._run_detectors()
         self._outputs.clear()
         return self._failure
 
     def validated(self, per: float, loss: float = math.nan) -> None:
-        """Take a validation's phoneme (or word, or character) error rate, 1 for all wrong, and its loss."""
+        """Add the result of a validation.
+
+        Args:
+            per: The phoneme, word or character error rate: 1 if all is wrong, not 100.
+            loss: The validation loss, if there is one.
+        """
         self._validations.append((self._fetched + len(self._pending) - 1, per, loss))
 
     def verdict(self) -> Verdict:
-        """What became of the training so far. Raises ValueError before the first step."""
+        """Return the verdict on the training so far.
+
+        Raises:
+            ValueError: There was no step yet.
+        """
         self._fetch()
         if not self._fetched:
             raise ValueError("There is no verdict before the first step: call step(loss) after backward().")
         if self._failure is not None:
             return self._failure
         verdict = judge(self._rows.table(), self.validation())
-        return replace(verdict, evidence=verdict.evidence | self._unrecorded)
+        return replace(verdict, evidence=verdict.evidence | self._recording_error)
 
     @property
     def findings(self) -> list[Finding]:
-        """What has been found wrong so far: the first finding of each kind, as it was when it was made."""
+        """What is wrong, as far as it was found: the first finding of each kind, as it was when it was made."""
         return [*self._findings]
 
     def signals(self) -> Table:
-        """Every signal of every step so far."""
+        """Return the signals of all steps so far. Of a long training, the newest steps and a sample of the others."""
         self._fetch()
         return self._rows.table()
 
     def validation(self) -> Table:
-        """All validations so far."""
+        """Return all validations so far."""
         steps = np.array([step for step, _, _ in self._validations], np.int64)
         values = np.array([rest for _, *rest in self._validations], np.float32).reshape(-1, 2)
         return Table(("per", "loss"), steps, values, ~np.isnan(values))
@@ -175,8 +207,9 @@ class Monitor:
         if logits is not None:
             if not 0 <= self._blank < logits.shape[-1]:
                 raise StabilityError(
-                    f"blank={self._blank} is none of the {logits.shape[-1]} classes of logits {tuple(logits.shape)}: "
-                    "give the class (from 0) that CTC's loss takes for blank, and logits as (batch, frames, classes)."
+                    f"blank={self._blank} is not one of the {logits.shape[-1]} classes of the logits, whose shape is "
+                    f"{tuple(logits.shape)}. Give the class, from 0, that the CTC loss uses for blank, and logits as "
+                    "(batch, frames, classes)."
                 )
             by_time = logits.detach().float().transpose(0, 1).unsqueeze(0)
             frames = _frames(logits, lengths).view(1, -1)
@@ -189,8 +222,8 @@ class Monitor:
             signals["lr"] = torch.tensor(float(self._optimizer.param_groups[0]["lr"]))
             if expensive:
                 signals |= self._epsilon_signals()
-                self._before = [p.detach().clone() for p in self._model.parameters()]
-                signals["weight_norm"] = _norm(self._before)
+                self._weights_before = [p.detach().clone() for p in self._model.parameters()]
+                signals["weight_norm"] = _norm(self._weights_before)
         return signals
 
     def _gradient_norms(self) -> dict[str, Tensor]:
@@ -203,18 +236,18 @@ class Monitor:
         return {"grad_norm": torch.linalg.vector_norm(torch.stack([*norms.values()])), **norms}
 
     def _norms(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter that has a gradient, and its norm."""
+        """The norm of each gradient, with the name of its parameter."""
         named = dict(self._gradients())
         return zip(named, _norms_of([*named.values()]), strict=True)
 
     def _gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter that has a gradient, and the gradient; of a sparse one the numbers that it holds."""
+        """Each gradient, with the name of its parameter. A sparse one is given by the numbers that it stores."""
         for name, p in self._model.named_parameters():
             if p.grad is not None:
                 yield name, p.grad.coalesce().values() if p.grad.is_sparse else p.grad
 
     def _epsilon_signals(self) -> dict[str, Tensor]:
-        """As `measure.epsilon_signals`, from the state that PyTorch's Adam and AdamW keep."""
+        """The signals of `engine.measure.epsilon_signals`, from the state that PyTorch's Adam and AdamW keep."""
         moments = [*self._second_moments()]
         if not moments:
             return {}
@@ -229,7 +262,7 @@ class Monitor:
         }
 
     def _second_moments(self) -> Iterator[tuple[Tensor, float, float]]:
-        """Second moment, its bias correction and epsilon, of each parameter that has been stepped."""
+        """Second moment, bias correction and epsilon of each parameter that was updated at least once."""
         assert self._optimizer is not None
         for group in self._optimizer.param_groups:
             for p in group["params"]:
@@ -238,25 +271,25 @@ class Monitor:
                     yield state["exp_avg_sq"], 1 - group["betas"][1] ** float(state["step"]), float(group["eps"])
 
     def _after_update(self, *_: Any) -> None:
-        if not self._before:
+        if not self._weights_before:
             return
         with torch.no_grad():
-            pairs = zip(self._model.parameters(), self._before, strict=True)
+            pairs = zip(self._model.parameters(), self._weights_before, strict=True)
             row = self._pending[-1]
             row["update_ratio"] = _norm([after - before for after, before in pairs]) / row["weight_norm"]
-            # What was applied may have been clipped, or unscaled, since `step`.
+            # Since `step` the gradients may have been clipped or unscaled.
             if gradients := [gradient for _, gradient in self._gradients()]:
                 row["applied_norm"] = _norm(gradients)
-        self._before = []
+        self._weights_before = []
 
-    def _keep_output(self, name: str) -> Callable[..., None]:
+    def _output_keeper(self, name: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             self._outputs[name] = output
 
         return keep
 
     def _fetch(self) -> None:
-        """Bring what is pending to the host, from a GPU in one transfer."""
+        """Move the pending signals to the host, from a GPU in one transfer."""
         if not self._pending:
             return
         device = next(self._model.parameters()).device
@@ -267,13 +300,13 @@ class Monitor:
             values = iter(flat.tolist())
             fetched = [{name: next(values) for name in row} for row in self._pending]
         self._pending.clear()
-        self._before = []  # an update that is still to come has no row any more
+        self._weights_before = []  # the row that the next update would be added to has been moved
         table = _table(fetched, self._fetched)
         self._fetched += len(fetched)
         self._rows.append(table)
 
-    def _look(self) -> None:
-        """Ask the detectors, and keep and record what is new."""
+    def _run_detectors(self) -> None:
+        """Run the detectors. Keep and record each finding of a kind that is new."""
         signals, validation = self._rows.table(), self.validation()
         before = len(self._findings)
         for finding in findings(signals, validation):
@@ -284,10 +317,12 @@ class Monitor:
             self._record(self._folder, signals)
         if self._failure is None and any(finding.kind in self._stop_on for finding in new):
             failure = stopped(signals, validation, self._stop_on)
-            self._failure = failure and replace(failure, evidence=failure.evidence | self._where() | self._unrecorded)
+            self._failure = failure and replace(
+                failure, evidence=failure.evidence | self._non_finite_places() | self._recording_error
+            )
 
     def _record(self, folder: Path, signals: Table) -> None:
-        """Write the flight recording, its `flight.json` last. What cannot be written ends no training."""
+        """Write the flight recording, `flight.json` last. A failure to write must not end the training."""
         record = {"findings": [asdict(finding) for finding in self._findings], "batches": dict(self._batches)}
         state = {"model_state_dict": self._model.state_dict()}
         if self._optimizer is not None:
@@ -303,15 +338,15 @@ class Monitor:
             append_table(folder / _ROWS, rows)
             write_atomically(folder / _STATE, buffer.getbuffer())
             write_atomically(folder / _RECORD, json.dumps(record, indent=2).encode())
-            self._unrecorded = {}
+            self._recording_error = {}
         except OSError as error:
-            self._unrecorded = {"flight recording": f"{folder} cannot be written ({error.strerror or error})"}
+            self._recording_error = {"flight recording": f"{folder} cannot be written ({error.strerror or error})"}
             for name in (_ROWS, _STATE):
                 with suppress(OSError):
                     (folder / name).unlink(missing_ok=True)
 
-    def _where(self) -> dict[str, float | str]:
-        """Where the model at hand is not finite: first module in the order of the forward pass, and parameters."""
+    def _non_finite_places(self) -> dict[str, float | str]:
+        """Where the model is not finite now: the first module of the forward pass, the weights, the gradients."""
         modules = [name for name, output in self._outputs.items() if not _is_finite(output)]
         weights = [name for name, p in self._model.named_parameters() if not p.isfinite().all()]
         gradients = [name for name, gradient in self._gradients() if not gradient.isfinite().all()]
@@ -330,7 +365,7 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The Euclidean norm of each, in one pass, as PyTorch's own clip takes it. Half precision would overflow."""
+    """The Euclidean norm of each, in one pass, as in PyTorch's own clip. In half precision it would overflow."""
     if not tensors:
         return []
     wide = [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]

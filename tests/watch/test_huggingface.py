@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from stability import Monitor
 from stability.core.errors import StabilityError
 from tests.support.pages import DOCS, code_with
-from tests.watch.test_monitor import assert_same_signals
+from tests.support.toy_ctc import assert_same_signals
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -250,8 +250,8 @@ def test_fp16(tmp_path: Path) -> None:
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer.optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        monitor.took(loss)
-        assert not monitor.cannot_step()
+        monitor.add_batch(loss)
+        assert not monitor.must_skip_update()
         optimizer.step()
         assert optimizer.step_was_skipped == skipped
     assert monitor.signals()["grad_norm"] == pytest.approx(wanted.signals()["grad_norm"], rel=1e-3)

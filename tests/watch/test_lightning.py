@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from stability import Monitor
 from stability.core.errors import StabilityError
 from tests.support.pages import DOCS, code_with
-from tests.watch.test_monitor import Toy, assert_same_signals, batch, ctc
+from tests.support.toy_ctc import Toy, assert_same_signals, batch, ctc
 
 pl = pytest.importorskip("lightning.pytorch")
 
