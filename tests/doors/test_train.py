@@ -1,4 +1,4 @@
-"""The front door, `python -m stability.train`, in processes of its own."""
+"""The door `python -m stability.train`, run as the real command line."""
 
 import fcntl
 import json
@@ -99,7 +99,7 @@ def test_another_version_of_hydra_is_an_error(cli: CommandLine, monkeypatch: pyt
 
 @pytest.mark.parametrize("turn", range(5))
 def test_every_option_ends_in_a_verdict(cli: CommandLine, turn: int) -> None:
-    """Of each group the next, so that five trials have them all."""
+    """Five trials use every option of every group: trial n uses the nth option of each."""
     groups = {
         name: options(name) for name in ("optimizer", "loss", "schedule", "batch", "aug", "diagnosis", "precision")
     }
@@ -133,7 +133,7 @@ def test_every_model_ends_in_a_verdict(cli: CommandLine) -> None:
     assert "_orig_mod.gru.weight_hh_l3" not in sizes[96]
 
 
-def test_tracking(cli: CommandLine) -> None:
+def test_a_trial_is_sent_unless_tracking_is_none(cli: CommandLine) -> None:
     assert options("tracking") == ["mlflow", "none"]
     out = cli.run("tracking=mlflow").out
     assert re.search(
@@ -149,7 +149,7 @@ def test_tracking(cli: CommandLine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "words"),
     [
         ("optimizer=nope", ["optimizer/nope", "adam_default", "official"]),
         ("optimiser=official", ["optimiser", "Did you mean: 'optimizer'", "There are: optimizer, schedule, aug"]),
@@ -175,16 +175,18 @@ def test_tracking(cli: CommandLine) -> None:
         ("steps=${nothing}", ["nothing"]),
     ],
 )
-def test_a_wrong_override_says_what_is_allowed(cli: CommandLine, override: str, told: list[str]) -> None:
+def test_a_wrong_override_is_an_error_that_says_what_is_allowed(
+    cli: CommandLine, override: str, words: list[str]
+) -> None:
     message = the_message(ended(cli.start_plain(override), 1))
-    for words in told:
-        assert words in message
+    for word in words:
+        assert word in message
     assert [*cli.folder.iterdir()] == []
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Path:
-    """The folder of a trial that nothing disturbed."""
+    """The folder of a trial that was trained without interruption."""
     cli = CommandLine(tmp_path_factory.mktemp("undisturbed"), sets)
     cli.run(*OFTEN)
     return cli.trial()
@@ -197,7 +199,7 @@ def test_the_same_command_gives_the_same_bits(cli: CommandLine, undisturbed: Pat
     assert_equal_trials(again, undisturbed)
 
 
-def test_the_kinds_of_data_are_one_layout(cli: CommandLine, undisturbed: Path) -> None:
+def test_synthetic_data_read_as_t15_data_give_the_same_trial(cli: CommandLine, undisturbed: Path) -> None:
     assert options("data") == ["synthetic", "synthetic_t15", "t15"]
     made_up = composed(*cli.synthetic).data.synthetic
     assert made_up is not None
@@ -206,7 +208,7 @@ def test_the_kinds_of_data_are_one_layout(cli: CommandLine, undisturbed: Path) -
     assert_equal_trials(cli.trial(), undisturbed)
 
 
-def test_a_killed_trial_goes_on_as_if_nothing_had_been(cli: CommandLine, undisturbed: Path) -> None:
+def test_a_killed_trial_goes_on_to_the_same_bits(cli: CommandLine, undisturbed: Path) -> None:
     moments = sorted(random.sample(range(1, STEPS // 2), 3))
     print("killed at", moments)
     signals = cli.folder / "outputs/single" / undisturbed.name / "signals.csv"
@@ -221,7 +223,7 @@ def test_a_killed_trial_goes_on_as_if_nothing_had_been(cli: CommandLine, undistu
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_stopped_trial_goes_on_as_if_nothing_had_been(
+def test_a_stopped_trial_goes_on_to_the_same_bits(
     cli: CommandLine, undisturbed: Path, number: signal.Signals, status: int
 ) -> None:
     """A scheduler sends SIGTERM more than once, to the process and to its group."""
@@ -230,9 +232,9 @@ def test_a_stopped_trial_goes_on_as_if_nothing_had_been(
     wait_for(lambda: len(rows(signals)) > 10, process)
     for _ in range(1 if number == signal.SIGINT else 3):
         process.send_signal(number)
-    told = ended(process, status).err
+    printed = ended(process, status).err
     done = len(rows(signals))
-    assert told == f"Stopped before step {done}. The same command goes on from there.\n"
+    assert printed == f"Stopped before step {done}. The same command goes on from there.\n"
     assert checkpoint(cli.trial())["stability"]["step"] == done
     assert f"steps {done} to {STEPS} (resumed)" in cli.run(*OFTEN).out
     assert_equal_trials(cli.trial(), undisturbed)
@@ -293,7 +295,7 @@ def test_a_diverged_trial_is_a_result(cli: CommandLine) -> None:
     assert all(bool(p.isfinite().all()) for p in weights.values())
 
 
-def test_an_explosion_ends_a_trial_where_it_is_asked_to(cli: CommandLine) -> None:
+def test_an_explosion_ends_a_trial_if_stop_on_has_it(cli: CommandLine) -> None:
     out = cli.run(*STOPPED, "tracking=mlflow").out
     trial = cli.trial()
     content, made = verdict(trial), len(rows(trial / "signals.csv"))
@@ -319,7 +321,7 @@ def test_an_explosion_may_recover_by_default(cli: CommandLine) -> None:
     assert replay(cli.trial(), "cpu").flight.outcome == "exploded", "what was found is recorded all the same"
 
 
-def test_a_killed_trial_is_stopped_where_it_would_have_been(cli: CommandLine) -> None:
+def test_a_trial_that_is_killed_and_resumed_stops_at_the_same_step(cli: CommandLine) -> None:
     cli.run(*STOPPED, "study=undisturbed")
     process = cli.start(*STOPPED, "checkpoint_every=3")
     wait_for(lambda: any(cli.folder.glob("outputs/single/*/checkpoints/last.pt")), process)
@@ -340,7 +342,7 @@ def test_what_stops_a_trial_is_part_of_its_name() -> None:
         assert trial_name(composed(f"diagnosis.stop_on={written}")) == plain
 
 
-def test_weights_of_another_trial_are_taken(cli: CommandLine) -> None:
+def test_a_trial_starts_from_the_weights_of_init_from(cli: CommandLine) -> None:
     cli.run("study=first", "validate_every=4")
     best = cli.trial("first") / "checkpoints/best.pt"
     saved = checkpoint(cli.trial("first"), "best")
@@ -409,7 +411,7 @@ def test_an_installed_wheel_has_all_it_needs(cli: CommandLine) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not DIGITS.is_dir(), reason="the spoken digits are not beside the checkout")
+@pytest.mark.skipif(not DIGITS.is_dir(), reason="the spoken digits are not next to the checkout")
 def test_spoken_digits_are_learned(cli: CommandLine) -> None:
     ended(cli.start_plain("data=t15", f"data.path={DIGITS}", "model=small", "tracking=none"), 0)
     assert verdict(cli.trial())["outcome"] == "stable"

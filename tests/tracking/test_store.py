@@ -116,9 +116,9 @@ def test_a_spoilt_store_does_not_stop_the_training(
         tracker.update()
     write_verdict(folder)
     tracker.finish()
-    told = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(told) == 1
-    assert f"Cannot send to MLflow at {uri}: " in told[0].getMessage()
+    warned = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == 1
+    assert f"Cannot send to MLflow at {uri}: " in warned[0].getMessage()
     assert "stability.send" in tracker.where
     assert send.main([str(folder), "--uri", store_uri(outputs)]) == 0
     assert read_runs(store_uri(outputs))[0].steps("loss") == list(range(80))
