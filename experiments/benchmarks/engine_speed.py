@@ -22,7 +22,7 @@ from experiments.benchmarks import step_floor
 from stability.core.device import choose_device
 from stability.engine import recurrent
 from stability.engine.memory import prepare_process
-from stability.engine.recurrent import backward_loop, forward_loop, looped_gru
+from stability.engine.recurrent import GruWeights, backward_loop, forward_loop, looped_gru
 
 ROUNDS = 10
 _Work = Callable[[], object]
@@ -78,13 +78,13 @@ def _engines(operands: list[Tensor], counts: Sequence[int]) -> dict[str, _Work]:
 
     def in_turn() -> None:
         for k in range(len(upstream)):
-            x, h0, w_ih, w_hh, b_ih, b_hh = own = [v[k : k + 1].detach().requires_grad_() for v in operands]
-            states = recurrent._library_gru(x, h0, w_ih, w_hh, b_ih, b_hh, counts)
+            x, h0, *weights = own = [v[k : k + 1].detach().requires_grad_() for v in operands]
+            states = recurrent._library_gru(x, h0, GruWeights(*weights), counts)
             torch.autograd.grad(states, own, upstream[k : k + 1])
 
     def together() -> None:
-        x, h0, w_ih, w_hh, b_ih, b_hh = operands
-        torch.autograd.grad(looped_gru(x, h0, w_ih, w_hh, b_ih, b_hh, counts), operands, upstream)
+        x, h0, *weights = operands
+        torch.autograd.grad(looped_gru(x, h0, GruWeights(*weights), counts), operands, upstream)
 
     def by_operations() -> None:
         with patch.object(recurrent, "_loops", return_value=(forward_loop, backward_loop)):

@@ -37,7 +37,7 @@ from stability.data.t15_reader import open_dataset
 from stability.diagnosis.table import Table
 from stability.engine.loss import edit_distance, greedy_decode
 from stability.engine.measure import infeasible_targets
-from stability.engine.recurrent import gru_layer
+from stability.engine.recurrent import GruWeights, gru_layer
 
 FOLDER = Path("outputs/corpus")
 PACKED = Path(__file__).parent / "corpus.npz"
@@ -71,7 +71,7 @@ class _GRU(nn.GRU):
             if layer and self.dropout:
                 h = F.dropout(h, self.dropout, self.training)
             w_ih, w_hh, b_ih, b_hh = (getattr(self, name).unsqueeze(0) for name in all_weights[layer])
-            h = gru_layer(h, h.new_zeros(1, b, self.hidden_size), w_ih, w_hh, b_ih, b_hh, [b] * t)
+            h = gru_layer(h, h.new_zeros(1, b, self.hidden_size), GruWeights(w_ih, w_hh, b_ih, b_hh), [b] * t)
         states = h.view(t, b, -1).transpose(0, 1)
         return states, states[:, -1]
 

@@ -1,7 +1,7 @@
-"""Random streams. Each is derived from (seed, purpose, step), never from the order of execution.
+"""Random streams, each derived from (seed, purpose, step), never from the order of execution.
 
-So a trial draws the same numbers alone or in a stack, before or after a resume, and trials with the same seed
-share their batches, noise and dropout: they are paired.
+So a trial draws the same numbers alone and in a stack, without and with a resume. Trials with the same seed share their
+batches, noise and dropout: they are paired.
 """
 
 import hashlib
@@ -11,13 +11,13 @@ import torch
 
 
 def seed_of(seed: int, purpose: str, step: int = 0) -> int:
-    """A 63-bit seed for one stream."""
+    """The 63-bit seed of one stream."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
 
 def torch_stream(seed: int, purpose: str, step: int, device: torch.device) -> torch.Generator:
-    """A PyTorch generator at the start of its stream."""
+    """A PyTorch generator on the device, at the start of its stream."""
     return torch.Generator(device).manual_seed(seed_of(seed, purpose, step))
 
 

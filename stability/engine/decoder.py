@@ -1,7 +1,7 @@
 """The NEJM 2024 GRU decoder for a stack of trials: day layer, patches, GRU layers, linear head.
 
-Parameters are a plain dictionary of tensors, each with a leading trial axis K. Names and shapes (but for K, and
-for the days, which are one tensor here) are those of the public checkpoints.
+Parameters are a plain dictionary of tensors, each with a leading trial axis K. Names and shapes are those of the public
+checkpoints, except for K, and for the days, which are one tensor here.
 """
 
 import math
@@ -16,7 +16,7 @@ from stability.core.device import to_device
 from stability.core.streams import torch_stream
 from stability.data.phonemes import PHONEMES
 from stability.engine.packing import Packing, pack, unpack
-from stability.engine.recurrent import gru_layer
+from stability.engine.recurrent import GruWeights, gru_layer
 
 Parameters = dict[str, Tensor]
 Dropout = Callable[[Tensor, str, float, Packing | None], Tensor]  # of activations, purpose, probability, and packing
@@ -29,10 +29,10 @@ def ignore_output(name: str, output: Tensor) -> None:
 
 
 def init_parameters(model: Model, n_features: int, n_days: int, seed: int) -> Parameters:
-    """The official initialisation of one trial, on the CPU, without the trial axis.
+    """The official initial weights of one trial, on the CPU, without the trial axis.
 
-    Day layers start at the identity; recurrent weights orthogonal; input, head and initial state Xavier-uniform;
-    biases as PyTorch leaves them.
+    Day layers are the identity; recurrent weights are orthogonal; input weights, head and initial state are
+    Xavier-uniform; biases are uniform, as PyTorch initialises them.
     """
     units, classes = model.units, len(PHONEMES)
     bound = 1 / math.sqrt(units)
@@ -65,7 +65,7 @@ def init_parameters(model: Model, n_features: int, n_days: int, seed: int) -> Pa
 
 
 def gru_names(layer: int) -> tuple[str, str, str, str]:
-    """The names of a GRU layer's parameters."""
+    """The names of a GRU layer's parameters, in the order of `GruWeights`."""
     weight_ih, weight_hh, bias_ih, bias_hh = (
         f"gru.{kind}_l{layer}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
@@ -73,7 +73,7 @@ def gru_names(layer: int) -> tuple[str, str, str, str]:
 
 
 def frames_of(bins: Tensor, model: Model) -> Tensor:
-    """Output frames of that many input bins: one a patch."""
+    """The number of output frames, one for each patch. bins: the number of input bins, of any shape."""
     return torch.div(bins - model.patch_size, model.patch_stride, rounding_mode="floor") + 1
 
 
@@ -86,10 +86,20 @@ def forward(
     dropout: Dropout | None = None,
     on_output: OnOutput = ignore_output,
 ) -> Tensor:
-    """Logits (K, T', B, C) of features x (K, B, T, F); those behind an utterance's last frame mean nothing.
+    """Run the decoder of K trials on a batch of each.
 
-    frames: (K, B), on the host, as `frames_of` counts them. `day_weights` (K, D, F, F) and `day_biases` (K, D, 1, F)
-    are those of the D days in the batch, in the order of its rows; `rows_per_day` says how many rows each has.
+    Args:
+        parameters: the weights. `day_weights` (K, D, F, F) and `day_biases` (K, D, 1, F) are those of the D days in the
+            batch, in the order of its rows.
+        x: (K, B, T, F) features.
+        frames: (K, B) output frames of each utterance, on the host, as `frames_of` counts them.
+        rows_per_day: the number of rows of each of the D days.
+        model: sizes and dropout probabilities.
+        dropout: applied to the input and between GRU layers; None in validation.
+        on_output: called with each module's name and output.
+
+    Returns:
+        Logits (K, T', B, C). After the last frame of an utterance they have no meaning.
     """
     k, b, t, _ = x.shape
     longest = (t - model.patch_size) // model.patch_stride + 1
@@ -104,8 +114,8 @@ def forward(
     for layer in range(model.layers):
         if layer > 0 and dropout is not None:
             h = dropout(h, f"layer {layer}", model.rnn_dropout, packing)
-        w_ih, w_hh, b_ih, b_hh = (parameters[name] for name in gru_names(layer))
-        h = gru_layer(h, h0, w_ih, w_hh, b_ih, b_hh, packing.counts)
+        weights = GruWeights(*(parameters[name] for name in gru_names(layer)))
+        h = gru_layer(h, h0, weights, packing.counts)
         on_output(f"gru.{layer}", h)
     logits = torch.matmul(h, parameters["out.weight"].transpose(1, 2)) + parameters["out.bias"].unsqueeze(1)
     on_output("head", logits)
@@ -115,14 +125,14 @@ def forward(
 def _day_layer(x: Tensor, weights: Tensor, biases: Tensor, rows_per_day: Sequence[int]) -> Tensor:
     k, b, t, f = x.shape
     days = len(rows_per_day)
-    if len(set(rows_per_day)) > 1:  # uneven: one product a day, of different heights
+    if len(set(rows_per_day)) > 1:  # one product for each day, since their numbers of rows differ
         parts = torch.split(x, list(rows_per_day), 1)
         return torch.cat([p @ weights[:, d, None] + biases[:, d, None] for d, p in enumerate(parts)], 1)
     return (x.reshape(k, days, -1, f) @ weights + biases).view(k, b, t, f)
 
 
 class _Patches(torch.autograd.Function):
-    """(K, B, T, F) to packed (K, N, patch x F), flattened bin-major. Unfold's own backward is twenty times slower."""
+    """(K, B, T, F) to packed (K, N, patch x F), flattened bin-major. Unfold's own backward is 20 times slower."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packing: Packing, size: int, stride: int) -> Tensor:
@@ -136,13 +146,13 @@ class _Patches(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        # Twice as fast as the other on a CPU, but a launch a frame on a GPU.
+        # On a CPU `_fold_by_frame` is twice as fast; on a GPU it needs a launch for each frame.
         fold = _fold_by_part if grad.is_cuda else _fold_by_frame
         return fold(grad, ctx.shape, ctx.packing, ctx.size, ctx.stride), None, None, None
 
 
 def _fold_by_frame(grad: Tensor, shape: torch.Size, packing: Packing, size: int, stride: int) -> Tensor:
-    """Packed patches, which overlap, added up to (K, B, T, F): in the order of the packing, a frame's lie together."""
+    """Add up packed, overlapping patches to (K, B, T, F), frame by frame: packed, those of a frame are adjacent."""
     k, b, t, f = shape
     counts = packing.counts
     in_order = grad.new_zeros(k, counts[0], t * f)
@@ -154,7 +164,7 @@ def _fold_by_frame(grad: Tensor, shape: torch.Size, packing: Packing, size: int,
 
 
 def _fold_by_part(grad: Tensor, shape: torch.Size, packing: Packing, size: int, stride: int) -> Tensor:
-    """The same by parts of a patch that are a stride wide: those of all frames lie side by side."""
+    """The same, for all frames at once: the parts of a patch that are a stride wide do not overlap."""
     k, b, t, f = shape
     frames = len(packing.counts)
     unpacked = unpack(grad, packing, b, frames)
@@ -167,7 +177,7 @@ def _fold_by_part(grad: Tensor, shape: torch.Size, packing: Packing, size: int, 
 
 
 class _Softsign(torch.autograd.Function):
-    """x / (1 + |x|). The backward of PyTorch's own makes three times as many passes."""
+    """x / (1 + |x|). PyTorch's own backward passes over memory three times as often."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -13,11 +13,17 @@ from stability.engine.kernels import ctc_cpu, selftest
 
 
 def ctc_losses(logits: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
-    """Each utterance's negative log-likelihood, summed over its labels.
+    """CTC's negative log-likelihood of each utterance.
 
-    logits: (K, T, B, C); frames, label_counts: (K, B); labels: (K, B, L). Returns (K, B), in float32 but of
-    float64 logits.
-    An utterance that cannot be aligned gives inf: infinities are not hidden.
+    Args:
+        logits: (K, T, B, C).
+        frames: (K, B) frames of each utterance, on the host.
+        labels: (K, B, L).
+        label_counts: (K, B), on the host.
+
+    Returns:
+        (K, B), in nats: float64 for float64 logits, else float32. An utterance with too few frames for its labels has
+        inf; infinities are not replaced by zeros.
     """
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_probs = precise.log_softmax(-1)
@@ -51,14 +57,14 @@ def _on_gpu(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], 
     def kernels() -> Callable[..., Tensor]:
         from stability.engine.kernels import ctc_gpu
 
-        selftest.compare(results(ctc_gpu.losses, torch.float32), results(_by_pytorch, torch.float64))
+        selftest.check_results(results(ctc_gpu.losses, torch.float32), results(_by_pytorch, torch.float64))
         return ctc_gpu.losses
 
-    return selftest.tried(kernels, _by_pytorch, "CTC makes the host wait for the GPU twice a step")
+    return selftest.kernel_or_fallback(kernels, _by_pytorch, "CTC makes the host wait for the GPU twice a step")
 
 
 def collapse(classes: Tensor, frames: Tensor) -> Tensor:
-    """Best class a frame, with blank for repeats and behind the last frame. classes: (..., T), frames: (...)."""
+    """The best class of each frame, (..., T), with blank for repeats and after the last frame. frames: (...)."""
     repeated = torch.zeros_like(classes, dtype=torch.bool)
     repeated[..., 1:] = classes[..., 1:] == classes[..., :-1]
     beyond = torch.arange(classes.shape[-1], device=classes.device) >= frames.unsqueeze(-1)
@@ -66,7 +72,7 @@ def collapse(classes: Tensor, frames: Tensor) -> Tensor:
 
 
 def without_blanks(collapsed: Tensor) -> list[list[int]]:
-    """What each of B rows says. collapsed: (B, T), as `collapse` returns it."""
+    """The labels of each of B rows. collapsed: (B, T), as `collapse` returns it."""
     kept = collapsed != BLANK
     flat = collapsed[kept].tolist()
     ends = kept.sum(1).cumsum(0).tolist()
@@ -74,10 +80,10 @@ def without_blanks(collapsed: Tensor) -> list[list[int]]:
 
 
 def greedy_decode(classes: Tensor, frames: Tensor) -> list[list[int]]:
-    """Best class a frame, repeats collapsed, blanks dropped. classes: (B, T), frames: (B,)."""
+    """The labels of each row: best class of each frame, without repeats and blanks. classes: (B, T), frames: (B,)."""
     return without_blanks(collapse(classes, frames))
 
 
 def edit_distance(decoded: list[int], target: list[int]) -> int:
-    """Levenshtein distance. Lists only: on tensors `editdistance` compares identities."""
+    """Levenshtein distance of two lists. Of tensors, `editdistance` would compare the identities of the elements."""
     return int(editdistance.eval(decoded, target))

@@ -1,4 +1,4 @@
-"""The signals of a training step, computed on the device: a dictionary of (K,) tensors, one value a trial.
+"""The signals of a training step, computed on the device: tensors (K,), one value for each trial.
 
 Their names, units, meanings and order are in `stability/diagnosis/signals.py`.
 """
@@ -15,11 +15,11 @@ from stability.data.phonemes import BLANK
 from stability.engine.decoder import Parameters
 from stability.engine.optimizer import Moments
 
-_SAMPLE = 16_384  # second moments looked at, evenly over all of them
+_SAMPLE = 16_384  # size of the sample of second moments
 
 
 def norms_by_part(norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole gradient norm, and that of each part, from the norms by parameter."""
+    """The whole gradient norm, and that of each part of the model, from the norms by parameter (K,)."""
     squares: dict[str, Tensor] = {}
     for name, norm in norms.items():
         part = _part(name)
@@ -29,9 +29,12 @@ def norms_by_part(norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def output_signals(logits: Tensor, frames: Tensor, blank: int = BLANK) -> dict[str, Tensor]:
-    """Share of frames whose best class is blank, and how many other classes are the best somewhere.
+    """The signals `blank_fraction` and `distinct_phonemes`.
 
-    logits: (K, T, B, C); frames: (K, B); blank: its class.
+    Args:
+        logits: (K, T, B, C).
+        frames: (K, B) frames of each utterance.
+        blank: the class of CTC's blank.
     """
     best = logits.detach().argmax(-1)
     k, t, _, c = logits.shape
@@ -45,10 +48,18 @@ def output_signals(logits: Tensor, frames: Tensor, blank: int = BLANK) -> dict[s
 
 
 def frame_information(logits: Tensor, frames: Tensor, blank: int = BLANK) -> Tensor:
-    """Mutual information (nats) between frame and non-blank class: H(mean q) - mean H(q), of each trial (K,).
+    """The mutual information between frame and non-blank class of each trial, H(mean q) - mean H(q), in nats.
 
-    q is the softmax over the classes but blank. It is 0 as long as a decoder says the same of every frame, and grows
-    before blank, which hides it, gives way.
+    q is the softmax over all classes except blank. The information is 0 as long as a decoder predicts the same for
+    every frame. It grows on the blank plateau, before the decoder predicts its first phoneme.
+
+    Args:
+        logits: (K, T, B, C).
+        frames: (K, B) frames of each utterance.
+        blank: the class of CTC's blank.
+
+    Returns:
+        (K,), in nats.
     """
     real = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1) < frames.unsqueeze(1)
     speech = torch.cat([logits[..., :blank], logits[..., blank + 1 :]], -1)
@@ -60,15 +71,21 @@ def frame_information(logits: Tensor, frames: Tensor, blank: int = BLANK) -> Ten
 
 
 def input_max(x: Tensor) -> Tensor:
-    """The largest |x| of each trial (K,), not finite if any is not. x: (K, ...)."""
+    """The largest |x| of each trial (K,), or not finite if any x is not. x: (K, ...)."""
     flat = x.flatten(1)
-    return torch.maximum(flat.amax(1), -flat.amin(1))  # on a CPU a third of the time of vector_norm's
+    return torch.maximum(flat.amax(1), -flat.amin(1))  # on a CPU in a third of the time of vector_norm
 
 
 def infeasible_targets(labels: Tensor, label_counts: Tensor, frames: Tensor) -> Tensor:
-    """Which utterances CTC cannot align: fewer frames than labels, and one more between equal neighbours.
+    """Which utterances have too few frames for CTC: it needs one for each label, and one between equal neighbours.
 
-    labels: (..., L), label_counts and frames: (...), all on one device. Returns bool (...).
+    Args:
+        labels: (..., L).
+        label_counts: (...), on the same device.
+        frames: (...) frames of each utterance, on the same device.
+
+    Returns:
+        bool (...).
     """
     inside = torch.arange(1, labels.shape[-1], device=labels.device) < label_counts.unsqueeze(-1)
     repeats = ((labels[..., 1:] == labels[..., :-1]) & inside).sum(-1)
@@ -76,7 +93,7 @@ def infeasible_targets(labels: Tensor, label_counts: Tensor, frames: Tensor) -> 
 
 
 def update_signals(before: Parameters, after: Parameters) -> dict[str, Tensor]:
-    """Norm of the weights before the update that was made, and that of the update over it. Overwrites `before`."""
+    """The signals `update_ratio` and `weight_norm`, from the weights before and after a step. Overwrites `before`."""
     by_parameter = torch.stack([torch.linalg.vector_norm(old.flatten(1), dim=1) for old in before.values()])
     update = torch.stack(
         [torch.linalg.vector_norm(old.sub_(after[name]).flatten(1), dim=1) for name, old in before.items()]
@@ -86,10 +103,15 @@ def update_signals(before: Parameters, after: Parameters) -> dict[str, Tensor]:
 
 
 def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequence[float]) -> dict[str, Tensor]:
-    """Share of parameters whose second-moment root lies below epsilon, and the learning rate that the median has.
+    """The signals `epsilon_dominance` and `effective_lr`, of a sample of the second moments.
 
-    The root is bias-corrected, as in the update; the effective rate is lr / (median root + epsilon). A day that no
-    batch has held yet has no second moment, and is not counted.
+    The roots are bias-corrected, as in the update. The layer of a day that was in no batch yet has no second moments,
+    and is not counted.
+
+    Args:
+        moments: the state of AdamW after the step.
+        settings: the optimizer settings of each trial.
+        rates: the learning rate of each trial.
     """
     device = moments.steps["h0"].device
     beta2 = to_device(torch.tensor([o.beta2 for o in settings]), device)
@@ -98,7 +120,7 @@ def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequ
     samples = []
     for name, second in moments.second.items():
         steps = moments.steps[name]
-        # Before a first step the correction is 0, and so the root NaN.
+        # Before the first step of a day's layer the correction is 0, so its roots are NaN, which are left out below.
         correction = 1 - beta2.view(-1, *(1,) * (steps.ndim - 1)) ** steps
         sample = second.reshape(*steps.shape, -1)[..., ::stride] / correction.unsqueeze(-1)
         samples.append(sample.flatten(1))
@@ -110,9 +132,9 @@ def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequ
 
 
 def sample_stride(shapes: Sequence[torch.Size]) -> int:
-    """The step at which to look at tensors of these shapes to see some 16,000 of their numbers, evenly."""
+    """The stride that takes an even sample of about 16,000 numbers from tensors of these shapes."""
     stride = max(1, sum(shape.numel() for shape in shapes) // _SAMPLE)
-    # A stride that divides a row's length would look at the same few columns only.
+    # A stride with a common factor with the length of a row would sample the same few columns of every row.
     while any(math.gcd(stride, shape[-1]) > 1 for shape in shapes if len(shape)):
         stride += 1
     return stride

@@ -1,8 +1,8 @@
 """AdamW and gradient clipping along the trial axis.
 
-Three groups, as in the official trainer: biases (never decayed), day layers (a learning rate and decay of their
-own), and the rest. A day's layer is stepped only when the day is in the batch, with a step count of its own: the
-official trainer leaves the other days' gradients at None, and PyTorch's AdamW passes over those.
+There are three groups, as in the official trainer: biases (without weight decay), day layers (with their own learning
+rate and weight decay), and the rest. The layer of a day is stepped only when the day is in the batch, and counts its
+own steps: the official trainer leaves the gradients of the other days at None, and PyTorch's AdamW skips those.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ class Moments(NamedTuple):
 
 
 def zero_moments(parameters: Parameters) -> Moments:
-    """The state before the first step."""
+    """The state of AdamW before the first step."""
     first, second = ({n: torch.zeros_like(p) for n, p in parameters.items()} for _ in range(2))
     steps = {n: torch.zeros(p.shape[: 2 if n in DAY_LAYER else 1], device=p.device) for n, p in parameters.items()}
     return Moments(first, second, steps)
@@ -47,7 +47,7 @@ def gradient_norms(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def clip_coefficients(norm: Tensor, limit: Tensor) -> Tensor:
-    """The factor (K,) that brings each trial's gradient of that norm down to its limit (inf: never clipped)."""
+    """The factor (K,) that reduces each trial's gradient norm (K,) to its limit (K,); inf is no limit."""
     return (limit / (norm + 1e-6)).clamp(max=1.0)  # the 1e-6 is clip_grad_norm_'s
 
 
@@ -61,12 +61,17 @@ def adamw_step(
     divisors: Tensor,
     skip: Tensor,
 ) -> None:
-    """One step of every trial, in place.
+    """Make one AdamW step of every trial, in place. If it raises, no trial has been stepped.
 
-    gradients: like the parameters, but the day layers' are (K, D, ...), of the D days that `days` lists a trial.
-    rates: each trial's learning rate and its day layers' one. A trial's gradient is divided by its divisor (K,)
-    first (the loss scale over the clip coefficient). Where skip (K,) is 1.0 nothing changes, and no host waits
-    for that, unless `fused` is off. Where it raises, no trial is stepped.
+    Args:
+        parameters: the weights (K, ...).
+        moments: the state of AdamW.
+        gradients: like the parameters, except for the day layers, which are (K, D, ...), of the days in the batch.
+        days: (K, D) the days in the batch of each trial.
+        settings: the optimizer settings of each trial.
+        rates: the learning rate of each trial, and that of its day layers.
+        divisors: (K,) by which gradients are divided first: loss scale over clip coefficient.
+        skip: (K,) 1.0 for a trial that stays as it is. Only with `fused=false` does the host wait to read it.
     """
     updates = []
     for k, (optimizer, (rate, day_rate)) in enumerate(zip(settings, rates, strict=True)):
@@ -98,9 +103,9 @@ def _adamw(
     divisor: Tensor,
     skip: Tensor,
 ) -> Callable[[], object]:
-    """Do what needs memory and may fail of a step, and return the rest of it."""
+    """Do all of a step that needs memory and may fail, and return a function that does the rest."""
     gradients, *state = (list(t) for t in zip(*tensors, strict=True))
-    gradients = [g.contiguous() for g in gradients]  # the fused kernel takes memory as it lies, whatever the strides
+    gradients = [g.contiguous() for g in gradients]  # the fused kernel ignores strides
     if not optimizer.fused:
         if skip:
             return lambda: None

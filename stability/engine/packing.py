@@ -1,7 +1,7 @@
-"""Packing: the real frames of a batch, one after another in time, without the padding behind short utterances.
+"""Packing: the real frames of a batch, one after another in time, without the padding of short utterances.
 
-As in PyTorch's PackedSequence, rows are sorted by falling length, and the slots of a frame are the rows that are still
-going on. In a stack the slots are those of the trial that has the most rows going on, so a few may be padding.
+As in PyTorch's PackedSequence, rows are sorted by length, longest first, and a frame has a slot for each row that has
+not ended. In a stack a frame has as many slots as the trial with the most such rows needs, so some may be padding.
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from stability.core.device import to_device
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the N slots of K packed batches lie in (row, frame)."""
+    """The row and frame of each of the N slots of K packed batches."""
 
-    counts: list[int]  # rows that are going on, by frame; N is their sum
-    own_slots: list[Tensor]  # of each trial, the slots that are not padding
+    counts: list[int]  # slots of each frame; N is their sum
+    own_slots: list[Tensor]  # for each trial, the slots that are not padding
     row: Tensor  # (K, N) the row of each slot
-    frame: Tensor  # (N,) its frame
+    frame: Tensor  # (N,) the frame of each slot
 
 
 def pack(frames: Tensor) -> Packing:
-    """The packing of batches whose rows have that many frames: (K, B), on the host."""
+    """The packing of K batches of B rows. frames: (K, B) frames of each row, on the host."""
     lengths, order = frames.sort(dim=1, descending=True, stable=True)
     times = torch.arange(int(lengths.max()))
     going_on = (lengths.unsqueeze(2) > times).sum(1)  # (K, T)
@@ -36,7 +36,7 @@ def pack(frames: Tensor) -> Packing:
 
 
 def unpack(packed: Tensor, packing: Packing, rows: int, longest: int) -> Tensor:
-    """(K, N, C) as (K, longest, rows, C), zero where there is no slot."""
+    """Packed (K, N, C) as (K, longest, rows, C), zero where there is no slot."""
     k, _, c = packed.shape
     trial = torch.arange(k, device=packed.device).unsqueeze(1)
     place = (trial, to_device(packing.frame, packed.device), to_device(packing.row, packed.device))

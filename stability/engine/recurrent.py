@@ -1,15 +1,16 @@
 """One GRU layer for a stack of trials over packed frames, in PyTorch's gate order (reset, update, new).
 
-Four engines compute the same: on a GPU PyTorch's own kernel (cuDNN) for a stack of one, and for larger ones a loop of
-Triton kernels over frames; for float32 on a CPU a compiled loop; for all else a loop of PyTorch's operations. The loops
-have their backward written out: one product a frame is all that cannot be batched over time, and no graph is kept.
+Four engines compute the same function: on a GPU PyTorch's own kernel (cuDNN) for a stack of one, and a loop of Triton
+kernels over frames for larger stacks; on a CPU a compiled loop for float32; and a loop of PyTorch's operations for
+everything else. The loops have an explicit backward: only one product a frame cannot be batched over time, and autograd
+keeps no graph.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,49 +22,62 @@ aten = torch.ops.aten
 _Loops = tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor, Tensor]]]  # over frames, forward and back
 
 
-def gru_layer(
-    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, counts: Sequence[int]
-) -> Tensor:
+class GruWeights(NamedTuple):
+    """The weights of one GRU layer of K trials, in PyTorch's order of gates."""
+
+    w_ih: Tensor  # (K, 3H, I)
+    w_hh: Tensor  # (K, 3H, H)
+    b_ih: Tensor  # (K, 3H)
+    b_hh: Tensor  # (K, 3H)
+
+
+def gru_layer(x: Tensor, h0: Tensor, weights: GruWeights, counts: Sequence[int]) -> Tensor:
     """Run one GRU layer over packed frames.
 
-    x: (K, N, I), the rows of frame 0, then of frame 1, …, `counts` of them, falling; h0: (K, counts[0], H);
-    w_ih: (K, 3H, I); w_hh: (K, 3H, H); b_ih, b_hh: (K, 3H). Returns the hidden states (K, N, H). Under autocast
-    the time loop multiplies in its dtype, and cuDNN in the one that PyTorch hands it then, which has been float16.
+    Under autocast the loops multiply in its dtype. cuDNN multiplies in the dtype that PyTorch gives it then, which was
+    float16 even under bfloat16 in the versions we tried.
+
+    Args:
+        x: (K, N, I), the rows of frame 0, then those of frame 1, and so on.
+        h0: (K, counts[0], H), the initial states.
+        weights: those of the layer.
+        counts: the number of rows of each frame, never rising. N is their sum.
+
+    Returns:
+        The hidden states (K, N, H).
     """
     engine = _library_gru if x.is_cuda and x.shape[0] == 1 else looped_gru
-    return engine(x, h0, w_ih, w_hh, b_ih, b_hh, counts)
+    return engine(x, h0, weights, counts)
 
 
-def looped_gru(
-    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, counts: Sequence[int]
-) -> Tensor:
-    """What `gru_layer` does, by a loop over frames."""
-    operands = [x, h0, w_ih, w_hh, b_ih, b_hh]
+def looped_gru(x: Tensor, h0: Tensor, weights: GruWeights, counts: Sequence[int]) -> Tensor:
+    """The same as `gru_layer`, by a loop over frames."""
+    operands = [x, h0, *weights]
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     operands = [v.to(dtype) for v in operands]
-    if dtype == torch.float16 and not x.is_cuda:  # which a CPU multiplies ten times slower than the same in float32
+    if dtype == torch.float16 and not x.is_cuda:  # a CPU multiplies it ten times more slowly than float32
         operands = [v.float() for v in operands]
     looped: Tensor = _Layer.apply(*operands, counts)  # type: ignore[no-untyped-call]
     return looped.to(dtype)
 
 
-def _library_gru(
-    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, counts: Sequence[int]
-) -> Tensor:
-    """A stack of one by PyTorch's kernel. On CUDA it has a backward only where it is told that it trains."""
-    weights = [w_ih[0], w_hh[0], b_ih[0], b_hh[0]]
-    trains = torch.is_grad_enabled()
-    with warnings.catch_warnings():  # that weights which do not lie together are copied: little beside the recurrence
+def _library_gru(x: Tensor, h0: Tensor, weights: GruWeights, counts: Sequence[int]) -> Tensor:
+    """A stack of one by PyTorch's kernel."""
+    trains = torch.is_grad_enabled()  # on CUDA the kernel has a backward only with train=True
+    with warnings.catch_warnings():  # the copy of weights that are not contiguous is cheap compared with the recurrence
         warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
-        states, _ = torch.gru(x[0], torch.tensor(counts), h0.contiguous(), weights, True, 1, 0.0, trains, False)
+        # The positional flags: has_biases, num_layers, dropout, train, bidirectional.
+        own = [w[0] for w in weights]
+        states, _ = torch.gru(x[0], torch.tensor(counts), h0.contiguous(), own, True, 1, 0.0, trains, False)
     return states.unsqueeze(0)
 
 
 class _Layer(torch.autograd.Function):
-    """The gates of a slot lie side by side: the new gate's recurrent share, then reset, update and new.
+    """The loop over frames, with its backward.
 
-    So the input reaches the last three by one product, the state the first three, both added in place, and what the
-    backward needs is what is left there. Weights from the state are turned to that order.
+    The gates of a slot are adjacent in memory: the new gate's recurrent share, then reset, update and new. So one
+    product adds the input's share to the last three in place, another adds the state's share to the first three, and
+    the backward finds there what it needs. The weights from the state are rolled to that order.
     """
 
     @staticmethod
@@ -100,7 +114,7 @@ class _Layer(torch.autograd.Function):
 
 
 def _loops(gates: Tensor, units: int) -> _Loops:
-    """The fastest loops there are for such gates."""
+    """The fastest loops that work for such gates."""
     if gru_cpu.applies(gates, units):
         return gru_cpu.forward, gru_cpu.backward
     if gates.is_cuda and gates.dtype != torch.float64 and units % 32 == 0:
@@ -125,24 +139,32 @@ def _loops_on_gpu(device: torch.device, dtype: torch.dtype, units: int) -> _Loop
         from stability.engine.kernels import gru_gpu
 
         loops = (gru_gpu.forward, gru_gpu.backward)
-        selftest.compare(results(loops, dtype), results(by_pytorch, torch.float64))
+        selftest.check_results(results(loops, dtype), results(by_pytorch, torch.float64))
         return loops
 
-    return selftest.tried(kernels, by_pytorch, "The GRU takes several launches a frame instead of one")
+    return selftest.kernel_or_fallback(kernels, by_pytorch, "The GRU takes several launches a frame instead of one")
 
 
 def forward_loop(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Sequence[int]) -> Tensor:
-    """The states (K, N, H), frame by frame.
+    """Compute the hidden states frame by frame.
 
-    gates: (K, N, 4H), of which the last three hold the input's share; all four are completed. biases: (K, 4H), of the
-    gates; h0: (K, counts[0], H); w_hh: (K, 3H, H), of the first three.
+    Args:
+        gates: (K, N, 4H), in the order of `_Layer`. The last three hold the input's share; all four are completed in
+            place.
+        biases: (K, 4H), of the gates.
+        h0: (K, counts[0], H), the initial states.
+        w_hh: (K, 3H, H), the weights from the state to the first three gates.
+        counts: the number of rows of each frame.
+
+    Returns:
+        The states (K, N, H).
     """
     h = h0.shape[-1]
     gates[..., :h] = biases[:, None, :h]
     gates[..., h:] += biases[:, None, h:]
     states = gates.new_empty(*gates.shape[:2], h)
     w_hh_t = w_hh.transpose(1, 2).contiguous()
-    # All views are made beforehand: one a frame and operand would cost as much as the arithmetic.
+    # Make all views before the loop: a slice for each frame and operand would cost as much as the arithmetic.
     operands = (states, *(gates[..., a * h : b * h] for a, b in ((0, 3), (1, 3), (0, 1), (1, 2), (2, 3), (3, 4))))
     slots = (torch.split(v, list(counts), 1) for v in operands)
     for before, out, from_state, rz, rec_n, r, z, n in zip(_before(h0, states, counts), *slots, strict=True):
@@ -156,21 +178,30 @@ def forward_loop(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts
 def backward_loop(
     gates: Tensor, states: Tensor, h0: Tensor, w_hh: Tensor, d_states: Tensor, counts: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each slot's state before it (K, N, H), and the loss's derivatives by the gates (K, N, 4H) and by h0.
+    """Compute the derivatives of the loss by the gates and the initial states, frame by frame from the last.
 
-    gates and states are as the forward left them; d_states: (K, N, H), the loss's derivatives by the states.
+    Args:
+        gates: (K, N, 4H), as the forward loop left them.
+        states: (K, N, H), as the forward loop returned them.
+        h0: (K, counts[0], H), the initial states.
+        w_hh: (K, 3H, H), the weights from the state to the first three gates.
+        d_states: (K, N, H), the derivatives by the states.
+        counts: the number of rows of each frame.
+
+    Returns:
+        The state before each slot (K, N, H), the derivatives by the gates (K, N, 4H) and those by h0.
     """
     h = h0.shape[-1]
     before = torch.cat(_before(h0, states, counts), 1)
     rec_n, r, z, n = torch.split(gates, h, -1)
-    # First d(state) / d(pre-activation of each gate), but for the chain through time: all frames at once.
+    # First d(state) / d(pre-activation of each gate) without the chain through time, for all frames at once.
     d_gates = torch.empty_like(gates)
     to_rec_n, to_r, to_z, to_n = torch.split(d_gates, h, -1)
     aten.tanh_backward.grad_input(1 - z, n, grad_input=to_n)
     torch.mul(to_n, r, out=to_rec_n)
     aten.sigmoid_backward.grad_input(to_n * rec_n, r, grad_input=to_r)
     aten.sigmoid_backward.grad_input(before - n, z, grad_input=to_z)
-    # Then the loss's: of the states, beginning with the initial one, and by the states of the gates.
+    # Then the derivatives of the loss, by the chain through time.
     d_h0, d_states = torch.zeros_like(h0), d_states.clone(memory_format=torch.contiguous_format)
     by_gate = d_gates.view(*d_gates.shape[:2], 4, h)
     operands = (d_states, d_states.unsqueeze(-2), z, by_gate, d_gates[..., : 3 * h])
@@ -183,6 +214,6 @@ def backward_loop(
 
 
 def _before(h0: Tensor, states: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """What the rows of each frame had one frame before: views, made by one split, as slices cost four times as much."""
+    """The states of each frame's rows one frame before: views. One split costs a quarter of as many slices."""
     sizes = [size for now, then in pairwise([*counts, 0]) for size in (then, now - then)]
     return [h0, *torch.split(states, sizes, 1)[:-2:2]]

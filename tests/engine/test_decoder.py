@@ -18,11 +18,12 @@ from stability.engine.decoder import (
     _Softsign,
     forward,
     frames_of,
+    gru_names,
     init_parameters,
 )
 from stability.engine.kernels import gru_cpu
 from stability.engine.packing import Packing, pack
-from stability.engine.recurrent import gru_layer
+from stability.engine.recurrent import GruWeights, gru_layer
 from tests.support.configs import composed, tiny
 from tests.support.reference import by_official_name, reference
 
@@ -207,8 +208,8 @@ def gru_operands(k: int, counts: Sequence[int], i: int, h: int, dtype: torch.dty
 
 
 def gru(operands: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    x, h0, w_ih, w_hh, b_ih, b_hh = operands
-    return gru_layer(x, h0, w_ih, w_hh, b_ih, b_hh, counts)
+    x, h0, *weights = operands
+    return gru_layer(x, h0, GruWeights(*weights), counts)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 5])
@@ -305,6 +306,6 @@ def test_softsign_follows_the_day_layer() -> None:
     p = {n: t.double() for n, t in init_parameters(model, 6, 1, 0).items()}
     x = torch.randn(1, 1, 14, 6, dtype=torch.float64) * 3
     got = forward({n: t.unsqueeze(0) for n, t in p.items()}, x, torch.tensor([[1]]), (1,), model)
-    w_ih, w_hh, b_ih, b_hh = (p[f"gru.{n}_l0"].unsqueeze(0) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-    h = gru_layer((x / (1 + x.abs())).reshape(1, 1, -1), p["h0"], w_ih, w_hh, b_ih, b_hh, [1])
+    weights = GruWeights(*(p[name].unsqueeze(0) for name in gru_names(0)))
+    h = gru_layer((x / (1 + x.abs())).reshape(1, 1, -1), p["h0"], weights, [1])
     torch.testing.assert_close(got[0, 0], F.linear(h[0], p["out.weight"], p["out.bias"]))

@@ -68,21 +68,21 @@ def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [*fresh.iterdir()] == [made]
 
 
-@pytest.mark.parametrize(("compiler", "said"), [("no-such-compiler", "no-such-compiler"), ("false", "exit status 1")])
-def test_without_a_compiler_pytorch_does_it_and_that_is_said_once(
-    compiler: str, said: str, fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("compiler", "reason"), [("no-such-compiler", "no-such-compiler"), ("false", "exit status 1")])
+def test_without_a_compiler_pytorch_replaces_the_kernels_with_one_warning(
+    compiler: str, reason: str, fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CC", compiler)
     with caplog.at_level(logging.WARNING):
         assert not gru_cpu.applies(torch.zeros(1), UNITS)
         assert not gru_cpu.applies(torch.zeros(1), UNITS)
     (message,) = caplog.messages
-    assert "install a C compiler" in message
-    assert said in message
+    assert "Install a C compiler" in message
+    assert reason in message
     assert not [*fresh.glob("*")]
 
 
-def test_leaves_to_pytorch_what_it_cannot_do() -> None:
+def test_other_dtypes_and_sizes_are_left_to_pytorch() -> None:
     assert not gru_cpu.applies(torch.zeros(1, dtype=torch.float64), UNITS)
     assert not gru_cpu.applies(torch.zeros(1, dtype=torch.bfloat16), UNITS)
     assert not gru_cpu.applies(torch.zeros(1), 50)

@@ -71,21 +71,21 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     assert [line for line in lines if "tensor cores" in line] == [line for line in lines if "in fp32" not in line]
 
 
-def test_kernels_that_do_not_work_are_done_without_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_kernels_that_do_not_work_are_replaced_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     def wrong() -> str:
-        selftest.compare([torch.tensor([1.0, 2.0])], [torch.tensor([1.0, 2.1], dtype=torch.float64)])
+        selftest.check_results([torch.tensor([1.0, 2.0])], [torch.tensor([1.0, 2.1], dtype=torch.float64)])
         return "kernels"
 
     with caplog.at_level(logging.WARNING):
-        assert selftest.tried(wrong, "PyTorch", "A step is slower") == "PyTorch"
+        assert selftest.kernel_or_fallback(wrong, "PyTorch", "A step is slower") == "PyTorch"
     (message,) = caplog.messages
     assert "A step is slower" in message
     assert "off by 0.048" in message
     with pytest.raises(ArithmeticError):
-        selftest.compare([torch.tensor([torch.nan])], [torch.tensor([1.0])])
+        selftest.check_results([torch.tensor([torch.nan])], [torch.tensor([1.0])])
 
 
-def test_kernels_are_tried_before_they_are_used(
+def test_kernels_are_tested_before_they_are_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What a GPU does at the first step, or the first validation, with the interpreter in its place."""

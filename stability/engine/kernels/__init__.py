@@ -1,4 +1,4 @@
-"""What PyTorch's operations are too slow for, by hand: `*_cpu` in C, for float32, and `*_gpu` in Triton.
+"""Kernels for what PyTorch's operations do too slowly: `*_cpu` in C, for float32, and `*_gpu` in Triton.
 
-Each has the interface of the PyTorch code that it replaces, which does the work wherever a kernel cannot.
+Each has the interface of the PyTorch code that it replaces. That code does the work wherever a kernel does not apply.
 """

@@ -1,4 +1,4 @@
-"""The kernels in C, which the machine's compiler makes for its own processor when they are first needed."""
+"""Compiles the kernels in C for the processor of this machine, when they are first needed, and keeps the result."""
 
 import hashlib
 import logging
@@ -20,7 +20,11 @@ _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
 
 
 def threads() -> tuple[Any, int]:
-    """What runs a function on PyTorch's own threads, which are awake, and how many: others would have to be woken."""
+    """libgomp's function that runs another function on all of PyTorch's own threads, and the number of these threads.
+
+    PyTorch's threads are awake between its operations; threads of our own would have to be woken for each call. Without
+    libgomp in the process the function is None, and the kernels run on one thread: the same results, slower.
+    """
     parallel = _parallel()
     return parallel, torch.get_num_threads() if parallel else 1
 
@@ -32,7 +36,7 @@ def _parallel() -> Any:
 
 @cache
 def compiled() -> Any:
-    """The compiled kernels. None where there is no compiler, which is said once."""
+    """The library of compiled kernels. None, with one warning, if it cannot be compiled."""
     parts = [*(source.read_bytes() for source in _SOURCES), *map(str.encode, _FLAGS), _processor()]
     kind = hashlib.sha256(b"\0".join(parts)).hexdigest()
     try:
@@ -40,31 +44,30 @@ def compiled() -> Any:
         path = folder / f"kernels-{kind[:16]}.so"
         if not path.exists():
             _compile(path)
-        made = CDLL(str(path))
-        made.ctc_scratch.restype = c_int64
-        return made
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home
-        said = (isinstance(error, subprocess.CalledProcessError) and error.stderr.strip()) or error
+        library = CDLL(str(path))
+        library.ctc_scratch.restype = c_int64
+        return library
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home folder
+        reason = (isinstance(error, subprocess.CalledProcessError) and error.stderr.strip()) or error
         log.warning(
-            "The GRU's loop over frames and CTC were not compiled, and take twice as long or longer by PyTorch's "
-            "operations: install a C compiler, or name one in CC; XDG_CACHE_HOME says where the result is kept. "
-            "What went wrong: %s",
-            said,
+            "The kernels in C for the GRU and CTC were not compiled (%s). PyTorch's operations replace them and take "
+            "at least twice as long. Install a C compiler, or name one in CC; the result is kept in XDG_CACHE_HOME.",
+            reason,
         )
         return None
 
 
 def _compile(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # another process may be doing the same
-        made = Path(folder) / path.name
-        command = [os.environ.get("CC") or "cc", *_FLAGS, "-o", str(made), *map(str, _SOURCES[1:]), "-lm"]
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # another process may compile at the same time
+        compiled_file = Path(folder) / path.name
+        command = [os.environ.get("CC") or "cc", *_FLAGS, "-o", str(compiled_file), *map(str, _SOURCES[1:]), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True)
-        made.replace(path)
+        compiled_file.replace(path)
 
 
 def _processor() -> bytes:
-    """What `-march=native` depends on: a home folder may be shared by unlike machines."""
+    """What `-march=native` depends on. Machines with different processors may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""CTC's losses and their derivatives on a CPU, by `ctc.c`."""
+"""CTC losses and their gradients on a CPU, computed by `ctc.c`."""
 
 from ctypes import c_void_p
 from typing import Any
@@ -11,14 +11,21 @@ from stability.engine.kernels.compiler import compiled, threads
 
 
 def applies(log_probs: Tensor) -> bool:
-    """Whether this can do it."""
+    """Whether the compiled kernel exists and works on such log-probabilities."""
     return log_probs.device.type == "cpu" and log_probs.dtype == torch.float32 and compiled() is not None
 
 
 def losses(log_probs: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
-    """Each utterance's negative log-likelihood (K, B), inf where it cannot be aligned.
+    """CTC's negative log-likelihood of each utterance.
 
-    log_probs: (K, T, B, C); frames, label_counts: (K, B); labels: (K, B, L).
+    Args:
+        log_probs: (K, T, B, C).
+        frames: (K, B) frames of each utterance.
+        labels: (K, B, L).
+        label_counts: (K, B).
+
+    Returns:
+        (K, B), in nats; inf for an utterance with too few frames for its labels.
     """
     operands = (log_probs.contiguous(), labels.contiguous(), frames.contiguous(), label_counts.contiguous())
     nll: Tensor = _Losses.apply(*operands)  # type: ignore[no-untyped-call]
@@ -26,7 +33,7 @@ def losses(log_probs: Tensor, frames: Tensor, labels: Tensor, label_counts: Tens
 
 
 class _Losses(torch.autograd.Function):
-    """The derivatives are made with the losses, while what they need is at hand."""
+    """The gradients are computed together with the losses, while the intermediate results exist."""
 
     @staticmethod
     def forward(ctx: Any, log_probs: Tensor, labels: Tensor, frames: Tensor, label_counts: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""CTC's recursions over time on a GPU, as Triton kernels: a program an utterance, and nothing that the host waits for.
+"""CTC's recursions over time on a GPU, as Triton kernels: one program for each utterance.
 
-PyTorch's own reads the lengths on the host and copies them, for which the host waits twice in each step.
+The host never waits for them. It waits twice a step for PyTorch's own CTC, which copies the lengths to the host.
 """
 
 from typing import Any
@@ -15,12 +15,19 @@ from stability.data.phonemes import BLANK
 
 
 def losses(log_probs: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
-    """Each utterance's negative log-likelihood (K, B), inf where it cannot be aligned.
+    """CTC's negative log-likelihood of each utterance.
 
-    log_probs: (K, T, B, C), float32; labels: (K, B, L); frames, label_counts: (K, B), on the host.
+    Args:
+        log_probs: (K, T, B, C), float32.
+        frames: (K, B) frames of each utterance, on the host.
+        labels: (K, B, L).
+        label_counts: (K, B), on the host.
+
+    Returns:
+        (K, B), in nats; inf for an utterance with too few frames for its labels.
     """
     size = max(16, triton.next_power_of_2(2 * labels.shape[2] + 1))
-    spelled = labels.new_full((*labels.shape[:2], size), BLANK)  # its states: a blank between labels, before and behind
+    spelled = labels.new_full((*labels.shape[:2], size), BLANK)  # the states: a blank before, between and after labels
     spelled[..., 1 : 2 * labels.shape[2] : 2] = labels
     lengths = to_device(torch.stack([frames, label_counts]), labels.device)
     nll: Tensor = _Losses.apply(log_probs.contiguous(), spelled, lengths)
@@ -44,7 +51,7 @@ class _Losses(torch.autograd.Function):
         shares = torch.zeros_like(alphas)
         with torch.cuda.device_of(log_probs):
             _backward[(k * b,)](log_probs, spelled, *lengths, alphas, nll, shares, t, b, c, BLANK, size)
-        # By one product, as a GPU that adds place by place does so in no order.
+        # One matrix product: scatter_add on a GPU adds in no fixed order, and its sums differ from run to run.
         says = spelled.unsqueeze(3) == torch.arange(c, device=spelled.device)  # (K, B, S, C)
         return torch.matmul(shares, says.float() * -grad[..., None, None]).transpose(1, 2), None, None
 
@@ -64,7 +71,7 @@ def _forward(
     log_probs, spelled, frames, label_counts, alphas, nll, times, batch, classes,
     blank: tl.constexpr, size: tl.constexpr,
 ):  # fmt: skip
-    """Log-probability of all ways to each state at each frame. Before the first frame one is at the first blank."""
+    """Log-probability of all paths to each state at each frame. A path starts at the first blank, before frame 0."""
     utterance = tl.program_id(0).to(tl.int64)
     state = tl.arange(0, size)
     spells = tl.load(spelled + utterance * size + state)
@@ -107,7 +114,7 @@ def _backward(
     beta = tl.where((state == last) | (state == last - 1), 0.0, float("-inf"))
     for _ in range(0, count):
         share = tl.exp(tl.load(alphas) + beta + loss)
-        tl.store(shares, share / tl.sum(share, 0))  # which is 1, but for what long sums of large numbers lose
+        tl.store(shares, share / tl.sum(share, 0))  # the sum is 1, except for rounding
         beta += tl.load(log_probs)
         step = tl.where(state + 1 < size, tl.gather(beta, tl.minimum(state + 1, size - 1), 0), float("-inf"))
         skip = tl.where(skips, tl.gather(beta, tl.minimum(state + 2, size - 1), 0), float("-inf"))

@@ -1,8 +1,8 @@
-"""The frame loops of a GRU layer on a GPU, as Triton kernels: a frame's product and its gates in one launch.
+"""The loops over the frames of a GRU layer on a GPU, as Triton kernels: one launch computes one frame.
 
-By PyTorch's operations a frame takes five launches forward and three back, and what they hand on goes through memory. A
-frame needs every unit of the one before it, so a launch cannot hold more than one; but no trial and no row of a batch
-reads another, so all of a stack share each launch. Sums and gates are in float32, whatever the tensors are in.
+PyTorch's operations need five launches a frame forward and three backward, and pass their results through memory. A
+frame needs all units of the frame before it, so a launch cannot do more than one frame. But no trial and no row of a
+batch depends on another, so one launch serves all of a stack. Sums and gates are float32 for every dtype.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_COLUMNS = 32  # units to a program: with more of them, the sums of its rows would not fit into the registers
+_COLUMNS = 32  # units of a program; with more, the sums of its rows would not fit into the registers
 
 
 def forward(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Sequence[int]) -> Tensor:
-    """What `recurrent.forward_loop` does."""
+    """The same as `recurrent.forward_loop`."""
     states = gates.new_empty(*gates.shape[:2], h0.shape[-1])
     launch = _launcher(_forward, gates, h0.shape[-1])
     with torch.cuda.device_of(gates):
@@ -30,12 +30,12 @@ def forward(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Seq
 def backward(
     gates: Tensor, states: Tensor, h0: Tensor, w_hh: Tensor, d_states: Tensor, counts: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `recurrent.backward_loop` does."""
+    """The same as `recurrent.backward_loop`."""
     d_states = d_states.contiguous()
     befores, d_gates = torch.empty_like(states), torch.empty_like(gates)
     carried = torch.zeros_like(h0, dtype=torch.float32)
     launch = _launcher(_backward, gates, h0.shape[-1])
-    later = (0, 0)  # start and rows of the frame after it, whose gates are done
+    later = (0, 0)  # start and rows of the next frame in time, which is already done
     with torch.cuda.device_of(gates):
         for frame in reversed([*_frames(h0, states, counts)]):
             launch(frame.rows, gates, d_states, w_hh, carried, befores, d_gates, counts[0], *frame.place, *later)
@@ -45,10 +45,11 @@ def backward(
 
 
 class _Frame(NamedTuple):
-    """A frame's rows, and where they are: one frame before, and among their trial's slots."""
+    """The rows of a frame, and where their states are: one frame before, and in this frame."""
 
     rows: int
-    place: tuple[Tensor, int, int, int]  # the states before, their slots a trial and their start; the frame's own start
+    # The tensor with the states before, its slots a trial, where they start in it; where the frame itself starts.
+    place: tuple[Tensor, int, int, int]
 
 
 def _frames(h0: Tensor, states: Tensor, counts: Sequence[int]) -> Iterator[_Frame]:
@@ -59,9 +60,9 @@ def _frames(h0: Tensor, states: Tensor, counts: Sequence[int]) -> Iterator[_Fram
 
 
 def _launcher(kernel: Any, gates: Tensor, units: int) -> Callable[..., None]:
-    """A function that launches it on the rows of a frame, whose number comes first, and other arguments behind it."""
+    """A function that launches the kernel on one frame: the number of its rows comes first, then other arguments."""
     k, slots, _ = gates.shape
-    # Tensor cores multiply 64 rows in the time in which the weights arrive; without them, rows cost what they cost.
+    # Tensor cores multiply 64 rows while the weights arrive from memory. Without them, in float32, each row costs time.
     rows, depth = (16, 32) if gates.dtype == torch.float32 else (64, 64 if units % 64 == 0 else 32)
     precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
@@ -69,13 +70,15 @@ def _launcher(kernel: Any, gates: Tensor, units: int) -> Callable[..., None]:
         nonlocal kernel
         grid = (units // _COLUMNS, triton.cdiv(going_on, rows), k)
         compiled = kernel[grid](*arguments, slots, going_on, units, rows, _COLUMNS, depth, precision)
-        # To look up what was compiled takes Triton longer than a frame takes a GPU, and what was found can be launched.
+        # From the second frame on, launch the compiled kernel itself. Triton's lookup of it by argument types takes
+        # longer on the host than a frame takes on the GPU. All frames of a layer have the same types, and the numbers
+        # that differ are in `_NUMBERS`. The interpreter, which tests use, returns None.
         kernel = compiled or kernel
 
     return launch
 
 
-# What changes from frame to frame: Triton would otherwise compile anew for multiples of 16.
+# The arguments that change from frame to frame. By default Triton compiles again for 1 and for multiples of 16.
 _NUMBERS = ("first", "before_slots", "before_start", "start", "later_start", "later_rows", "slots", "going_on")
 
 
@@ -86,7 +89,7 @@ def _sigmoid(x):
 
 @triton.jit
 def _tanh(x):
-    near = x * (1 - x * x * (1 / 3 - x * x * (2 / 15)))  # where the quotient would lose digits
+    near = x * (1 - x * x * (1 / 3 - x * x * (2 / 15)))  # near 0 the quotient loses digits
     exp = tl.exp(-2 * tl.abs(x))
     far = (1 - exp) / (1 + exp)
     return tl.where(tl.abs(x) < 0.1, near, tl.where(x < 0, -far, far))
@@ -97,7 +100,7 @@ def _forward(
     gates, biases, states, weights, before, before_slots, before_start, start, slots, going_on,
     units: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """Some units of some rows of a frame: completes the gates, which hold the input's share, and makes the states."""
+    """Complete the gates, which hold the input's share, and compute the states: some units of some rows of a frame."""
     trial = tl.program_id(2).to(tl.int64)
     unit = tl.program_id(0) * columns + tl.arange(0, columns)
     row = tl.program_id(1) * rows + tl.arange(0, rows)
@@ -135,9 +138,9 @@ def _backward(
     later_start, later_rows, slots, going_on,
     units: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """Some units of some rows of a frame: the loss's derivatives by the gates, from those of the frame after it.
+    """The loss's derivatives by the gates, from those of the next frame: some units of some rows of a frame.
 
-    carried: (K, first, H), float32: what the states of a frame get from its update gate, and then from all its gates.
+    carried: (K, first, H), float32, is the derivative by a state that reaches it through the next frame's update gate.
     """
     trial = tl.program_id(2).to(tl.int64)
     unit = tl.program_id(0) * columns + tl.arange(0, columns)

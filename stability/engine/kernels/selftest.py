@@ -1,4 +1,6 @@
-"""Kernels are compiled for the GPU in hand. Each is tried there on a small case before a training is trusted to it."""
+"""The self-test of the Triton kernels. They are compiled for the GPU of this machine, and run on a small case there
+before a training depends on them.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -9,24 +11,36 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-_WITHIN, _WITHIN_IN_HALF = 2e-3, 3e-2  # of a result's largest entry; TF32, which a user may allow, is off by 5e-4
+# Largest error, as a share of a result's largest entry. TF32, which a user may allow, is off by 5e-4.
+_TOLERANCE, _TOLERANCE_IN_HALF = 2e-3, 3e-2
 _Kernel = TypeVar("_Kernel")
 
 
-def tried(kernel: Callable[[], _Kernel], otherwise: _Kernel, loss: str) -> _Kernel:
-    """What `kernel` returns once it has tried it. Should that raise, the other, and what is lost is said, and why."""
+def kernel_or_fallback(load_kernel: Callable[[], _Kernel], fallback: _Kernel, consequence: str) -> _Kernel:
+    """The kernel, if it can be loaded and passes its self-test, else the fallback.
+
+    Args:
+        load_kernel: imports the kernel, tests it with `check_results`, and returns it.
+        fallback: does the same with PyTorch's operations.
+        consequence: what is slower with the fallback, for the warning.
+    """
     try:
-        # Whatever the step or the validation that needs it first is in.
+        # The first caller may be in a validation without gradients, or under autocast; the test must not be.
         with torch.enable_grad(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            return kernel()
+            return load_kernel()
     except Exception as error:
-        log.warning("%s, as Triton's kernels do not work here: %s: %s", loss, type(error).__name__, error)
-        return otherwise
+        log.warning("%s, because Triton's kernels do not work here: %s: %s", consequence, type(error).__name__, error)
+        return fallback
 
 
-def compare(results: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
-    """Raises ArithmeticError where results are not what PyTorch's operations give in float64."""
+def check_results(results: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
+    """Compare the results of a kernel with those of PyTorch's operations in float64.
+
+    Raises:
+        ArithmeticError: a result is too far off, or NaN.
+    """
     for own, other in zip(results, exact, strict=True):
         error = float((own.double() - other).abs().max() / other.abs().max())
-        if not error <= (_WITHIN if own.dtype == torch.float32 else _WITHIN_IN_HALF):
+        # Written so that NaN fails, too.
+        if not error <= (_TOLERANCE if own.dtype == torch.float32 else _TOLERANCE_IN_HALF):
             raise ArithmeticError(f"a result is off by {error:.2g} of its size")
