@@ -15,15 +15,18 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from stability.analysis.claims import Claim, rule
-from stability.analysis.effects import RESPONSES, Cell, Response, differences, interaction, interval, match, sign_flip
+from stability.analysis.claims import Claim
+from stability.analysis.effects import RESPONSES, Response, differences, interval
+from stability.analysis.inference import sign_flip
+from stability.analysis.matching import Cell, interaction_cells, match
+from stability.analysis.rulings import rule
 from stability.analysis.trials import Trial, Trials
 
 SEEDS = (3, 5, 10)
 BUDGET = 500
 CONTRASTS: dict[str, tuple[list[Cell], Sequence[float]]] = {
     "a": ([{"a": 1}, {"a": 0}], (1, -1)),
-    "a x b": interaction("a", (0, 1), "b", (0, 1)),
+    "a x b": interaction_cells("a", (0, 1), "b", (0, 1)),
 }
 
 

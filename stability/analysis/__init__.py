@@ -1,1 +1,1 @@
-"""What finished trials say: effects, claims, boundaries."""
+"""What the finished trials of a study say: effects, rulings on claims, boundaries."""

@@ -1,13 +1,16 @@
-"""The largest learning rate at which training is healthy, and its uncertainty, from a search's trials or a grid's.
+"""The largest learning rate at which training is healthy, with its uncertainty, from the trials of a search or a grid.
 
-A seed's boundary lies in a bracket: between the largest healthy rate below the smallest rate that is too high, and
-that rate. Too high is a rate whose trial exploded, was not finite or collapsed to a few phonemes. One that has learned
-nothing yet (undecided, blank collapse) may be too low as well, and counts as too high only above a healthy rate.
+A rate is too high if its trial exploded, became non-finite or collapsed to a few phonemes. A trial that has learned
+nothing yet (undecided, blank collapse) may have too low a rate as well as too high a one. Its rate counts as too high
+only if it is above a healthy rate.
+
+The boundary of one seed lies in a bracket. The upper end is the smallest rate that is too high. The lower end is the
+largest healthy rate below it.
 
 Over seeds, `lr` is the geometric mean of the brackets' geometric middles. Its interval is Student's t on their
-logarithms, with a variance that is the sum of the seeds' own and of what the brackets hide: the boundary is equally
-likely anywhere in a bracket of logarithmic width w, which has the variance w² / 12. It is never narrower than the mean
-bracket: all seeds of a search can end in the same one, and then only the bracket tells how far off it may be.
+logarithms. The variance is the sum of two: the variance between the seeds, and the variance within a bracket. The
+boundary is equally likely anywhere in a bracket of logarithmic width w, so this second variance is w² / 12. The
+interval is never narrower than the mean bracket: all seeds can end in one bracket, and then only its width is known.
 """
 
 import math
@@ -17,7 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stability.analysis.trials import Level, Trials, ordered
+from stability.analysis.levels import Level, ordered
+from stability.analysis.trials import Trials
 from stability.config.names import short_name
 
 LR = "schedule.lr_max"
@@ -29,10 +33,13 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Bracket:
-    """Where a seed's boundary lies: healthy at the rate `low`, and the smallest that is too high is `high`.
+    """The bracket of one seed's boundary.
 
-    `low` is 0 if no rate below `high` was healthy, `high` inf if none was too high. `again` are healthy rates above
-    `high`: the boundary is not the only one.
+    Attributes:
+        seed: The seed.
+        low: The largest healthy rate below `high`; 0 if there is none.
+        high: The smallest rate that is too high; inf if there is none.
+        again: The healthy rates above `high`: there is more than one boundary.
     """
 
     seed: int
@@ -43,11 +50,15 @@ class Bracket:
 
 @dataclass(frozen=True)
 class Boundary:
-    """The largest healthy learning rate in one cell of the other factors, {dotted name: level} of those that vary.
+    """The largest healthy learning rate in one cell of the other factors.
 
-    `lr` is the mean over seeds and `low` to `high` its interval at 95 %. If a seed's bracket is open, no rate being
-    healthy or none too high, `lr` is NaN. Then, and with one seed, `low` and `high` are the outermost ends of the
-    brackets, 0 and inf where open, and no interval.
+    Attributes:
+        cell: {dotted name: level} of the other factors that vary.
+        lr: The mean over the seeds; NaN if the bracket of a seed is open at one end.
+        low: The lower end of the 95 % interval. With one seed or an open bracket there is no interval; then this is
+            the lowest end of the brackets, 0 if open.
+        high: The upper end of the interval, or the highest end of the brackets, inf if open.
+        brackets: The brackets of the seeds.
     """
 
     cell: dict[str, Level]
@@ -63,24 +74,24 @@ class Boundary:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the numbers do not say."""
+        """What a reader has to know besides the numbers."""
         counts = {
             "healthy up to the largest rate tried": sum(b.high == math.inf and b.low > 0 for b in self.brackets),
             "no healthy rate": sum(b.low == 0 for b in self.brackets),
-            "healthy again above": sum(bool(b.again) for b in self.brackets),
+            "healthy again above the boundary": sum(bool(b.again) for b in self.brackets),
         }
-        one = ("one seed, no interval",) if self.seeds == 1 else ()
+        one = ("one seed: no interval",) if self.seeds == 1 else ()
         return (*(f"{what} in {n} of {self.seeds} seeds" for what, n in counts.items() if n), *one)
 
 
 def boundaries(trials: Trials) -> list[Boundary]:
-    """The boundary in every cell in which more than one learning rate was tried, in the order of the cells' levels."""
+    """Find the boundary in every cell with more than one learning rate, in the order of the cells' levels."""
     lr = [trial.factors.get(LR) for trial in trials.trials]
-    # The day layers' rate follows the others', and is no factor of its own then.
+    # The learning rate of the day layers is no factor of its own where it equals the other.
     names = [name for name in trials.factors if [trial.factors.get(name) for trial in trials.trials] != lr]
     cells: dict[tuple[Level, ...], dict[int, dict[float, str]]] = defaultdict(lambda: defaultdict(dict))
     for trial in trials.trials:
-        if trial.outcome != "bad_data":  # not the rate's fault
+        if trial.outcome != "bad_data":  # no learning rate causes that
             cells[tuple(trial.factors.get(n) for n in names)][trial.seed][trial.factors[LR]] = trial.outcome
     places = [{level: place for place, level in enumerate(ordered(trials.factors[name]))} for name in names]
     found = []
@@ -93,7 +104,7 @@ def boundaries(trials: Trials) -> list[Boundary]:
 
 
 def too_high(outcomes: Mapping[float, str]) -> float:
-    """The smallest learning rate that is too high, of {rate: outcome}; inf if none is."""
+    """The smallest learning rate that is too high, of {rate: outcome}; inf if there is none."""
     healthy = min((rate for rate, outcome in outcomes.items() if outcome in HEALTHY), default=math.inf)
     return min(
         (r for r, outcome in outcomes.items() if outcome in _TOO_HIGH or (outcome not in HEALTHY and r > healthy)),
@@ -102,7 +113,7 @@ def too_high(outcomes: Mapping[float, str]) -> float:
 
 
 def as_rows(found: Sequence[Boundary]) -> list[dict[str, str]]:
-    """Boundaries as people read them: a row each, the factors under their short names."""
+    """Format boundaries as the rows of a table, with the factors under their short names."""
     return [
         {
             **{short_name(name): str(level) for name, level in boundary.cell.items()},

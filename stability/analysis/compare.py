@@ -1,14 +1,16 @@
-"""Critical differences: all in which two trials differ, each with what it does where the study knows it."""
+"""Critical differences: everything in which two trials differ, with its effect if the study has measured it."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from stability.analysis.effects import Effect, Response, cells_of, difference_between, main_factors
-from stability.analysis.trials import Level, Trial, Trials
+from stability.analysis.effects import Effect, Response, difference_between
+from stability.analysis.levels import Level
+from stability.analysis.matching import cells_of, main_factors
+from stability.analysis.trials import Trial, Trials
 from stability.config.names import short_name
 from stability.core.errors import StabilityError
 
-_MOST_CELLS = 200  # among which a failed trial's nearest healthy one is looked for
+_MOST_CELLS = 200  # whose trials are compared to find the closest pair
 _NOT_ALONE = "not varied alone in this study"
 
 
@@ -16,7 +18,12 @@ _NOT_ALONE = "not varied alone in this study"
 class Difference:
     """A value of the configuration in which two trials differ.
 
-    `effects` are those of changing it from `first` to `second`, by response; without any, `note` says why.
+    Attributes:
+        name: Its dotted name.
+        first: Its value in the first trial.
+        second: Its value in the second trial.
+        effects: By response, the effect of changing it from `first` to `second`; empty if not measured.
+        note: Why there are no effects.
     """
 
     name: str
@@ -27,21 +34,21 @@ class Difference:
 
 
 def compare(trials: Trials, first: Trial, second: Trial) -> list[Difference]:
-    """All that differs between two of the trials, what changes health the most before the rest."""
+    """Find everything in which two trials differ, sorted by its effect on health: the largest first."""
     found = []
     if first.seed != second.seed:
         found.append(Difference("seed", first.seed, second.seed, {}, "chance"))
     main = main_factors(trials)
-    owner: dict[str, str] = {}  # of what changes along
+    changed_with: dict[str, str] = {}
     names = [n for n in first.factors | second.factors if first.factors.get(n) != second.factors.get(n)]
     for name in sorted(names, key=lambda name: name not in main):
         levels = first.factors.get(name), second.factors.get(name)
-        if name in owner:
-            found.append(Difference(name, *levels, {}, f"changes along with {short_name(owner[name])}"))
+        if name in changed_with:
+            found.append(Difference(name, *levels, {}, f"changes together with {short_name(changed_with[name])}"))
             continue
         effects = difference_between(trials, name, *levels)
         if effects[0].matches:
-            owner |= dict.fromkeys(effects[0].tied, name)
+            changed_with |= dict.fromkeys(effects[0].tied, name)
             found.append(Difference(name, *levels, {effect.response: effect for effect in effects}))
         else:
             found.append(Difference(name, *levels, {}, _NOT_ALONE))
@@ -49,7 +56,11 @@ def compare(trials: Trials, first: Trial, second: Trial) -> list[Difference]:
 
 
 def find_trial(trials: Trials, wanted: str) -> Trial:
-    """The trial of that name, of which the beginning will do if no other begins so, or in that folder."""
+    """Find a trial by its name, the beginning of its name, or its folder.
+
+    Raises:
+        StabilityError: There is no such trial, it is not finished, or there are several.
+    """
     path = Path(wanted).resolve()
     exact = [trial for trial in trials.trials if trial.folder == path or trial.name == wanted]
     found = exact or [trial for trial in trials.trials if trial.name.startswith(wanted)]
@@ -58,7 +69,7 @@ def find_trial(trials: Trials, wanted: str) -> Trial:
     if found:
         names = ", ".join(str(trial.folder if exact else trial.name) for trial in found[:4])
         raise StabilityError(
-            f"{len(found)} trials are meant by {wanted}: {names} … Give more of one's name, or its path."
+            f"{len(found)} trials match {wanted}: {names} … Give more of the name, or the path of the folder."
         )
     reasons = [reason for folder, reason in trials.left_out if folder == path or folder.name.startswith(wanted)]
     if reasons:
@@ -69,7 +80,11 @@ def find_trial(trials: Trials, wanted: str) -> Trial:
 
 
 def closest_pair(trials: Trials) -> tuple[Trial, Trial] | None:
-    """A failed trial and a healthy one, in as few factors apart as can be and of the same seed if so; None without."""
+    """Find the failed and the healthy trial that differ in the fewest factors; of several such, those of one seed.
+
+    Returns:
+        The failed trial and the healthy one; None if the study has no failed or no healthy trial.
+    """
     factors = main_factors(trials)
     failed, healthy = [], []
     for own in cells_of(trials).values():

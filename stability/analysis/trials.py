@@ -1,8 +1,11 @@
-"""Trials as a study sees them: their factors, and the responses that factors have an effect on."""
+"""Read the finished trials of a study: their factors and their responses.
+
+Reading a trial's tables takes 2 ms for 500 steps. The responses are therefore kept in the trial's `summary.json`, which
+is read ten times as fast, and made again for another verdict or by another version of the program.
+"""
 
 import dataclasses
 import json
-import math
 import re
 import typing
 from collections.abc import Iterable
@@ -15,38 +18,41 @@ from typing import Any, get_args
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
+from stability.analysis.levels import Level, ordered
+from stability.analysis.responses import SIGNALS_USED, late_median, norm_spike, plateau_steps
 from stability.config.names import CHANGES_NO_RESULT, flatten_dict
 from stability.config.schema import Config, Synthetic
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, ERROR, REPORT, VERDICT
 from stability.diagnosis.finding import Outcome
-from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, Table, read_table
+from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, read_table
 
-Level = Any  # a configuration's value: a number, a string, True, False, None, or a tuple of them
-
-_SUMMARY = "summary.json"  # a trial's responses, beside its tables: these take 2 ms for 500 steps, and it a tenth
-_FORMAT = 3  # of the summary; another number makes it anew
-# Nats of frame information below which a decoder says the same of every frame: the plateau that all begin on. In the
-# diagnosis' trials it is passed as the blank share falls below 0.95, which on other data that need not ever reach.
-_SAME = 0.1
-_SIGNALS = ("applied_norm", "frame_information", "distinct_phonemes", "grad_norm", "loss", "loss_scale")
-_FIRST = 10  # steps whose gradient norms are the start's, and no spike
-# What is neither the subject of a study nor able to change a result.
-_NO_FACTORS = CHANGES_NO_RESULT | {"seed", "device"}
+_SUMMARY = "summary.json"
+_FORMAT = 3  # of the summary; a file of another format is written again
+_NO_FACTORS = CHANGES_NO_RESULT | {"seed", "device"}  # no subject of a study, or without influence on a result
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial that has its verdict.
+    """A finished trial.
 
-    `factors` is {dotted name: value} of its configuration, without the seed and what changes no result. The responses:
-    `healthy`, the outcome is stable or slow. `steps`, the number of steps until frames are told apart for good, which
-    is 0.1 nats of frame information; if `censored`, the plateau was not left in so many: the trial ended on it,
-    diverged or was stopped. `per`, the last validation's error rate, 1 where there is none. `norm_spike`, the natural
-    logarithm of the largest gradient norm after the first 10 steps over the median before it; inf if one was not
-    finite. Beside them, `largest_norm` is that norm, and `phonemes` and `loss` are medians of distinct phonemes and
-    training loss over the last tenth, NaN
-    where not recorded. `folder` holds its files.
+    Attributes:
+        name: The name of its folder.
+        factors: {dotted name: value} of its configuration, without the seed and what changes no result.
+        seed: Its seed.
+        outcome: The outcome of its verdict.
+        cause: The cause of its verdict, if one was found.
+        healthy: Response. Whether the outcome is stable or slow.
+        steps: Response. The number of steps on the plateau: until the frame information stays above 0.1 nats.
+        censored: Whether the trial ended, diverged or was stopped before it left the plateau for good. Then `steps` is
+            the number of steps that it made.
+        per: Response. The error rate of the last validation; 1 without a validation.
+        norm_spike: Response. The natural logarithm of the largest gradient norm after the first 10 steps over the
+            median of the norms before it; inf if a norm was not finite.
+        largest_norm: The largest gradient norm after the first 10 steps.
+        phonemes: The median number of distinct phonemes over the last tenth of the steps; NaN if not recorded.
+        loss: The median training loss over the last tenth of the steps; NaN if not recorded.
+        folder: Where its files are.
     """
 
     name: str
@@ -67,24 +73,30 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trials:
-    """Trials, and the folders that hold none, each with the reason."""
+    """The finished trials of a study, and the folders without one, each with the reason."""
 
     trials: tuple[Trial, ...]
     left_out: tuple[tuple[Path, str], ...] = ()
 
     @property
     def factors(self) -> dict[str, tuple[Level, ...]]:
-        """{dotted name: its levels in order} of what takes more than one value among the trials."""
+        """{dotted name: levels in order} of every factor with more than one level among the trials."""
         names = dict.fromkeys(name for trial in self.trials for name in trial.factors)
         levels = {name: ordered({trial.factors.get(name) for trial in self.trials}) for name in names}
         return {name: values for name, values in levels.items() if len(values) > 1}
 
 
 def read_trials(folders: Iterable[Path]) -> Trials:
-    """Read the trials in `folders`, each the folder of a study or of one trial.
+    """Read the finished trials in some folders.
 
-    A folder without a whole trial of this version is left out with its reason, as is the second of two trials that are
-    the same. A folder that is not there, or has no folder in it, raises `StabilityError`.
+    A folder without a finished trial of this version of the program is left out, with the reason. If two trials have
+    the same configuration and seed, the second is left out.
+
+    Args:
+        folders: Each the folder of a study or of one trial.
+
+    Raises:
+        StabilityError: A folder does not exist, or has no folder in it.
     """
     found: dict[tuple[Any, ...], Trial] = {}
     left_out = []
@@ -99,46 +111,20 @@ def read_trials(folders: Iterable[Path]) -> Trials:
             continue
         same = found.setdefault((trial.seed, *sorted((k, repr(v)) for k, v in trial.factors.items())), trial)
         if same is not trial:
-            left_out.append((folder, f"the same trial as {same.name}, which counts once"))
+            left_out.append((folder, f"the same trial as {same.name}, which is counted once"))
     return Trials(tuple(found.values()), tuple(left_out))
 
 
 def read_verdict(trial: Trial) -> dict[str, Any]:
-    """A trial's verdict as its file has it; empty if that is gone by now, as when the trial is trained anew."""
+    """Read a trial's verdict again; empty if its file is gone, as when the trial is being trained again."""
     with suppress(OSError, ValueError):
         verdict: dict[str, Any] = json.loads((trial.folder / VERDICT).read_bytes())
         return verdict
     return {}
 
 
-def ordered(levels: Iterable[Level]) -> tuple[Level, ...]:
-    """The different levels, numbers by size before the others by name."""
-
-    def key(level: Level) -> tuple[bool, float, str]:
-        number = is_number(level)
-        return not number, level if number else 0.0, repr(level)
-
-    return tuple(sorted(set(levels), key=key))
-
-
-def is_number(level: Level) -> bool:
-    """Whether the level is a number, which True is not."""
-    return isinstance(level, int | float) and not isinstance(level, bool)
-
-
-def level_text(level: Level) -> str:
-    """A level as it is typed on the command line: 1e-8, true, null, [a,b]."""
-    if isinstance(level, float):
-        text = f"{level:.6g}"
-        mantissa, e, exponent = text.partition("e")
-        return f"{mantissa}e{int(exponent)}" if e else text
-    if isinstance(level, tuple):
-        return f"[{','.join(map(level_text, level))}]"
-    return level if isinstance(level, str) else json.dumps(level)
-
-
 class _NoTrial(Exception):
-    """Why a folder has no trial that counts."""
+    """The reason for which a folder has no finished trial."""
 
 
 def _trial_folders(folder: Path) -> list[Path]:
@@ -153,7 +139,7 @@ def _trial_folders(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> Trial:
-    """The trial in `folder`, from its summary if that is of this verdict, else from its tables."""
+    """Read the trial from its summary if that belongs to its verdict, and from its tables if not."""
     try:
         written = (folder / VERDICT).stat().st_mtime_ns
     except OSError:
@@ -162,55 +148,44 @@ def _read(folder: Path) -> Trial:
         summary = json.loads((folder / _SUMMARY).read_bytes())
         if summary["made of"] == [_FORMAT, written]:
             values = summary["trial"]
-            factors = _with_tuples(_current(values["factors"]))
+            factors = _with_tuples(_with_this_versions_factors(values["factors"]))
             return Trial(**values | {"name": folder.name, "factors": factors, "folder": folder})
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # none, half a one, or another program's
-    trial = _computed(folder)
+        pass  # no summary, half of one, or another program's
+    trial = _read_tables(folder)
     values = {name: value for name, value in vars(trial).items() if name != "folder"}
     summary = {"made of": [_FORMAT, written], "trial": values}
-    with suppress(OSError):  # in a folder that cannot be written to, reading takes longer
-        (folder / _SUMMARY).write_text(json.dumps(summary))  # half a one is no harm: it is made anew
+    with suppress(OSError):  # a folder may be read-only: reading it is slower, but works
+        (folder / _SUMMARY).write_text(json.dumps(summary))  # not atomic: half a summary is found out and replaced
     return trial
 
 
 def _why_no_verdict(folder: Path) -> str:
     if not (folder / CONFIG).exists():
-        return "no trial was begun in it"
+        return "no trial was started in it"
     with suppress(OSError, UnicodeDecodeError, IndexError):
         return f"it crashed: {(folder / ERROR).read_text().strip().splitlines()[-1]}"
     return "no verdict: it crashed, was stopped or is being trained"
 
 
-def _computed(folder: Path) -> Trial:
-    try:
-        config: dict[str, Any] = {}
-        for group in re.split(r"\n(?=\w)", (folder / CONFIG).read_text()):
-            config |= _parsed(group)
-        verdict = json.loads((folder / VERDICT).read_bytes())
-        outcome, cause = verdict["outcome"], verdict["cause"]
-    except FileNotFoundError:
-        raise _NoTrial(f"no {CONFIG}") from None
-    except (yaml.YAMLError, ValueError, KeyError, TypeError):
-        raise _NoTrial(f"{CONFIG} or {VERDICT} is only half written, or another program's") from None
-    if outcome not in get_args(Outcome):
-        raise _NoTrial(f"another version of the program ruled on it ({outcome})")
+def _read_tables(folder: Path) -> Trial:
+    config, outcome, cause = _read_config_and_verdict(folder)
     values = flatten_dict(config)
-    factors = _current({k: v for k, v in values.items() if k.split(".")[0] not in _NO_FACTORS})
+    factors = _with_this_versions_factors({k: v for k, v in values.items() if k.split(".")[0] not in _NO_FACTORS})
     seed, budget = values.get("seed"), values.get("steps")
     if not isinstance(seed, int) or not isinstance(budget, int):
         raise _NoTrial(f"{CONFIG} has no seed or no steps: another version of the program wrote it")
-    signals = read_table(folder / SIGNALS_FILE, only=_SIGNALS)
+    signals = read_table(folder / SIGNALS_FILE, only=SIGNALS_USED)
     validation = read_table(folder / VALIDATION_FILE, only=("per",))
     if missing := [name for name in ("frame_information", "grad_norm", "loss") if name not in signals.names]:
         raise _NoTrial(f"no {', '.join(missing)} in {SIGNALS_FILE}")
     if not len(signals.steps):
         raise _NoTrial(f"no step in {SIGNALS_FILE}")
     ended = int(signals.steps[-1]) + 1
-    steps, left = _plateau(signals)
+    steps, left = plateau_steps(signals)
     censored = not left or ended < budget or outcome in ("exploded", "non_finite", "bad_data")
     rates = validation["per"] if "per" in validation.names else np.zeros(0)
-    norm_spike, largest = _norm_spike(signals)
+    spike, largest = norm_spike(signals)
     return Trial(
         name=folder.name,
         factors=_with_tuples(factors),
@@ -221,70 +196,49 @@ def _computed(folder: Path) -> Trial:
         steps=ended if censored else steps,
         censored=censored,
         per=float(rates[-1]) if len(rates) and np.isfinite(rates[-1]) else 1.0,
-        norm_spike=norm_spike,
+        norm_spike=spike,
         largest_norm=largest,
-        phonemes=_late_median(signals, "distinct_phonemes"),
-        loss=_late_median(signals, "loss"),
+        phonemes=late_median(signals, "distinct_phonemes"),
+        loss=late_median(signals, "loss"),
         folder=folder,
     )
 
 
+def _read_config_and_verdict(folder: Path) -> tuple[dict[str, Any], str, str | None]:
+    """The configuration, and the verdict's outcome and cause."""
+    try:
+        config: dict[str, Any] = {}
+        for group in re.split(r"\n(?=\w)", (folder / CONFIG).read_text()):
+            config |= _parsed(group)
+        verdict = json.loads((folder / VERDICT).read_bytes())
+        outcome, cause = verdict["outcome"], verdict["cause"]
+    except FileNotFoundError:
+        raise _NoTrial(f"no {CONFIG}") from None
+    except (yaml.YAMLError, ValueError, KeyError, TypeError):
+        raise _NoTrial(f"{CONFIG} or {VERDICT} is half written, or another program wrote it") from None
+    if outcome not in get_args(Outcome):
+        raise _NoTrial(f"its outcome {outcome} is from another version of the program")
+    return config, outcome, cause
+
+
 @lru_cache(maxsize=1024)
 def _parsed(group: str) -> Any:
-    """A top-level group of a configuration, most of which a study's trials share."""
+    """Parse a top-level group of a configuration. The trials of a study share most groups: hence the cache."""
     return yaml.load(group, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
-def _plateau(signals: Table) -> tuple[int, bool]:
-    """The number of steps to that from which on the frame information stays above the plateau's; whether it does."""
-    measured = np.isfinite(signals["frame_information"])
-    steps, information = signals.steps[measured], signals["frame_information"][measured]
-    (on,) = np.nonzero(information < _SAME)
-    if not len(on):
-        return 1, len(steps) > 0
-    around = slice(on[-1], on[-1] + 2)
-    if len(steps[around]) < 2:
-        return 0, False
-    return math.ceil(np.interp(_SAME, information[around], steps[around])) + 1, True  # it is measured now and then
-
-
-def _norm_spike(signals: Table) -> tuple[float, float]:
-    """The logarithm of the largest late gradient norm over the median of those before it, and that norm."""
-    counts = signals.measured[:, signals.names.index("grad_norm")].copy()
-    if {"applied_norm", "loss_scale"} <= {*signals.names}:
-        counts &= (signals["applied_norm"] != 0) | (signals["loss_scale"] == 1)  # fp16 skips an overflow by design
-    norms = signals["grad_norm"][counts].astype(np.float64)
-    if not np.isfinite(norms).all():
-        return np.inf, np.inf
-    first = min(_FIRST, len(norms) // 2)
-    if not first:
-        return 0.0, float(norms.max(initial=0.0))
-    at = first + int(norms[first:].argmax())
-    tiny = np.finfo(np.float32).tiny  # a gradient can be exactly 0
-    return float(np.log(max(norms[at], tiny) / max(np.median(norms[:at]), tiny))), float(norms[at])
-
-
-def _late_median(signals: Table, name: str) -> float:
-    """The median of the last tenth; inf if it was measured and is no number, NaN if it was not recorded."""
-    if name not in signals.names:
-        return float("nan")
-    late = signals[name][-max(1, len(signals.steps) // 10) :]
-    late = late[~np.isnan(late)]
-    return float(np.median(late)) if len(late) else float("inf")
-
-
 def _with_tuples(factors: dict[str, Any]) -> dict[str, Level]:
-    """Levels have to be hashable."""
+    """Turn lists into tuples: levels have to be hashable."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in factors.items()}
 
 
-def _current(factors: dict[str, Any]) -> dict[str, Any]:
-    """The factors, if they are those that this version's configuration has."""
-    if any(name.startswith("data.synthetic.") for name in factors):  # a later setting was at its default before
+def _with_this_versions_factors(factors: dict[str, Any]) -> dict[str, Any]:
+    """Add the defaults of later settings of the synthetic data; raise if other factors are missing or unknown."""
+    if any(name.startswith("data.synthetic.") for name in factors):
         later = {f"data.synthetic.{f.name}": f.default for f in fields(Synthetic) if f.default is not MISSING}
         factors = later | factors
-    known = _schema()
-    names = {name for name in factors if not name.startswith("data.synthetic")}  # not there where data are real
+    known = _factors_of_config()
+    names = {name for name in factors if not name.startswith("data.synthetic")}  # absent where the data are real
     if names != known:
         differ = [f"no {name}" for name in sorted(known - names)]
         differ += [f"{name} unknown" for name in sorted(names - known)]
@@ -293,8 +247,8 @@ def _current(factors: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _schema() -> frozenset[str]:
-    """The dotted names of a configuration's factors, but those of the made-up data set."""
+def _factors_of_config() -> frozenset[str]:
+    """The dotted names of a configuration's factors, without those of the synthetic data."""
 
     def walk(prefix: str, kind: Any) -> list[str]:
         if not dataclasses.is_dataclass(kind):

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from stability.analysis.claims import Ruling
-from stability.analysis.effects import cells_of, main_factors
-from stability.analysis.trials import Level, Trial, Trials, level_text
+from stability.analysis.levels import Level, level_text
+from stability.analysis.matching import cells_of, main_factors
+from stability.analysis.rulings import Ruling
+from stability.analysis.trials import Trial, Trials
 from stability.config.names import short_name
 from stability.core.files import CONFIG, ERROR, VERDICT
 from stability.core.text import listed

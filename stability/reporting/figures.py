@@ -19,8 +19,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from matplotlib.transforms import ScaledTranslation
 
 from stability.analysis.boundary import Boundary
-from stability.analysis.effects import RATIOS, RESPONSES, Effect, cells_of, main_factors
-from stability.analysis.trials import Level, Trial, Trials, is_number, level_text, ordered, read_verdict
+from stability.analysis.effects import RATIOS, RESPONSES, Effect
+from stability.analysis.levels import Level, is_number, level_text, ordered
+from stability.analysis.matching import cells_of, main_factors
+from stability.analysis.trials import Trial, Trials, read_verdict
 from stability.config.names import short_name
 from stability.core import palette
 from stability.core.files import write_atomically

@@ -18,10 +18,13 @@ from jinja2 import StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from stability.analysis.boundary import boundaries
-from stability.analysis.claims import Ruling, read_claims, rule
+from stability.analysis.claims import read_claims
 from stability.analysis.compare import Difference, closest_pair, compare, find_trial
-from stability.analysis.effects import RESPONSES, Effect, effects, main_factors
-from stability.analysis.trials import Level, Trial, Trials, is_number, level_text, ordered, read_trials, read_verdict
+from stability.analysis.effects import RESPONSES, Effect, effects
+from stability.analysis.levels import Level, is_number, level_text, ordered
+from stability.analysis.matching import main_factors
+from stability.analysis.rulings import Ruling, rule
+from stability.analysis.trials import Trial, Trials, read_trials, read_verdict
 from stability.config.names import short_name
 from stability.core.checkout import git_commit
 from stability.core.errors import StabilityError

@@ -8,19 +8,11 @@ from itertools import product
 import numpy as np
 
 from stability.analysis.boundary import Boundary
-from stability.analysis.claims import Ruling
-from stability.analysis.effects import (
-    MOST_LEVELS,
-    RESPONSES,
-    Cell,
-    Effect,
-    Response,
-    difference_between,
-    interaction,
-    main_factors,
-    match,
-)
-from stability.analysis.trials import Level, Trial, Trials, level_text
+from stability.analysis.effects import MOST_LEVELS, RESPONSES, Effect, Response, difference_between
+from stability.analysis.levels import Level, level_text
+from stability.analysis.matching import Cell, interaction_cells, main_factors, match
+from stability.analysis.rulings import Ruling
+from stability.analysis.trials import Trial, Trials
 from stability.config.names import short_name
 from stability.core.text import counted, listed
 from stability.reporting.wording import (
@@ -216,7 +208,7 @@ def _pair(trials: Trials, effect: Effect) -> str:
 
 def _cells(pair: Effect) -> list[Cell]:
     (a, b), (a_levels, b_levels) = pair.factors, pair.levels
-    return interaction(a, a_levels, b, b_levels)[0]
+    return interaction_cells(a, a_levels, b, b_levels)[0]
 
 
 def _means(trials: Trials, cells: Sequence[Cell], response: Response) -> list[float]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from stability.analysis.effects import RATIOS, Effect
-from stability.analysis.trials import Level, Trial, level_text
+from stability.analysis.levels import Level, level_text
+from stability.analysis.trials import Trial
 from stability.config.names import short_name
 from stability.core import palette
 from stability.core.text import listed

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from stability.analysis.trials import level_text
+from stability.analysis.levels import level_text
 from stability.config.names import short_name
 from stability.config.schema import Config
 from stability.core.files import LAST, VERDICT

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from stability.analysis.trials import level_text
+from stability.analysis.levels import level_text
 from stability.config.names import CHANGES_NO_RESULT, SHORT_NAMES, flatten, short_name, trial_name
 from stability.core.errors import StabilityError
 from stability.sweeps.hydra_internals import BasicSweeper

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from stability.analysis.trials import level_text, ordered, read_trials
+from stability.analysis.levels import level_text, ordered
+from stability.analysis.trials import read_trials
 from stability.config.names import short_name
 from stability.core.files import CONFIG, ERROR, VERDICT
 from stability.core.text import duration

@@ -10,18 +10,17 @@ from scipy import stats
 from stability.analysis.boundary import Boundary, as_rows, boundaries
 from stability.analysis.trials import Trial, Trials
 from stability.sweeps.bisection import next_rate
+from tests.support.trials import trial
 
 SEARCH: dict[str, float] = {"start": 0.01, "lowest": 1e-4, "highest": 10, "tolerance": 1.35}
 
 
-def trial(lr: float, outcome: str, seed: int = 0, **factors: Any) -> Trial:
+def tried(lr: float, outcome: str, seed: int = 0, **factors: Any) -> Trial:
+    """A trial at a learning rate; that of the day layers is the same if not given."""
     day = factors.pop("lr_max_day", lr)
-    named = {name.replace("__", "."): level for name, level in factors.items()}
-    return Trial(
-        name=f"{lr}-{seed}", factors={"schedule.lr_max": lr, "schedule.lr_max_day": day, **named}, seed=seed,
-        outcome=outcome, cause=None, healthy=outcome in ("stable", "slow"), steps=1, censored=False, per=1.0,
-        norm_spike=0.0, largest_norm=1.0, phonemes=1.0, loss=1.0,
-    )  # fmt: skip
+    healthy = outcome in ("stable", "slow")
+    rates = {"schedule__lr_max": lr, "schedule__lr_max_day": day}
+    return trial(seed, outcome=outcome, healthy=healthy, **rates, **factors)
 
 
 def found(*trials: Trial) -> list[Boundary]:
@@ -32,7 +31,7 @@ def one(outcomes: str, seed: int = 0) -> list[Trial]:
     """A seed's trials at the rates 1, 2, 4 …, an outcome a letter."""
     words = {"s": "stable", "l": "slow", "u": "undecided", "b": "blank_collapse", "m": "mode_collapse"}
     words |= {"e": "exploded", "n": "non_finite", "d": "bad_data"}
-    return [trial(2.0**i, words[letter], seed) for i, letter in enumerate(outcomes)]
+    return [tried(2.0**i, words[letter], seed) for i, letter in enumerate(outcomes)]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +49,7 @@ def one(outcomes: str, seed: int = 0) -> list[Trial]:
         ("usdse", 8, 16, ()),  # bad data are not the rate's fault
     ],
 )
-def test_the_bracket_of_a_seed(outcomes: str, low: float, high: float, again: tuple[float, ...]) -> None:
+def test_a_seeds_boundary_lies_in_its_bracket(outcomes: str, low: float, high: float, again: tuple[float, ...]) -> None:
     (boundary,) = found(*one(outcomes))
     (bracket,) = boundary.brackets
     assert (bracket.low, bracket.high, bracket.again) == (low, high, again)
@@ -58,7 +57,7 @@ def test_the_bracket_of_a_seed(outcomes: str, low: float, high: float, again: tu
     assert boundary.lr == pytest.approx(math.sqrt(low * high)) or (math.isnan(boundary.lr) and (not low or high > 99))
 
 
-def test_the_interval_over_seeds() -> None:
+def test_the_interval_over_seeds_is_students_t_of_the_brackets_middles() -> None:
     (boundary,) = found(*one("sseee", 0), *one("sssse", 1), *one("seeee", 2))
     middles = np.log([math.sqrt(2 * 4), math.sqrt(8 * 16), math.sqrt(1 * 2)])
     assert boundary.lr == pytest.approx(stats.gmean(np.exp(middles)))
@@ -80,7 +79,7 @@ def test_open_brackets_have_no_mean() -> None:
     assert (boundary.low, boundary.high) == (1, math.inf)
     assert boundary.notes == (
         "healthy up to the largest rate tried in 1 of 3 seeds",
-        "healthy again above in 1 of 3 seeds",
+        "healthy again above the boundary in 1 of 3 seeds",
     )
     (boundary,) = found(*one("eee", 0), *one("sse", 1))
     assert math.isnan(boundary.lr)
@@ -88,33 +87,33 @@ def test_open_brackets_have_no_mean() -> None:
     assert boundary.notes == ("no healthy rate in 1 of 2 seeds",)
 
 
-def test_cells_of_the_other_factors() -> None:
+def test_every_cell_of_the_other_factors_has_its_boundary() -> None:
     trials = [
-        trial(lr, "stable" if lr < limit else "exploded", seed, optimizer__epsilon=epsilon, aug__max_cut=3)
+        tried(lr, "stable" if lr < limit else "exploded", seed, optimizer__epsilon=epsilon, aug__max_cut=3)
         for epsilon, limit in ((0.1, 3), (1e-8, 0.5))
         for seed in (4, 2)
         for lr in (0.1, 1, 10)
     ]
-    single = trial(1, "stable", optimizer__epsilon=1e-4, aug__max_cut=3)
+    single = tried(1, "stable", optimizer__epsilon=1e-4, aug__max_cut=3)
     small, large = found(*trials, single)  # at one rate there is no boundary
     assert (small.cell, large.cell) == ({"optimizer.epsilon": 1e-8}, {"optimizer.epsilon": 0.1})
     assert [(b.seed, b.low, b.high) for b in small.brackets] == [(2, 0.1, 1), (4, 0.1, 1)]
     assert [(b.seed, b.low, b.high) for b in large.brackets] == [(2, 1, 10), (4, 1, 10)]
-    days = found(*(trial(lr, "stable", lr_max_day=day) for lr in (0.1, 1) for day in (0.01, 0.1)))
+    days = found(*(tried(lr, "stable", lr_max_day=day) for lr in (0.1, 1) for day in (0.01, 0.1)))
     assert [boundary.cell for boundary in days] == [{"schedule.lr_max_day": 0.01}, {"schedule.lr_max_day": 0.1}]
     assert found() == []
 
 
-def test_as_people_read_it() -> None:
-    trials = [trial(lr, "stable" if lr < 1 else "exploded", optimizer__epsilon=e) for lr in (0.1, 1) for e in (1e-8, 1)]
+def test_a_table_of_boundaries_has_short_names_and_notes() -> None:
+    trials = [tried(lr, "stable" if lr < 1 else "exploded", optimizer__epsilon=e) for lr in (0.1, 1) for e in (1e-8, 1)]
     assert as_rows(found(*trials)) == [
         {
             "epsilon": epsilon, "lr": "0.316", "low": "0.1", "high": "1", "brackets": "0.1 to 1",
-            "notes": "one seed, no interval",
+            "notes": "one seed: no interval",
         }
         for epsilon in ("1e-08", "1")
     ]  # fmt: skip
-    (row,) = as_rows(found(trial(0.01, "undecided"), trial(0.1, "undecided")))
+    (row,) = as_rows(found(tried(0.01, "undecided"), tried(0.1, "undecided")))
     assert (row["lr"], row["low"], row["high"]) == ("nan", "0", "inf")
     assert "no healthy rate in 1 of 1 seeds" in row["notes"]
 
@@ -132,7 +131,7 @@ def test_intervals_hold_the_truth_of_simulated_searches(spread: float, seeds: in
             outcomes: dict[float, str] = {}
             while (rate := next_rate(outcomes, **SEARCH)) is not None:
                 outcomes[rate] = "stable" if rate < limit else "exploded"
-            trials += [trial(rate, outcome, seed) for rate, outcome in outcomes.items()]
+            trials += [tried(rate, outcome, seed) for rate, outcome in outcomes.items()]
         (boundary,) = found(*trials)
         held += boundary.low <= math.exp(center) <= boundary.high
     assert held / studies >= 0.92  # 150 studies: ± 0.035

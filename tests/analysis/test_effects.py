@@ -2,27 +2,15 @@
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from experiments.effects_coverage import SCENARIOS, Scenario, coverage
-from stability.analysis.effects import Effect, effects, sign_flip
-from stability.analysis.trials import Trial, Trials
-
-
-def trial(seed: int, *, per: float = 0.2, steps: int = 50, censored: bool = False, **changes: Any) -> Trial:
-    """A trial; what `changes` names is a factor, or else a field."""
-    fields = {k: v for k, v in changes.items() if k in Trial.__dataclass_fields__}
-    factors = {k.replace("__", "."): v for k, v in changes.items() if k not in fields}
-    values: dict[str, Any] = {
-        "name": f"{factors}-{seed}", "factors": factors, "seed": seed, "outcome": "stable", "cause": None,
-        "healthy": True, "steps": steps, "censored": censored, "per": per, "norm_spike": 0.5, "largest_norm": 50.0,
-        "phonemes": 20.0, "loss": 2.0,
-    }  # fmt: skip
-    return Trial(**{**values, **fields})
+from stability.analysis.effects import Effect, effects
+from stability.analysis.trials import Trials
+from tests.support.trials import trial
 
 
 def one(found: list[Effect], response: str, *factors: str, kind: str | None = None) -> Effect:
@@ -46,7 +34,7 @@ def test_error_rates_are_compared_within_seeds_first() -> None:
     assert (found.seeds, found.matches, found.levels, found.test) == (4, 12, ((0, 1),), "sign-flip, exact")
 
 
-def test_interaction_is_a_difference_of_differences() -> None:
+def test_an_interaction_is_a_difference_of_differences() -> None:
     rates = np.random.default_rng(1).random((3, 2, 2))
     trials = [trial(s, per=rates[s, a, b], a=a, b=b) for s, a, b in itertools.product(range(3), range(2), range(2))]
     found = one(effects(Trials(tuple(trials[:-1]))), "per", "a", "b")
@@ -56,7 +44,7 @@ def test_interaction_is_a_difference_of_differences() -> None:
 
 
 @pytest.mark.parametrize(("worse", "better"), [(5, 0), (6, 1), (3, 3), (0, 0), (9, 2)])
-def test_binary_differences_are_mcnemars(worse: int, better: int) -> None:
+def test_binary_differences_are_tested_by_mcnemars_test(worse: int, better: int) -> None:
     pairs = [(True, False)] * worse + [(False, True)] * better + [(True, True)] * 2
     trials = [trial(s, healthy=pair[a], a=a) for s, pair in enumerate(pairs) for a in range(2)]
     found = one(effects(Trials(tuple(trials))), "healthy", "a")
@@ -71,7 +59,7 @@ def test_binary_differences_are_mcnemars(worse: int, better: int) -> None:
     assert found.high == pytest.approx(min(1, p12 - p21 + half))
 
 
-def test_of_censored_steps_counts_what_is_certain() -> None:
+def test_of_censored_steps_only_what_is_certain_counts() -> None:
     times = [((50, False), (500, True)), ((500, True), (500, True)), ((60, False), (28, True))]
     trials = [trial(s, steps=t, censored=c, a=a) for s, pair in enumerate(times) for a, (t, c) in enumerate(pair)]
     found = one(effects(Trials(tuple(trials))), "steps", "a")
@@ -98,7 +86,7 @@ def test_a_spike_that_is_not_finite_is_capped() -> None:
     assert found.p == 2 / 2**5
 
 
-def test_trend_is_the_slope_per_decade() -> None:
+def test_a_trend_is_the_slope_per_decade() -> None:
     rng = np.random.default_rng(2)
     rates = rng.random((3, 4))
     levels = (1e-8, 1e-4, 1e-3, 0.1)
@@ -111,7 +99,7 @@ def test_trend_is_the_slope_per_decade() -> None:
     ]
 
 
-def test_what_an_option_sets_together_is_one_factor() -> None:
+def test_factors_that_an_option_sets_together_are_one_factor() -> None:
     lr = {0.002: 100, 0.005: 50}
     trials = [
         trial(s, per=s * 0.01 + r, schedule__lr_max=r, schedule__warmup_steps=lr[r], aug__white_noise_std=x)
@@ -127,14 +115,14 @@ def test_what_an_option_sets_together_is_one_factor() -> None:
     assert effect.effect == pytest.approx(0.003)
 
 
-def test_factors_that_were_never_varied_alone_have_no_effect_to_tell() -> None:
+def test_factors_that_were_never_varied_alone_have_no_known_effect() -> None:
     trials = [trial(s, a=x, b__c=x) for s in range(3) for x in range(2)]
     found = effects(Trials(tuple(trials)))
     assert {(e.matches, e.p) for e in found} == {(0, 1.0)}
     assert all(math.isnan(e.effect) for e in found)
 
 
-def test_nothing_is_claimed_of_one_seed_or_without_spread() -> None:
+def test_one_seed_or_no_spread_gives_the_widest_interval() -> None:
     single = effects(Trials(tuple(trial(0, a=a, per=0.1 * a) for a in range(2))))
     assert [(e.low, e.high) for e in single] == [(-1, 1), (-1, 1), (0, math.inf), (0, math.inf)]
     assert {e.p for e in single} == {1.0}
@@ -142,18 +130,9 @@ def test_nothing_is_claimed_of_one_seed_or_without_spread() -> None:
     assert (same.effect, same.low, same.high, same.p) == (0, -1, 1, 1)
 
 
-def test_no_factors_no_effects() -> None:
+def test_without_factors_there_are_no_effects() -> None:
     assert effects(Trials(())) == []
     assert effects(Trials((trial(0, a=1), trial(1, a=1)))) == []
-
-
-@pytest.mark.parametrize("alternative", ["two-sided", "less", "greater"])
-def test_sign_flips_are_enumerated(alternative: str) -> None:
-    means = np.random.default_rng(3).normal(0.5, 1, 7)
-    flips = np.array([np.mean(means * signs) for signs in itertools.product((1, -1), repeat=7)])
-    less, greater = np.mean(flips <= means.mean() + 1e-12), np.mean(flips >= means.mean() - 1e-12)
-    expected = {"less": less, "greater": greater, "two-sided": min(1, 2 * min(less, greater))}[alternative]
-    assert sign_flip(means, alternative) == pytest.approx(expected)  # type: ignore[arg-type]
 
 
 def test_intervals_hold_the_truth_of_simulated_studies() -> None:
@@ -164,7 +143,7 @@ def test_intervals_hold_the_truth_of_simulated_studies() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
-def test_intervals_hold_the_truth_as_often_as_they_say(scenario: Scenario) -> None:
+def test_intervals_hold_the_truth_as_often_as_they_promise(scenario: Scenario) -> None:
     rows = list(coverage(scenario, 400))
     rare = (
         scenario.name == "2 % and 7 % diverge"

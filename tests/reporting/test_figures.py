@@ -16,8 +16,8 @@ from stability.analysis.effects import effects
 from stability.analysis.trials import Trial, Trials, read_trials
 from stability.reporting.figures import draw_curves, draw_effects, draw_phase
 from stability.reporting.wording import LOOKS
-from tests.analysis.test_effects import trial
 from tests.support.studies import EPSILON, LR, NOISE, write_study
+from tests.support.trials import trial
 
 
 def crossed(levels: Mapping[str, list[Any]], outcome: str = "stable", seeds: int = 1) -> Trials:

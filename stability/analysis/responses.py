@@ -1,0 +1,71 @@
+"""The responses of a trial: the numbers that a study compares, computed from the trial's table of signals."""
+
+import math
+
+import numpy as np
+
+from stability.diagnosis.table import Table
+
+SIGNALS_USED = ("applied_norm", "frame_information", "distinct_phonemes", "grad_norm", "loss", "loss_scale")
+
+# Nats of frame information below which a decoder says the same of every frame. All trainings begin on this plateau.
+# In the trials of the diagnosis, a decoder leaves it as the blank share falls below 0.95; on other data the blank share
+# may never reach 0.95.
+_PLATEAU = 0.1
+_START = 10  # steps whose gradient norms belong to the start, and are no spikes
+
+
+def plateau_steps(signals: Table) -> tuple[int, bool]:
+    """Count the steps until the decoder leaves the plateau for good.
+
+    Frame information is measured only now and then; between two measurements, it is interpolated.
+
+    Returns:
+        The number of steps to the last crossing of 0.1 nats, and whether the decoder left the plateau. If it did not,
+        the number is 0.
+    """
+    measured = np.isfinite(signals["frame_information"])
+    steps, information = signals.steps[measured], signals["frame_information"][measured]
+    (on,) = np.nonzero(information < _PLATEAU)
+    if not len(on):
+        return 1, len(steps) > 0
+    around = slice(on[-1], on[-1] + 2)
+    if len(steps[around]) < 2:
+        return 0, False
+    return math.ceil(np.interp(_PLATEAU, information[around], steps[around])) + 1, True
+
+
+def norm_spike(signals: Table) -> tuple[float, float]:
+    """Measure the largest spike of the gradient norm after the first 10 steps.
+
+    A step of fp16 training that was skipped because of an overflow does not count: the loss scaler expects these.
+
+    Returns:
+        The natural logarithm of the largest norm over the median of the norms before it, and that largest norm. Both
+        are inf if a norm was not finite.
+    """
+    counts = signals.measured[:, signals.names.index("grad_norm")].copy()
+    if {"applied_norm", "loss_scale"} <= {*signals.names}:
+        counts &= (signals["applied_norm"] != 0) | (signals["loss_scale"] == 1)
+    norms = signals["grad_norm"][counts].astype(np.float64)
+    if not np.isfinite(norms).all():
+        return np.inf, np.inf
+    first = min(_START, len(norms) // 2)
+    if not first:
+        return 0.0, float(norms.max(initial=0.0))
+    at = first + int(norms[first:].argmax())
+    tiny = np.finfo(np.float32).tiny  # a gradient can be exactly 0
+    return float(np.log(max(norms[at], tiny) / max(np.median(norms[:at]), tiny))), float(norms[at])
+
+
+def late_median(signals: Table, name: str) -> float:
+    """The median of a signal over the last tenth of the steps.
+
+    Returns:
+        The median; inf if the signal was recorded and is not a number there; NaN if it was not recorded.
+    """
+    if name not in signals.names:
+        return float("nan")
+    late = signals[name][-max(1, len(signals.steps) // 10) :]
+    late = late[~np.isnan(late)]
+    return float(np.median(late)) if len(late) else float("inf")

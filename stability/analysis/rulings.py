@@ -1,0 +1,265 @@
+"""Rule on claims: compare each with the trials of a study.
+
+A claim is confirmed, or refuted, if an exact test over the seeds says so at 5 %, corrected for all claims of the list
+(Holm). Else it is inconclusive. `lower` is refuted by higher; `{lower: 0.3}` by what is not 0.3 lower; `all` by a
+single trial. A margin is tested on the typical seed: what happens to one seed in twenty, few seeds do not show.
+"""
+
+import difflib
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stability.analysis.claims import Claim
+from stability.analysis.effects import RESPONSES, Response, differences, in_unit, interval
+from stability.analysis.inference import (
+    MOST_SEEDS,
+    binomial_interval,
+    holm,
+    majority_test,
+    name_of_test,
+    seeds_needed,
+    sign_flip,
+)
+from stability.analysis.levels import ordered
+from stability.analysis.matching import Cell, match
+from stability.analysis.trials import Trial, Trials
+from stability.config.names import short_name
+from stability.core.text import counted
+
+_ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """The ruling on a claim.
+
+    Attributes:
+        claim: The claim.
+        ruling: What the trials say of it.
+        because: The reason in words.
+        effect: The effect, as in `Effect`. Of an order, that of the last cell against the first. Of `all` and `most`,
+            the share of the trials that are as expected.
+        low: The lower end of its 95 % interval. Of `all` and `most`, Clopper and Pearson's for the share of seeds.
+        high: The upper end.
+        seeds: How many seeds the test has; 0 if the claim is about trials that were not run.
+        matches: How many matches of trials, or of `all` and `most`, how many trials.
+        test: The name of the test.
+        p: Its two-sided p value.
+        corrected: The same, corrected for the number of claims.
+        seeds_needed: About how many seeds would decide an inconclusive claim, if they were like those so far; None if
+            that is not known.
+        tied: The other factors that change together with the compared ones.
+    """
+
+    claim: Claim
+    ruling: Literal["confirmed", "refuted", "inconclusive"]
+    because: str
+    effect: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    seeds: int = 0
+    matches: int = 0
+    test: str = "none"
+    p: float = 1.0
+    corrected: float = 1.0
+    seeds_needed: int | None = None
+    tied: tuple[str, ...] = ()
+
+
+def rule(claims: Sequence[Claim], trials: Trials) -> list[Ruling]:
+    """Rule on every claim.
+
+    Claims about trials that were not run are inconclusive, and do not count in the correction.
+    """
+    found = [_evidence(claim, trials) for claim in claims]
+    tested = [evidence.p for evidence in found if evidence.seeds]
+    corrected = iter(holm(tested))
+    return [
+        _ruling(claim, evidence, next(corrected) if evidence.seeds else 1.0, len(tested))
+        for claim, evidence in zip(claims, found, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """One-sided p values for and against a claim.
+
+    `decisive` has one number a seed. Its mean is 0 where the claim just begins to hold. `trouble` says why there is no
+    evidence.
+    """
+
+    effect: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    seeds: int = 0
+    matches: int = 0
+    test: str = "none"
+    supports: float = 1.0
+    contradicts: float = 1.0
+    decisive: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    trouble: str = ""
+    tied: tuple[str, ...] = ()
+
+    @property
+    def p(self) -> float:
+        return min(1.0, 2 * min(self.supports, self.contradicts))
+
+
+def _evidence(claim: Claim, trials: Trials) -> _Evidence:
+    """What the trials say for and against the claim."""
+    for cell in claim.cells or ({},):
+        if trouble := _not_run({**claim.where, **cell}, trials):
+            return _Evidence(trouble=trouble)
+    inside = [t for t in trials.trials if all(t.factors.get(k) == v for k, v in claim.where.items())]
+    return _comparison(claim, inside) if claim.cells else _all_or_most(claim, inside)
+
+
+def _not_run(cell: Cell, trials: Trials) -> str:
+    """The reason for which no trial is in the cell; empty if one is."""
+    if any(all(t.factors.get(k) == v for k, v in cell.items()) for t in trials.trials):
+        return ""
+    known = list(dict.fromkeys(name for trial in trials.trials for name in trial.factors))
+    lost = _left_out(trials)
+    if not known:
+        return "There is no trial." + lost
+    for name, level in cell.items():
+        if name not in known:
+            dotted = {short_name(factor): factor for factor in known} | {factor: factor for factor in known}
+            close = difflib.get_close_matches(name, dotted, 1, 0.0)
+            return f"There is no factor {name}; the nearest is {dotted[close[0]]}."
+        levels = ordered({trial.factors.get(name) for trial in trials.trials})
+        if level not in levels:
+            return f"No trial has {name}={level}; there are {', '.join(map(str, levels))}.{lost}"
+    return f"No trial has {', '.join(f'{k}={v}' for k, v in cell.items())} together.{lost}"
+
+
+def _left_out(trials: Trials) -> str:
+    """How many folders were left out, with an example."""
+    if not trials.left_out:
+        return ""
+    path, reason = trials.left_out[0]
+    return f" Left out: {counted(len(trials.left_out), 'folder')}, such as {path.name} ({reason})."
+
+
+def _comparison(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
+    response: Response = next(r for r in RESPONSES if r == claim.response)
+    matched = match(trials, claim.cells)
+    if not matched.matches:
+        return _Evidence(trouble="No trials of the same seed differ only in what is compared.")
+    last = len(claim.cells) - 1
+    weights = claim.weights or (-1.0, *[0.0] * (last - 1), 1.0)
+    sample = differences(matched, weights, response)
+    low, high = interval(sample)
+    effect, low, high = (in_unit(x, response) for x in (float(sample.means.mean()), low, high))
+    seeds = len(sample.means)
+    known = _Evidence(
+        effect=effect,
+        low=low,
+        high=high,
+        seeds=seeds,
+        matches=sample.matches,
+        test=name_of_test(seeds),
+        tied=matched.tied,
+    )
+    m = claim.margin
+    if claim.verb == "same":
+        below, above = sample.means - m, sample.means + m
+        return replace(
+            known,
+            supports=max(_less(below), _less(-above)),
+            contradicts=min(1.0, 2 * min(_less(-below), _less(above))),
+            decisive=below if below.mean() > -above.mean() else -above,
+        )
+    sign = 1.0 if claim.verb in ("lower", "falling") else -1.0
+    if last == 1 or claim.weights:
+        steps = [sign * sample.means + m]
+    else:
+        every = np.eye(last + 1)
+        steps = [sign * differences(matched, every[i + 1] - every[i], response).means for i in range(last)]
+    weakest = max(steps, key=lambda step: float(step.mean()))
+    return replace(
+        known,
+        supports=max(map(_less, steps)),
+        contradicts=min(1.0, len(steps) * min(_less(-step) for step in steps)),
+        decisive=weakest,
+    )
+
+
+def _less(means: NDArray[np.float64]) -> float:
+    return sign_flip(means, "less")
+
+
+def _all_or_most(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
+    """The evidence on a claim about all or most trials. A seed supports it if more than half of its trials do."""
+    if lacking := [t.name for t in trials if getattr(t, claim.response) != getattr(t, claim.response)]:
+        return _Evidence(
+            trouble=f"{counted(len(lacking), 'trial')} did not record {claim.response}, such as {lacking[0]}."
+        )
+    by_seed: dict[int, list[bool]] = defaultdict(list)
+    for trial in trials:
+        value = getattr(trial, claim.response)
+        if claim.response == "outcome":
+            by_seed[trial.seed].append(value in claim.accepted)
+        else:
+            by_seed[trial.seed].append(claim.accepted[0] <= value <= claim.accepted[1])
+    fits = [fit for seed in by_seed.values() for fit in seed]
+    shares = np.array([np.mean(seed) for seed in by_seed.values()])
+    n, good = len(shares), int((shares > 0.5).sum())
+    low, high = binomial_interval(good, n)
+    supports, contradicts = majority_test(good, n)
+    if claim.verb == "all" and not all(fits):
+        supports, contradicts = 1.0, 0.0
+    return _Evidence(
+        effect=float(np.mean(fits)),
+        low=low,
+        high=high,
+        seeds=n,
+        matches=len(fits),
+        test="binomial, exact",
+        supports=supports,
+        contradicts=contradicts,
+        decisive=0.5 - shares,
+    )
+
+
+def _ruling(claim: Claim, seen: _Evidence, corrected: float, claims: int) -> Ruling:
+    known = Ruling(
+        claim=claim,
+        ruling="inconclusive",
+        because=seen.trouble,
+        effect=seen.effect,
+        low=seen.low,
+        high=seen.high,
+        seeds=seen.seeds,
+        matches=seen.matches,
+        test=seen.test,
+        p=seen.p,
+        corrected=corrected,
+        tied=seen.tied,
+    )
+    if not seen.seeds:
+        return known
+    if corrected <= _ALPHA:
+        if seen.supports < seen.contradicts:
+            return replace(known, ruling="confirmed", because="The trials are as expected.")
+        opposite = "The trials are not as expected."
+        because = f"{1 - seen.effect:.0%} of the trials are not as expected." if claim.verb == "all" else opposite
+        return replace(known, ruling="refuted", because=because)
+    if not seen.decisive.any():
+        return replace(known, because=f"It makes no difference in any of {counted(seen.seeds, 'seed')}.")
+    needed = seeds_needed(seen.decisive, _ALPHA / claims)
+    because = f"{seen.seeds} seeds do not decide it."
+    about = "about"
+    if seen.seeds == 1:
+        because, about = "One seed cannot separate an effect from chance.", "at least"
+    if needed is None:
+        because += f" More than {MOST_SEEDS} would be needed: these favour neither side."
+    else:
+        because += f" It would take {about} {needed}, if they were like these."
+    return replace(known, because=because, seeds_needed=needed)
