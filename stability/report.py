@@ -1,4 +1,4 @@
-"""Write what a study found into one page: which factor made training unhealthy, how large the effect is, how sure.
+"""Write the report of a study: which factor made training unhealthy, how large its effect is, and how sure this is.
 
 python -m stability.report outputs/diagnosis
 python -m stability.report outputs/phase outputs/boundary --where noise=1 --out both.html
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a study, outputs/STUDY, or a trial")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a study, outputs/STUDY, or a trial")
     parser.add_argument(
         "--claims",
         default="original",
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="the claims to rule on: a file, a name in conf/claims/, or none (default: %(default)s)",
     )
     parser.add_argument(
-        "--compare", nargs=2, metavar=("A", "B"), help="two trials, by folder, name or the beginning of one"
+        "--compare", nargs=2, metavar=("A", "B"), help="two trials, by folder, name or the beginning of the name"
     )
     parser.add_argument(
         "--out",

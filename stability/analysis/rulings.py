@@ -254,12 +254,12 @@ def _ruling(claim: Claim, seen: _Evidence, corrected: float, claims: int) -> Rul
     if not seen.decisive.any():
         return replace(known, because=f"It makes no difference in any of {counted(seen.seeds, 'seed')}.")
     needed = seeds_needed(seen.decisive, _ALPHA / claims)
-    because = f"{seen.seeds} seeds do not decide it."
-    about = "about"
+    because = f"{seen.seeds} seeds do not decide this."
+    about = "About"
     if seen.seeds == 1:
-        because, about = "One seed cannot separate an effect from chance.", "at least"
+        because, about = "One seed cannot separate an effect from chance.", "At least"
     if needed is None:
         because += f" More than {MOST_SEEDS} would be needed: these favour neither side."
     else:
-        because += f" It would take {about} {needed}, if they were like these."
+        because += f" {about} {needed} would, if they were like these."
     return replace(known, because=because, seeds_needed=needed)

@@ -6,14 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from stability.diagnosis.outcomes import style_of
 from stability.diagnosis.verdict import Verdict
-
-_COLOURS = {"stable": "bold green", "slow": "bold yellow", "undecided": "bold yellow"}  # every other outcome is red
-
-
-def colour(outcome: str) -> str:
-    """The style in which an outcome is written."""
-    return _COLOURS.get(outcome, "bold red")
 
 
 def show_outcome(verdict: Verdict) -> None:
@@ -21,7 +15,7 @@ def show_outcome(verdict: Verdict) -> None:
     console = Console(highlight=False, soft_wrap=True)
     cause = f": {verdict.cause}" if verdict.cause else ""
     since = f", since step {verdict.onset_step}" if verdict.onset_step is not None else ""
-    console.print(f"[{colour(verdict.outcome)}]{verdict.outcome}[/]{cause}{since}")
+    console.print(f"[{style_of(verdict.outcome)}]{verdict.outcome}[/]{cause}{since}")
     for name, value in verdict.evidence.items():
         console.print(f"  [dim]{name:<44}[/] {value if isinstance(value, str) else f'{value:.4g}'}")
     if verdict.advice:

@@ -1,4 +1,4 @@
-"""What to change or run next, as a study's trials suggest it, each with its command."""
+"""What to change or to run next, as the trials of a study suggest it, each with its command."""
 
 import math
 import shlex
@@ -16,54 +16,55 @@ from stability.analysis.rulings import Ruling
 from stability.analysis.trials import Trial, Trials
 from stability.config.names import short_name
 from stability.core.files import CONFIG, ERROR, VERDICT
-from stability.core.text import listed
-from stability.reporting.wording import LOOKS, cell_text, counts_text, level_of, override
+from stability.core.text import counted, listed
+from stability.diagnosis.outcomes import MARKS
+from stability.reporting.wording import cell_text, counts_text, level_of, override
 
-SEARCHES = ("BisectionSweeper", "ResumingSweeper")  # which choose the trials as they go
+SEARCHES = ("BisectionSweeper", "ResumingSweeper")  # sweepers that choose each trial by the outcomes so far
 _TRAIN = ("python", "-m", "stability.train")
-_FEW_SEEDS, _MOST_SEEDS = 3, 30  # that are advised
-_MOST_CELLS = 200  # among which a failed one's nearest healthy one is looked for
-_SPARSE = 3  # a study with fewer than one in so many of its grid's combinations is no grid
+_FEW_SEEDS, _MOST_SEEDS = 3, 30  # the fewest and the most to advise
+_MOST_CELLS = 200  # that are searched for the healthy cell nearest to a failed one
+_SPARSE = 3  # a study with less than a third of the combinations of its levels is no grid
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do, and the command for it; empty if there is none."""
+    """What to do, and the command for it, if there is one."""
 
     text: str
     command: str = ""
 
 
 def advise(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
-    """What is worth doing next: go on, mend the failed cells, decide the claims, fill the gaps.
+    """Advise what to do next: finish the sweep, repair failed cells, add seeds, run missing trials.
 
-    A search leaves out what a grid would have by design: that is no gap.
+    A search has no missing trials: it is not meant to run all combinations.
     """
-    found = [*_go_on(trials), *_mend(trials), *_decide(trials, rulings)]
+    found = [*_finish_sweeps(trials), *_repair_cells(trials), *_add_seeds(trials, rulings)]
     if trials.trials and sweeper(trials.trials[0].folder.parent) in SEARCHES:
         return found
-    return [*found, *_ask(trials, rulings), *_fill(trials)]
+    return [*found, *_run_claimed_trials(trials, rulings), *_complete_grid(trials)]
 
 
 def unfinished(trials: Trials) -> tuple[list[Path], list[Path]]:
-    """The folders of trials that were begun and have no verdict, and those of them that crashed."""
+    """The folders of trials that have started but have no verdict, and those of them that crashed."""
     begun = [path for path, _ in trials.left_out if (path / CONFIG).exists() and not (path / VERDICT).exists()]
     return begun, [path for path in begun if (path / ERROR).exists()]
 
 
 def sweep_command(study: Path) -> str:
-    """The command of the last sweep in a study's folder; empty if none is kept there."""
-    kept = _kept(study, "overrides", "task")
+    """The command of the last sweep in a study's folder; empty if it is not recorded there."""
+    kept = _recorded(study, "overrides", "task")
     return shlex.join([*_TRAIN, "--multirun", *kept]) if isinstance(kept, list) else ""
 
 
 def sweeper(study: Path) -> str:
-    """The class that chose the trials of the last sweep in a study's folder, such as `BisectionSweeper`, or nothing."""
-    return str(_kept(study, "sweeper", "_target_")).rpartition(".")[2]
+    """The class of the last sweeper in a study's folder, such as `BisectionSweeper`; empty if it is not recorded."""
+    return str(_recorded(study, "sweeper", "_target_")).rpartition(".")[2]
 
 
-def _kept(study: Path, *names: str) -> Any:
-    """What Hydra keeps of its settings of the last sweep; empty if it is not there."""
+def _recorded(study: Path, *names: str) -> Any:
+    """A setting of the last sweep, as Hydra has recorded it; empty if it has not."""
     try:
         value = yaml.safe_load((study / "multirun.yaml").read_text())["hydra"]
         for name in names:
@@ -73,20 +74,22 @@ def _kept(study: Path, *names: str) -> Any:
     return value
 
 
-def _go_on(trials: Trials) -> list[Advice]:
+def _finish_sweeps(trials: Trials) -> list[Advice]:
     begun, crashed = unfinished(trials)
     found = []
     for study in dict.fromkeys(path.parent for path in begun):
         own = [path for path in begun if path.parent == study]
         lost = sum(path in crashed for path in own)
-        text = f"{len(own)} trial{'s' if len(own) > 1 else ''} in {study.name} begun, no verdict yet"
-        text += f", {lost} of which crashed: the reasons are below" if lost else ""
-        found.append(Advice(f"{text}. The sweep's command goes on from there:", sweep_command(study)))
+        text = f"{counted(len(own), 'trial')} in {study.name} {'has' if len(own) == 1 else 'have'} no verdict yet"
+        text += f", {lost} of them because of a crash (reasons below)" if lost else ""
+        command = sweep_command(study)
+        text += ". To finish the sweep:" if command else ". Start the sweep again to finish it."
+        found.append(Advice(text, command))
     return found
 
 
-def _mend(trials: Trials) -> list[Advice]:
-    """For each kind of failure, the cell of it that is nearest to a healthy one, and the step there."""
+def _repair_cells(trials: Trials) -> list[Advice]:
+    """For each kind of failure, the failed cell that is nearest to a healthy one, and what to change there."""
     factors = main_factors(trials)
     cells = cells_of(trials)
     shares = {cell: sum(t.healthy for t in own) / len(own) for cell, own in cells.items()}
@@ -98,7 +101,7 @@ def _mend(trials: Trials) -> list[Advice]:
         return sum(map(bool, apart)), sum(apart), -shares[tuple(b)]
 
     found: dict[tuple[Level, ...], Advice] = {}
-    for outcome in LOOKS:
+    for outcome in MARKS:
         failed = [c for c in cells if shares[c] < 0.5 and any(t.outcome == outcome and not t.healthy for t in cells[c])]
         pairs = [(a, b) for a in failed[:_MOST_CELLS] for b in healthy]
         if not pairs:
@@ -111,15 +114,15 @@ def _mend(trials: Trials) -> list[Advice]:
         ]
         where = cell_text(dict(zip(factors, bad, strict=True)))
         own = cells[good]
-        text = f"At {where} ({counts_text(cells[bad])}), change {listed(changes)}, where training was healthy "
-        text += f"{sum(t.healthy for t in own)} of {len(own)} times. On a seed that was not run yet:"
+        text = f"At {where} ({counts_text(cells[bad])}), change {listed(changes)}: "
+        text += f"there, {sum(t.healthy for t in own)} of {counted(len(own), 'trial')} were healthy. With a new seed:"
         seed = max(trial.seed for trial in trials.trials) + 1
         found.setdefault(bad, Advice(text, _cell_command(own[0], list(factors), seed)))
     return [*found.values()]
 
 
-def _decide(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
-    """The number of seeds that decides the most claims which so many can decide."""
+def _add_seeds(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
+    """The number of seeds, up to 30, that decides the most claims."""
     open_ = sorted(r.seeds_needed for r in rulings if r.ruling == "inconclusive" and r.seeds_needed)
     if not open_:
         return []
@@ -127,12 +130,12 @@ def _decide(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
     decided = [r.claim.id for r in rulings if r.ruling == "inconclusive" and r.seeds_needed and r.seeds_needed <= seeds]
     run = len({trial.seed for trial in trials.trials})
     text = f"{seeds} seeds instead of {run} would decide about {len(decided)} of the inconclusive claims "
-    text += f"({listed(decided[:4] if len(decided) < 6 else [*decided[:4], 'others'])}). What has run is not run again:"
+    text += f"({listed(decided if len(decided) < 6 else [*decided[:4], 'others'])}). Finished trials are not run again:"
     return [Advice(text, _grid_command(trials, f"seed=range({seeds})"))]
 
 
-def _ask(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
-    """The first of the claims whose trials were not run, and the sweep that runs them."""
+def _run_claimed_trials(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
+    """The first of the claims about trials that were not run, and the sweep that runs these."""
     known = {name for trial in trials.trials for name in trial.factors}
     lost = [(r.claim, [r.claim.where, *r.claim.cells]) for r in rulings if not r.seeds]
     asked = [(claim, cells) for claim, cells in lost if all(name in known for cell in cells for name in cell)]
@@ -144,14 +147,15 @@ def _ask(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
         for name, level in cell.items():
             levels.setdefault(name, {})[level] = None
     crossed = [f"{name}={','.join(map(level_text, own))}" for name, own in levels.items()]
-    text = f"For {len(asked)} of the claims the trials were not run. Those of the first, {claim.id}:"
+    text = f"{counted(len(asked), 'claim')} {'is' if len(asked) == 1 else 'are'} about trials that were not run. "
+    text += f"To run those of {claim.id}:"
     study = trials.trials[0].folder.parent
     kept = [word for word in shlex.split(sweep_command(study)) if word.partition("=")[0] not in {*levels, "seed"}]
     words = kept or [*_TRAIN, "--multirun", f"study={study.name}"]
     return [Advice(text, shlex.join([*words, *crossed, f"seed=range({_FEW_SEEDS})"]))]
 
 
-def _fill(trials: Trials) -> list[Advice]:
+def _complete_grid(trials: Trials) -> list[Advice]:
     """The combinations of a grid that were not run."""
     factors = main_factors(trials) | {"seed": tuple(sorted({trial.seed for trial in trials.trials}))}
     size = math.prod(map(len, factors.values()))
@@ -164,14 +168,14 @@ def _fill(trials: Trials) -> list[Advice]:
     seeds = ",".join(map(str, factors["seed"]))
     return [
         Advice(
-            f"{missing} of {size} combinations have no verdict, such as {example}:",
+            f"{missing} of {size} combinations have no verdict, such as {example}. To run them:",
             _grid_command(trials, f"seed={seeds}"),
         )
     ]
 
 
 def _grid_command(trials: Trials, seeds: str) -> str:
-    """The sweep's own command with other seeds, or one that crosses the levels that there are."""
+    """The recorded command of the sweep with other seeds; without one, a command that crosses the levels."""
     study = trials.trials[0].folder.parent
     if kept := sweep_command(study):
         words = [word for word in shlex.split(kept) if not word.startswith("seed=")]

@@ -1,4 +1,4 @@
-"""The figures of a study: its phase diagram, curves by cell, and effects as a forest plot."""
+"""The figures of a study: a phase diagram, training curves by cell, and a forest plot of effects."""
 
 import io
 import math
@@ -27,15 +27,15 @@ from stability.config.names import short_name
 from stability.core import palette
 from stability.core.files import write_atomically
 from stability.diagnosis.finding import finite_readings
+from stability.diagnosis.outcomes import MARKS
 from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, read_table
-from stability.reporting.wording import LOOKS, cell_text, changed_text, counts_text
+from stability.reporting.wording import cell_text, changed_text, counts_text
 
-INK, RULE = "#1b1e23", "#d5d9de"  # of text and grids, which a page may replace by its own
 _EPSILON, _LR, _NOISE = "optimizer.epsilon", "schedule.lr_max", "aug.white_noise_std"
 _MOST_TICKS, _MOST_PANELS, _MOST_MARKS = 8, 6, 9
 _MOST_CELLS, _MOST_SEEDS, _POINTS = 8, 8, 150
 _MOST_ROWS = 32
-_SEEDS_THAT_CAN_TELL = 6
+_ENOUGH_SEEDS = 6
 _FEW = "2 to 5 seeds: no exact p is below 0.05"
 _PANELS = {
     "healthy": "healthy\n(points)",
@@ -43,7 +43,8 @@ _PANELS = {
     "steps": "steps on the plateau\n(ratio)",
     "norm_spike": "gradient-norm spike\n(ratio)",
 }
-_EFFECT, _RATIO, _DASHES = palette.BLUE, "#7b828b", (0, (4, 3))
+_INK, _RULE = palette.LIGHT["ink"], palette.LIGHT["rule"]  # a page in a dark scheme replaces these
+_EFFECT, _RATIO, _DASHES = palette.BLUE, palette.GREY, (0, (4, 3))
 _CURVES = {
     "loss": "training loss",
     "per": "validation PER",
@@ -56,19 +57,25 @@ _STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
     "font.size": 9.5,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
     "axes.linewidth": 0.7,
-    "grid.color": RULE,
+    "grid.color": _RULE,
     "grid.linewidth": 0.6,
 }
 
 
 class Picture(NamedTuple):
-    """A figure, its name, and what it shows in words, for who does not see it and for what it leaves out."""
+    """A figure.
+
+    Attributes:
+        name: The name of its files.
+        figure: The figure.
+        caption: What it shows in words, also for readers who do not see it, and what it leaves out.
+    """
 
     name: str
     figure: Figure
@@ -76,10 +83,16 @@ class Picture(NamedTuple):
 
 
 def draw_phase(trials: Trials, boundaries: Sequence[Boundary] = ()) -> Picture | None:
-    """The phase diagram: every trial's outcome over learning rate and epsilon, a panel a level of a third factor.
+    """Draw the phase diagram: the outcome of every trial, with a panel for each level of a third factor.
 
-    Where those two do not both vary, it is over the two factors with the most levels; None where no factor varies.
-    `boundaries` are drawn where epsilon and learning rate are the axes.
+    The axes are learning rate and epsilon. If these do not both vary, they are the two factors with the most levels.
+
+    Args:
+        trials: The trials.
+        boundaries: The largest healthy learning rates, which are drawn if the axes are learning rate and epsilon.
+
+    Returns:
+        The figure; None if no factor varies.
     """
     x, y, third, pooled = _axes_of(main_factors(trials))
     if x is None:
@@ -88,7 +101,7 @@ def draw_phase(trials: Trials, boundaries: Sequence[Boundary] = ()) -> Picture |
     levels = [*main_factors(trials)[third]] if third else [None]
     columns = min(2, len(levels))
     lines = math.ceil(len(levels) / columns)
-    width, height = 9.6 if columns > 1 else 6.4, 3.6 if y else 1.7  # of all panels, and of one
+    width, height = 9.6 if columns > 1 else 6.4, 3.6 if y else 1.7  # inches: of all panels, and of one
     figure = Figure(figsize=(width, 0.9 + lines * height), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
     diagonal = (x, y) == (_LR, _EPSILON) and horizontal.log and vertical.log
@@ -115,23 +128,28 @@ def draw_phase(trials: Trials, boundaries: Sequence[Boundary] = ()) -> Picture |
         counted |= _draw_cells(panel, own, horizontal, vertical, (width / columns, height))
     for panel in panels[len(levels) :]:
         panel.set_visible(False)
-    handles = [_handle(name) for name in LOOKS if any(t.outcome == name for t in trials.trials)]
+    handles = [_handle(name) for name in MARKS if any(t.outcome == name for t in trials.trials)]
     if diagonal:
         handles.append(Line2D([], [], color=_RATIO, linewidth=0.8, linestyle=_DASHES, label="lr/ε constant"))
         if boundaries:
-            handles.append(Line2D([], [], color=INK, marker="|", markersize=9, label="largest healthy lr"))
+            handles.append(Line2D([], [], color=_INK, marker="|", markersize=9, label="largest healthy lr"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3 * columns, frameon=False, handletextpad=0.4)
-    caption = f"Every trial's outcome, {f'{short_name(y)} against ' if y else 'by '}{short_name(x)}"
-    caption += f", a panel a level of {short_name(third)}" if third else ""
-    caption += ". Numbers count a cell's trials." if counted else ". The trials of a cell stand side by side, by seed."
+    caption = f"The outcome of every trial by {f'{short_name(y)} and ' if y else ''}{short_name(x)}"
+    caption += f", with a panel for each level of {short_name(third)}" if third else ""
+    by_seed = " The trials of a cell are side by side, in the order of their seeds."
+    caption += "." + (" The numbers count the trials of a cell." if counted else by_seed)
     caption += f" Pooled: {', '.join(map(short_name, pooled))}." if pooled else ""
     return Picture("phase", figure, caption)
 
 
 def draw_curves(trials: Trials) -> Picture | None:
-    """Loss, validation PER, blank share and gradient norm of the most telling cells, a row a cell, all seeds thin."""
+    """Draw the training curves of up to 8 representative cells, with a row for each cell and a line for each seed.
+
+    Returns:
+        The figure; None if there are no trials.
+    """
     cells = cells_of(trials)
-    chosen = _telling(cells)
+    chosen = _representative(cells)
     if not chosen:
         return None
     figure = Figure(figsize=(9.6, 0.7 + 1.35 * len(chosen)), layout=ConstrainedLayoutEngine(hspace=0.03, h_pad=0.12))
@@ -143,7 +161,7 @@ def draw_curves(trials: Trials) -> Picture | None:
         name = cell_text(dict(zip(main_factors(trials), cell, strict=True)))
         title = f"{name}  ({counts_text(own)})" if name else counts_text(own)
         heading = row[0].annotate(title, (0, 1), (0, 5), "axes fraction", "offset points", fontsize=9)
-        heading.set_in_layout(False)  # it is wider than its panel, and goes on over the next
+        heading.set_in_layout(False)  # it is wider than its panel, and continues over the next
     for column, (signal, label) in zip(panels.T, _CURVES.items(), strict=True):
         column[0].annotate(label, (0.5, 1), (0, 19), "axes fraction", "offset points", ha="center", weight="bold")
         column[-1].set_xlabel("step")
@@ -152,20 +170,24 @@ def draw_curves(trials: Trials) -> Picture | None:
             column[0].set_ylim(-0.03, 1.05)
         else:
             _use_log(column)
-    shown = [outcome for outcome in LOOKS if any(t.outcome == outcome for cell in chosen for t in cells[cell])]
-    handles = [Line2D([], [], color=LOOKS[outcome].colour, label=outcome) for outcome in shown]
-    handles.append(Line2D([], [], color=INK, marker="v", linestyle=":", markersize=5, label="onset"))
+    shown = [outcome for outcome in MARKS if any(t.outcome == outcome for cell in chosen for t in cells[cell])]
+    handles = [Line2D([], [], color=MARKS[outcome].colour, label=outcome) for outcome in shown]
+    handles.append(Line2D([], [], color=_INK, marker="v", linestyle=":", markersize=5, label="onset"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
     caption = "Training loss, validation PER, share of blank frames and gradient norm before the clip, against steps."
     if len(chosen) < len(cells):
-        caption += f" Shown are {len(chosen)} of {len(cells)} cells, with every outcome among them."
+        caption += f" {len(chosen)} of {len(cells)} cells are shown, with every outcome among them."
     if any(len(cells[cell]) > _MOST_SEEDS for cell in chosen):
-        caption += f" Of a cell, the first {_MOST_SEEDS} seeds."
+        caption += f" Only the first {_MOST_SEEDS} seeds of a cell are shown."
     return Picture("curves", figure, caption)
 
 
 def draw_effects(found: Sequence[Effect]) -> Picture | None:
-    """A forest plot of effects, a panel a response; None if no trials tell any."""
+    """Draw a forest plot of effects, with a panel for each response.
+
+    Returns:
+        The figure; None if no effect has matched trials.
+    """
     rows: dict[str, dict[str, Effect]] = defaultdict(dict)
     for effect in found:
         if effect.matches:
@@ -181,12 +203,12 @@ def draw_effects(found: Sequence[Effect]) -> Picture | None:
         effects = [rows[name][response] for name in kept]
         if ratio:
             panel.set_xscale("log")
-        panel.axvline(1 if ratio else 0, color=INK, linewidth=0.8)
+        panel.axvline(1 if ratio else 0, color=_INK, linewidth=0.8)
         panel.set_xlim(*_limits(effects, ratio))
         for place, effect in enumerate(effects):
             _draw_effect(panel, place, effect)
         if first_pair:
-            panel.axhline(first_pair - 0.5, color=RULE, linewidth=0.8)
+            panel.axhline(first_pair - 0.5, color=_RULE, linewidth=0.8)
         panel.set_title(_PANELS[response], fontsize=9)
         panel.grid(True, axis="x")
         panel.set_axisbelow(True)
@@ -204,24 +226,30 @@ def draw_effects(found: Sequence[Effect]) -> Picture | None:
         handles=[
             Line2D([], [], color=_EFFECT, marker="o", label="6 seeds or more"),
             Line2D([], [], color=_EFFECT, marker="o", markerfacecolor="none", linewidth=0.8, label=_FEW),
-            Line2D([], [], color=_EFFECT, marker="x", linestyle="", label="1 seed: nothing is known of chance"),
+            Line2D([], [], color=_EFFECT, marker="x", linestyle="", label="1 seed: no interval"),
         ],
         loc="outside lower center",
         ncols=3,
         frameon=False,
     )  # fmt: skip
-    caption = "Effects with 95 % intervals, of the second level against the first, all else and the seed alike."
-    caption += " A × B is what the change of A does more at the second level of B than at its first."
-    caption += f" Shown are the largest {len(kept)} of {len(rows)}." if len(kept) < len(rows) else ""
+    caption = "Effects of the second level against the first, with 95 % intervals, all else and the seed equal."
+    caption += " A × B: how much larger the effect of A is at the second level of B than at the first."
+    caption += f" The largest {len(kept)} of {len(rows)} are shown." if len(kept) < len(rows) else ""
     return Picture("effects", figure, caption)
 
 
 def save_figures(
     folder: Path, trials: Trials, found: Sequence[Effect], boundaries: Sequence[Boundary] = ()
 ) -> list[Picture]:
-    """Draw the figures that these trials and their effects give, and write each into `folder` as SVG and PNG.
+    """Draw all figures of a study, and write each into a folder as SVG and PNG.
 
-    Those of an earlier report that they do not give are removed.
+    Figures of an earlier report that these trials do not have are removed.
+
+    Args:
+        folder: Where to write.
+        trials: The trials.
+        found: Their effects.
+        boundaries: The largest healthy learning rates.
     """
     with rc_context(_STYLE):
         drawn = draw_phase(trials, boundaries), draw_curves(trials), draw_effects(found)
@@ -233,13 +261,13 @@ def save_figures(
             for kind, options in (("svg", {"metadata": {"Date": None}, "transparent": True}), ("png", {"dpi": 150})):
                 image = io.BytesIO()
                 picture.figure.savefig(image, format=kind, **options)
-                picture.figure.set_layout_engine("none")  # it is laid out: the second time would change nothing
+                picture.figure.set_layout_engine("none")  # laid out already: a second time would only take longer
                 write_atomically(folder / f"{picture.name}.{kind}", image.getbuffer())
     return pictures
 
 
 class _Scale:
-    """Where a factor's levels stand on an axis: at their logarithm, or side by side."""
+    """The places of a factor's levels on an axis: their logarithms, or side by side."""
 
     def __init__(self, trials: Trials, name: str | None) -> None:
         self.name = name or ""
@@ -265,11 +293,11 @@ class _Scale:
 
 
 def _axes_of(factors: Mapping[str, Sequence[Level]]) -> tuple[str | None, str | None, str | None, list[str]]:
-    """The factors of a phase diagram's axes and panels, and those that are left to pool."""
+    """The factors of a phase diagram's two axes and of its panels, and the factors that are pooled."""
     rest = sorted(factors, key=lambda name: (name not in (_LR, _EPSILON), -len(factors[name])))
     if not {_LR, _EPSILON} <= {*rest}:
         rest.sort(key=lambda name: -len(factors[name]))
-    axes = sorted(rest[:2], key=lambda name: (name == _EPSILON, name != _LR))  # lr lies, epsilon stands
+    axes = sorted(rest[:2], key=lambda name: (name == _EPSILON, name != _LR))  # lr horizontal, epsilon vertical
     third = min(
         (name for name in rest[2:] if len(factors[name]) <= _MOST_PANELS),
         key=lambda name: (name != _NOISE, -len(factors[name])),
@@ -280,7 +308,7 @@ def _axes_of(factors: Mapping[str, Sequence[Level]]) -> tuple[str | None, str | 
 
 
 def _draw_ratios(panel: Axes, horizontal: "_Scale", vertical: "_Scale") -> None:
-    """Lines of constant lr/ε, named where they leave the panel."""
+    """Draw lines of constant lr/ε, with a label where they leave the panel."""
     first, last = horizontal.low - vertical.high, horizontal.high - vertical.low
     every = max(1, math.ceil((last - first) / 6))
     for ratio in range(math.ceil(first), math.floor(last) + 1):
@@ -302,16 +330,16 @@ def _draw_boundaries(panel: Axes, boundaries: Sequence[Boundary]) -> None:
             continue
         low, middle, high = np.log10([bracket.low, bracket.lr, bracket.high])
         y = math.log10(bracket.cell[_EPSILON])
-        panel.plot([low, high], [y, y], color=INK, linewidth=1.2, zorder=4)
-        panel.plot([middle], [y], color=INK, marker="|", markersize=13, markeredgewidth=1.6, zorder=4)
+        panel.plot([low, high], [y, y], color=_INK, linewidth=1.2, zorder=4)
+        panel.plot([middle], [y], color=_INK, marker="|", markersize=13, markeredgewidth=1.6, zorder=4)
 
 
 def _draw_cells(
     panel: Axes, trials: Sequence[Trial], horizontal: "_Scale", vertical: "_Scale", inches: tuple[float, float]
 ) -> bool:
-    """The trials of every cell, side by side by seed; where there are many, each outcome with its number: then True.
+    """Draw the trials of every cell side by side, or if these are many, each outcome once with its number.
 
-    `inches` is the panel's size, about.
+    `inches` is about the size of the panel. Returns whether the outcomes have numbers.
     """
     cells: dict[tuple[float, float], list[str]] = defaultdict(list)
     for trial in sorted(trials, key=lambda trial: trial.seed):
@@ -324,29 +352,29 @@ def _draw_cells(
     pitch = min(scale.pitch / (scale.high - scale.low) * 60 * size for scale, size in scales)
     size = float(np.clip(pitch / (across + 0.6), 3.5, 9))
     for place, outcomes in cells.items():
-        shown = [name for name in LOOKS if name in outcomes] if counted else outcomes
+        shown = [name for name in MARKS if name in outcomes] if counted else outcomes
         wide = min(len(shown), across)
         high = math.ceil(len(shown) / wide)
         for i, outcome in enumerate(shown):
             shift = (i % wide - (wide - 1) / 2) * 1.25 * size, ((high - 1) / 2 - i // wide) * 1.25 * size
             _draw_mark(panel, place, shift, outcome, size)
             if counted:
-                text, beside = str(outcomes.count(outcome)), (shift[0] + size, shift[1])
-                panel.annotate(text, place, beside, "data", "offset points", va="center", fontsize=7)
+                text, at = str(outcomes.count(outcome)), (shift[0] + size, shift[1])
+                panel.annotate(text, place, at, "data", "offset points", va="center", fontsize=7)
     return counted
 
 
 def _draw_mark(panel: Axes, place: tuple[float, float], shift: tuple[float, float], outcome: str, size: float) -> None:
-    """An outcome's mark, so many points beside a place."""
-    look = LOOKS[outcome]
+    """Draw the mark of an outcome, so many points from a place."""
+    mark = MARKS[outcome]
     offset = ScaledTranslation(shift[0] / 72, shift[1] / 72, panel.figure.dpi_scale_trans)
     panel.plot(
         [place[0]],
         [place[1]],
-        marker=look.marker,
-        markersize=size * (1.3 if look.marker == "*" else 1),
-        color=look.colour,
-        markerfacecolor=look.colour if look.filled else "none",
+        marker=mark.marker,
+        markersize=size * (1.3 if mark.marker == "*" else 1),
+        color=mark.colour,
+        markerfacecolor=mark.colour if mark.filled else "none",
         markeredgewidth=1.3,
         transform=panel.transData + offset,
         zorder=3,
@@ -354,15 +382,15 @@ def _draw_mark(panel: Axes, place: tuple[float, float], shift: tuple[float, floa
 
 
 def _handle(outcome: str) -> Line2D:
-    look = LOOKS[outcome]
-    face = look.colour if look.filled else "none"
-    return Line2D([], [], linestyle="", marker=look.marker, color=look.colour, markerfacecolor=face, label=outcome)
+    mark = MARKS[outcome]
+    face = mark.colour if mark.filled else "none"
+    return Line2D([], [], linestyle="", marker=mark.marker, color=mark.colour, markerfacecolor=face, label=outcome)
 
 
-def _telling(cells: Mapping[tuple[Level, ...], Sequence[Trial]]) -> list[tuple[Level, ...]]:
-    """Some cells, with every outcome among them: for each the cell that has most of it, then those most divided."""
+def _representative(cells: Mapping[tuple[Level, ...], Sequence[Trial]]) -> list[tuple[Level, ...]]:
+    """Choose cells with every outcome among them: for each outcome its purest cell, then the most mixed cells."""
     chosen: dict[tuple[Level, ...], int] = {}
-    for outcome in LOOKS:
+    for outcome in MARKS:
         shares = {cell: [t.outcome for t in own].count(outcome) / len(own) for cell, own in cells.items()}
         best = max(shares, key=lambda cell: (shares[cell], len(cells[cell])), default=None)
         if best is not None and shares[best]:
@@ -370,36 +398,36 @@ def _telling(cells: Mapping[tuple[Level, ...], Sequence[Trial]]) -> list[tuple[L
     for cell in sorted(cells, key=lambda cell: -len({t.outcome for t in cells[cell]})):
         if len(chosen) < _MOST_CELLS:
             chosen.setdefault(cell, 0)
-    order = list(LOOKS)
+    order = list(MARKS)
     return sorted(list(chosen)[:_MOST_CELLS], key=lambda cell: np.mean([order.index(t.outcome) for t in cells[cell]]))
 
 
 def _draw_trial(row: Sequence[Axes], trial: Trial) -> None:
-    """One trial's curves in the panels of a row, and its onset."""
+    """Draw the curves of a trial in the panels of a row, and its onset."""
     signals, validation = read_table(trial.folder / SIGNALS_FILE), read_table(trial.folder / VALIDATION_FILE)
     onset = read_verdict(trial).get("onset_step")
-    look = LOOKS[trial.outcome]
+    mark = MARKS[trial.outcome]
     for panel, name in zip(row, _CURVES, strict=True):
         steps, values = finite_readings(validation if name == "per" else signals, name)
         groups = np.array_split(np.arange(len(steps)), min(len(steps), _POINTS)) if len(steps) else []
-        middle = np.max if name == "grad_norm" else np.median  # of norms it is the spikes that matter
+        middle = np.max if name == "grad_norm" else np.median  # of norms, the spikes matter
         panel.plot(
             [steps[group[-1]] for group in groups],
             [middle(values[group]) for group in groups],
-            color=look.colour,
+            color=mark.colour,
             linewidth=0.9,
             alpha=0.85,
             marker="." if len(groups) < 12 else None,
             markersize=3,
         )
         if onset is not None:
-            panel.axvline(onset, color=look.colour, linewidth=0.8, linestyle=":")
+            panel.axvline(onset, color=mark.colour, linewidth=0.8, linestyle=":")
             panel.plot(
                 [onset],
                 [1],
                 transform=panel.get_xaxis_transform(),
                 marker="v",
-                color=look.colour,
+                color=mark.colour,
                 markersize=5,
                 clip_on=False,
             )
@@ -410,7 +438,7 @@ def _draw_trial(row: Sequence[Axes], trial: Trial) -> None:
 
 
 def _use_log(column: Sequence[Axes]) -> None:
-    """A log scale, if there is a value that it can show."""
+    """Use a log scale, if a value is above 0."""
     shown = np.concatenate([np.zeros(0), *(np.asarray(line.get_ydata()) for panel in column for line in panel.lines)])
     shown = shown[shown > 0]
     if len(shown):
@@ -419,14 +447,14 @@ def _use_log(column: Sequence[Axes]) -> None:
 
 
 def _set_log_ticks(axis: Axis, ends: tuple[float, float]) -> None:
-    """A few ticks on a log axis, at powers of ten if it is long enough."""
+    """Set a few ticks on a log axis, at powers of ten if it is long enough."""
     axis.set_major_locator(MaxNLocator(3) if ends[1] < 10 * ends[0] else LogLocator(numticks=4))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: level_text(value)))
 
 
 def _largest(rows: Mapping[str, Mapping[str, Effect]]) -> list[str]:
-    """The names of the rows to show: of single factors before those of pairs, and the largest of these."""
+    """The rows to show: those of single factors, then the largest of those of pairs."""
 
     def key(name: str) -> tuple[bool, float, float]:
         healthy, steps = rows[name]["healthy"], rows[name]["steps"]
@@ -437,7 +465,7 @@ def _largest(rows: Mapping[str, Mapping[str, Effect]]) -> list[str]:
 
 
 def _limits(effects: Sequence[Effect], ratio: bool) -> tuple[float, float]:
-    """From the effects and as much of their intervals as leaves these to be seen."""
+    """The limits of a panel: all effects, and as much of their intervals as keeps the effects visible."""
     middles = np.array([e.effect for e in effects])
     ends = np.array([end for e in effects for end in (e.low, e.high)])
     if ratio:
@@ -449,11 +477,11 @@ def _limits(effects: Sequence[Effect], ratio: bool) -> tuple[float, float]:
 
 
 def _draw_effect(panel: Axes, place: int, effect: Effect) -> None:
-    few, ratio = effect.seeds < _SEEDS_THAT_CAN_TELL, effect.response in RATIOS
+    few, ratio = effect.seeds < _ENOUGH_SEEDS, effect.response in RATIOS
     if effect.seeds > 1:
         everything = effect.high == math.inf if ratio else effect.high - effect.low >= 2 * len(effect.factors)
         ends = [max(effect.low, 1e-300), min(effect.high, 1e300)] if ratio else [effect.low, effect.high]
-        style: Any = (0, (1, 3)) if everything else "-"  # dotted, what could be anything
+        style: Any = (0, (1, 3)) if everything else "-"  # dotted if it excludes nothing
         panel.plot(ends, [place, place], color=_EFFECT, linewidth=0.8 if few else 1.6, linestyle=style)
     marker, face = ("x", _EFFECT) if effect.seeds == 1 else ("o", "white" if few else _EFFECT)
     panel.plot([effect.effect], [place], color=_EFFECT, marker=marker, markersize=5, markerfacecolor=face, zorder=3)

@@ -1,38 +1,15 @@
-"""How levels, cells, outcomes and effects are said, in text, tables and figures alike."""
+"""How levels, cells, outcomes and effects are written, in text, tables and figures alike."""
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from stability.analysis.effects import RATIOS, Effect
 from stability.analysis.levels import Level, level_text
 from stability.analysis.trials import Trial
 from stability.config.names import short_name
-from stability.core import palette
 from stability.core.text import listed
-
-
-class Look(NamedTuple):
-    """How an outcome is drawn: a colour, matplotlib's marker, whether it is filled, and a sign in text."""
-
-    colour: str
-    marker: str
-    filled: bool
-    sign: str
-
-
-# The shapes tell outcomes apart without colour, too. A circle is a trial that learned.
-LOOKS = {
-    "stable": Look(palette.GREEN, "o", True, "●"),
-    "slow": Look(palette.BLUE, "o", False, "○"),
-    "undecided": Look(palette.GREY, "D", False, "◇"),
-    "blank_collapse": Look(palette.SKY_BLUE, "s", True, "■"),
-    "mode_collapse": Look(palette.PURPLE, "P", True, "✚"),
-    "exploded": Look(palette.VERMILION, "^", True, "▲"),
-    "non_finite": Look(palette.BLACK, "X", True, "✖"),
-    "bad_data": Look(palette.ORANGE, "*", True, "★"),
-}
+from stability.diagnosis.outcomes import MARKS
 
 
 def level_of(trial: Trial, name: str) -> Level:
@@ -56,13 +33,13 @@ def names_text(names: Iterable[str]) -> str:
 
 
 def counts_text(trials: Iterable[Trial]) -> str:
-    """`20 stable, 3 exploded`, in the order of `LOOKS`."""
+    """`20 stable, 3 exploded`, in the order of `MARKS`."""
     counts = Counter(trial.outcome for trial in trials)
-    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in LOOKS if counts[outcome])
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in MARKS if counts[outcome])
 
 
 def changed_text(effect: Effect) -> str:
-    """What an effect is of: `lr 0.002 → 0.005`, `lr, per decade`, `lr 0.002 → 0.005 × noise 0.25 → 1`."""
+    """The change whose effect it is: `lr 0.002 → 0.005`, `lr, per decade`, `lr 0.002 → 0.005 × noise 0.25 → 1`."""
     if effect.kind.startswith("trend"):
         return f"{short_name(effect.factors[0])}, {effect.kind.removeprefix('trend ')}"
     parts = zip(effect.factors, effect.levels, strict=True)
@@ -70,7 +47,7 @@ def changed_text(effect: Effect) -> str:
 
 
 def effect_text(effect: Effect) -> str:
-    """An effect with its interval, `+33 points [−10, +60]`, `×2.1 [1.8, 2.4]`, which one seed does not have."""
+    """An effect with its interval: `+33 points [−10, +60]`, `×2.1 [1.8, 2.4]`. With one seed there is no interval."""
     if not effect.matches:
         return ""
     ends = (effect.low, effect.high) if effect.seeds > 1 else None
@@ -78,14 +55,16 @@ def effect_text(effect: Effect) -> str:
 
 
 def size_text(response: str, effect: float, ends: tuple[float, float] | None) -> str:
-    """A difference, or ratio, with the ends of its interval if there is one."""
-    points = response == "healthy"
-
-    def said(value: float) -> str:
-        return ratio_text(value) if response in RATIOS else _signed(100 * value, 0) if points else _signed(value, 3)
-
-    text = f"{'×' if response in RATIOS else ''}{said(effect)}{' points' if points else ''}"
-    return f"{text} [{said(ends[0])}, {said(ends[1])}]" if ends else text
+    """A difference or a ratio, with the ends of its interval if there is one: `+0.012 [−0.003, +0.027]`."""
+    if response in RATIOS:
+        size, *bounds = (ratio_text(value) for value in (effect, *(ends or ())))
+        size = f"×{size}"
+    elif response == "healthy":
+        size, *bounds = (_signed(100 * value, digits=0) for value in (effect, *(ends or ())))
+        size = f"{size} points"
+    else:
+        size, *bounds = (_signed(value, digits=3) for value in (effect, *(ends or ())))
+    return f"{size} [{', '.join(bounds)}]" if ends else size
 
 
 def ratio_text(ratio: float) -> str:

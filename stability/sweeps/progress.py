@@ -22,23 +22,13 @@ from stability.analysis.trials import read_trials
 from stability.config.names import short_name
 from stability.core.files import CONFIG, ERROR, VERDICT
 from stability.core.text import duration
-from stability.diagnosis.display import colour
+from stability.diagnosis.outcomes import MARKS, style_of
 from stability.diagnosis.table import SIGNALS_FILE
 from stability.sweeps.plan import Cell, Plan
 from stability.sweeps.search import Search
 
 CRASHED = "crashed"  # in the place of an outcome
-_LETTERS = {
-    "stable": "S",
-    "slow": "L",
-    "undecided": "U",
-    "blank_collapse": "B",
-    "mode_collapse": "M",
-    "exploded": "X",
-    "non_finite": "N",
-    "bad_data": "D",
-    CRASHED: "C",
-}
+_LETTERS = {outcome: mark.letter for outcome, mark in MARKS.items()} | {CRASHED: "C"}
 _TO_DO = "·"
 _PAUSE = 0.5  # seconds between two checks of the folders
 _RECENT = 60  # seconds since a trial wrote its signals, after which it is not shown as running
@@ -137,7 +127,7 @@ class SweepProgress:
         count = f"{done}/{self._total}" if self._total else f"{done}"
         outcome, trial = self.outcomes[folder], escape(self.describe(folder))
         left = f", {text}" if (text := self._time_left()) else ""
-        self._console.print(rf"\[{count}] [{colour(outcome)}]{outcome}[/]  {trial}  {escape(result)}{left}")
+        self._console.print(rf"\[{count}] [{style_of(outcome)}]{outcome}[/]  {trial}  {escape(result)}{left}")
 
     def _time_left(self) -> str:
         """How long the rest takes if it goes on at the same pace; empty if that is not known."""
@@ -193,7 +183,7 @@ def _grid(plan: Plan, outcomes: Mapping[Path, str]) -> Table:
 
 
 def _sign(outcome: str, text: str) -> Text:
-    return Text(text, "dim" if outcome == "to do" else colour(outcome))
+    return Text(text, "dim" if outcome == "to do" else style_of(outcome))
 
 
 def _read_result(folder: Path) -> tuple[str, float]:

@@ -136,7 +136,7 @@ def test_too_few_seeds_say_how_many_would_do(tmp_path: Path) -> None:
     )
     assert {r.ruling for r in (sure, vague, never, single)} == {"inconclusive"}
     assert sure.seeds_needed == 6  # 2 / 2^6 < 5 %
-    assert sure.because == "3 seeds do not decide it. It would take about 6, if they were like these."
+    assert sure.because == "3 seeds do not decide this. About 6 would, if they were like these."
     by_normal = (1.96 + 0.842) ** 2 * shifts.var(ddof=1) / shifts.mean() ** 2  # the textbook's, for many seeds
     assert vague.seeds_needed == pytest.approx(by_normal + 2, abs=1)
     assert never.seeds_needed is None
@@ -145,8 +145,7 @@ def test_too_few_seeds_say_how_many_would_do(tmp_path: Path) -> None:
     (found,) = ruled(tmp_path, torn, f"{A}, expect: higher")
     assert found.because.endswith("More than 1000 would be needed: these favour neither side.")
     assert (
-        single.because
-        == "One seed cannot separate an effect from chance. It would take at least 6, if they were like these."
+        single.because == "One seed cannot separate an effect from chance. At least 6 would, if they were like these."
     )
 
 

@@ -1,4 +1,4 @@
-"""The figures of a study show what its trials are, whatever varies in it."""
+"""The figures of a study show its trials, whatever factors vary."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from stability.analysis.boundary import Boundary
 from stability.analysis.effects import effects
 from stability.analysis.trials import Trial, Trials, read_trials
+from stability.diagnosis.outcomes import MARKS
 from stability.reporting.figures import draw_curves, draw_effects, draw_phase
-from stability.reporting.wording import LOOKS
 from tests.support.studies import EPSILON, LR, NOISE, write_study
 from tests.support.trials import trial
 
@@ -36,7 +36,7 @@ PHASE: dict[str, list[Any]] = {
 
 def marks(panel: Axes) -> list[Line2D]:
     """The trials drawn in a panel."""
-    return [line for line in panel.lines if line.get_marker() in {look.marker for look in LOOKS.values()}]
+    return [line for line in panel.lines if line.get_marker() in {mark.marker for mark in MARKS.values()}]
 
 
 def test_every_trial_has_a_mark_at_its_cell() -> None:
@@ -53,26 +53,24 @@ def test_every_trial_has_a_mark_at_its_cell() -> None:
     assert (slope, x0 - y0) == (1, round(x0 - y0))  # lr/ε is the same along it, and a power of ten
 
 
-def test_outcomes_differ_in_colour_and_in_shape() -> None:
-    looks = [*LOOKS.values()]
-    assert len({look.colour for look in looks}) == len({(look.marker, look.filled) for look in looks}) == len(looks)
-    for name, look in LOOKS.items():
+def test_every_outcome_is_drawn_with_its_mark() -> None:
+    for name, mark in MARKS.items():
         picture = draw_phase(crossed({"optimizer__epsilon": [1e-8, 0.1], "schedule__lr_max": [0.1, 1.0]}, name))
         assert picture is not None
         drawn = marks(picture.figure.axes[0])
-        assert {(line.get_marker(), line.get_color()) for line in drawn} == {(look.marker, look.colour)}
+        assert {(line.get_marker(), line.get_color()) for line in drawn} == {(mark.marker, mark.colour)}
         (legend,) = picture.figure.legends
         assert name in [text.get_text() for text in legend.get_texts()]
 
 
-def test_many_seeds_are_counted() -> None:
+def test_many_seeds_are_drawn_as_numbers() -> None:
     picture = draw_phase(crossed(PHASE, seeds=20))
     assert picture is not None
     assert len(marks(picture.figure.axes[0])) == 9
     assert [text.get_text() for text in picture.figure.axes[0].texts].count("20") == 9
 
 
-def test_axes_without_numbers_and_what_is_pooled() -> None:
+def test_axes_without_numbers_and_pooled_factors() -> None:
     factors = {"loss__reduction": ["per_label_mean", "per_utterance_sum"], "precision__dtype": ["bf16", "fp16", "fp32"]}
     picture = draw_phase(crossed(factors))
     assert picture is not None
@@ -84,14 +82,14 @@ def test_axes_without_numbers_and_what_is_pooled() -> None:
 
 
 @pytest.mark.parametrize("levels", [[0.002, 0.005], [0.0, 1.0], [True, False], [None, 10.0], [(1, 2), (3,)]])
-def test_one_factor_of_any_kind(levels: list[Any]) -> None:
+def test_a_study_of_one_factor_of_any_kind_has_a_phase_diagram(levels: list[Any]) -> None:
     picture = draw_phase(crossed({"optimizer__clip_norm": levels}))
     assert picture is not None
     assert len(marks(picture.figure.axes[0])) == 2
     assert draw_phase(crossed({}, seeds=3)) is None
 
 
-def test_measured_boundaries_are_drawn_in_their_panel() -> None:
+def test_boundaries_are_drawn_in_their_panel() -> None:
     edges = [
         Boundary({EPSILON: 1e-4, NOISE: 1.0}, 0.03, 0.02, 0.05, ()),
         Boundary({EPSILON: 0.1, NOISE: 0.25}, 0.3, 0.2, 0.5, ()),
@@ -116,7 +114,7 @@ def test_curves_show_every_outcome_and_its_onset(tmp_path: Path) -> None:
     trials = read_trials([study])
     picture = draw_curves(trials)
     assert picture is not None
-    assert "Shown are 8 of 14 cells" in picture.caption
+    assert "8 of 14 cells are shown" in picture.caption
     texts = [(text.get_text(), axes) for axes in picture.figure.axes for text in axes.texts]
     rows = {text: axes for text, axes in texts if text.startswith("lr ")}
     assert len(rows) == 8
@@ -144,7 +142,7 @@ def test_a_cell_of_many_factors_does_not_push_the_panels_apart(tmp_path: Path) -
     assert second.x0 - first.x1 < first.width / 2
 
 
-def test_curves_of_trials_whose_tables_are_gone(tmp_path: Path) -> None:
+def test_trials_whose_tables_are_gone_have_empty_curves(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study", {"seed": [0]}, lambda _: "stable", steps=30)
     trials = read_trials([study])
     for table in study.glob("*/*.csv"):
@@ -154,7 +152,7 @@ def test_curves_of_trials_whose_tables_are_gone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("seeds", "marker", "face"), [(1, "x", None), (3, "o", "white"), (7, "o", "#0072B2")])
-def test_effects_of_few_seeds_look_otherwise(seeds: int, marker: str, face: str | None) -> None:
+def test_effects_of_few_seeds_are_marked(seeds: int, marker: str, face: str | None) -> None:
     rng = np.random.default_rng(0)
     made = [trial(s, per=x + rng.normal(0, 0.1), a=x) for s in range(seeds) for x in (0.1, 0.4)]
     found = effects(Trials(tuple(made)))
@@ -171,6 +169,6 @@ def test_effects_of_few_seeds_look_otherwise(seeds: int, marker: str, face: str 
         assert np.allclose(spans[0], [effect.low, effect.high])
 
 
-def test_nothing_to_compare_is_no_figure() -> None:
+def test_trials_that_cannot_be_compared_give_no_figure() -> None:
     apart: list[Trial] = [trial(0, a=0), trial(1, a=1)]
     assert draw_effects(effects(Trials(tuple(apart)))) is None

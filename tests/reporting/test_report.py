@@ -1,4 +1,4 @@
-"""A study's report: what its page says, asserted from the HTML, and what it does with bad input."""
+"""The report of a study: what its page says, read from the HTML, and how bad input is refused."""
 
 import csv
 import re
@@ -16,7 +16,7 @@ from stability.analysis.effects import effects
 from stability.analysis.trials import read_trials
 from stability.report import main
 from stability.reporting.page import Report, write_report
-from stability.reporting.summary import answer
+from stability.reporting.summary import summarize_grid
 from tests.support.studies import EPSILON, LR, NOISE, write_study
 
 SEEDS = list(range(8))
@@ -103,20 +103,21 @@ def page(report: Report) -> Page:
     return Page(report.page.read_text())
 
 
-def test_the_answer_is_made_from_the_trials(report: Report, page: Page) -> None:
+def test_the_summary_is_made_from_the_trials(report: Report, page: Page) -> None:
     which, how_large, how_sure = report.sentences
     assert which == (
-        "8 of 32 trials are unhealthy (8 blank_collapse), and what decides that most is the pair of epsilon and noise."
+        "8 of 32 trials are unhealthy (8 blank_collapse); the pair of epsilon and noise has the largest effect on this."
     )
-    assert "from 100% to 0% at noise 0.25, and from 100% to 100% at noise 1: the two together make +100" in how_large
+    assert "from 100% to 0% at noise 0.25, and from 100% to 100% at noise 1: the difference is +100" in how_large
     low, high = map(int, re.findall(r"\[\+(\d+), \+(\d+)\]", how_large)[0])
     assert 0 < low < 100 < high
-    assert "8 foursomes of 8 seeds (sign-flip, exact: p = 0.0078" in how_sure  # 2 / 2^8
-    assert "of 4 claims, 1 confirmed, 1 refuted and 2 inconclusive, 2 of these for want of trials" in how_sure
+    assert "8 quadruples of trials with 8 seeds (sign-flip, exact: p = 0.0078" in how_sure  # 2 / 2^8
+    claims = "of 4 claims, 1 confirmed, 1 refuted and 2 inconclusive, 2 of them because their trials were not run."
+    assert how_sure.endswith(claims)
     assert all(sentence in page.text for sentence in report.sentences)
 
 
-def test_the_page_stands_for_itself(report: Report, page: Page) -> None:
+def test_the_page_loads_nothing_else(report: Report, page: Page) -> None:
     html = report.page.read_text()
     assert report.page.name == "report.html"
     assert html.count("<svg") == html.count('role="img" aria-label="') == 3
@@ -129,7 +130,7 @@ def test_the_page_stands_for_itself(report: Report, page: Page) -> None:
     assert all(path.parent == report.page.with_name("report") and path.stat().st_size for path in report.files)
 
 
-def test_every_trial_is_in_a_table_for_other_programs(report: Report, study: Path) -> None:
+def test_every_trial_is_in_the_csv_file(report: Report, study: Path) -> None:
     with (report.page.parent / "report/trials.csv").open() as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     trials = read_trials([study]).trials
@@ -137,16 +138,16 @@ def test_every_trial_is_in_a_table_for_other_programs(report: Report, study: Pat
     assert [float(rows[t.name]["per"]) for t in trials] == pytest.approx([t.per for t in trials], rel=1e-5)
 
 
-def test_rulings_are_in_a_table(page: Page) -> None:
-    rows = page.tables["What was claimed"]
+def test_rulings_are_listed_in_a_table(page: Page) -> None:
+    rows = page.tables["Claims"]
     assert rows[0] == ["claim", "ruling", "effect, 95 %", "seeds", "exact test", "why"]
-    confirmed, refuted = page.row("What was claimed", "Large epsilon"), page.row("What was claimed", "Noise harms")
+    confirmed, refuted = page.row("Claims", "Large epsilon"), page.row("Claims", "Noise harms")
     assert confirmed[1] == "✔ confirmed"
-    assert confirmed[3] == "8 8 foursomes"
+    assert confirmed[3] == "8 8 quadruples"
     assert refuted[1] == "✘ refuted"
     assert refuted[2].startswith("+50 points [")
     assert "p = 0.016" in refuted[4]  # 2 / 2^8 for the smaller of two tests
-    assert "nearest is batch.size" in page.row("What was claimed", "Batches matter")[-1]
+    assert "nearest is batch.size" in page.row("Claims", "Batches matter")[-1]
 
 
 def test_a_failed_trial_is_compared_with_the_nearest_healthy_one(page: Page) -> None:
@@ -159,7 +160,7 @@ def test_a_failed_trial_is_compared_with_the_nearest_healthy_one(page: Page) -> 
     assert changed["epsilon"][4].startswith("+50 points [")
 
 
-def test_two_trials_are_compared_in_all_they_differ_in(study: Path, tmp_path: Path) -> None:
+def test_two_given_trials_are_compared_in_every_difference(study: Path, tmp_path: Path) -> None:
     report = write_report(
         [study, study.parent / "other"],
         claims=None,
@@ -177,12 +178,12 @@ def test_two_trials_are_compared_in_all_they_differ_in(study: Path, tmp_path: Pa
     assert "no claim was stated beforehand" in page.text
 
 
-def test_what_to_do_next_has_its_command(page: Page) -> None:
+def test_advice_comes_with_its_command(page: Page) -> None:
     assert "At epsilon 0.1, noise 0.25 (8 blank_collapse), change epsilon from 0.1 to 1e-8" in page.text
     assert "python -m stability.train optimizer.epsilon=1e-8 aug.white_noise_std=0.25 seed=8" in page.text
 
 
-def test_a_trial_of_an_experiment_is_advised_as_one_trial(tmp_path: Path) -> None:
+def test_a_single_trial_of_an_experiment_is_advised(tmp_path: Path) -> None:
     study = small(tmp_path / "study")
     (study / "trial0-seed0" / ".hydra").mkdir()
     kept = "[experiment=phase, schedule.lr_max=0.005, seed=0]"
@@ -191,7 +192,7 @@ def test_a_trial_of_an_experiment_is_advised_as_one_trial(tmp_path: Path) -> Non
     assert "stability.train experiment=phase schedule.lr_max=0.005 seed=1 hydra.mode=RUN" in page.text
 
 
-def test_a_running_sweep_and_crashed_trials(tmp_path: Path) -> None:
+def test_a_running_sweep_with_crashed_trials_is_reported(tmp_path: Path) -> None:
     study = small(tmp_path / "study", seeds=2)
     (study / "trial0-seed0" / "verdict.json").unlink()
     (study / "trial1-seed0" / "verdict.json").unlink()
@@ -200,37 +201,36 @@ def test_a_running_sweep_and_crashed_trials(tmp_path: Path) -> None:
     (study / "notes").mkdir()
     (study / "multirun.yaml").write_text("hydra: {overrides: {task: [experiment=phase, 'seed=0,1']}}\n")
     report = write_report([study], claims=None)
-    assert (
-        report.sentences[0]
-        == "So far the only trial is unhealthy (1 exploded): nothing that was varied made training healthy."
-    )
+    assert report.sentences[0] == "So far the only trial is unhealthy (1 exploded): no factor made training healthy."
     page = Page(report.page.read_text())
     reasons = {row[0]: row[1] for row in page.tables["Folders left out"][1:]}
     assert reasons["trial0-seed0"] == "no verdict: it crashed, was stopped or is being trained"
     assert reasons["trial1-seed0"] == "it crashed: MemoryError: no more"
     assert "half written" in reasons["trial2-seed1"]
-    assert reasons["notes"] == "no trial was begun in it"
-    assert "2 trials in study begun, no verdict yet, 1 of which crashed" in page.text
+    assert reasons["notes"] == "no trial was started in it"
+    assert "2 trials in study have no verdict yet, 1 of them because of a crash" in page.text
     assert "python -m stability.train --multirun experiment=phase seed=0,1" in page.text
     again = write_report([study], claims=None)  # the report's own folder is no trial
     assert Page(again.page.read_text()).tables["Folders left out"] == page.tables["Folders left out"]
 
 
-def test_nothing_is_finished(tmp_path: Path) -> None:
+def test_a_study_without_finished_trials_is_reported(tmp_path: Path) -> None:
     study = small(tmp_path / "study")
     for verdict in study.glob("*/verdict.json"):
         verdict.unlink()
     report = write_report([study], claims=None)
-    assert report.sentences[0] == "No trial is finished yet, so nothing can be said."
+    assert report.sentences[0] == "No trial is finished yet, so nothing is known."
     assert [path.name for path in report.files] == ["trials.csv"]
     assert "No trial is finished." in report.page.read_text()
 
 
-def test_one_seed_and_a_part_of_a_study(tmp_path: Path) -> None:
+def test_one_seed_and_a_part_of_a_study_are_reported(tmp_path: Path) -> None:
     report = write_report([small(tmp_path / "study")], claims=None)
-    assert "that most is lr" in report.sentences[0]
-    assert "At lr 1 instead of 0.005, 0% instead of 100% are healthy, all else alike: −100 points." in report.sentences
-    assert "which tells nothing of chance" in report.sentences[2]
+    assert report.sentences[0].endswith("; lr has the largest effect on this.")
+    assert report.sentences[1] == (
+        "At lr 1 instead of 0.005, all else equal, 0% of the trials are healthy instead of 100%: −100 points."
+    )
+    assert "which cannot separate an effect from chance" in report.sentences[2]
     part = write_report([tmp_path / "study"], claims=None, where={"lr": 0.005})
     assert part.sentences[0] == "The only trial is healthy (1 stable): nothing made training unhealthy."
     assert "only lr 0.005" in part.page.read_text()
@@ -239,7 +239,7 @@ def test_one_seed_and_a_part_of_a_study(tmp_path: Path) -> None:
     assert not read_trials([tmp_path / "study"]).left_out, "no report is taken for a trial"
 
 
-def test_a_figure_that_is_no_more_is_removed(tmp_path: Path) -> None:
+def test_a_figure_of_an_earlier_report_is_removed(tmp_path: Path) -> None:
     report = write_report([small(tmp_path / "study")], claims=None)
     shutil.rmtree(tmp_path / "study" / "trial1-seed0")
     again = write_report([tmp_path / "study"], claims=None)
@@ -254,7 +254,7 @@ def chosen_by(sweeper: str, study: Path) -> Path:
     return study
 
 
-def test_a_factor_with_too_many_levels_to_be_compared_is_named(tmp_path: Path) -> None:
+def test_a_factor_with_too_many_levels_is_listed_as_not_compared(tmp_path: Path) -> None:
     rates = [0.001 * 2**i for i in range(13)]
     study = write_study(
         tmp_path / "wide",
@@ -262,11 +262,12 @@ def test_a_factor_with_too_many_levels_to_be_compared_is_named(tmp_path: Path) -
         lambda t: "slow" if t[NOISE] == 1 else "stable",
     )
     trials = read_trials([study])
-    first, *_ = answer(trials, effects(trials), [])
-    assert first.endswith(" most is noise (lr, with more than 12 levels, not compared).")
+    first, *_ = summarize_grid(trials, effects(trials), [])
+    not_compared = "(not compared, because of more than 12 levels: lr)."
+    assert first.endswith(f"noise has the largest effect on the length of the blank plateau {not_compared}")
 
 
-def test_a_study_by_bisection_is_answered_by_its_boundary(tmp_path: Path) -> None:
+def test_a_study_by_bisection_is_summarized_by_its_boundaries(tmp_path: Path) -> None:
     levels: dict[str, list[Any]] = {"seed": [0, 1], EPSILON: [1e-8, 0.1], LR: [0.01, 0.1, 1.0]}
     study = write_study(
         tmp_path / "boundary",
@@ -278,21 +279,21 @@ def test_a_study_by_bisection_is_answered_by_its_boundary(tmp_path: Path) -> Non
     assert found.sentences == (
         # t(0.975; 1 degree of freedom) = 12.71 times sqrt(ln(10)² / 12 / 2), to either side
         "The largest healthy lr is 0.032 [8.1e-5, 12] at epsilon 1e-8 and 0.32 [0.00081, 120] at epsilon 0.1.",
-        "At epsilon 0.1 it is 10 times that at epsilon 1e-8.",
-        "The intervals are at 95 %, over 2 seeds; no claim was stated beforehand.",
+        "At epsilon 0.1 it is 10 times as high as at epsilon 1e-8.",
+        "The brackets are 95 % intervals over 2 seeds; no claim was stated beforehand.",
     )
     part = write_report([study], claims=None, where={"lr": 0.01})
-    assert part.sentences[0] == "Nowhere were two learning rates tried, so no largest healthy one can be told."
+    assert part.sentences[0] == "No cell was tried at two learning rates, so the largest healthy lr is not known."
     part = write_report([study], claims=None, where={"epsilon": 0.1, "seed": 0})
     assert part.sentences[0] == "The largest healthy lr is 0.32 [0.1, 1]."
-    assert part.sentences[2].startswith("Where there is 1 seed, the brackets are the rates tried next to it")
+    assert part.sentences[2].startswith("With 1 seed, the brackets are only the nearest rates that were tried")
     for verdict in study.glob("*/verdict.json"):
         verdict.write_text(verdict.read_text().replace('"stable"', '"exploded"'))
     lost = write_report([study], claims=None)
     assert lost.sentences[0] == "The largest healthy lr is below 0.01 at epsilon 1e-8 and below 0.01 at epsilon 0.1."
 
 
-def test_of_many_boundaries_two_are_told_by_what_they_differ_in(tmp_path: Path) -> None:
+def test_of_many_boundaries_the_lowest_and_the_highest_are_given(tmp_path: Path) -> None:
     rates = [0.01, 0.1, 1.0]
     levels: dict[str, list[Any]] = {"seed": [0, 1], EPSILON: [1e-8, 0.1], NOISE: [0.1, 0.5, 0.7, 1.0], LR: rates}
     study = write_study(
@@ -304,20 +305,21 @@ def test_of_many_boundaries_two_are_told_by_what_they_differ_in(tmp_path: Path) 
     found = write_report([chosen_by("stability.sweeps.bisection.BisectionSweeper", study)], claims=None)
     first, second, _ = found.sentences
     lowest, highest = "0.032 [8.1e-5, 12] at epsilon 1e-8", "0.32 [0.00081, 120] at epsilon 0.1"
-    assert first == f"The largest healthy lr goes from {lowest} to {highest}."
-    assert second == "At epsilon 0.1 it is 10 times that at epsilon 1e-8."
+    assert first == f"The largest healthy lr ranges from {lowest} to {highest}."
+    assert second == "At epsilon 0.1 it is 10 times as high as at epsilon 1e-8."
 
 
-def test_a_search_is_answered_by_its_best_trial(tmp_path: Path) -> None:
+def test_a_search_is_summarized_by_its_best_trial(tmp_path: Path) -> None:
     study = chosen_by("stability.sweeps.search.ResumingSweeper", small(tmp_path / "search"))
     best = float((study / "trial0-seed0" / "validation.csv").read_text().splitlines()[-1].split(",")[1])
     which, how_many, how_sure = write_report([study], claims=None).sentences
     assert which == f"The best of 2 trials has PER {best:.3f}, at lr 0.005."
     assert how_many == f"1 of 2 are stable (1 stable, 1 exploded), with a median PER of {best:.3f}."
-    assert how_sure == "The best of many is partly luck: train it with other seeds; no claim was stated beforehand."
+    luck = "The best of many trials is partly luck: train it with other seeds"
+    assert how_sure == f"{luck}; no claim was stated beforehand."
     assert "combinations have no verdict" not in (study / "report.html").read_text()
     part = write_report([study], claims=None, where={"lr": 1.0})
-    assert part.sentences[0] == "None of 1 trials is stable (1 exploded), so there is no best one."
+    assert part.sentences[0] == "None of the trials is stable (1 exploded), so there is no best trial."
 
 
 @pytest.mark.parametrize(
@@ -331,7 +333,7 @@ def test_a_search_is_answered_by_its_best_trial(tmp_path: Path) -> None:
             ["study", "--compare", "trial0", "trial7"],
             "There is no trial trial7: give the name of a folder in the study",
         ),
-        (["study", "--compare", "trial", "trial0-"], "2 trials are meant by trial: trial0-seed0, trial1-seed0"),
+        (["study", "--compare", "trial", "trial0-"], "2 trials match trial: trial0-seed0, trial1-seed0"),
         (["study", "half", "--compare", "trial0-", "half"], "half cannot be compared: no verdict"),
         (["study", "--where", "epsilom=1"], "--where epsilom: there is no such factor; the nearest is epsilon."),
         (["study", "--where", "lr=3"], "No trial has lr=3; there are 0.005, 1."),
@@ -365,7 +367,7 @@ def run(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command_prints_the_summary_and_the_page(tmp_path: Path) -> None:
     small(tmp_path / "study")
     done = run("study", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -381,7 +383,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_trials(tmp_path: Path) -> None:
+def test_ten_thousand_trials_are_reported_in_little_memory(tmp_path: Path) -> None:
     levels: dict[str, list[Any]] = {
         EPSILON: [1e-8, 1e-6, 1e-4, 1e-2, 1e-1],
         LR: [1e-4, 1e-3, 1e-2, 1e-1, 1.0],

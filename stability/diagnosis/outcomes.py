@@ -1,0 +1,46 @@
+"""How each outcome is shown, in terminals, on pages and in figures alike."""
+
+from typing import Final, NamedTuple
+
+from stability.core import palette
+
+
+class Mark(NamedTuple):
+    """How an outcome is shown.
+
+    Attributes:
+        letter: In the grid of a sweep.
+        style: In a terminal, in the words of rich.
+        sign: In text.
+        colour: In figures and on pages.
+        marker: In figures, in matplotlib's words.
+        filled: Whether the marker is filled.
+    """
+
+    letter: str
+    style: str
+    sign: str
+    colour: str
+    marker: str
+    filled: bool
+
+
+_GOOD, _OPEN, _BAD = "bold green", "bold yellow", "bold red"
+
+# In the order of lists and legends. Signs and markers differ in shape too, for readers who do not see the colours. A
+# circle is a trial that learned.
+MARKS: Final[dict[str, Mark]] = {
+    "stable": Mark(letter="S", style=_GOOD, sign="●", colour=palette.GREEN, marker="o", filled=True),
+    "slow": Mark(letter="L", style=_OPEN, sign="○", colour=palette.BLUE, marker="o", filled=False),
+    "undecided": Mark(letter="U", style=_OPEN, sign="◇", colour=palette.GREY, marker="D", filled=False),
+    "blank_collapse": Mark(letter="B", style=_BAD, sign="■", colour=palette.SKY_BLUE, marker="s", filled=True),
+    "mode_collapse": Mark(letter="M", style=_BAD, sign="✚", colour=palette.PURPLE, marker="P", filled=True),
+    "exploded": Mark(letter="X", style=_BAD, sign="▲", colour=palette.VERMILION, marker="^", filled=True),
+    "non_finite": Mark(letter="N", style=_BAD, sign="✖", colour=palette.BLACK, marker="X", filled=True),
+    "bad_data": Mark(letter="D", style=_BAD, sign="★", colour=palette.ORANGE, marker="*", filled=True),
+}
+
+
+def style_of(outcome: str) -> str:
+    """The style in which an outcome is printed in a terminal. What is no outcome, such as a crash, is bad."""
+    return MARKS[outcome].style if outcome in MARKS else _BAD

@@ -1,0 +1,130 @@
+"""The tables of a report: their rows, with every number written as readers see it."""
+
+import csv
+import io
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from stability.analysis.compare import Difference, compare
+from stability.analysis.effects import RESPONSES, Effect
+from stability.analysis.levels import is_number, level_text
+from stability.analysis.matching import main_factors
+from stability.analysis.rulings import Ruling
+from stability.analysis.trials import Trial, Trials, read_verdict
+from stability.config.names import short_name
+from stability.diagnosis.outcomes import MARKS
+from stability.reporting.wording import changed_text, effect_text, names_text, p_text, ratio_text, size_text
+
+_MOST_TRIALS, _MOST_LEFT_OUT, _MOST_EFFECTS = 300, 20, 120  # rows
+
+
+def effect_rows(found: Sequence[Effect]) -> list[dict[str, Any]]:
+    """A row for each change of a factor that has matched trials, with its effects on all responses."""
+    changes: dict[str, dict[str, Effect]] = defaultdict(dict)
+    for effect in found:
+        if effect.matches:
+            changes[changed_text(effect)][effect.response] = effect
+    return [_effect_row(own) for own in [*changes.values()][:_MOST_EFFECTS]]
+
+
+def ruling_rows(rulings: Sequence[Ruling]) -> list[dict[str, Any]]:
+    """A row for each ruling on trials that were run: the confirmed claims first, then the refuted ones."""
+    order = ("confirmed", "refuted", "inconclusive")
+    return [
+        {"ruling": r, "size": _ruling_text(r), "p": p_text(r.corrected), "tied": names_text(r.tied)}
+        for r in sorted(rulings, key=lambda r: order.index(r.ruling))
+        if r.seeds
+    ]
+
+
+def pair_table(trials: Trials, first: Trial, second: Trial) -> dict[str, Any]:
+    """Two trials, and the values in which they differ."""
+    return {
+        "trials": [
+            _trial_row(trial, {}) | {"advice": read_verdict(trial).get("advice", "")} for trial in (first, second)
+        ],
+        "differences": [_difference_row(difference) for difference in compare(trials, first, second)],
+    }
+
+
+def trial_rows(trials: Trials) -> dict[str, Any]:
+    """A row for each of the first 300 trials, failed ones first, and the folders left out, grouped by their reason."""
+    factors = main_factors(trials)
+    rows = sorted(trials.trials, key=lambda trial: (trial.healthy, trial.folder.parent.name, trial.seed))
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for folder, reason in trials.left_out:
+        by_reason[reason].append(folder.name)
+    return {
+        "rows": [_trial_row(trial, factors) for trial in rows[:_MOST_TRIALS]],
+        "columns": [short_name(name) for name in factors],
+        "left_out": [(names[0], len(names), reason) for reason, names in [*by_reason.items()][:_MOST_LEFT_OUT]],
+        "left_out_total": len(trials.left_out),
+    }
+
+
+def trials_csv(trials: Trials) -> str:
+    """Write a CSV file of all trials and their responses, for other programs."""
+    factors = main_factors(trials)
+    measured = ("outcome", "cause", "per", "steps", "censored", "norm_spike", "largest_norm", "phonemes", "loss")
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*map(short_name, factors), "seed", *measured, "name"])
+    for trial in sorted(trials.trials, key=lambda trial: trial.name):
+        values = (getattr(trial, name) for name in measured)
+        levels = (level_text(trial.factors.get(name)) for name in factors)
+        table.writerow([*levels, trial.seed, *(f"{v:.6g}" if isinstance(v, float) else v for v in values), trial.name])
+    return text.getvalue()
+
+
+def _effect_row(own: Mapping[str, Effect]) -> dict[str, Any]:
+    first = own["healthy"]
+    return {
+        "change": changed_text(first),
+        "tied": names_text(first.tied),
+        "seeds": first.seeds,
+        "matches": first.matches,
+        "values": [(effect_text(own[response]), p_text(own[response].p)) for response in RESPONSES],
+    }
+
+
+def _ruling_text(ruling: Ruling) -> str:
+    if ruling.claim.cells:
+        ends = (ruling.low, ruling.high) if ruling.seeds > 1 else None
+        return size_text(ruling.claim.response, ruling.effect, ends)
+    return f"{ruling.effect:.0%} of trials; seeds [{ruling.low:.0%}, {ruling.high:.0%}]"
+
+
+def _difference_row(difference: Difference) -> dict[str, Any]:
+    a, b = difference.first, difference.second
+    ratio = (
+        f"×{ratio_text(b / a)}"
+        if is_number(a) and is_number(b) and a > 0 and b > 0 and difference.name != "seed"
+        else ""
+    )
+    return {
+        "name": short_name(difference.name),
+        "dotted": difference.name,
+        "first": level_text(a),
+        "second": level_text(b),
+        "ratio": ratio,
+        "note": difference.note,
+        "effects": [effect_text(difference.effects[r]) for r in ("healthy", "steps", "per") if difference.effects],
+        "seeds": difference.effects["healthy"].seeds if difference.effects else 0,
+    }
+
+
+def _trial_row(trial: Trial, factors: Iterable[str]) -> dict[str, Any]:
+    spike = "not finite" if math.isinf(trial.norm_spike) else f"×{ratio_text(math.exp(trial.norm_spike))}"
+    return {
+        "name": trial.name,
+        "levels": [level_text(trial.factors.get(name)) for name in factors],
+        "seed": trial.seed,
+        "outcome": trial.outcome,
+        "mark": MARKS[trial.outcome],
+        "cause": trial.cause or "",
+        "per": f"{trial.per:.2f}",
+        "steps": f"over {trial.steps}" if trial.censored else str(trial.steps),
+        "norm_spike": spike,
+    }
