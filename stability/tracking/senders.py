@@ -95,7 +95,7 @@ class Sender(ABC):
         """Where to look at the run: a sentence, with the command to run if one is needed."""
         uri, page = self._state.uri, self._state.page
         if self._is_incomplete:
-            return f"MLflow does not have everything yet. {self._how_to_send_later}"
+            return f"MLflow does not have everything yet. {self._how_to_send_later()}"
         if not is_sqlite(uri):
             return f"MLflow: {uri}/{page}"
         store = f"sqlite:///{short_path(sqlite_path(uri))}"
@@ -117,7 +117,6 @@ class Sender(ABC):
             with quiet():
                 self._send_all()
 
-    @property
     def _how_to_send_later(self) -> str:
         command = _python_command("stability.send", short_path(self._folder))
         return f"The folder keeps everything; send it later: `{command}`"

@@ -114,7 +114,7 @@ def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> 
     return found.experiment_id if found else client.create_experiment(name, artifacts, _EXPERIMENT_TAGS)
 
 
-def attempt(uri: str, work: Callable[[], object], *, rest: float, hint: str) -> bool:
+def attempt(uri: str, work: Callable[[], object], *, rest: float, hint: Callable[[], str]) -> bool:
     """Do work on a store, unless the store failed a short time ago. A failure is logged once; it is never raised.
 
     A store that is down may keep the training waiting until a timeout, at every attempt. So a store that has failed is
@@ -125,7 +125,7 @@ def attempt(uri: str, work: Callable[[], object], *, rest: float, hint: str) -> 
         uri: The store.
         work: What to do.
         rest: How long the store is left alone after a failure, as a multiple of the time that the failure took.
-        hint: What the user can do about a failure; the end of the warning.
+        hint: Returns what the user can do about a failure, for the warning.
 
     Returns:
         Whether the work was done.
@@ -140,7 +140,7 @@ def attempt(uri: str, work: Callable[[], object], *, rest: float, hint: str) -> 
     except Exception as error:  # from MLflow, its database, the network or the disk
         reason = innermost_reason(error)
         if (uri, reason) not in _logged:
-            _log.warning("Cannot send to MLflow at %s: %s. The training goes on. %s", uri, reason, hint)
+            _log.warning("Cannot send to MLflow at %s: %s. The training goes on. %s", uri, reason, hint())
         _logged.add((uri, reason))
         _failures[uri] = time.monotonic(), time.monotonic() - begun
         return False
