@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
-_FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r'^ *```(\w*)(?: title="(.*?)")?\n(.*?)^ *```', re.DOTALL | re.MULTILINE)
 
 
 def name(page: Path) -> str:
@@ -16,8 +16,13 @@ def name(page: Path) -> str:
 
 
 def code_blocks(page: Path, language: str) -> list[str]:
-    """Return the code in a page that is marked as being in that language."""
-    return [code for marked, code in _FENCE.findall(page.read_text()) if marked == language]
+    """Return the code in a page that is marked as being in that language and has no title."""
+    return [code for marked, title, code in _FENCE.findall(page.read_text()) if marked == language and not title]
+
+
+def titled_blocks(page: Path) -> list[tuple[str, str, str]]:
+    """Return language, title and code of the blocks of a page whose title is the path of a file."""
+    return [(language, title, code) for language, title, code in _FENCE.findall(page.read_text()) if title]
 
 
 def code_with(page: Path, word: str) -> str:
