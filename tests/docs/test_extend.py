@@ -34,6 +34,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("extended")
     for name in ("conf", "stability"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
     for language, title, code in titled_blocks(PAGE):
         if language == "diff":
             apply(code, copy / title)
@@ -67,4 +68,4 @@ def test_the_command_trains_with_what_was_added(extended: Path) -> None:
 
 def test_the_added_modules_are_linted(extended: Path) -> None:
     new = [str(extended / title) for language, title, _ in titled_blocks(PAGE) if language == "python"]
-    run(extended, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), *new)
+    run(extended, "-m", "ruff", "check", *new)

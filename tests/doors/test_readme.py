@@ -16,7 +16,7 @@ from torch import nn
 
 from stability.config.schema import Sweep
 from stability.diagnosis.signals import SIGNALS
-from tests.support import loops
+from tests.support import toy_ctc
 from tests.support.configs import composed
 from tests.support.pages import DOCS, PAGES, ROOT, anchors, code_blocks, code_with, links, name
 
@@ -100,8 +100,8 @@ def test_a_loop_of_your_own(page: str, capsys: pytest.CaptureFixture[str]) -> No
     names = {
         "model": model,
         "optimizer": torch.optim.AdamW(model.parameters()),
-        "batches": [loops.batch(step) for step in range(5)],
-        "ctc": loops.ctc,
+        "batches": [toy_ctc.batch(step) for step in range(5)],
+        "ctc": toy_ctc.ctc,
     }
     exec(code_with(ROOT / page, "Monitor("), names)
     assert "Verdict(outcome='slow'" in capsys.readouterr().out
