@@ -37,7 +37,7 @@ from stability.engine.optimizer import DAY_LAYER
 from stability.engine.schedule import learning_rates
 from stability.engine.stack import Stack, new_stack
 from stability.engine.step import train_steps
-from stability.trials.run import open_data
+from stability.trials.setup import open_data
 
 EVERY = 10  # steps from one measurement to the next
 RELATIVE_STEP = 1e-6  # of the weights' norm: half the distance between two gradients

@@ -47,7 +47,7 @@ from stability.data.records import Split
 from stability.engine.decoder import init_parameters
 from stability.engine.stack import Stack, new_stack
 from stability.engine.step import train_steps
-from stability.trials.run import open_data
+from stability.trials.setup import open_data
 
 STEPS, EVERY, JUMP = 100, 5, 50
 SMALL = (

@@ -45,7 +45,7 @@ from stability.engine.decoder import init_parameters
 from stability.engine.optimizer import DAY_LAYER
 from stability.engine.stack import new_stack
 from stability.engine.step import train_steps
-from stability.trials.run import open_data
+from stability.trials.setup import open_data
 
 _WORK = Path("outputs/benchmark-cuda")
 _SMOOTHED = 20  # steps over which a loss is a median

@@ -27,7 +27,7 @@ from stability.core.device import choose_device
 from stability.data.batches import training_batch
 from stability.data.records import Split
 from stability.data.t15_reader import FileRows
-from stability.trials.run import open_data
+from stability.trials.setup import open_data
 
 DEFAULT = ("data=synthetic_t15", "data.synthetic.days=4", "model=official")
 ROUNDS, BATCHES = 8, 4

@@ -40,7 +40,7 @@ from stability.engine.decoder import init_parameters
 from stability.engine.memory import prepare_process
 from stability.engine.stack import Stack, new_stack
 from stability.engine.step import train_steps
-from stability.trials.run import open_data
+from stability.trials.setup import open_data
 
 _UNITS, _TRIALS = (32, 64, 128, 256), (1, 2, 4, 8, 16, 32)
 _PER_SEED = 8  # trials that share a seed

@@ -26,7 +26,7 @@ from stability.engine.decoder import frames_of, init_parameters
 from stability.engine.schedule import learning_rates
 from stability.engine.stack import new_stack
 from stability.engine.step import train_steps
-from stability.trials.run import open_data
+from stability.trials.setup import open_data
 
 ROUNDS, STEPS = 10, 10
 

@@ -19,7 +19,7 @@ from experiments.benchmarks.step_speed import Watch, plain_loop
 from experiments.detection.peers import Peer, installed_peers
 from stability import Monitor
 from stability.config.hydra import conf_folder, register_schema, resolve_config
-from stability.trials.run import open_data
+from stability.trials.setup import open_data
 
 _ROUNDS, _STEPS = 8, 10
 

@@ -122,8 +122,8 @@ def _measure(configs: Sequence[Config], at_once: int | None) -> _Cost:
     from stability.engine.memory import prepare_process
     from stability.engine.stack import Stack, new_stack
     from stability.engine.step import train_steps
-    from stability.trials.run import open_data
-    from stability.trials.scheduler import Memory
+    from stability.trials.capacity import Capacity
+    from stability.trials.setup import open_data
 
     prepare_process()
     dataset, device = open_data(configs[0]), choose_device(configs[0].device)
@@ -141,9 +141,9 @@ def _measure(configs: Sequence[Config], at_once: int | None) -> _Cost:
             made += _BLOCK
         return elapsed / made
 
-    memory, stack = Memory(device, dataset), stack_of(1)
+    capacity, stack = Capacity(device, dataset), stack_of(1)
     seconds_a_step(0)  # the first steps show what memory a trial needs
-    size = min(len(configs), at_once or memory.holds(1))
+    size = min(len(configs), at_once or capacity.trials(sharing=1))
     stack = stack_of(size)
     seconds_a_step(_SECONDS / 2)
     step = seconds_a_step(_SECONDS)

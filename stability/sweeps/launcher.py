@@ -12,8 +12,9 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
@@ -32,12 +33,11 @@ from stability.core.errors import StabilityError, write_error
 from stability.core.files import CONFIG, ERROR, VERDICT, write_atomically
 from stability.sweeps.jobs import compose_job
 from stability.sweeps.plan import check_count
-from stability.sweeps.sweep_trial import is_busy, is_finished, live_in_sweep, objective
+from stability.sweeps.sweep_trial import is_busy, is_finished, objective, trial_in_sweep
 from stability.tracking.api import open_tracker
 
 if TYPE_CHECKING:
     from stability.data.records import Dataset
-    from stability.trials.scheduler import Wish
 
 _LOG = logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")  # as Hydra writes it
 
@@ -100,7 +100,7 @@ class StackedLauncher(Launcher):
             try:
                 job = self._job(number, overrides)
                 if is_finished(job.settings, job.folder):
-                    _tell([job], objective(job.folder))
+                    _set_results([job], objective(job.folder))
                 else:
                     _clear_earlier(job)
                     stacks.setdefault(kind(job.settings), {}).setdefault(job.folder, []).append(job)
@@ -149,9 +149,9 @@ class StackedLauncher(Launcher):
         for folder, same in jobs.items():
             if folder in reasons and not (folder / VERDICT).exists():  # another worker may have trained it
                 self._report_failure(same[0].result, StabilityError(reasons[folder]))
-                _tell(same, math.nan)
+                _set_results(same, math.nan)
             else:
-                _tell(same, _objective_after_workers(folder, same[0].settings, killed=killed))
+                _set_results(same, _objective_after_workers(folder, same[0].settings, killed=killed))
 
     def _work(self, stacks: list[_Stack], count: int, number: int, sharing: int) -> dict[Path, str]:
         """Train as worker `number`: its own part of the trials, then what others have not started, the last first.
@@ -172,36 +172,37 @@ class StackedLauncher(Launcher):
         return reasons
 
     def _train(self, stack: _Stack, sharing: int = 1) -> dict[Path, str]:
-        """Train the trials of one stack, and return why some cannot be, by folder."""
+        """Train the trials of one stack. Return why some could not be trained, by folder."""
         from stability.trials.scheduler import train_together  # late: PyTorch takes seconds
 
-        data, reasons = _open_once(), {}
-        lives = [self._life(jobs, data) for jobs in stack.values()]
-        for (folder, jobs), end in zip(stack.items(), train_together(lives, self._size, sharing), strict=True):
-            if isinstance(end, StabilityError):
-                _tell(jobs, math.nan)
-                reasons[folder] = str(end)
-            elif isinstance(end, BaseException):
-                raise end
+        open_data, reasons = _open_once(), {}
+        trials = [self._trial(jobs, open_data) for jobs in stack.values()]
+        results = train_together(trials, size=self._size, sharing=sharing)
+        for (folder, jobs), result in zip(stack.items(), results, strict=True):
+            if isinstance(result, StabilityError):
+                _set_results(jobs, math.nan)
+                reasons[folder] = str(result)
+            elif isinstance(result, BaseException):
+                raise result
         return reasons
 
-    def _life(self, jobs: list[_Job], data: "Callable[[Config], Dataset]") -> "Generator[Wish, Any, float]":
+    async def _trial(self, jobs: list[_Job], open_data: "Callable[[Config], Dataset]") -> float:
+        """Run the trial that all these jobs are, as a coroutine for the scheduler."""
         job = jobs[0]
         self._context.callbacks.on_job_start(config=job.config, task_function=self._task)
         try:
-            if _are_done({job.folder: jobs}):  # another process had it
+            if _are_done({job.folder: jobs}):  # another process trained it
                 value = math.nan if (job.folder / ERROR).exists() else objective(job.folder)
             else:
                 _write_hydra_files(job)
-                with closing(logging.FileHandler(job.folder / f"{job.result.task_name}.log")) as log:
-                    log.setFormatter(_LOG)
-                    value = yield from _logged(live_in_sweep(job.task, job.folder, data), log)
-            _tell(jobs, value)
+                with _log_into(job.folder / f"{job.result.task_name}.log"):
+                    value = await trial_in_sweep(job.task, job.folder, open_data)
+            _set_results(jobs, value)
             return value
         except BaseException as error:
-            told = write_error(job.folder, error) if isinstance(error, OSError) else error
-            job.result.return_value, job.result.status = told, JobStatus.FAILED
-            raise told from error.__cause__
+            shown = write_error(job.folder, error) if isinstance(error, OSError) else error
+            job.result.return_value, job.result.status = shown, JobStatus.FAILED
+            raise shown from error.__cause__
         finally:
             self._context.callbacks.on_job_end(config=job.config, job_return=job.result)
 
@@ -211,15 +212,15 @@ def _are_done(trials: _Stack) -> bool:
     return all((folder / ERROR).exists() or is_finished(same[0].settings, folder) for folder, same in trials.items())
 
 
-def _tell(jobs: Sequence[_Job], value: float) -> None:
-    """Tell the sweeper what became of a trial."""
+def _set_results(jobs: Sequence[_Job], value: float) -> None:
+    """Give the sweeper the objective of a trial, for each of its jobs."""
     for job in jobs:
         job.result.return_value, job.result.status = value, JobStatus.COMPLETED
 
 
 def _clear_earlier(job: _Job) -> None:
     """Delete the error of an earlier run, and with `fresh` all its results: what is there later is of this sweep."""
-    from stability.trials.run import clear  # late: PyTorch takes seconds
+    from stability.trials.setup import clear  # late: PyTorch takes seconds
 
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -261,8 +262,8 @@ def kind(settings: Config) -> str:
 
 
 def _open_once() -> "Callable[[Config], Dataset]":
-    """As `open_data`, of trials of one `kind`: those with the same cut, which is all else that counts, get the same."""
-    from stability.trials.run import open_data
+    """An `open_data` for trials of one `kind`, which opens each data set once. Only the cut can make them differ."""
+    from stability.trials.setup import open_data
 
     opened: dict[int, Dataset] = {}
 
@@ -288,23 +289,20 @@ def _write_hydra_files(job: _Job) -> None:
         OmegaConf.save(content, folder / f"{name}.yaml")
 
 
-def _logged(life: "Generator[Wish, Any, float]", log: logging.Handler) -> "Generator[Wish, Any, float]":
-    """The same life, with a log of its own, whoever lives beside it."""
-    root, go_on = logging.getLogger(), partial(next, life)
-    while True:
-        root.addHandler(log)
-        try:
-            wish = go_on()
-        except StopIteration as ended:
-            return float(ended.value)
-        finally:
-            root.removeHandler(log)
-        try:
-            answer = yield wish
-        except GeneratorExit:
-            life.close()
-            raise
-        except Exception as error:
-            go_on = partial(life.throw, error)
-        else:
-            go_on = partial(life.send, answer)
+_log: ContextVar[logging.Handler | None] = ContextVar("_log", default=None)  # the log of the trial that runs
+
+
+@contextmanager
+def _log_into(path: Path) -> Iterator[None]:
+    """Log into a file what this trial logs, and nothing of the other trials in its stack."""
+    root, handler = logging.getLogger(), logging.FileHandler(path)
+    handler.setFormatter(_LOG)
+    # The scheduler runs each trial in a context of its own, so each finds its own handler here.
+    _log.set(handler)
+    handler.addFilter(lambda record: _log.get() is handler)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

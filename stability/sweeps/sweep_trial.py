@@ -2,9 +2,9 @@
 
 import math
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
@@ -18,7 +18,6 @@ from stability.tracking.api import is_sent
 
 if TYPE_CHECKING:  # PyTorch takes seconds
     from stability.data.records import Dataset
-    from stability.trials.scheduler import Wish
 
 
 def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
@@ -32,26 +31,34 @@ def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
         return objective(folder)
     from stability.trials.scheduler import train_together  # late: PyTorch takes seconds
 
-    (end,) = train_together([live_in_sweep(cfg, folder)], 1)
-    if isinstance(end, BaseException):
-        raise end
-    return end
+    (result,) = train_together([trial_in_sweep(cfg, folder)], size=1)
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
-def live_in_sweep(
-    cfg: DictConfig, folder: Path, data: "Callable[[Config], Dataset] | None" = None
-) -> "Generator[Wish, Any, float]":
-    """The life of a sweep's trial in `folder`, in any stack.
+async def trial_in_sweep(
+    cfg: DictConfig, folder: Path, open_data: "Callable[[Config], Dataset] | None" = None
+) -> float:
+    """Run a sweep's trial, as a coroutine for the scheduler.
 
-    It ends with what a search makes small: the trial's PER, and 1 if it is not stable. A trial that crashes, whatever
-    the reason, leaves the file `error.txt` and ends with NaN, as does one that another process is training.
+    A trial that crashes, for whatever reason, leaves the file `error.txt` in its folder.
+
+    Args:
+        cfg: What Hydra composed for the trial.
+        folder: The trial's folder.
+        open_data: Opens the data set; None: the trial opens its own.
+
+    Returns:
+        The trial's `objective`; NaN if it crashed, or if another process is training it.
     """
     try:
         settings = resolve_config(cfg)
         if not is_finished(settings, folder):
-            from stability.trials.run import live  # late: PyTorch takes seconds
+            from stability.trials import setup  # late: PyTorch takes seconds
+            from stability.trials.run import trial
 
-            yield from live(settings, folder, quiet=True, data=data)
+            await trial(settings, folder, quiet=True, open_data=open_data or setup.open_data)
         return objective(folder)
     except TrialBusy:
         return math.nan

@@ -59,7 +59,7 @@ def run_in_workers(
         StabilityError: submitit or Slurm is missing, or a worker failed and all others have ended.
         Interrupted: Ctrl-C or SIGTERM came, and all workers have ended.
     """
-    from stability.trials.scheduler import stop_requests  # late: PyTorch takes seconds
+    from stability.trials.stopping import stop_requests  # late: PyTorch takes seconds
 
     require("cluster", "submitit")
     backend: _Backend = _ThisMachine(count) if cluster == "local" else _Slurm()

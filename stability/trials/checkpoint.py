@@ -21,10 +21,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from stability.config.schema import Config
 from stability.core.errors import StabilityError
 from stability.core.files import replacing
+from stability.core.text import first_of
 from stability.engine.decoder import Parameters
 from stability.engine.optimizer import DAY_LAYER, Moments, group_of
 from stability.engine.schedule import learning_rates
 from stability.engine.stack import Stack
+from stability.trials.requests import Validation
 
 _STACK_STATE = ("failed", "loss_scale", "steps_since_overflow")  # one number a trial
 _PREFIX = "_orig_mod."  # what torch.compile puts before each name; the official trainer expects it
@@ -32,16 +34,16 @@ _PREFIX = "_orig_mod."  # what torch.compile puts before each name; the official
 
 @dataclass
 class Best:
-    """The best validation so far: the lowest phoneme error rate, and of equal ones the lowest loss."""
+    """The best validation so far: the lowest phoneme error rate; among equal rates the lowest loss."""
 
     per: float = float("inf")
     loss: float = float("inf")
 
-    def improve(self, per: float, loss: float) -> bool:
-        """Take that validation over if it is better, and say whether it was."""
-        better = (per, loss) < (self.per, self.loss)
+    def improve(self, validation: Validation) -> bool:
+        """Take over a validation if it is better; return whether it was."""
+        better = validation < (self.per, self.loss)
         if better:
-            self.per, self.loss = per, loss
+            self.per, self.loss = validation
         return better
 
 
@@ -49,16 +51,25 @@ Save = Callable[[Path, Stack, int, Best], None]
 
 
 def save(path: Path, stack: Stack, k: int, best: Best) -> None:
-    """Write trial `k` of a stack, atomically: a reader finds the old file or the new one, never a part."""
+    """Write a checkpoint atomically: a reader finds the old file or the new one, never a part.
+
+    Args:
+        path: The checkpoint's file; its folder is made if need be.
+        stack: The stack that holds the trial.
+        k: The trial's place in the stack.
+        best: The trial's best validation so far.
+    """
     _write(path, _content(stack, k, best))
 
 
 @contextmanager
 def in_background() -> Iterator[Save]:
-    """A `save` that only copies the trial to the host's memory, and writes it in a thread while training goes on.
+    """Save checkpoints in a thread while training goes on.
 
-    It waits for the file before, and the end of the `with` statement for the last one; both raise what OSError came of
-    it.
+    Returns:
+        A context manager. It gives a function like `save` that copies the trial to the host's memory and returns; a
+        thread writes the file. The next call, and the end of the `with` statement, wait for the file before, and raise
+        the OSError that writing it met.
     """
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1) as thread:
@@ -77,12 +88,12 @@ def in_background() -> Iterator[Save]:
 
 
 def _content(stack: Stack, k: int, best: Best) -> dict[str, Any]:
-    """What the file of trial `k` holds: copies in the host's memory, and plain numbers."""
+    """The content of trial `k`'s file: copies in the host's memory, and plain numbers."""
     own = {name: p[k] for name, p in stack.parameters.items()}
     moments = Moments(*({name: t[k] for name, t in kind.items()} for kind in stack.moments))
     optimizer, scheduler = _torch_states(stack.configs[k], own, moments, stack.steps[k])
     return {
-        "model_state_dict": {_PREFIX + name: _copied(p) for name, p in split_days(own).items()},
+        "model_state_dict": {_PREFIX + name: _host_copy(p) for name, p in split_days(own).items()},
         "optimizer_state_dict": optimizer,
         "scheduler_state_dict": scheduler,
         "val_PER": best.per,
@@ -102,15 +113,30 @@ def _write(path: Path, content: dict[str, Any]) -> None:
             raise
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def _host_copy(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", copy=True)
 
 
 def restore(path: Path, stack: Stack, k: int) -> Best:
-    """Put a checkpoint that `save` wrote back into place `k` of a stack, and its step with it."""
+    """Restore a trial from its checkpoint: weights, optimizer state, loss scale and step.
+
+    Args:
+        path: A file that `save` wrote.
+        stack: The stack to restore into.
+        k: The trial's place in the stack.
+
+    Returns:
+        The best validation so far.
+
+    Raises:
+        StabilityError: The file cannot be read, is of another model, or was written by another program.
+    """
     content = _read(path)
     if "stability" not in content:
-        raise StabilityError(f"{path} was not written here and cannot be resumed. Start from it: init_from={path}")
+        raise StabilityError(
+            f"{path} was not written by this program, so training cannot be resumed from it. "
+            f"To start from its weights, give init_from={path}"
+        )
     own = {name: p[k] for name, p in stack.parameters.items()}
     for name, p in _matching(content, path, own).items():
         own[name].copy_(p)
@@ -126,9 +152,17 @@ def restore(path: Path, stack: Stack, k: int) -> Best:
 
 
 def load_weights(path: Path, like: Parameters) -> Parameters:
-    """The weights of a checkpoint, ours or a public one, without the trial axis.
+    """Read the weights of a checkpoint, ours or a public one.
 
-    `like` are parameters of the model they must fit; StabilityError says where they do not.
+    Args:
+        path: The checkpoint's file.
+        like: Parameters, without the trial axis, of the model that the weights must fit.
+
+    Returns:
+        Parameters with the names and shapes of `like`.
+
+    Raises:
+        StabilityError: The file cannot be read, or names and shapes differ; the message names them.
     """
     return _matching(_read(path), path, like)
 
@@ -152,9 +186,8 @@ def _matching(content: Mapping[str, Any], path: Path, like: Parameters) -> Param
         if found[n].shape != wanted[n].shape
     ]
     if problems:
-        more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise StabilityError(
-            f"{path} is a checkpoint of another model: {'; '.join(sorted(problems)[:4])}{more}. "
+            f"{path} is a checkpoint of another model: {first_of(sorted(problems), 4, '; ')}. "
             "Choose the model, the features and the days that it was trained with."
         )
     days = {name: torch.stack([found[f"{name}.{d}"] for d in range(len(like[name]))]) for name in DAY_LAYER}
@@ -173,12 +206,12 @@ def _read(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises a different kind for each way a file can be broken
         reason = str(error).partition("\n")[0]
         raise StabilityError(
-            f"{path} cannot be read as a checkpoint ({reason}). Give another, or train anew."
+            f"{path} cannot be read as a checkpoint ({reason}). Give another file, or train from the start: fresh=true"
         ) from None
     found: dict[str, Any] = content if isinstance(content, dict) else {}
     weights = found.get("model_state_dict")
     if not isinstance(weights, dict) or not all(isinstance(p, Tensor) for p in weights.values()):
-        raise StabilityError(f"{path} is no checkpoint of a decoder: it has no model_state_dict of tensors.")
+        raise StabilityError(f"{path} is not a checkpoint of a decoder: it has no model_state_dict of tensors.")
     return found
 
 
@@ -191,7 +224,7 @@ def _by_group(parameters: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 
 class _AdamW(torch.optim.AdamW):
-    """The same, without a decoration that imports PyTorch's compiler, which takes as long as all else of PyTorch."""
+    """PyTorch's AdamW without a decorator that imports PyTorch's compiler, which takes seconds."""
 
     add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
     state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
@@ -200,7 +233,7 @@ class _AdamW(torch.optim.AdamW):
 def _torch_states(
     config: Config, own: Parameters, moments: Moments, step: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state dictionaries that torch.optim.AdamW and LambdaLR would have, made by those themselves."""
+    """The state dictionaries of torch.optim.AdamW and LambdaLR, made by these classes themselves."""
     o, s = config.optimizer, config.schedule
     names = _by_group(own)
     decays = {"bias": 0.0, "day_layer": o.weight_decay_day, "other": o.weight_decay}
@@ -223,11 +256,11 @@ def _torch_states(
     first, second, steps = (split_days(kind) for kind in moments)
     state = {
         index: {
-            "step": _copied(steps[n]),
-            "exp_avg": _copied(first[n]),
-            "exp_avg_sq": _copied(second[n]),
+            "step": _host_copy(steps[n]),
+            "exp_avg": _host_copy(first[n]),
+            "exp_avg_sq": _host_copy(second[n]),
         }
         for index, n in enumerate(chain(*names.values()))
-        if steps[n] > 0  # AdamW keeps nothing of a day it has not met
+        if steps[n] > 0  # AdamW keeps no state of a day that it has not met
     }
     return optimizer.state_dict() | {"state": state}, scheduler

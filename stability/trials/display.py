@@ -1,4 +1,4 @@
-"""What a person sees of a trial: its configuration in short, a bar, its verdict. Plain lines where no one looks on."""
+"""What a person sees of a trial: its settings, a progress bar, its verdict. Without a terminal, plain lines."""
 
 import math
 from pathlib import Path
@@ -23,25 +23,31 @@ from stability.diagnosis.table import Table as Signals
 from stability.diagnosis.verdict import Verdict
 
 if TYPE_CHECKING:  # a log is diagnosed without PyTorch
-    import torch
-
     from stability.config.schema import Config
     from stability.data.records import Dataset
-    from stability.trials.recorder import Utterance
+    from stability.engine.stack import Stack
+    from stability.trials.recorder import Suspect
     from stability.trials.replay import Replay
+    from stability.trials.requests import Validation
 
 _KINDS = {
-    "transient": "It does not fail again: look at the machine, its memory and its drivers, before the settings.",
-    "precision": "A wider precision gets through it: numbers so large are beyond the trial's own. "
+    "transient": "It does not fail again: check the machine, its memory and its drivers before the settings.",
+    "precision": "It does not fail in a wider precision: its numbers are too large for the trial's own. "
     "Try a lower lr or a clip.",
-    "true fault": "It fails in every precision: look at the settings, the data, and the weights before this step.",
+    "true fault": "It fails in every precision: check the settings, the data, and the weights before this step.",
 }
 _SUSPECTS = 8  # utterances listed
 _WIDE = 500  # columns, so that no cell of a table is cut
 
 
 class Display:
-    """The terminal while one trial trains; use it in a `with` statement."""
+    """The terminal while one trial trains. Use it in a `with` statement.
+
+    Args:
+        total_steps: The trial's budget.
+        done_steps: The steps that it has made before.
+        quiet: Whether to show nothing.
+    """
 
     def __init__(self, total_steps: int, done_steps: int, quiet: bool) -> None:
         self._console = Console(highlight=False, soft_wrap=True, quiet=quiet)
@@ -68,26 +74,28 @@ class Display:
         self._bar.stop()
 
     def trained(self, rows: Signals) -> None:
-        """Show the last of some steps."""
+        """Show the last of these steps."""
         last = dict(zip(rows.names, rows.values[-1].tolist(), strict=True))
         self._latest = f"loss {last['loss']:.4g}  blank {last['blank_fraction']:.0%}  gradient {last['grad_norm']:.3g}"
         self._bar.update(self._task, completed=int(rows.steps[-1]) + 1, description=f"{self._latest}  {self._rates}")
 
-    def validated(self, step: int, per: float, loss: float) -> None:
-        """Show a validation; a line of its own where there is no bar."""
+    def validated(self, step: int, validation: "Validation") -> None:
+        """Show a validation; without a bar, on a line of its own."""
+        per, loss = validation
         self._rates = f"PER {per:.3f}"
         self._bar.update(self._task, description=f"{self._latest}  {self._rates}")
         if self._bar.disable:
             self._console.print(f"step {step:<6d} {self._latest}  PER {per:.4f}  validation loss {loss:.4g}")
 
     def stopped(self, step: int, verdict: Verdict) -> None:
-        """Say why the trial ends before its budget does."""
+        """Print why the trial ends before its budget."""
         why = f"{verdict.outcome}, found at step {verdict.detected_step}"
         self._console.print(f"stopped at step {step} of {self._steps}: {why}")
 
 
-def show_configuration(config: "Config", folder: Path, dataset: "Dataset", device: "torch.device", step: int) -> None:
-    """What is trained, on what, and where it is kept."""
+def show_configuration(config: "Config", folder: Path, dataset: "Dataset", stack: "Stack") -> None:
+    """Print what is trained, on which data and device, and where it is kept. `stack` is the trial's stack of one."""
+    device, step = stack.device, stack.step
     console = Console(highlight=False, soft_wrap=True)
     o, s, a, b = config.optimizer, config.schedule, config.aug, config.batch
     for name, value in {
@@ -102,13 +110,15 @@ def show_configuration(config: "Config", folder: Path, dataset: "Dataset", devic
         "folder": short_path(folder),
     }.items():
         console.print(f"[dim]{name:<10}[/] {value}")
+    if config.precision.dtype == "auto" and device.type == "cuda" and stack.precision == "fp32":
+        console.print(f"{device} has no bf16, so the trial trains in fp32. precision=fp16 is faster.")
     if dataset.excluded:
         bad = counted(len(dataset.excluded), "bad utterance")
         console.print(f"[yellow]Training without {bad}; {EXCLUDED} lists them.[/]")
 
 
-def show_verdict(verdict: Verdict, folder: Path, where: str) -> None:
-    """What became of the trial, why, and where everything is."""
+def show_verdict(verdict: Verdict, folder: Path, where: str, *, finished_before: bool) -> None:
+    """Print the trial's outcome, the evidence, and where everything is."""
     show_outcome(verdict)
     console = Console(highlight=False, soft_wrap=True)
     for name, place in {
@@ -119,23 +129,25 @@ def show_verdict(verdict: Verdict, folder: Path, where: str) -> None:
         console.print(f"[dim]{name:<10}[/] {short_path(place)}")
     if (folder / FLIGHT_RECORD).exists():
         console.print(f"[dim]flight recording[/]  {short_path(folder / FLIGHT)}")
-        console.print(f"  make the step again: `python -m stability.diagnose --replay {short_path(folder)}`")
+        console.print(f"  repeat the step: `python -m stability.diagnose --replay {short_path(folder)}`")
     console.print(where)
+    if finished_before:
+        console.print("This trial was finished before. To train it again: fresh=true")
 
 
 def show_replay(folder: Path, replay: "Replay") -> None:
-    """What came of making a recorded step again."""
+    """Print the result of a replay."""
     console = Console(highlight=False, soft_wrap=True, width=_WIDE)
     flight = replay.flight
     console.print(f"{short_path(folder)}: {flight.outcome} since step {flight.step}, seed {flight.seed}")
     console.print(f"[dim]{'data':<10}[/] {escape(flight.data)}")
     weights = sorted(flight.largest_weights.items(), key=lambda item: (math.isfinite(item[1]), -item[1]))
     largest = ", ".join(f"{value:.4g} in {name}" for name, value in weights[:3])
-    console.print(f"[dim]{'weights':<10}[/] the largest before that step are {largest}")
+    console.print(f"[dim]{'weights':<10}[/] the largest before this step are {largest}")
     if replay.device != flight.device:
         console.print(
-            f"[yellow]recorded on {flight.device} and made again on {replay.device}, which draws other random numbers: "
-            "noise and dropout are not the recorded ones[/]"
+            f"[yellow]recorded on {flight.device} and repeated on {replay.device}, which draws other random numbers: "
+            "noise and dropout differ from the recorded ones[/]"
         )
     attempts = Table("", "fails", "loss", "gradient norm", "first not finite", box=None, header_style="dim")
     attempts.add_row("recorded", "yes", f"{replay.recorded_loss:.6g}", f"{replay.recorded_grad_norm:.6g}")
@@ -147,7 +159,7 @@ def show_replay(folder: Path, replay: "Replay") -> None:
     console.print(f"[dim]the most suspicious of the batch of {len(flight.batch)} utterances[/]")
     suspects = Table("utterance", "frames", "labels", "loss", "largest input", "", box=None, header_style="dim")
     for u in flight.batch[:_SUSPECTS]:
-        place = f"{u.session} {u.trial}, block {_known(u.block)}, number {_known(u.number)}, {u.sentence!r}"
+        place = f"{u.session} {u.name}, block {_known(u.block)}, number {_known(u.number)}, {u.sentence!r}"
         loss, largest = f"{u.loss:.4g}", f"{u.largest_input:.4g}"
         suspects.add_row(escape(place), str(u.frames), str(u.labels), loss, largest, _suspicion(u, own.bad_rows))
     console.print(suspects)
@@ -157,7 +169,7 @@ def _known(number: int | None) -> str:
     return "unknown" if number is None else str(number)
 
 
-def _suspicion(utterance: "Utterance", bad_rows: frozenset[int]) -> str:
+def _suspicion(utterance: "Suspect", bad_rows: frozenset[int]) -> str:
     faults = {
         "input not finite": not utterance.input_finite,
         "CTC cannot align it": not utterance.can_be_aligned,

@@ -1,8 +1,8 @@
-"""The flight recorder: keeps a trial's last states in memory, and when the trial fails writes the one before the fault.
+"""The flight recorder: keeps a trial's last states in memory. When the trial fails, it writes the one before the fault.
 
-The recording is `flight/` in the trial's folder. `state.pt` is a checkpoint of the state before the first bad step, and
-`flight.json` says what that step read. There is no copy of the signals: those of every step are in `signals.csv`,
-beside it, as the configuration is in `config.yaml`.
+The recording is the folder `flight/` in the trial's folder: `state.pt` is a checkpoint of the state before the first
+bad step, and `flight.json` describes what that step read. The signals of every step are in the trial's `signals.csv`,
+and its configuration is in `config.yaml`.
 """
 
 import copy
@@ -27,19 +27,22 @@ from stability.engine.memory import ignore_out_of_memory
 from stability.engine.stack import Stack
 from stability.engine.step import train_steps
 from stability.trials import checkpoint
-from stability.trials.scheduler import Seat
+from stability.trials.requests import Slot
 
 _EVERY = 150  # steps from one kept state to the next
 _KEPT = 2  # states: however late they are looked for, one of them is 150 steps old or more
 
 
 @dataclass(frozen=True)
-class Utterance:
-    """One utterance of the batch, as the step read it. Losses are nats, inputs in standard deviations."""
+class Suspect:
+    """An utterance of the failed step's batch, as the step read it.
+
+    The loss is in nats, inputs are in standard deviations.
+    """
 
     row: int
     session: str
-    trial: str
+    name: str
     block: int | None
     number: int | None
     sentence: str
@@ -55,55 +58,68 @@ class Utterance:
 class Flight:
     """The content of `flight.json`.
 
-    Every random stream is derived from (seed, purpose, step), so these two are the whole random state; but noise and
-    dropout are drawn on the device, and another kind of device draws others. The batch is the most suspicious first.
+    Seed and step are the whole random state, since every random stream is derived from (seed, purpose, step). Noise and
+    dropout are drawn on the device, and another kind of device draws other numbers.
+
+    Attributes:
+        step: The first bad step; if its state was no longer in memory, the first later one that was.
+        largest_weights: The largest magnitude in each parameter.
+        batch: The step's utterances, the most suspicious first.
     """
 
     outcome: str
-    step: int  # the first bad one, or the first after it that was still in memory
+    step: int
     detected_step: int
     seed: int
     precision: Literal["fp32", "bf16", "fp16"]
     device: str
     data: str
-    largest_weights: dict[str, float]  # magnitudes, by parameter
+    largest_weights: dict[str, float]
     batch_hash: str
-    batch: list[Utterance]
+    batch: list[Suspect]
 
 
 class Recorder:
-    """Knows where a trial has been, the last 150 steps at the least."""
+    """Keeps states of a trial that reach back at least 150 steps."""
 
     def __init__(self, stack: Stack) -> None:
         self._kept = deque([copy.deepcopy(stack)], maxlen=_KEPT)
 
-    def passed(self, seat: Seat) -> None:
-        """Take note of where the trial is now, if memory allows; cheap, for every block of steps."""
-        if seat.step >= self._kept[-1].step + _EVERY:
+    def passed(self, slot: Slot) -> None:
+        """Keep the trial's present state, if 150 steps have passed and memory allows it. Call it after each block."""
+        if slot.step >= self._kept[-1].step + _EVERY:
             with ignore_out_of_memory():
-                self._kept.append(seat.alone())
+                self._kept.append(slot.alone())
 
     def write(self, folder: Path, stack: Stack, split: Split, verdict: Verdict) -> None:
-        """Write the recording of a trial that has this verdict, with an onset, into the trial's folder.
+        """Write the recording into the trial's folder, in the place of an earlier one.
 
-        Takes the place of an earlier one. Where the state before the onset is gone, the oldest in memory is recorded.
-        Raises OSError; then there is no recording.
+        If the state before the onset is no longer in memory, the oldest state in memory is recorded.
+
+        Args:
+            folder: The trial's folder.
+            stack: The trial now, as a stack of one.
+            split: The training data.
+            verdict: A verdict with an onset.
+
+        Raises:
+            OSError: The recording could not be written; then there is none.
         """
         shutil.rmtree(folder / FLIGHT, ignore_errors=True)
         before = self._before(verdict, stack, split)
         config = before.configs[0]
         batch = training_batch(split, config.batch.size, config.batch.days, seed=config.seed, step=before.step)
         flight = Flight(
-            verdict.outcome,
-            before.step,
-            before.step if verdict.detected_step is None else verdict.detected_step,
-            config.seed,
-            before.precision,
-            before.device.type,
-            str(split.path.resolve()),
-            {name: float(p.abs().max()) for name, p in before.parameters.items()},
-            hash_of(batch),
-            _by_suspicion(split, batch, examine(before, split)),
+            outcome=verdict.outcome,
+            step=before.step,
+            detected_step=before.step if verdict.detected_step is None else verdict.detected_step,
+            seed=config.seed,
+            precision=before.precision,
+            device=before.device.type,
+            data=str(split.path.resolve()),
+            largest_weights={name: float(p.abs().max()) for name, p in before.parameters.items()},
+            batch_hash=hash_of(batch),
+            batch=_by_suspicion(split, batch, examine(before, split)),
         )
         try:
             checkpoint.save(folder / FLIGHT_STATE, before, 0, checkpoint.Best())
@@ -113,15 +129,15 @@ class Recorder:
             raise
 
     def _before(self, verdict: Verdict, stack: Stack, split: Split) -> Stack:
-        """The trial's state before the onset. A step that was not applied left it in the stack itself."""
+        """The trial's state before the onset. A step that was not applied left this state in the stack itself."""
         step = verdict.onset_step
         assert step is not None
         for kept in self._kept:
-            kept.micro_batches = stack.micro_batches  # as few as the memory asks for by now
+            kept.micro_batches = stack.micro_batches  # as many as the memory asks for by now
         if verdict.outcome in FATAL and stack.failed.any():
             return replace(stack, steps=[step], failed=torch.zeros_like(stack.failed))
         before = [kept for kept in self._kept if kept.step <= step]
-        if not before:  # of a plateau that was long before it was called a collapse
+        if not before:  # as with a plateau that lasted long before it was called a collapse
             return self._kept[0]
         if before[-1].step < step:
             train_steps(before[-1], split, step - before[-1].step)
@@ -129,48 +145,48 @@ class Recorder:
 
 
 def read_flight(folder: Path) -> Flight:
-    """The recording in a trial's folder. Raises StabilityError if there is none, or not a whole one."""
+    """Read the recording in a trial's folder. Raises StabilityError if there is none, or it is incomplete."""
     path = folder / FLIGHT_RECORD
     try:
         content = json.loads(path.read_text())
-        return Flight(**content | {"batch": [Utterance(**utterance) for utterance in content["batch"]]})
+        return Flight(**content | {"batch": [Suspect(**utterance) for utterance in content["batch"]]})
     except FileNotFoundError:
         raise StabilityError(
-            f"There is no flight recording at {path}. Give the folder of a trial that failed; only those leave one."
+            f"There is no flight recording at {path}. Only a trial that failed leaves one: give its folder."
         ) from None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StabilityError(
-            f"{path} cannot be read as a flight recording ({error}). Train the trial anew: fresh=true"
+            f"{path} cannot be read as a flight recording ({error}). Train the trial again from its start: fresh=true"
         ) from None
 
 
 def hash_of(batch: Batch) -> str:
-    """What the batch holds, in short: the same wherever its features are kept, in float32 or in float16."""
+    """A hash of a batch. It is the same whether the features are kept in float32 or in float16."""
     digest = hashlib.sha256()
     for tensor in (batch.features.half().cpu(), batch.bins, batch.labels, batch.label_counts, torch.tensor(batch.days)):
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _by_suspicion(split: Split, batch: Batch, seen: Examination) -> list[Utterance]:
+def _by_suspicion(split: Split, batch: Batch, seen: Examination) -> list[Suspect]:
     found = []
     for row, i in enumerate(batch.utterances):
         record = split.records[i]
         labels, frames = split.labels(i).tolist(), int(seen.frames[row])
         found.append(
-            Utterance(
-                row,
-                split.sessions[record.day],
-                record.name,
-                record.block,
-                record.number,
-                record.transcription,
-                frames,
-                len(labels),
-                float(seen.nll[row]),
-                float(seen.x[row].abs().max()),
-                bool(seen.x[row].isfinite().all()),
-                frames_needed(labels) <= frames,
+            Suspect(
+                row=row,
+                session=split.sessions[record.day],
+                name=record.name,
+                block=record.block,
+                number=record.number,
+                sentence=record.transcription,
+                frames=frames,
+                labels=len(labels),
+                loss=float(seen.nll[row]),
+                largest_input=float(seen.x[row].abs().max()),
+                input_finite=bool(seen.x[row].isfinite().all()),
+                can_be_aligned=frames_needed(labels) <= frames,
             )
         )
     healthy = [-u.loss / u.labels if math.isfinite(u.loss) else -math.inf for u in found]  # by row

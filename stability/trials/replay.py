@@ -1,4 +1,4 @@
-"""Makes a recorded step again, in the trial's own precision, in fp32 and in fp64, to tell what kind of fault it was."""
+"""Repeats a recorded step in the trial's own precision, in fp32 and in fp64, to find out what kind of fault it was."""
 
 import math
 from dataclasses import dataclass, replace
@@ -27,9 +27,9 @@ from stability.engine.memory import prepare_process
 from stability.engine.stack import Stack, new_stack
 from stability.engine.step import train_steps
 from stability.trials import checkpoint
+from stability.trials.capacity import in_micro_batches
 from stability.trials.recorder import Flight, hash_of, read_flight
-from stability.trials.run import open_data
-from stability.trials.scheduler import in_parts
+from stability.trials.setup import open_data
 
 Kind = Literal["transient", "precision", "true fault"]
 
@@ -38,18 +38,23 @@ _LATER = 50  # steps
 
 @dataclass(frozen=True)
 class Attempt:
-    """The step made once more."""
+    """The step repeated in one precision.
+
+    Attributes:
+        not_finite: The first module in forward order, or gradient in backward order, whose numbers are not finite.
+        bad_rows: Rows of the batch whose own loss is not finite.
+    """
 
     fails: bool
     loss: float
     grad_norm: float
-    not_finite: str | None  # the first module in forward order, or gradient in backward order
-    bad_rows: frozenset[int]  # utterances whose own loss is not finite
+    not_finite: str | None
+    bad_rows: frozenset[int]
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of it. Attempts are by precision, the trial's own first."""
+    """The result of a replay. `attempts` are by precision, the trial's own first."""
 
     flight: Flight
     device: str
@@ -59,15 +64,20 @@ class Replay:
 
     @property
     def kind(self) -> Kind:
-        """What kind of fault it was."""
+        """The kind of fault: it does not fail again, it fails in narrow precisions only, or in all of them."""
         own, *_ = fails = [attempt.fails for attempt in self.attempts.values()]
         return "transient" if not own else "true fault" if all(fails) else "precision"
 
 
 def replay(folder: Path, device_name: str) -> Replay:
-    """Make the recorded step of a trial's folder again. Raises StabilityError where that cannot be.
+    """Repeat the recorded step of a failed trial.
 
-    device_name: auto, cpu, cuda or cuda:N.
+    Args:
+        folder: The trial's folder, with its `flight/`.
+        device_name: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        StabilityError: There is no recording, or the data or the configuration are no longer those of the trial.
     """
     flight = read_flight(folder)
     device = choose_device(device_name)
@@ -77,15 +87,15 @@ def replay(folder: Path, device_name: str) -> Replay:
     batch = training_batch(dataset.train, config.batch.size, config.batch.days, seed=config.seed, step=flight.step)
     if hash_of(batch) != flight.batch_hash:
         raise StabilityError(
-            f"The data in {flight.data} have changed since: its batch of step {flight.step} is not the recorded one. "
-            "Put the data back as they were, or train the trial anew: fresh=true"
+            f"The data in {flight.data} have changed: the batch of step {flight.step} is not the recorded one. "
+            "Restore the data, or train the trial again from its start: fresh=true"
         )
     signals = read_table(folder / SIGNALS_FILE)
     if flight.step not in signals.steps:
         raise StabilityError(
-            f"{folder / SIGNALS_FILE} does not reach step {flight.step}. Train the trial anew: fresh=true"
+            f"{folder / SIGNALS_FILE} does not reach step {flight.step}. Train the trial from its start: fresh=true"
         )
-    # The noise is the same in fp64 and all else is wider. The fused step divides gradients in float32.
+    # fp64 draws the same noise as fp32. The fused step would divide its gradients in float32.
     own = replace(config, precision=replace(config.precision, dtype=flight.precision))
     single = replace(config, precision=replace(config.precision, dtype="fp32"))
     double = replace(single, optimizer=replace(config.optimizer, fused=False))
@@ -103,7 +113,7 @@ def replay(folder: Path, device_name: str) -> Replay:
 
 
 def _configuration(folder: Path, flight: Flight) -> Config:
-    """The trial's, but with its data where they were found."""
+    """The trial's configuration, with the path at which its data were found."""
     path = folder / CONFIG
     try:
         config = resolve_config(DictConfig(OmegaConf.load(path)))
@@ -111,22 +121,22 @@ def _configuration(folder: Path, flight: Flight) -> Config:
         reason = str(error).partition("\n")[0]
         raise StabilityError(
             f"{path} cannot be read as a trial's configuration ({reason}). If another version of the program wrote it, "
-            "replay it with that version, or train the trial anew: fresh=true"
+            "replay it with that version, or train the trial again from its start: fresh=true"
         ) from None
     return replace(config, data=replace(config.data, path=flight.data, synthetic=None))
 
 
 def _attempt(stack: Stack, split: Split, flight: Flight, signals: Table, validation: Table) -> Attempt:
-    seen = in_parts(stack, lambda: examine(stack, split))  # fp64 needs twice the memory that the trial had
+    seen = in_micro_batches(stack, lambda: examine(stack, split))  # fp64 needs twice the trial's memory
     fatal = flight.outcome in FATAL
-    # What grows may be seen some steps sooner or later in another precision.
+    # In another precision a growth may be detected some steps sooner or later.
     last = flight.detected_step if fatal else min(flight.detected_step + _LATER, int(signals.steps[-1]))
     past = signals.steps < flight.step
     history = History()
     history.append(signals.take(past))
     made: list[Table] = []
     while stack.step <= last:
-        made += in_parts(stack, lambda: train_steps(stack, split, last + 1 - stack.step))
+        made += in_micro_batches(stack, lambda: train_steps(stack, split, last + 1 - stack.step))
         history.append(made[-1])
     fault = stopped(history.table(), validation, FATAL if fatal else [flight.outcome])
     loss, norm = float(made[0]["loss"][0]), float(made[0]["grad_norm"][0])

@@ -1,331 +1,251 @@
-"""Trials that are trained together: each lives its own life, and they share a stack, each at a step of its own.
+"""Trains trials together in one stack, each at a step of its own.
 
-A life is a generator. It yields what it wishes (a place in a stack, some steps, a validation), is sent the answer, and
-returns its verdict. What is written, looked at and decided is its own affair, so that a trial is the same alone and
-among neighbours. Where one ends, the next that waits takes its place.
+A trial is a coroutine that awaits requests (`requests.py`). What it writes, looks at and decides is its own affair, so
+that it is the same alone and in company. The scheduler fulfils the requests of all trials in the stack at once. Its
+state is two groups of trials:
+
+    waiting   not started yet, or without a slot for want of memory
+    running   in the stack, each with an open request: Train or Validate
+
+A round moves trials from waiting to running while there are free slots, and then fulfils either all open validations or
+some steps of all. Validations come first, since a trial that validates cannot be stepped. A trial that ends leaves its
+slot, and the next one takes it. When the stack is too large for the memory, half of it goes back to waiting with all
+its state, and the stack stays that small.
 """
 
-import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import copy_context
 from functools import partial
-from types import FrameType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
-import torch
-
-from stability.core.errors import Interrupted, StabilityError, Terminated
+from stability.core.errors import Interrupted
 from stability.data.records import Dataset
-from stability.diagnosis.verdict import Verdict
 from stability.engine.evaluate import evaluate
-from stability.engine.memory import free_memory, is_out_of_memory, peak_memory, reset_peak_memory
+from stability.engine.memory import is_out_of_memory
 from stability.engine.stack import Stack, join, select
 from stability.engine.step import train_steps
+from stability.trials.capacity import Capacity, in_micro_batches
+from stability.trials.requests import Join, Request, Slot, Train, Validate, Validation, WaitForMemory
+from stability.trials.stopping import stop_requests
 
-
-@dataclass
-class Seat:
-    """Where a trial is: a place in a stack, which changes as neighbours come and go."""
-
-    stack: Stack
-    place: int = 0
-    stopping: type[Interrupted] | None = None  # how it is to end, once it has written its checkpoint
-
-    @property
-    def step(self) -> int:
-        """Its next step."""
-        return self.stack.steps[self.place]
-
-    @property
-    def failed(self) -> bool:
-        """Whether a loss or gradient of its own was not finite."""
-        return bool(self.stack.failed[self.place])
-
-    def alone(self) -> Stack:
-        """A copy of the trial, as a stack of one."""
-        return select(self.stack, [self.place])
-
-
-class Join(NamedTuple):
-    """A wish for a place beside others on these data. From the answer on, the seat may be in another stack."""
-
-    seat: Seat
-    dataset: Dataset
-
-
-class Room(NamedTuple):
-    """A wish for memory to begin in. The answer comes when there may be more: a neighbour has ended."""
-
-
-class Train(NamedTuple):
-    """A wish for so many steps. The answer is a `Table` of the signals of one step, or of more, up to all of them."""
-
-    steps: int
-
-
-class Validate(NamedTuple):
-    """A wish for the phoneme error rate and the loss on the validation split. The answer is the two numbers."""
-
-
-Wish = Room | Join | Train | Validate
-Life = Generator[Wish, Any, Verdict]
-_End = TypeVar("_End")
 _Result = TypeVar("_Result")
-
-_MOST = {"cpu": 8, "cuda": 64}  # trials in a stack, by device; more of them are no faster
-_FILLED = 0.8  # of the free memory
 
 
 def train_together(
-    lives: Sequence[Generator[Wish, Any, _End]], size: int | None = None, sharing: int = 1
-) -> list[_End | BaseException]:
-    """Live all lives, at most `size` of them at a time, and return for each what it returned or raised.
+    trials: Sequence[Coroutine[Any, Any, _Result]], *, size: int | None = None, sharing: int = 1
+) -> list[_Result | BaseException]:
+    """Run all trials to their end, several at a time in one stack.
 
-    Their trials have to fit into one stack. Without a size it is what the first one leaves memory for, of which
-    `sharing` processes have an equal part. Where that does not suffice, half of the stack waits for the other half, and
-    no later stack is larger; where it does not hold one trial, that one's batches are passed in parts. After Ctrl-C or
-    SIGTERM those that are being trained write their checkpoints and end as Interrupted, and so do those that wait.
+    After Ctrl-C or SIGTERM the running trials write their checkpoints and end as `Interrupted`, and so do the waiting
+    ones.
+
+    Args:
+        trials: Coroutines of trials that fit into one stack: the same model, batch, precision, data and device.
+        size: The most trials in the stack; None: as many as the memory holds, measured on the first one.
+        sharing: The number of processes that share the memory equally.
+
+    Returns:
+        What each trial returned or raised, in the order of `trials`.
     """
-    members = [_Member(life) for life in lives]
-    waiting, seated = deque(members), list[_Member[_End]]()
-    measured, size = size is not None, size or 1
+    members = [_Member(trial) for trial in trials]
+    scheduler = _Scheduler(members, size, sharing)
     try:
         with stop_requests() as stop_requested:
-            while waiting or seated:
+            while not scheduler.is_done:
                 if how := stop_requested():
-                    waiting = _stop(waiting, seated, how)
-                while waiting and len(seated) < size:
-                    member = waiting.popleft()
-                    member.begin()
-                    if isinstance(member.wish, Room):
-                        if seated:
-                            waiting.appendleft(member)
-                            size = len(seated)
-                        else:
-                            member.fail(MemoryError())
-                    elif member.end is None:
-                        seated.append(member)
-                before = None if measured or not seated else Memory(seated[0].seat.stack.device, seated[0].dataset)
-                try:
-                    trained = _fulfil(seated)
-                    if before and trained:
-                        measured, size = True, before.holds(sharing)
-                except _TooLarge:
-                    size = len(seated) // 2
-                    for member in reversed(seated[size:]):
-                        member.stand_up()
-                        waiting.appendleft(member)
-                    seated = seated[:size]
-                seated = [member for member in seated if member.end is None]
+                    scheduler.stop(how)
+                scheduler.fill_slots()
+                scheduler.advance()
     finally:
-        for life in lives:
-            life.close()
-    return [member.end for member in members if member.end is not None]
+        for member in members:
+            member.close()
+    return [member.result for member in members if member.result is not None]
 
 
-class _TooLarge(Exception):
-    """The stack is too large for the memory. Nothing was changed."""
+class _StackTooLarge(Exception):
+    """The memory does not hold the stack. Nothing was changed."""
 
 
-class _Member(Generic[_End]):
-    """A life, what it wishes next, and how it ended."""
+class _Member(Generic[_Result]):
+    """A trial's coroutine, its open request, and its result when it has ended."""
 
-    seat: Seat
+    slot: Slot
     dataset: Dataset
-    wish: Wish | None = None
-    end: _End | BaseException | None = None
+    request: Request[Any] | None = None
+    result: _Result | BaseException | None = None
 
-    def __init__(self, life: Generator[Wish, Any, _End]) -> None:
-        self._life = life
+    def __init__(self, trial: Coroutine[Any, Any, _Result]) -> None:
+        self._trial = trial
+        self._context = copy_context()  # context variables that a trial sets, such as its log, are its own
 
-    def begin(self) -> None:
-        """Have it ready to be seated, if it lives on and there is room."""
-        if self.wish is None or isinstance(self.wish, Room):
-            self._go_on(lambda: next(self._life))
-        if isinstance(self.wish, Join):
-            self.seat, self.dataset = self.wish
-            self.answer(None)
+    @property
+    def is_running(self) -> bool:
+        """Whether it has, or had, a slot, and a state that a checkpoint can keep."""
+        return isinstance(self.request, Train | Validate)
 
-    def answer(self, answer: Any) -> None:
-        """Fulfil its wish."""
-        self._go_on(lambda: self._life.send(answer))
+    def start(self) -> None:
+        """Run it up to its first Train or Validate, unless it needs memory first, or ends."""
+        if not self.is_running:
+            self.resume(None)
+        if isinstance(self.request, Join):
+            self.slot, self.dataset = self.request.slot, self.request.dataset
+            self.resume(None)
+
+    def resume(self, answer: Any) -> None:
+        """Answer its open request, and run it up to the next one."""
+        self._run(lambda: self._trial.send(answer))
 
     def fail(self, error: Exception) -> None:
-        """Its wish cannot be fulfilled."""
-        self._go_on(lambda: self._life.throw(error))
+        """Raise the error where it awaits the answer to its open request."""
+        self._run(lambda: self._trial.throw(error))
 
-    def stand_up(self) -> None:
-        """Leave the stack with all that is its own."""
-        if len(self.seat.stack.configs) > 1:
-            self.seat.stack, self.seat.place = self.seat.alone(), 0
+    def leave_stack(self) -> None:
+        """Move it, with all its state, to a stack of its own."""
+        if len(self.slot.stack.configs) > 1:
+            self.slot.stack, self.slot.place = self.slot.alone(), 0
 
-    def _go_on(self, live: Callable[[], Wish]) -> None:
+    def close(self) -> None:
+        """End it where it is, if it has not ended."""
+        self._context.run(self._trial.close)
+
+    def _run(self, step: Callable[[], Request[Any]]) -> None:
         try:
-            self.wish = live()
+            self.request = self._context.run(step)
             return
         except StopIteration as ended:
-            self.end = ended.value
+            self.result = ended.value
         except (Exception, Interrupted) as error:
-            self.end = error
-        self.wish = None
-        for name in ("seat", "dataset"):  # with the stack, which is not to outlive the trial
+            self.result = error
+        self.request = None
+        for name in ("slot", "dataset"):  # they hold the stack, whose memory the next trial may need
             self.__dict__.pop(name, None)
 
 
-class Memory:
-    """What memory is like before the first trial's first steps."""
+class _Scheduler(Generic[_Result]):
+    """The waiting and the running trials; see the module's docstring."""
 
-    def __init__(self, device: torch.device, dataset: Dataset) -> None:
-        self._device = device
-        self._data = dataset.gpu_bytes
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        else:
-            self._used = reset_peak_memory()
+    def __init__(self, members: Sequence[_Member[_Result]], size: int | None, sharing: int) -> None:
+        self._waiting, self._running = deque(members), list[_Member[_Result]]()
+        self._size, self._size_is_known, self._sharing = size or 1, size is not None, sharing
 
-    def holds(self, sharing: int) -> int:
-        """How many trials there is room for in each of `sharing` processes, after one's first steps."""
-        if self._device.type == "cuda":
-            a_trial = torch.cuda.max_memory_allocated(self._device) - self._data
-            kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-            free = torch.cuda.mem_get_info(self._device)[0] + kept
-        else:
-            a_trial, free = max(1, peak_memory() - self._used), free_memory()
-        return min(_MOST[self._device.type], 1 + int(_FILLED * free / sharing / a_trial))
+    @property
+    def is_done(self) -> bool:
+        return not self._waiting and not self._running
+
+    def stop(self, how: type[Interrupted]) -> None:
+        """Have all trials end: those that have trained after a checkpoint, the others at once."""
+        trained = [member for member in self._waiting if member.is_running]
+        for member in [*self._running, *trained]:
+            member.slot.stopping = how
+        for member in self._waiting:
+            if member not in trained:
+                member.result = how("Stopped. The same command goes on from there.")
+        self._waiting = deque(trained)
+
+    def fill_slots(self) -> None:
+        """Start waiting trials while there are free slots and memory."""
+        while self._waiting and len(self._running) < self._size:
+            member = self._waiting.popleft()
+            member.start()
+            if isinstance(member.request, WaitForMemory):
+                if self._running:
+                    self._waiting.appendleft(member)
+                    self._size = len(self._running)
+                else:  # no trial's end could free any
+                    member.fail(MemoryError())
+            elif member.result is None:
+                self._running.append(member)
+
+    def advance(self) -> None:
+        """Fulfil the open validations; if there are none, train some steps of all running trials."""
+        if not self._running:
+            return
+        first = self._running[0]
+        capacity = None if self._size_is_known else Capacity(first.slot.stack.device, first.dataset)
+        try:
+            if validating := [member for member in self._running if isinstance(member.request, Validate)]:
+                _validate(validating)
+            else:
+                _train(self._running)
+                if capacity is not None:
+                    self._size, self._size_is_known = capacity.trials(self._sharing), True
+        except _StackTooLarge:
+            self._halve()
+        self._running = [member for member in self._running if member.result is None]
+
+    def _halve(self) -> None:
+        """Let the later half of the stack wait."""
+        self._size = len(self._running) // 2
+        for member in reversed(self._running[self._size :]):
+            member.leave_stack()
+            self._waiting.appendleft(member)
+        self._running = self._running[: self._size]
 
 
-def _stop(
-    waiting: deque["_Member[_End]"], seated: Sequence["_Member[_End]"], how: type[Interrupted]
-) -> deque["_Member[_End]"]:
-    """Have all end, and return those that wait and have a checkpoint to write, for they have been trained."""
-    begun = [member for member in waiting if isinstance(member.wish, Train | Validate)]
-    for member in [*seated, *begun]:
-        member.seat.stopping = how
-    for member in waiting:
-        if member not in begun:
-            member.end = how("Stopped. The same command goes on from there.")
-    return deque(begun)
-
-
-def _fulfil(seated: Sequence[_Member[_End]]) -> bool:
-    """Fulfil the wishes for validation; if there are none, make some steps of all, and say so."""
-    validating = [m for m in seated if isinstance(m.wish, Validate)]
-    if validating:
-        _validate(validating)
-    elif seated:
-        _train(seated)
-    return not validating and bool(seated)
-
-
-def _validate(members: Sequence[_Member[_End]]) -> None:
-    """Validate some of those who are seated, half of them at a time where memory does not hold all."""
-    split = members[0].dataset.val
+def _validate(members: Sequence[_Member[_Result]]) -> None:
+    """Validate some of the running trials; where the memory does not hold all, half of them at a time."""
+    split, alone = members[0].dataset.val, len(members[0].slot.stack.configs) == 1
     try:
-        own = _stack_of(members)
-        measured = evaluate(own, split) if len(members) > 1 else in_parts(own, lambda: evaluate(own, split))
+        stack = _stack_of(members)
+        rates, losses = (
+            evaluate(stack, split) if len(members) > 1 else in_micro_batches(stack, lambda: evaluate(stack, split))
+        )
     except Exception as error:
-        if not (too_large := len(members) > 1 and is_out_of_memory(error)):
+        too_large = is_out_of_memory(error) and not alone  # mended below: here the error holds the memory that is short
+        if not too_large:
             for member in members:
                 member.fail(error)
     else:
-        for member, per, loss in zip(members, *(numbers.tolist() for numbers in measured), strict=True):
-            member.answer((per, loss))
+        for member, rate, loss in zip(members, rates.tolist(), losses.tolist(), strict=True):
+            member.resume(Validation(rate, loss))
         return
+    if too_large and len(members) == 1:  # there was no memory to copy it out of the stack
+        raise _StackTooLarge
     if too_large:
         middle = len(members) // 2
         _validate(members[:middle])
         _validate(members[middle:])
 
 
-def _train(seated: Sequence[_Member[_End]]) -> None:
-    count = min(m.wish.steps for m in seated if isinstance(m.wish, Train))
-    split = seated[0].dataset.train
+def _train(members: Sequence[_Member[_Result]]) -> None:
+    """Train all running trials by as many steps as the one that asks for fewest."""
+    count = min(member.request.steps for member in members if isinstance(member.request, Train))
+    split = members[0].dataset.train
     try:
-        tables = train_steps(_one_stack(seated), split, count)
+        tables = train_steps(_move_into_one_stack(members), split, count)
     except Exception as error:
-        too_large = len(seated) > 1 and is_out_of_memory(error)
+        too_large = len(members) > 1 and is_out_of_memory(error)
     else:
-        for member, table in zip(seated, tables, strict=True):
-            member.answer(table)
+        for member, table in zip(members, tables, strict=True):
+            member.resume(table)
         return
-    # Only here, where the error is gone, is the memory free that the failed step had.
+    # Not in the except clause: there the error holds the memory that is short.
     if too_large:
-        raise _TooLarge
-    for member in seated:  # one may be at fault: a batch that cannot be read
-        if len(seated) > 1:
-            member.stand_up()
+        raise _StackTooLarge
+    # A single trial may be at fault, as when its batch cannot be read: step each alone to find out which.
+    for member in members:
+        member.leave_stack()
+        stack = member.slot.stack
         try:
-            (table,) = in_parts(member.seat.stack, partial(train_steps, member.seat.stack, split, count))
+            (table,) = in_micro_batches(stack, partial(train_steps, stack, split, count))
         except Exception as error:
             member.fail(error)
         else:
-            member.answer(table)
+            member.resume(table)
 
 
-def in_parts(stack: Stack, work: Callable[[], _Result]) -> _Result:
-    """Do it with a stack of one, in as many micro-batches as the memory asks for.
-
-    Raises StabilityError where it does not hold one utterance.
-    """
-    size, before = stack.configs[0].batch.size, stack.micro_batches
-    while True:
-        try:
-            result = work()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            if stack.micro_batches == size:
-                raise StabilityError(
-                    f"The memory of {stack.device} does not hold one utterance of a batch: "
-                    "give a smaller batch.size or model, or free some."
-                ) from None
-            stack.micro_batches = min(2 * stack.micro_batches, size)
-        else:
-            if stack.micro_batches > before:
-                print(
-                    f"The memory of {stack.device} does not hold a batch of {size}: it is passed in "
-                    f"{stack.micro_batches} parts. The mathematics are the same."
-                )
-            return result
-
-
-def _stack_of(members: Sequence[_Member[_End]]) -> Stack:
-    """The stack of these trials alone, in their order: the one in which they are seated, or a copy."""
-    stack, places = members[0].seat.stack, [member.seat.place for member in members]
-    if any(member.seat.stack is not stack for member in members):
-        return join([member.seat.alone() for member in members])
+def _stack_of(members: Sequence[_Member[_Result]]) -> Stack:
+    """A stack of exactly these trials in this order: the one that holds them, or a copy."""
+    stack, places = members[0].slot.stack, [member.slot.place for member in members]
+    if any(member.slot.stack is not stack for member in members):
+        return join([member.slot.alone() for member in members])
     return stack if places == [*range(len(stack.configs))] else select(stack, places)
 
 
-def _one_stack(seated: Sequence[_Member[_End]]) -> Stack:
-    """The stack in which all are seated in their order, made if they are not."""
-    stack = _stack_of(seated)
-    for place, member in enumerate(seated):
-        member.seat.stack, member.seat.place = stack, place
+def _move_into_one_stack(members: Sequence[_Member[_Result]]) -> Stack:
+    """The stack of exactly these trials, in which they are from now on."""
+    stack = _stack_of(members)
+    for place, member in enumerate(members):
+        member.slot.stack, member.slot.place = stack, place
     return stack
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], type[Interrupted] | None]]:
-    """How to end, if Ctrl-C or SIGTERM came. The first is noted, so that a step is never left half done.
-
-    A second Ctrl-C acts at once. A second SIGTERM does nothing: schedulers send several, and kill when time is up.
-    """
-    requested: type[Interrupted] | None = None
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal requested
-        if number == signal.SIGINT:
-            requested = requested or Interrupted
-            signal.signal(number, previous[number])
-        else:
-            requested = Terminated
-
-    previous = {int(number): signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: requested
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -22,6 +22,7 @@ from stability.engine.evaluate import evaluate
 from stability.engine.stack import Stack
 from stability.engine.step import train_steps
 from stability.trials.checkpoint import Best, in_background, load_weights, restore, save
+from stability.trials.requests import Validation
 from tests.support.configs import composed, tiny
 from tests.support.reference import (
     ReferenceDecoder,
@@ -178,10 +179,10 @@ def test_infinite_best_survives(dataset: Dataset, tmp_path: Path) -> None:
 
 def test_best_is_the_lowest_rate_and_then_the_lowest_loss() -> None:
     best = Best()
-    assert [best.improve(*v) for v in ((0.5, 3.0), (0.5, 2.0), (0.5, 2.5), (0.6, 1.0), (0.4, 9.0))] == [
+    assert [best.improve(Validation(*v)) for v in ((0.5, 3.0), (0.5, 2.0), (0.5, 2.5), (0.6, 1.0), (0.4, 9.0))] == [
         *(True, True, False, False, True)
     ]
-    assert not best.improve(math.nan, 1.0)
+    assert not best.improve(Validation(math.nan, 1.0))
     assert best == Best(0.4, 9.0)
 
 
@@ -222,7 +223,7 @@ def test_unreadable_files(dataset: Dataset, tmp_path: Path) -> None:
         load_weights(tmp_path / "absent.pt", before)
     for value in ([1, 2], {"state": 1}, {"model_state_dict": torch.zeros(1)}, {"model_state_dict": {"h0": 1}}):
         torch.save(value, broken)
-        with pytest.raises(StabilityError, match=r"broken\.pt is no checkpoint of a decoder"):
+        with pytest.raises(StabilityError, match=r"broken\.pt is not a checkpoint of a decoder"):
             load_weights(broken, before)
     assert all(torch.equal(p[0], before[n]) for n, p in stack.parameters.items())
 
@@ -276,7 +277,7 @@ def test_in_the_background_the_state_is_written_that_it_was_asked_of(
     with in_background() as save_later:
         save_later(tmp_path / "last.pt", stack, 0, best)
         train_steps(stack, dataset.train, 2)
-        best.improve(0.1, 1.0)
+        best.improve(Validation(0.1, 1.0))
         assert not (tmp_path / "last.pt").exists()
         trained_on.set()
         save_later(tmp_path / "best.pt", stack, 0, best)

@@ -31,8 +31,9 @@ from stability.engine.step import train_steps
 from stability.trials.checkpoint import restore
 from stability.trials.recorder import Recorder, read_flight
 from stability.trials.replay import replay
-from stability.trials.run import open_data, run_trial
-from stability.trials.scheduler import Seat
+from stability.trials.requests import Slot
+from stability.trials.run import run_trial
+from stability.trials.setup import open_data
 from tests.support.commandline import CommandLine, ended, rows
 from tests.support.configs import tiny
 from tests.support.reference import ReferenceTrainer, reference
@@ -105,7 +106,7 @@ def test_a_failed_trial_is_recorded_and_made_again(cli: CommandLine) -> None:
     assert re.search(r"fp16 +yes +nan +nan +(gru|head|loss)", out)
     assert re.search(r"fp32 +no +\d", out)
     assert re.search(r"fp64 +no +\d", out)
-    assert "precision: A wider precision gets through it" in out
+    assert "precision: It does not fail in a wider precision" in out
     assert len(re.findall(r"synthetic.day\d\d trial_\d{4}, block 0, number \d, '\w+'", out)) == 8
 
 
@@ -129,7 +130,7 @@ def test_the_recording_says_what_the_step_read(finished: Path) -> None:
     for u in flight.batch:
         record = dataset.train.records[batch.utterances[u.row]]
         assert record.labels is not None
-        assert (u.session, u.trial) == (dataset.sessions[record.day], record.name)
+        assert (u.session, u.name) == (dataset.sessions[record.day], record.name)
         assert (u.block, u.number) == (0, int(record.name.removeprefix("trial_")))
         assert (u.sentence, u.labels) == (record.transcription, len(record.labels))
         assert u.frames >= u.labels
@@ -166,7 +167,7 @@ def test_the_state_before_a_step_that_was_applied(dataset: Dataset, tmp_path: Pa
     recorder = Recorder(stack)
     for _ in range(4):
         train_steps(stack, dataset.train, 52)
-        recorder.passed(Seat(stack))
+        recorder.passed(Slot(stack))
     exploded = Verdict("exploded", "relapse", 107, 120)
     recorder.write(tmp_path, stack, dataset.train, exploded)
     flight = read_flight(tmp_path)
@@ -274,7 +275,7 @@ def test_a_trial_that_went_bad_on_the_disk(tmp_path: Path, capsys: pytest.Captur
     flight = read_flight(tmp_path / "trial")
     assert flight.step == 0
     suspect = flight.batch[0]
-    assert (suspect.session, suspect.trial) == (dataset.sessions[record.day], record.name)
+    assert (suspect.session, suspect.name) == (dataset.sessions[record.day], record.name)
     assert not suspect.input_finite
     assert flight.batch[-1].input_finite
     again = replay(tmp_path / "trial", "cpu")
@@ -306,7 +307,7 @@ def test_a_recording_from_another_device(trial: Path, capsys: pytest.CaptureFixt
     path = trial / "flight/flight.json"
     path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     assert diagnose.main(["--replay", str(trial), "--device", "cpu"]) == 0
-    assert "recorded on cuda and made again on cpu, which draws other random numbers" in capsys.readouterr().out
+    assert "recorded on cuda and repeated on cpu, which draws other random numbers" in capsys.readouterr().out
 
 
 def test_no_recording_or_half_of_one(
@@ -333,7 +334,7 @@ def test_no_recording_or_half_of_one(
     (trial / "signals.csv").unlink()
     assert "signals.csv does not reach step" in message(capsys, trial)
     record.unlink()
-    assert f"There is no flight recording at {record}. Give the folder of a trial that failed" in message(capsys, trial)
+    assert f"There is no flight recording at {record}. Only a trial that failed leaves one" in message(capsys, trial)
     assert diagnose.main(["--replay", str(trial), "--device", "nonsense"]) == 1
 
 
@@ -344,8 +345,8 @@ def test_data_that_are_gone_or_have_changed(trial: Path, tmp_path: Path, capsys:
     record.write_text(record.read_text().replace(flight.data, str(data)))
     assert replay(trial, "cpu").kind == "precision"
     suspect = flight.batch[0]
-    write_feature(data / suspect.session / "data_train.hdf5", suspect.trial, 9.0)
-    assert f"The data in {data} have changed since: its batch of step {flight.step}" in message(capsys, trial)
+    write_feature(data / suspect.session / "data_train.hdf5", suspect.name, 9.0)
+    assert f"The data in {data} have changed: the batch of step {flight.step}" in message(capsys, trial)
     shutil.rmtree(data)
     assert f"data path {data} does not exist" in message(capsys, trial)
 
@@ -356,16 +357,17 @@ def test_training_anew_leaves_no_old_recording(trial: Path, finished: Path) -> N
     assert not (trial / "flight").exists()
 
 
-def test_a_recording_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recording_that_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "trial").mkdir()
     (tmp_path / "trial/flight").touch()
     verdict = run_trial(settings(tmp_path, *OUTGROWN), tmp_path / "trial")
     assert verdict.outcome == "non_finite"
     assert json.loads((tmp_path / "trial/verdict.json").read_text())["outcome"] == "non_finite"
-    out = capsys.readouterr().out
-    assert out.count("There is no flight recording: ") == 1
-    assert "flight cannot be written (File exists). Make room" in out
-    assert "--replay" not in out
+    assert caplog.text.count("There is no flight recording") == 1
+    assert "flight could not be written (File exists). Make room" in caplog.text
+    assert "--replay" not in capsys.readouterr().out
 
 
 def test_a_failed_trial_that_was_killed_before_its_verdict(trial: Path, finished: Path) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from stability.config.schema import Config
 from stability.core.errors import Interrupted, StabilityError
 from stability.data.records import Split
+from stability.diagnosis.detectors import findings
+from stability.diagnosis.finding import Finding
 from stability.diagnosis.table import Table, read_table
 from stability.diagnosis.verdict import Verdict
 from stability.engine import measure, optimizer
@@ -24,10 +26,12 @@ from stability.engine.gradients import examine
 from stability.engine.memory import free_memory, prepare_process
 from stability.engine.stack import Stack
 from stability.engine.step import train_steps
-from stability.trials import run as trial
-from stability.trials import scheduler as together
-from stability.trials.run import live, open_data, run_trial
-from stability.trials.scheduler import Memory, Train, train_together
+from stability.trials import capacity, readings, requests, run, scheduler, setup
+from stability.trials.capacity import Capacity
+from stability.trials.requests import Join, Train
+from stability.trials.run import run_trial, trial
+from stability.trials.scheduler import train_together
+from stability.trials.setup import open_data
 from tests.support.configs import tiny
 from tests.support.trial_folders import assert_same_trial, without_figure
 
@@ -61,8 +65,10 @@ def configs(root: Path) -> list[Config]:
 def trained(root: Path, order: Sequence[int], size: int) -> list[Verdict | BaseException]:
     every = configs(root)
     dataset = open_data(every[0])
-    lives = [live(every[i], without_figure(root / str(i)), quiet=True, data=lambda config: dataset) for i in order]
-    return train_together(lives, size)
+    trials = [
+        trial(every[i], without_figure(root / str(i)), quiet=True, open_data=lambda config: dataset) for i in order
+    ]
+    return train_together(trials, size=size)
 
 
 def assert_as_alone(alone: Path, root: Path, trials: Sequence[int]) -> None:
@@ -92,7 +98,7 @@ def test_no_place_is_idle(alone: Path, tmp_path: Path, monkeypatch: pytest.Monke
         steps.append([*stack.steps])
         return train_steps(stack, split, count)
 
-    monkeypatch.setattr(together, "train_steps", counted)
+    monkeypatch.setattr(scheduler, "train_steps", counted)
     trained(tmp_path, range(len(_TRIALS)), 2)
     trial_steps = sum(len(read_table(alone / str(i) / "signals.csv").steps) for i in range(len(_TRIALS)))
     assert sum(sizes) == trial_steps
@@ -123,7 +129,7 @@ def test_a_stack_that_is_stopped_goes_on_trial_by_trial(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in a stack and resumed alone, and the reverse."""
-    monkeypatch.setattr(together, "train_steps", disturbed(train_steps, {5: ctrl_c}))
+    monkeypatch.setattr(scheduler, "train_steps", disturbed(train_steps, {5: ctrl_c}))
     ends = trained(tmp_path, [0, 1, 3], 2)
     assert [type(end) for end in ends] == [Interrupted] * 3
     assert not (tmp_path / "3/config.yaml").exists(), "what waited was not begun"
@@ -135,7 +141,7 @@ def test_a_stack_that_is_stopped_goes_on_trial_by_trial(
 def test_trials_that_wait_for_a_place_again_write_their_checkpoints_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(together, "train_steps", disturbed(train_steps, {2: out_of_memory, 3: ctrl_c}))
+    monkeypatch.setattr(scheduler, "train_steps", disturbed(train_steps, {2: out_of_memory, 3: ctrl_c}))
     ends = trained(tmp_path, [0, 1, 3], 3)
     assert [type(end) for end in ends] == [Interrupted] * 3
     for i in (0, 1, 3):
@@ -151,7 +157,7 @@ def test_a_trial_whose_batch_cannot_be_read_leaves_and_the_others_go_on(
             raise StabilityError("trial_0003 cannot be read")
         return train_steps(stack, split, count)
 
-    monkeypatch.setattr(together, "train_steps", unreadable)
+    monkeypatch.setattr(scheduler, "train_steps", unreadable)
     ends = trained(tmp_path, [0, 3, 4], 3)
     assert isinstance(ends[1], StabilityError)
     assert_as_alone(alone, tmp_path, [0, 4])
@@ -163,9 +169,10 @@ def test_a_trial_whose_batch_cannot_be_read_leaves_and_the_others_go_on(
         (optimizer, "_adamw", 7),  # of the third trial of four, at the first step
         (measure, "frame_information", 0),
         (engine_step, "_check_finiteness", 3),
-        (trial, "new_stack", 2),  # of a trial that begins beside others
-        (trial, "Recorder", 2),
-        (together, "select", 1),
+        (setup, "new_stack", 2),  # of a trial that begins beside others
+        (run, "Recorder", 2),
+        (requests, "select", 1),
+        (scheduler, "select", 1),
     ],
 )
 def test_out_of_memory_anywhere_makes_no_step_twice(
@@ -205,7 +212,7 @@ def test_out_of_memory_halves_the_stack_and_loses_nothing(
             torch.empty(1 << 50)
         return train_steps(stack, split, count)
 
-    monkeypatch.setattr(together, "train_steps", small)
+    monkeypatch.setattr(scheduler, "train_steps", small)
     trained(tmp_path, range(len(_TRIALS)), 4)
     assert (sizes.count(4), sizes.count(3), max(sizes[1:])) == (1, 0, 2)
     assert_as_alone(alone, tmp_path, range(len(_TRIALS)))
@@ -227,14 +234,14 @@ def holding(rows: int, monkeypatch: pytest.MonkeyPatch, training: bool = True) -
 
 
 def test_where_memory_holds_no_trial_its_batches_are_passed_in_parts(
-    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = holding(2, monkeypatch)
     trained(tmp_path, [0, 3], 2)
     assert_as_alone(alone, tmp_path, [0, 3])
     assert given[:4] == [12, 6, 6, 3], "the stack, the trial, and a half of its batch"
-    told = "The memory of cpu does not hold a batch of 6: it is passed in 4 parts. The mathematics are the same.\n"
-    assert capsys.readouterr().out == 2 * told, "once a trial"
+    warning = "The memory of cpu does not hold a batch of 6 utterances: each batch is computed in 4 parts."
+    assert caplog.text.count(warning) == 2, "once a trial"
 
 
 def test_where_memory_holds_no_validation_it_is_done_by_parts(
@@ -257,12 +264,12 @@ def test_where_memory_holds_no_utterance_the_trial_ends(
 
 
 def test_a_flight_recording_for_which_there_is_no_memory_costs_no_verdict(
-    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("stability.trials.recorder.examine", disturbed(examine, {0: out_of_memory}))
     trained(tmp_path, [2, 0], 2)
     assert_as_alone(alone, tmp_path, [2, 0])
-    assert "There is no flight recording: " in capsys.readouterr().out
+    assert "There is no flight recording" in caplog.text
 
 
 def test_a_trial_that_has_ended_leaves_no_memory_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +282,7 @@ def test_a_trial_that_has_ended_leaves_no_memory_behind(tmp_path: Path, monkeypa
         return train_steps(stack, split, count)
 
     monkeypatch.setattr(Stack, "__hash__", object.__hash__, raising=False)
-    monkeypatch.setattr(together, "train_steps", counted)
+    monkeypatch.setattr(scheduler, "train_steps", counted)
     trained(tmp_path, [0, 1, 3, 4, 2], 2)
     assert most <= 2, "that of now, and that before one was replaced"
 
@@ -284,12 +291,12 @@ def test_what_a_trial_needs_is_measured_whatever_there_was_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare_process()
-    monkeypatch.setattr(together, "_MOST", {"cpu": 1 << 60})
+    monkeypatch.setattr(capacity, "_MOST", {"cpu": 1 << 60})
     dataset = open_data(configs(tmp_path)[0])
     torch.ones(100 << 20, dtype=torch.uint8)  # which is kept, and was the most so far
-    memory = Memory(torch.device("cpu"), dataset)
+    measured = Capacity(torch.device("cpu"), dataset)
     torch.ones(50 << 20, dtype=torch.uint8)
-    assert memory.holds(1) == pytest.approx(0.8 * free_memory() / (50 << 20), rel=0.3)
+    assert measured.trials(sharing=1) == pytest.approx(0.8 * free_memory() / (50 << 20), rel=0.3)
 
 
 def test_one_that_cannot_begin_does_not_keep_the_others(alone: Path, tmp_path: Path) -> None:
@@ -299,8 +306,30 @@ def test_one_that_cannot_begin_does_not_keep_the_others(alone: Path, tmp_path: P
     assert_as_alone(alone, tmp_path, [3])
 
 
-def test_a_life_asks_for_what_it_needs(alone: Path, tmp_path: Path) -> None:
-    life = live(configs(tmp_path)[0], tmp_path / "0", quiet=True)
-    next(life)
-    assert life.send(None) == Train(1), "validation comes after step 0"
-    life.close()
+def test_a_trial_requests_what_it_needs(tmp_path: Path) -> None:
+    coroutine = trial(configs(tmp_path)[0], tmp_path / "0", quiet=True)
+    assert isinstance(coroutine.send(None), Join)
+    assert coroutine.send(None) == Train(1), "validation comes after step 0"
+    coroutine.close()
+
+
+def test_a_trial_reads_its_tables_once_and_diagnoses_each_row_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, diagnosed = [], []
+
+    def counted_read(path: Path) -> Table:
+        read.append(path.name)
+        return read_table(path)
+
+    def counted_findings(signals: Table, validation: Table) -> list[Finding]:
+        diagnosed.append((len(signals.steps), len(validation.steps)))
+        return findings(signals, validation)
+
+    monkeypatch.setattr(readings, "read_table", counted_read)
+    monkeypatch.setattr(readings, "findings", counted_findings)
+    config = configs(tmp_path)[0]
+    config.steps = 100
+    run_trial(config, without_figure(tmp_path / "0"), quiet=True)
+    assert read == ["signals.csv", "validation.csv"]
+    assert len(diagnosed) == len({*diagnosed}) == 12, "at step 0, at every 10th, and after the last validation"

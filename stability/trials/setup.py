@@ -1,0 +1,92 @@
+"""What a trial needs before its first step: its data and its state, new or from its last checkpoint."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from stability.config.schema import Config
+from stability.core.device import choose_device
+from stability.core.errors import StabilityError
+from stability.core.files import (
+    CHECKPOINTS,
+    EXCLUDED,
+    FIGURE,
+    FLIGHT,
+    LAST,
+    TRACKING,
+    VERDICT,
+)
+from stability.data import synthetic
+from stability.data.placement import place
+from stability.data.records import Dataset
+from stability.data.t15_reader import open_dataset
+from stability.diagnosis.signals import signal_names
+from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, truncate
+from stability.engine.decoder import init_parameters
+from stability.engine.stack import Stack, new_stack
+from stability.trials import checkpoint
+from stability.trials.readings import VALIDATED
+
+
+def open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.device) -> tuple[Stack, checkpoint.Best]:
+    """Make a trial's stack of one: new, or as its last checkpoint left it.
+
+    Signals and validations that the folder has of later steps are dropped: they are measured again.
+
+    Returns:
+        The stack, and the best validation so far.
+
+    Raises:
+        StabilityError: A checkpoint or a table in the folder cannot be used.
+    """
+    parameters = init_parameters(config.model, dataset.n_features, len(dataset.sessions), config.seed)
+    if config.init_from is not None:
+        parameters = checkpoint.load_weights(Path(config.init_from), parameters)
+    stack = new_stack([config], [parameters], device)
+    best = checkpoint.restore(folder / LAST, stack, 0) if (folder / LAST).exists() else checkpoint.Best()
+    truncate(folder / SIGNALS_FILE, stack.step, signal_names(config.model.layers))
+    truncate(folder / VALIDATION_FILE, stack.step, VALIDATED)
+    return stack, best
+
+
+def open_data(config: Config) -> Dataset:
+    """Open the utterances that a configuration names, check them, and place them for training on its device.
+
+    A synthetic set is written when it is first needed.
+
+    Raises:
+        StabilityError: There are no data, or they do not fit the configuration.
+    """
+    outputs, data = Path(config.outputs), config.data
+    if data.synthetic is not None:
+        path = synthetic.make_dataset(data.synthetic, Path(data.path) if data.path else outputs / "data")
+    elif data.path is not None:
+        path = Path(data.path)
+    else:
+        raise StabilityError("data.path is null: give the folder that holds the session folders.")
+    device = choose_device(config.device)
+    dataset = open_dataset(
+        path,
+        sessions=data.sessions,
+        on_bad_utterance=data.on_bad_utterance,
+        patch_size=config.model.patch_size,
+        patch_stride=config.model.patch_stride,
+        max_cut=config.aug.max_cut,
+        index_dir=outputs / "index",
+    )
+    days = len(dataset.train.by_day)
+    if config.batch.days > days:
+        raise StabilityError(
+            f"batch.days={config.batch.days}, but only {days} days of {path} have utterances to train on: "
+            f"give batch.days={days} or less."
+        )
+    return place(dataset, device, outputs)
+
+
+def clear(folder: Path) -> None:
+    """Delete the trial that the folder holds. Other files stay."""
+    for inner in (CHECKPOINTS, FLIGHT):
+        shutil.rmtree(folder / inner, ignore_errors=True)
+    for name in (SIGNALS_FILE, VALIDATION_FILE, VERDICT, FIGURE, EXCLUDED, TRACKING):
+        (folder / name).unlink(missing_ok=True)
