@@ -1,11 +1,12 @@
-"""How fast is it on CUDA? The official trainer and ours on one GPU and the same sessions, interleaved and repeated.
+"""How fast is training on CUDA? Times the official trainer and ours on one GPU, with the same sessions.
 
     python -m experiments.benchmarks.cuda_speed CLONE [--data FOLDER] [--quick]
     make benchmark-cuda OFFICIAL=CLONE
 
-CLONE is your clone of the official trainer, which is run as it is, torch.compile included. FOLDER holds sessions in the
-layout of the T15 recordings; without it, made-up ones of that size are written once. Both trainers run in processes of
-their own, and one stopwatch reads both from outside, by what they log. Run it with nothing beside it.
+CLONE is your clone of the official trainer. It runs unchanged, torch.compile included. FOLDER holds sessions in the
+layout of the T15 recordings; without it, synthetic ones of that size are written once. The two trainers run in turn,
+several times, each in its own process, and are timed from outside by what they log. Run nothing else on the machine
+meanwhile.
 """
 
 import argparse
@@ -51,17 +52,17 @@ _WORK = Path("outputs/benchmark-cuda")
 _SMOOTHED = 20  # steps over which a loss is a median
 _TIMED = 50  # steps of ours whose parts are timed
 _POLL = 0.02  # seconds
-_TAIL = 20  # lines of what a training said last
+_TAIL = 20  # last lines of a training's output that an error shows
 _QUERY = "timestamp,memory.used,utilization.gpu"
 
 
 class _Size(NamedTuple):
-    """How much is run. The warm-up is long, as the official trainer compiles anew for a while."""
+    """How much is run. The warm-up is long, because the official trainer compiles again for a while."""
 
     rounds: int
     steps: int
     warm_up: int
-    days: int  # of the made-up sessions
+    days: int  # of the synthetic sessions
     train_utterances: int  # a day
     val_utterances: int  # a day
 
@@ -70,35 +71,35 @@ _WHOLE, _QUICK = _Size(3, 1000, 400, 45, 40, 32), _Size(2, 200, 100, 6, 20, 8)
 
 
 class Training(NamedTuple):
-    """A training that is to be run in a process of its own, and how far its files say it is."""
+    """A training to run in its own process, and a function that reads from its files how far it is."""
 
     name: str
     command: Sequence[str]
     folder: Path  # where it is started
-    log: Path  # what `read_log` reads
+    log: Path  # for `read_log`
     progress: Callable[[], tuple[int, int]]  # steps and validations
 
 
 class Sample(NamedTuple):
-    """What the driver says of a GPU at one time."""
+    """A measurement of the GPU by its driver."""
 
     when: float  # as `time.time` counts
     memory: float  # bytes in use
-    busy: float  # share of the last moment in which a kernel ran
+    busy: float  # share of the time since the last measurement in which a kernel ran
 
 
 @dataclass(frozen=True)
 class Run:
-    """What was seen of a training. Times are in seconds since its process was started."""
+    """The measurements of a training. Times are in seconds since its process was started."""
 
     begun: float  # as `time.time` counts
-    seen: Sequence[tuple[float, int]]  # each time that more steps were logged, and how many there were then
+    seen: Sequence[tuple[float, int]]  # times at which more steps were found in the log, and their number
     validated: float  # when the validation after the last step was logged
     losses: NDArray[np.float32]  # (steps,)
     gpu: Sequence[Sample] = ()  # from before its start to its end
 
     def since(self, step: int) -> float:
-        """When that many steps were logged."""
+        """The time at which that many steps were logged."""
         return next(when for when, count in self.seen if count >= step)
 
     def rate(self, warm_up: int) -> float:
@@ -107,21 +108,21 @@ class Run:
         return (after - before) / (ended - begun)
 
     def smoothed(self) -> NDArray[np.float32]:
-        """The loss by step, from the first on that has enough behind it."""
+        """The median of the last 20 losses, from the 20th step on."""
         smoothed: NDArray[np.float32] = np.median(np.lib.stride_tricks.sliding_window_view(self.losses, _SMOOTHED), 1)
         return smoothed
 
     def memory(self) -> float:
-        """Bytes of the GPU that it had, at most."""
+        """The largest number of bytes of GPU memory that it used."""
         return max(sample.memory for sample in self.gpu) - self.gpu[0].memory
 
     def busy(self, warm_up: int) -> float:
-        """Share of the time after the warm-up in which the GPU was at work."""
+        """Share of the time after the warm-up in which the GPU was busy."""
         begun, ended = self.begun + self.since(warm_up), self.begun + self.seen[-1][0]
         return float(np.mean([sample.busy for sample in self.gpu if begun <= sample.when <= ended]))
 
     def until(self, loss: float) -> float:
-        """When the smoothed loss was first at most this, which it once was."""
+        """The time at which the smoothed loss first was at most this. It must have been."""
         return self.since(int(np.argmax(self.smoothed() <= loss)) + _SMOOTHED)
 
 
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("official", nargs="?", type=Path, metavar="CLONE", help="a clone of the official trainer")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="sessions in the layout of the T15 recordings")
     parser.add_argument("--python", default=sys.executable, help="the Python that runs the official trainer")
-    parser.add_argument("--quick", action="store_true", help="a look with few steps and made-up sessions")
+    parser.add_argument("--quick", action="store_true", help="few steps and small synthetic sessions")
     arguments = parser.parse_args()
     try:
         _benchmark(arguments.official, arguments.data, arguments.python, _QUICK if arguments.quick else _WHOLE)
@@ -146,14 +147,14 @@ def _benchmark(clone: Path | None, data: Path | None, python: str, size: _Size) 
             "and a PyTorch built with CUDA."
         )
     folder = official.trainer_folder(clone)
-    python = str(Path(shutil.which(python) or python).absolute())  # which is started in other folders
+    python = str(Path(shutil.which(python) or python).absolute())  # the process is started in another folder
     theirs = official.torch_version(folder, python)
     console = Console(highlight=False, width=150)
     work, gpu = _WORK.absolute(), torch.device("cuda")
     if data is None:
         data = synthetic.make_dataset(made_up(size), work)
     console.print(f"{torch.cuda.get_device_name(gpu)}; official on PyTorch {theirs}, ours on {torch.__version__}")
-    # What was compiled and indexed before goes, so that the first start is one.
+    # Delete all that was compiled and indexed before: the first start is measured, too.
     shutil.rmtree(work / "runs", ignore_errors=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "runs" / "inductor")
     runs: dict[str, list[Run]] = {"official": [], "ours": []}
@@ -175,7 +176,7 @@ def _benchmark(clone: Path | None, data: Path | None, python: str, size: _Size) 
 
 
 def made_up(size: _Size) -> Synthetic:
-    """The settings of sessions with the shape of the real ones, and as many of them as the benchmark needs."""
+    """The settings of synthetic sessions with the sizes of the real ones, as many as the benchmark needs."""
     trials = (
         f"data.synthetic.train_utterances={size.train_utterances}",
         f"data.synthetic.val_utterances={size.val_utterances}",
@@ -200,21 +201,21 @@ def _trainings(
 
 
 def _overrides(data: Path, runs: Path) -> list[str]:
-    """Of our configuration: the official one, on its sessions, with no validation or checkpoint in between."""
+    """The overrides for our training: the official model, without validations and checkpoints before the end."""
     never = ("validate_every=1000000", "checkpoint_every=1000000")
     place = (f"data.path={data}", f"outputs={runs / 'outputs'}")
     return ["model=official", "data=t15", "device=cuda", "tracking=none", *never, *place]
 
 
 def progress(trial: Path) -> tuple[int, int]:
-    """The training steps and the validations in a trial's folder so far."""
+    """The numbers of training steps and validations in a trial's folder so far."""
     tables = (trial / SIGNALS_FILE, trial / VALIDATION_FILE)
     steps, validations = (max(t.read_bytes().count(b"\n") - 1, 0) if t.exists() else 0 for t in tables)
     return steps, validations
 
 
 def watch(training: Training, steps: int) -> Run:
-    """Run a training to its end. Raises StabilityError if it ends before."""
+    """Run a training to its end and time it. Raises StabilityError if it ends too early."""
     seen: list[tuple[float, int]] = []
     validated = np.nan
     with tempfile.TemporaryFile("w+") as output:
@@ -230,7 +231,7 @@ def watch(training: Training, steps: int) -> Run:
                 if trained > (seen[-1][1] if seen else 0):
                     seen.append((now, trained))
                 if validations == 2 and np.isnan(validated):  # after the first step and after the last
-                    validated = time.time() - begun  # after the last step, which the same look may have found
+                    validated = time.time() - begun  # later than `now`: the last step may be new, too
                 time.sleep(_POLL)
         finally:
             if process.poll() is None:
@@ -238,17 +239,17 @@ def watch(training: Training, steps: int) -> Run:
                 process.wait()
         if process.returncode or not seen or seen[-1][1] < steps or np.isnan(validated):
             output.seek(0)
-            said = "".join(output.readlines()[-_TAIL:])
+            tail = "".join(output.readlines()[-_TAIL:])
             raise StabilityError(
                 f"The {training.name} training ended (exit status {process.returncode}) after "
-                f"{seen[-1][1] if seen else 0} of {steps} steps. What it said last:\n{said}"
+                f"{seen[-1][1] if seen else 0} of {steps} steps. The end of its output:\n{tail}"
             )
     return Run(begun, seen, validated, read_log(training.log).signals["loss"])
 
 
 @contextmanager
 def _sampling() -> Iterator[Path]:
-    """A file in which the driver writes what the GPU does, from before the body to its end."""
+    """A file to which the driver writes samples of the GPU from before the body to its end."""
     gpu = str(torch.cuda.get_device_properties(0).uuid).removeprefix("GPU-")
     command = (
         "nvidia-smi",
@@ -261,12 +262,14 @@ def _sampling() -> Iterator[Path]:
         try:
             process = subprocess.Popen(command, stdout=file, stderr=file)
         except FileNotFoundError:
-            raise StabilityError("nvidia-smi is not on the PATH; it comes with NVIDIA's driver.") from None
+            raise StabilityError(
+                "nvidia-smi is not on the PATH. It comes with NVIDIA's driver: install that."
+            ) from None
         try:
             while not (begun := Path(file.name).read_text()) and process.poll() is None:
                 time.sleep(_POLL)
             if process.poll() is not None:
-                raise StabilityError(f"{' '.join(command)} ended by itself: {begun}")
+                raise StabilityError(f"{' '.join(command)} ended unexpectedly: {begun}")
             yield Path(file.name)
         finally:
             process.kill()
@@ -274,7 +277,7 @@ def _sampling() -> Iterator[Path]:
 
 
 def parse_samples(text: str) -> list[Sample]:
-    """What nvidia-smi wrote, without a last line that is not whole. What a GPU does not tell is NaN."""
+    """The samples that nvidia-smi wrote, without an incomplete last line. What a GPU does not report is NaN."""
 
     def number(field: str) -> float:
         return float(field) if field.replace(".", "").isdigit() else np.nan
@@ -289,7 +292,7 @@ def parse_samples(text: str) -> list[Sample]:
 
 
 def comparison(theirs: Sequence[Run], ours: Sequence[Run], warm_up: int) -> Table:
-    """The table of both, by round. The loss to be reached is one that every run reached."""
+    """The table that compares the rounds of both. The loss to reach is one that every run reached."""
     loss = max(float(run.smoothed()[-1]) for run in (*theirs, *ours))
     first, again, every = slice(0, 1), slice(1, None), slice(None)
     rows: list[tuple[str, slice, Callable[[Run], float], str]] = [
@@ -312,7 +315,7 @@ def comparison(theirs: Sequence[Run], ours: Sequence[Run], warm_up: int) -> Tabl
 
 
 def _parts(c: Config, gpu: torch.device, rates: Rates) -> Table:
-    """Where our step goes, beside the floor of its batches."""
+    """The time of each part of our step, and the floor of its batches."""
     dataset = open_data(c)
     parameters = init_parameters(c.model, dataset.n_features, len(dataset.sessions), c.seed)
     stack = new_stack([c], [parameters], gpu)
@@ -334,7 +337,7 @@ def _parts(c: Config, gpu: torch.device, rates: Rates) -> Table:
 
 
 def parts_table(spent: dict[str, float], whole: float, floors: dict[str, Floor]) -> Table:
-    """The seconds of a step and of its parts, beside their floors: the largest of three, and of a step their sum."""
+    """The seconds and floors of a step and its parts. A part's floor is its largest bound, a step's is their sum."""
     title = "ms of our step, waiting for the GPU at the end of each part, and of its floor"
     columns = ("part", "ms", "operations", "bytes", "chain", "floor", "floor / ms")
     table = Table(*columns, title=title, title_justify="left", box=None, header_style="dim")

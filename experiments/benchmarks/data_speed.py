@@ -1,10 +1,11 @@
-"""How fast do batches come? Each way beside the floor, the time in which memory is copied, all interleaved.
+"""How fast are batches read? Times three ways of reading them, and a copy of a batch in memory, which is the floor.
 
-    python experiments/data_speed.py [overrides]          # make benchmark-data
+    python -m experiments.benchmarks.data_speed [overrides]          # make benchmark-data
 
-The ways: HDF5 files opened anew for each batch, as the official trainer's loader does; files that stay open; and where
-training has the features on this machine. Without overrides on 4 days of `data=synthetic_t15`. A batch is ready when it
-is on the device, in float32. Run it with nothing beside it.
+The ways are: HDF5 files opened again for each batch, as in the official trainer; HDF5 files that stay open; and the
+place where training keeps the features on this machine. A batch is ready when it is on the device, in float32. They are
+measured in turn. Without overrides the data are 4 days of `data=synthetic_t15`. Run nothing else on the machine
+meanwhile.
 """
 
 import sys
@@ -43,7 +44,7 @@ def opened_again(split: Split, utterances: tuple[int, ...], device: torch.device
 
 
 def main() -> None:
-    """Measure and print."""
+    """Time all ways and print."""
     register_schema()
     with initialize_config_dir(config_dir=str(conf_folder())):
         c = resolve_config(compose("config", overrides=sys.argv[1:] or [*DEFAULT]))
@@ -79,11 +80,11 @@ def main() -> None:
     first, *_, floor = ways
     table = Table("", "ms a batch", "batches a second", "GB/s", "times as fast", "of the floor")
     for name in ways:
-        took = median(r[name] for r in rounds)
+        own = median(r[name] for r in rounds)
         gain = median(r[first] / r[name] for r in rounds)
         share = median(r[floor] / r[name] for r in rounds)
-        rate = f"{nbytes / took / 1e9:.2f}"
-        table.add_row(name, f"{took * 1e3:.1f}", f"{1 / took:.1f}", rate, f"{gain:.1f}", f"{share:.0%}")
+        rate = f"{nbytes / own / 1e9:.2f}"
+        table.add_row(name, f"{own * 1e3:.1f}", f"{1 / own:.1f}", rate, f"{gain:.1f}", f"{share:.0%}")
     console = Console()
     what = f"{c.batch.size} utterances of {c.batch.days} days, {nbytes / 1e6:.0f} MB with their padding, on {device}"
     console.print(f"{what}; medians of {ROUNDS} rounds of {BATCHES} batches")

@@ -1,9 +1,10 @@
-"""How fast are the engines of the recurrence? One GRU layer forward and back, for stacks of trials, beside its floor.
+"""How fast are the engines of the recurrence? Times one GRU layer, forward and backward, for stacks of trials.
 
     python -m experiments.benchmarks.engine_speed [--units 768] [--trials 1 2 4 8 16] [--rows 64] [--frames 500]
 
-On a GPU in bf16, there also as captured in a CUDA graph, which is launched at once but holds for one batch's lengths
-alone; on a CPU in fp32. Interleaved and repeated. Run it with nothing beside it.
+On a GPU in bf16, and there also captured in a CUDA graph, which is launched at once but is valid only for the lengths
+of one batch. On a CPU in fp32. Also prints the floor: the least time that the layer can take on the device. The engines
+are measured in turn, several times. Run nothing else on the machine meanwhile.
 """
 
 import argparse
@@ -73,7 +74,7 @@ def _operands(k: int, counts: Sequence[int], h: int, device: torch.device, dtype
 
 
 def _engines(operands: list[Tensor], counts: Sequence[int]) -> dict[str, _Work]:
-    """What computes the states and all gradients, by name."""
+    """Functions that compute the states and all gradients, by the name of the engine."""
     upstream = torch.randn_like(operands[0])
 
     def in_turn() -> None:
@@ -113,7 +114,7 @@ def _captured(work: _Work) -> _Work:
 
 
 def _times(engines: dict[str, _Work], device: torch.device) -> dict[str, float]:
-    """Median seconds of each."""
+    """The median seconds of each engine."""
     times = defaultdict[str, list[float]](list)
     for _ in range(ROUNDS + 1):  # the first warms up
         for name, work in engines.items():
@@ -126,8 +127,10 @@ def _times(engines: dict[str, _Work], device: torch.device) -> dict[str, float]:
 
 
 def _floor(trials: int, counts: Sequence[int], h: int, rates: step_floor.Rates, dtype: torch.dtype) -> float:
-    """Seconds, on a GPU whose caches hold nothing from one frame to the next."""
-    multiplied = trials * sum(counts) * 2 * 3 * h * 2 * h * 3  # from input and state; forward, and back to both factors
+    """The floor in seconds, if no cache keeps the weights from one frame to the next."""
+    multiplied = (
+        trials * sum(counts) * 2 * 3 * h * 2 * h * 3
+    )  # from input and state; forward, and backward to both factors
     moved = trials * 2 * len(counts) * 3 * h * h * dtype.itemsize
     return max(multiplied / rates.operations, moved / rates.bandwidth, 2 * len(counts) * rates.product)
 

@@ -1,6 +1,6 @@
-"""The user's own clone of the official trainer: what it needs, and how a few steps of it are run on given sessions.
+"""The official trainer in the user's own clone: checks that it can run, and prepares some steps on given sessions.
 
-It is run as it is, through its own door `train_model.py`, which reads `rnn_args.yaml` where it is started.
+The clone is not changed. Its program `train_model.py` reads `rnn_args.yaml` from the folder in which it is started.
 """
 
 import subprocess
@@ -16,55 +16,60 @@ LOG = "training_log"  # in its output folder
 
 _ARGS = "rnn_args.yaml"
 _FILES = ("train_model.py", "rnn_trainer.py", _ARGS)
-_WHENCE = "git clone https://github.com/Neuroprosthetics-Lab/nejm-brain-to-text"
-_PREFIX = "t15.20-"  # it takes a folder for a session's by "t15.20" or "t12.20" at the head of its name
-_LOOK = "import rnn_trainer, torch; print(torch.__version__, torch.cuda.is_available())"
+_CLONE_WITH = "git clone https://github.com/Neuroprosthetics-Lab/nejm-brain-to-text"
+_PREFIX = "t15.20-"  # it recognises the folder of a session by a name that starts with "t15.20" or "t12.20"
+_CHECK = "import rnn_trainer, torch; print(torch.__version__, torch.cuda.is_available())"
 
 
 def trainer_folder(clone: Path | None) -> Path:
-    """The folder of the trainer in a clone. Raises StabilityError if it is not one."""
+    """The folder of the trainer in a clone. Raises StabilityError if it is no clone of the official trainer."""
     if clone is None:
-        raise StabilityError(f"Give a clone of the official trainer: make benchmark-cuda OFFICIAL=FOLDER. {_WHENCE}")
+        raise StabilityError(
+            f"Give a clone of the official trainer: make benchmark-cuda OFFICIAL=FOLDER. {_CLONE_WITH}"
+        )
     folder = clone.resolve() / "model_training"
     if missing := [name for name in _FILES if not (folder / name).is_file()]:
         raise StabilityError(
-            f"{clone} is no clone of the official trainer: {folder} lacks {', '.join(missing)}. {_WHENCE}"
+            f"{clone} is not a clone of the official trainer: {folder} lacks {', '.join(missing)}. {_CLONE_WITH}"
         )
     return folder
 
 
 def torch_version(folder: Path, python: str) -> str:
-    """The version of the PyTorch that it runs on. Raises StabilityError if `python` cannot run it on CUDA."""
-    mend = "or name the Python of an environment in which it runs: make benchmark-cuda OFFICIAL_PYTHON=PYTHON"
+    """The version of PyTorch that the trainer runs on. Raises StabilityError if `python` cannot run it on CUDA."""
+    remedy = "or name the Python of an environment in which it runs: make benchmark-cuda OFFICIAL_PYTHON=PYTHON"
     try:
-        looked = subprocess.run([python, "-B", "-c", _LOOK], cwd=folder, capture_output=True, text=True)
+        looked = subprocess.run([python, "-B", "-c", _CHECK], cwd=folder, capture_output=True, text=True)
     except OSError as error:
-        raise StabilityError(f"{python} cannot be run ({error.strerror}): name another with OFFICIAL_PYTHON.") from None
+        raise StabilityError(f"{python} does not run ({error.strerror}): name another with OFFICIAL_PYTHON.") from None
     if looked.returncode:
         *_, reason = looked.stderr.strip().splitlines() or [f"exit status {looked.returncode}"]
         raise StabilityError(
-            f"The official trainer cannot be imported by {python} ({reason}). Install that there, {mend}"
+            f"{python} cannot import the official trainer ({reason}). Install what is missing, {remedy}"
         )
     version, cuda = looked.stdout.split()[-2:]
     if cuda != "True":
         raise StabilityError(
             f"The official trainer would run on the CPU: PyTorch {version} of {python} sees no CUDA device. "
-            f"Install one built with CUDA, {mend}"
+            f"Install one built with CUDA, {remedy}"
         )
     return version
 
 
 def configuration(folder: Path, sessions: Path, output: Path, steps: int) -> DictConfig:
-    """The clone's own configuration, but for the sessions, a few steps, every one logged, and no file beside the log.
+    """The clone's own configuration, with other sessions and fewer steps. It logs each step and writes only its log.
 
-    It validates after the first and after the last step. Raises StabilityError for sessions that make no batch.
+    It validates after the first and after the last step.
+
+    Raises:
+        StabilityError: there are fewer sessions than days in a batch, or the clone has another version.
     """
     args = OmegaConf.load(folder / _ARGS)
     names = sorted(path.name for path in sessions.iterdir())
     days = OmegaConf.select(args, "dataset.days_per_batch", default=1)
     if len(names) < days:
         raise StabilityError(
-            f"The data have {len(names)} sessions with data_train.hdf5, and a batch of the official trainer is of "
+            f"The data have {len(names)} sessions with data_train.hdf5, but a batch of the official trainer has "
             f"{days} days. Give a folder of session folders in the layout of the T15 recordings."
         )
     features = _features(sessions / names[0] / "data_train.hdf5")
@@ -88,8 +93,8 @@ def configuration(folder: Path, sessions: Path, output: Path, steps: int) -> Dic
     absent = object()
     if unknown := [key for key in ours if OmegaConf.select(args, key, default=absent) is absent]:
         raise StabilityError(
-            f"{folder / _ARGS} has no {', '.join(unknown)}: it is of another version of the official trainer than "
-            "the one that this benchmark knows. Check out an earlier commit of it."
+            f"{folder / _ARGS} has no {', '.join(unknown)}: this benchmark does not know this version "
+            "of the official trainer. Check out an earlier commit of it."
         )
     for key, value in ours.items():
         OmegaConf.update(args, key, value)
@@ -107,9 +112,9 @@ def _features(path: Path) -> int:
 
 
 def prepare(folder: Path, data: Path, run: Path, steps: int, python: str) -> list[str]:
-    """Write a run's configuration into the folder `run`; the command that is to be started there.
+    """Write the configuration of a run into the folder `run`, and return the command to start there.
 
-    Its log will be `run / "out" / LOG`. It reads the data set through links, under names that it takes for sessions'.
+    Its log will be `run / "out" / LOG`. It reads the data set through links, whose names it recognises as sessions.
     """
     sessions = run / "sessions"
     sessions.mkdir(parents=True)
@@ -120,6 +125,6 @@ def prepare(folder: Path, data: Path, run: Path, steps: int, python: str) -> lis
 
 
 def progress(log: Path) -> tuple[int, int]:
-    """The training steps and the validations in its log so far."""
+    """The numbers of training steps and validations in the trainer's log so far."""
     text = log.read_bytes() if log.exists() else b""
     return text.count(b": Train batch "), text.count(b": Val batch ")

@@ -1,10 +1,11 @@
-"""How fast are stacks? Steps beside a plain PyTorch loop, where their time goes, and whole sweeps by each launcher.
+"""How fast are stacks? Times their steps and those of a plain PyTorch loop, the parts of a step, and whole sweeps.
 
     python -m experiments.benchmarks.stack_speed [--quick]          # make benchmark-stacks
     python -m experiments.benchmarks.stack_speed model=official data=synthetic_t15 data.synthetic.days=6 --trials 1 4 16
 
-Interleaved and repeated, in about 35 minutes; with overrides, of that configuration's steps alone. Eight trials share a
-seed, and with it their batches, as in `experiment=diagnosis`. Run it with nothing beside it.
+Everything is measured in turn, several times, in about 35 minutes. With overrides it measures only the steps of that
+configuration. Eight trials share a seed, and so their batches, as in `experiment=diagnosis`. Sweeps are run with each
+launcher. Run nothing else on the machine meanwhile.
 """
 
 import argparse
@@ -45,14 +46,15 @@ from stability.trials.setup import open_data
 _UNITS, _TRIALS = (32, 64, 128, 256), (1, 2, 4, 8, 16, 32)
 _PER_SEED = 8  # trials that share a seed
 _BUDGET = 500  # steps of a trial of `model=small`
-_SETTLED = 3.0  # seconds after which no other trial begins
+_SETTLED = 3.0  # seconds without a new trial, after which the steps are counted
 _LAUNCHERS = {
     "basic": ("hydra/launcher=basic",),
     "joblib, 2": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
     "stacked": ("hydra/launcher=stacked",),
     "stacked, 2 workers": ("hydra/launcher=stacked", "hydra.launcher.workers=2"),
 }
-PARTS = {  # of a step, by the functions in which it is spent; what one calls counts for itself
+# The parts of a step, and the functions of each. Time in a nested function counts only for its own part.
+PARTS = {
     "data": ((batch, "training_batch"),),
     "augmentation": ((gradients, "training_inputs"),),
     "forward": ((predict, "forward"),),
@@ -74,9 +76,9 @@ PARTS = {  # of a step, by the functions in which it is spent; what one calls co
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("overrides", nargs="*", help="the steps of this configuration, and no sweeps")
-    parser.add_argument("--trials", nargs="+", type=int, help="stacks of so many")
-    parser.add_argument("--quick", action="store_true", help="a look at the smallest, in two minutes")
+    parser.add_argument("overrides", nargs="*", help="measure only the steps of this configuration")
+    parser.add_argument("--trials", nargs="+", type=int, help="sizes of the stacks")
+    parser.add_argument("--quick", action="store_true", help="only the smallest, in two minutes")
     arguments = parser.parse_intermixed_args()
     units, trials = (_UNITS[:1], _TRIALS[1:3]) if arguments.quick else (_UNITS, _TRIALS)
     trials = arguments.trials or trials
@@ -108,7 +110,7 @@ def _stack(c: Config, trials: int, dataset: Dataset, device: torch.device) -> St
 
 
 def _seconds(train: Callable[[int], object], steps: int) -> float:
-    """How long a step takes."""
+    """Seconds that a step takes."""
     begun = time.perf_counter()
     train(steps)
     if torch.cuda.is_available():
@@ -165,14 +167,14 @@ def _shares(
 
 
 def _matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Operations a second of a product of matrices."""
+    """Operations a second in a product of two matrices."""
     a = torch.randn(size, size, device=device, dtype=dtype)
     return 2 * size**3 / min(_seconds(lambda steps: [a @ a for _ in range(steps)], 5) for _ in range(5))
 
 
 @contextmanager
 def timed_parts(device: torch.device) -> Iterator[dict[str, float]]:
-    """Seconds spent in each part of a step."""
+    """Count the seconds that the body spends in each part of a step."""
     spent: dict[str, float] = defaultdict(float)
     running: list[str] = []
     last = 0.0
@@ -225,7 +227,7 @@ def _sweeps(units: Sequence[int], trials: Sequence[int], seconds: float) -> Tabl
 
 
 def _sweep(units: int, trials: int, launcher: Sequence[str], seconds: float) -> tuple[float, float]:
-    """Steps a second that a sweep makes, all its trials together, and the most bytes that its processes have."""
+    """Steps a second of all trials of a sweep together, and the largest memory of its processes, in bytes."""
     rates = ",".join(f"{0.005 - 0.0001 * i:.4f}" for i in range(min(trials, _PER_SEED)))
     factors = (f"schedule.lr_max={rates}", f"seed=range({-(-trials // _PER_SEED)})", f"model.units={units}")
     never = ("steps=1000000", "validate_every=1000000", "checkpoint_every=1000000")
@@ -238,14 +240,14 @@ def _sweep(units: int, trials: int, launcher: Sequence[str], seconds: float) -> 
             return _watch(process, Path(outputs), seconds)
         except RuntimeError:
             log.seek(0)
-            sys.exit(f"error: {' '.join(command)} ended by itself:\n{log.read()}")
+            sys.exit(f"error: {' '.join(command)} ended unexpectedly:\n{log.read()}")
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
 def _watch(process: "subprocess.Popen[bytes]", outputs: Path, seconds: float) -> tuple[float, float]:
-    looks: list[tuple[float, int]] = []  # when some steps were written, and how many there were then
+    looks: list[tuple[float, int]] = []  # times at which more steps were found, and their number
     begun, since, memory = 0, 0.0, 0.0
     while len(looks) < 3 or looks[-1][0] - looks[0][0] < seconds:
         if process.poll() is not None:
@@ -253,7 +255,7 @@ def _watch(process: "subprocess.Popen[bytes]", outputs: Path, seconds: float) ->
         now, tables = time.perf_counter(), [path.read_bytes().count(b"\n") for path in outputs.glob("*/*/signals.csv")]
         if len(tables) > begun:
             begun, since, looks = len(tables), now, []
-        if now - since > _SETTLED and sum(tables) > (looks[-1][1] if looks else begun):  # each has a row of names
+        if now - since > _SETTLED and sum(tables) > (looks[-1][1] if looks else begun):  # each file has a header
             looks.append((now, sum(tables)))
         memory = max(memory, _own_memory(process.pid))
         time.sleep(0.05)
@@ -261,7 +263,7 @@ def _watch(process: "subprocess.Popen[bytes]", outputs: Path, seconds: float) ->
 
 
 def _own_memory(process: int) -> float:
-    """Bytes that no other process has, of a process and all below it."""
+    """Bytes that a process and its descendants do not share with others."""
     total = 0.0
     for one in (psutil.Process(process), *psutil.Process(process).children(recursive=True)):
         try:

@@ -1,6 +1,6 @@
-"""The least time that the parts of a step can take on a device: by operations, by bytes, and by the recurrence.
+"""The least time that the parts of a step can take on a device, bounded by operations, bytes and the recurrence.
 
-Of the real frames only; of the bytes, what a part has to read and to leave, each once, were all fused within it.
+Only real frames count, no padding. Of the bytes, each input and output of a part counts once, as if it were one kernel.
 """
 
 import math
@@ -24,15 +24,15 @@ _CHAIN = 100  # products in a row that are timed together
 
 
 class Rates(NamedTuple):
-    """What a device can do."""
+    """How fast a device is."""
 
-    operations: float  # a second, in a product of large matrices
+    operations: float  # a second, in a product of two large matrices
     bandwidth: float  # bytes a second, read or written
-    product: float  # seconds from one product of a recurrence to the next, which needs it
+    product: float  # seconds of one product in a chain, each of which needs the one before
 
 
 class Floor(NamedTuple):
-    """Seconds below which a part of a step cannot come, by what bounds it."""
+    """The least seconds that a part of a step takes, by each of three bounds."""
 
     operations: float = 0.0
     bytes: float = 0.0
@@ -40,9 +40,15 @@ class Floor(NamedTuple):
 
 
 def floors(model: Model, features: int, bins: Tensor, labels: Tensor, weights: int, rates: Rates) -> dict[str, Floor]:
-    """The floor of each part of a step, on utterances of so many bins (B,) and labels (B,), and of so many weights.
+    """The floor of each part of a step. The layers of the recurrence count one after another, as they run.
 
-    The layers of the recurrence are taken one after another, as they are run.
+    Args:
+        model: the sizes of the decoder.
+        features: features of a bin.
+        bins: (B,) bins of each utterance.
+        labels: (B,) labels of each utterance.
+        weights: the number of weights that are stepped.
+        rates: how fast the device is.
     """
     forward, backward = operations(model, features, bins)
     frames = frames_of(bins, model)
@@ -62,24 +68,27 @@ def floors(model: Model, features: int, bins: Tensor, labels: Tensor, weights: i
         "forward": floor(x + size + kept + logits, forward, chain),
         "CTC": floor(logits + alphas),
         "backward": floor(logits + alphas + kept + 2 * size, backward, chain),
-        "optimiser": floor(8 * size),  # the gradient for its norm and again, weights and two moments to and fro
+        "optimiser": floor(8 * size),  # read the gradient twice; read and write weights and both moments
         "signals": floor(x + logits),
     }
 
 
 def operations(model: Model, features: int, bins: Tensor) -> tuple[int, int]:
-    """Multiplications and additions of the decoder's products, forward and backward. bins: (B,) of the utterances."""
+    """Multiplications and additions in the decoder's products, forward and backward. bins: (B,) of each utterance."""
     n, gates = int(frames_of(bins, model).sum()), 3 * model.units
     day = 2 * int(bins.sum()) * features**2
     inputs = features * model.patch_size + (model.layers - 1) * model.units
     rest = 2 * n * (gates * (inputs + model.layers * model.units) + model.units * len(PHONEMES))
-    return day + rest, day + 2 * rest  # nothing before the day layer wants a gradient
+    return day + rest, day + 2 * rest  # the features need no gradient
 
 
 @contextmanager
 def counter() -> Iterator[FlopCounterMode]:
-    """Counts the operations of products: those in place, which PyTorch's own registry leaves out, and those of the
-    other engines of the recurrence, which it does not see: PyTorch's operations do them meanwhile."""
+    """Count the operations of all products in the body.
+
+    PyTorch's counter leaves out products in place, which are added here. It does not see into the kernels of the
+    recurrence, so PyTorch's operations replace them in the body.
+    """
 
     def product(_: Sequence[int], a: Sequence[int], b: Sequence[int], **others: object) -> int:
         return 2 * math.prod(a) * b[-1]
@@ -91,7 +100,7 @@ def counter() -> Iterator[FlopCounterMode]:
 
 
 def measure(device: torch.device, dtype: torch.dtype, rows: int, units: int, size: int, copied: int) -> Rates:
-    """Measure products of `size` x `size`, a copy of so many bytes, and a recurrence of (rows, units)."""
+    """Measure a product of `size` x `size`, a copy of `copied` bytes, and a recurrence of (rows, units)."""
     a = torch.randn(size, size, device=device, dtype=dtype)
     source = torch.empty(copied, device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
@@ -104,7 +113,7 @@ def measure(device: torch.device, dtype: torch.dtype, rows: int, units: int, siz
             s = (s @ weights)[:, :units]
 
     chain: Callable[[], object] = recur
-    if device.type == "cuda":  # without the host, which launches more slowly than the device multiplies
+    if device.type == "cuda":  # the host launches more slowly than the device multiplies
         recur()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

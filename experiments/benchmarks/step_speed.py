@@ -1,8 +1,9 @@
-"""How fast is a step? Ours, signals included, beside a plain PyTorch loop of the same mathematics, interleaved.
+"""How fast is a step? Times our steps, signals included, and those of a plain PyTorch loop with the same mathematics.
 
-    python experiments/step_speed.py [overrides]          # make benchmark
+    python -m experiments.benchmarks.step_speed [overrides]          # make benchmark
 
-Prints the median time of a step of each, their ratio, and where ours goes. Run it with nothing beside it.
+The two alternate. Prints the median time of a step of each, their ratio, and in which operations our time goes. Run
+nothing else on the machine meanwhile.
 """
 
 import sys
@@ -32,7 +33,7 @@ ROUNDS, STEPS = 10, 10
 
 
 class PlainDecoder(nn.Module):
-    """The decoder as one would write it with PyTorch's own layers."""
+    """The decoder, written with PyTorch's own layers."""
 
     def __init__(self, c: Config, features: int, days: int) -> None:
         super().__init__()
@@ -58,21 +59,23 @@ class PlainDecoder(nn.Module):
         return logits
 
 
-Watch = Callable[[int, Tensor, Tensor, Tensor, Tensor], object]  # step, loss, logits, frames, inputs
+AfterBackward = Callable[[int, Tensor, Tensor, Tensor, Tensor], object]  # of step, loss, logits, frames, inputs
 
 
 def plain_loop(  # type: ignore[no-untyped-def]
     c: Config,
     dataset: Dataset,
     device: torch.device,
-    watched_by: Callable[[nn.Module, torch.optim.Optimizer], Watch] = lambda model, optimizer: lambda *step: None,
+    attach: Callable[[nn.Module, torch.optim.Optimizer], AfterBackward] = lambda model, optimizer: lambda *step: None,
 ):
-    """A function that trains some steps as a plain script would: no trial axis, no seeded streams, no signals but those
-    of a detector that looks at each step before the update.
+    """A function that trains some steps as a plain script would: without trial axis, seeded streams and signals.
+
+    `attach` makes, from the model and its optimizer, a function that is called at each step before the update: a
+    detector whose cost is to be measured.
     """
     model = PlainDecoder(c, dataset.n_features, len(dataset.sessions)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, eps=c.optimizer.epsilon, fused=True)
-    watch = watched_by(model, optimizer)
+    after_backward = attach(model, optimizer)
     dtype = DTYPES[choose_precision(c.precision.dtype, device)]
     step = 0
 
@@ -91,7 +94,7 @@ def plain_loop(  # type: ignore[no-untyped-def]
             loss = F.ctc_loss(log_probs, batch.labels.to(device), frames, batch.label_counts, reduction="none").mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            watch(step, loss, logits, frames, x)
+            after_backward(step, loss, logits, frames, x)
             nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rates(c.schedule, step)[0]
@@ -102,7 +105,7 @@ def plain_loop(  # type: ignore[no-untyped-def]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Time both and print."""
     register_schema()
     with initialize_config_dir(config_dir=str(conf_folder())):
         c = resolve_config(compose("config", overrides=sys.argv[1:]))

@@ -15,7 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from experiments.benchmarks.step_speed import Watch, plain_loop
+from experiments.benchmarks.step_speed import AfterBackward, plain_loop
 from experiments.detection.peers import Peer, installed_peers
 from stability import Monitor
 from stability.config.hydra import conf_folder, register_schema, resolve_config
@@ -24,12 +24,12 @@ from stability.trials.setup import open_data
 _ROUNDS, _STEPS = 8, 10
 
 
-def _ours(model: nn.Module, optimizer: torch.optim.Optimizer) -> Watch:
+def _ours(model: nn.Module, optimizer: torch.optim.Optimizer) -> AfterBackward:
     monitor = Monitor(model, optimizer)
     return lambda step, loss, logits, frames, inputs: monitor.step(loss, logits, frames, inputs=inputs)
 
 
-def _peer(kind: type[Peer], model: nn.Module, optimizer: torch.optim.Optimizer) -> Watch:
+def _peer(kind: type[Peer], model: nn.Module, optimizer: torch.optim.Optimizer) -> AfterBackward:
     peer = kind(model, optimizer, 1000)
 
     def watch(step: int, loss: Tensor, logits: Tensor, frames: Tensor, inputs: Tensor) -> None:
