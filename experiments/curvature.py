@@ -1,4 +1,4 @@
-"""How close is a trial to the edge of stability? Its preconditioned sharpness against Adam's threshold, as it trains.
+"""Measure how close a trial is to the edge of stability: its preconditioned sharpness over Adam's threshold.
 
     python experiments/curvature.py [overrides]
 
@@ -9,8 +9,8 @@ iteration near a minimum. Along an eigenvector of P^-1/2 H P^-1/2 with eigenvalu
 
 (Cohen et al. 2022, "Adaptive gradient methods at the edge of stability"). Where epsilon dominates, P is epsilon, and
 this is the threshold of gradient descent with averaged momentum at the rate lr / epsilon: an eigenvalue of H of
-38 epsilon / lr. Printed is the ratio of the two sides: above 1, by the quadratic model of the loss, training cannot
-stay where it is.
+38 epsilon / lr. The program prints the ratio of the two sides. Above 1, by the quadratic model of the loss, training
+is unstable.
 
 The eigenvalue is found by Lanczos iterations. CTC has no double backward, so a product with the Hessian is a central
 difference of two gradients in float64, of the same batches with the same noise and dropout.
@@ -43,7 +43,7 @@ EVERY = 10  # steps from one measurement to the next
 RELATIVE_STEP = 1e-6  # of the weights' norm: half the distance between two gradients
 PROBE_SEEDS = (1_000_000, 1_000_001)  # of the fixed batches; no trial has them
 _TOLERANCE = 0.02  # of the eigenvalue
-_KRYLOV = 6  # vectors kept; the top of these spectra stands clear, and few are needed
+_KRYLOV = 6  # vectors kept; the largest eigenvalue is well separated, and few are needed
 _RESTARTS = 20
 
 Vector = NDArray[np.float64]
@@ -51,11 +51,11 @@ Gradients = Callable[[Tensor], Tensor]  # weights (M, N) to gradients (M, N), bo
 
 
 class Sharpness(NamedTuple):
-    """A largest eigenvalue; NaN where there is none, because gradients are not finite or the iteration did not end."""
+    """A largest eigenvalue; NaN if gradients are not finite or the iteration did not converge."""
 
     ratio: float  # of the eigenvalue to the threshold
-    direction: Vector | None  # (N,) its eigenvector, to start the next measurement from
-    products: int  # with the Hessian, that it took; each is two gradients
+    direction: Vector | None  # (N,) its eigenvector, where the next measurement starts
+    products: int  # with the Hessian; each takes two gradients
 
 
 def threshold(lr: float, beta1: float) -> float:
@@ -71,7 +71,7 @@ def measure(
     start: Vector | None = None,
     relative_step: float = RELATIVE_STEP,
 ) -> Sharpness:
-    """How far the one trial of the stack, before its next step, is from its threshold.
+    """Measure the one trial of a stack before its next step.
 
     On fixed training batches without noise, cut and dropout, or on the `own` batch of its next step with all of them.
     The iteration begins at `start`, the direction of an earlier measurement; `relative_step` times the weights' norm is
@@ -91,9 +91,9 @@ def measure(
 
 
 def step_scale(stack: Stack) -> Tensor:
-    """How far the next step moves each weight of the one trial for a unit of averaged gradient: lr / P, (N,), float64.
+    """How far the next step moves each weight for a unit of averaged gradient: lr / P, (N,), float64.
 
-    Of the second moments as they are before that step. 0 in the layers of days that were in no batch yet.
+    It uses the second moments before that step. It is 0 in the layers of days that were in no batch yet.
     """
     c = stack.configs[0]
     rate, day_rate = learning_rates(c.schedule, stack.step)
@@ -170,14 +170,14 @@ def _flat(parameters: Parameters) -> Tensor:
 
 
 def compose_trial(overrides: Sequence[str]) -> Config:
-    """The configuration that these overrides make of the defaults."""
+    """Compose the configuration of a trial from the defaults and these overrides."""
     register_schema()
     with initialize_config_dir(config_dir=str(conf_folder())):
         return resolve_config(compose("config", overrides=list(overrides)))
 
 
 def main() -> None:
-    """Train the trial, and print its ratio as it goes."""
+    """Train the trial, and print its ratio during training."""
     c = compose_trial(sys.argv[1:])
     torch.set_flush_denormal(True)
     dataset = open_data(c)

@@ -2,23 +2,24 @@
 
     python -m experiments.curvature_study experiments/2026-11-22-curvature
 
-Trains the trials, in some twenty minutes of one core, and writes the measurements to the `.csv` of that name; one that
-is there is only read. Then draws the `.png` and prints the tables.
+Trains the trials, in about twenty minutes on one core, and writes the measurements to the `.csv` of that name. If that
+file exists, it is read instead. Then draws the `.png` and prints the tables.
 
-Decided before the study was run, after losses alone had chosen the rates, and three trials had tried the program:
+These rules were fixed before the study was run. Before that, the rates were chosen by losses alone, and three trials
+were run to try the program:
 
 - A trial is 100 steps of a small decoder. Its loss is read as the median of the last five steps. It *exploded* if its
   loss or gradient was not finite, or its last reading is more than 1.5 times its lowest. The *onset* is the last step
-  with the lowest reading, and in a late trial not before the jump. Every other trial is *healthy*, learn what it may.
+  with the lowest reading, and in a late trial not before the jump. Every other trial is *healthy*, whatever it learns.
 - Every 5 steps, before the step, the ratio of `experiments.curvature` is measured, until the loss has been above 1.5
   times its lowest for twenty steps. It *warns* at the second of two measurements in a row above 1.
-- A warning counts if it stands at the onset or before; its *lead* is the steps from it to the onset. *Recall* is the
+- A warning counts if it is at the onset or before; its *lead* is the steps from it to the onset. *Recall* is the
   share of exploded trials with such a warning, of all, and of those with two measurements up to the onset. In a late
-  trial, only measurements from the jump on are looked at: the first is made at the new rate, before a step is.
-- A *false warning* is a healthy trial that is warned of at any time.
+  trial, only measurements from the jump on count. The first is made at the new rate, before a step with it.
+- A *false warning* is a healthy trial with a warning at any time.
 - The *plain alternative* warns in the same way, and at the same steps, where the median of the last five gradient norms
   is more than three times the median of all before them.
-- Beside the rule, and not in its place: a warning at a single measurement, and the ratio times the coefficient by which
+- In addition to the rule: a warning at a single measurement, and the ratio times the coefficient by which
   the clip shortens a gradient of the last five steps' median norm, since clipped gradients move the weights less. For
   seed 0, at every tenth step, the ratio on the step's own batch with its noise and dropout.
 """
@@ -313,12 +314,12 @@ def draw(trials: Sequence[Trial], path: Path) -> None:
             panel.set_yscale("log")
             panel.set_ylabel("" if i else label)
             panel.axhline(limit, color="black", linewidth=1.2, linestyle="--")
-            panel.grid(color="#DDDDDD", linewidth=0.6)
+            panel.grid(color=palette.RULE, linewidth=0.6)
             panel.spines[["top", "right"]].set_visible(False)
             if fate:
                 panel.axvline(0, color="black", linewidth=1.2)
     handles = [Line2D([], [], color=c, linewidth=2.5, label=f"epsilon {e:g}, median") for e, c in _COLORS.items()]
-    handles.append(Line2D([], [], color="#777777", linestyle=":", label="late: lr raised at step 50"))
+    handles.append(Line2D([], [], color=palette.GREY, linestyle=":", label="late: lr raised at step 50"))
     handles.append(Line2D([], [], color="black", linestyle="--", label="warns above"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path)

@@ -1,9 +1,9 @@
-"""How often do intervals hold the truth, and rulings contradict it, in simulated studies of which it is known?
+"""Simulate studies with known effects: how often do intervals hold the truth, and how often are rulings false?
 
     python -m experiments.effects_coverage [STUDIES]
 
 A study crosses factors `a`, `b`, `c` of two levels and repeats each cell with 3, 5 or 10 seeds. A seed shifts all its
-trials, and bears on what `a` does in it. The truth is what the same method says of a study of 2,000 seeds.
+trials, and changes the effect of `a`. The truth is the result of the same method for a study of 2,000 seeds.
 """
 
 import math
@@ -32,7 +32,7 @@ CONTRASTS: dict[str, tuple[list[Cell], Sequence[float]]] = {
 
 @dataclass(frozen=True)
 class Scenario:
-    """What `a` does, and what it does besides where `b` is 1: to log steps, to log-odds of PER, to P(diverges)."""
+    """The effect of `a`, and its additional effect where `b` is 1: on log steps, on log-odds of PER, on P(diverges)."""
 
     name: str
     steps: tuple[float, float] = (0.0, 0.0)
@@ -53,7 +53,7 @@ SCENARIOS = (
 
 @dataclass(frozen=True)
 class Row:
-    """Of many studies: the shares whose interval holds the truth and whose p is below 0.05."""
+    """The shares of studies whose interval holds the truth, and whose p is below 0.05."""
 
     scenario: str
     seeds: int
@@ -65,7 +65,7 @@ class Row:
 
 
 def simulate(scenario: Scenario, seeds: int, rng: np.random.Generator) -> list[Trial]:
-    """The trials of one study."""
+    """Draw the trials of one study."""
     a, b, c, seed = (axis.ravel() for axis in np.meshgrid((0, 1), (0, 1), (0, 1), range(seeds), indexing="ij"))
     n = len(seed)
 
@@ -94,7 +94,7 @@ def simulate(scenario: Scenario, seeds: int, rng: np.random.Generator) -> list[T
 
 
 def coverage(scenario: Scenario, studies: int, seeds: Sequence[int] = SEEDS) -> Iterator[Row]:
-    """Every response's rows, of so many simulated studies."""
+    """Simulate so many studies, and yield the rows of every response."""
     rng = np.random.default_rng(0)
     large = simulate(scenario, 2000, rng)
     for contrast, (cells, weights) in CONTRASTS.items():
@@ -116,7 +116,7 @@ def coverage(scenario: Scenario, studies: int, seeds: Sequence[int] = SEEDS) -> 
 
 
 def false_rulings(scenario: Scenario, studies: int, seeds: int) -> tuple[float, float]:
-    """The shares of studies that confirm, and that rule on, any of several claims where `a` has no effect at all."""
+    """The shares of studies that confirm, and that decide, any of several claims although `a` has no effect."""
     rng = np.random.default_rng(1)
     claims = [
         Claim(f"{contrast} {response}", "", "", {}, tuple(cells), tuple(weights), response, "higher")

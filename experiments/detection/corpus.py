@@ -1,11 +1,12 @@
-"""Train the detection corpus: every recipe once, in a plain PyTorch loop, watched by our Monitor and, but
-for the half `design`, by every peer.
+"""Train the detection corpus: every recipe once, in a plain PyTorch loop, watched by our Monitor.
+
+Every other tool watches too, except for the half `design`.
 
     python -m experiments.detection.corpus build [--jobs 2]     # resumes; an hour or so on two cores
     python -m experiments.detection.corpus pack                 # into experiments/detection/corpus.npz
 
-A training that has not come to a good end is trained on, unwatched, to two or three times its budget: how it ends there
-is what tells a slow one from one that never learns. Nothing here looks at what a detector says.
+A training that has not ended well continues, unwatched, to two or three times its budget. Its end shows whether it is
+slow or never learns. Nothing here uses the output of a detector.
 """
 
 import argparse
@@ -48,7 +49,7 @@ _LONGEST = 200  # bins; longer utterances are left out, for speed
 _VALIDATIONS = 8
 _LEARNED = 0.6  # phoneme error rate
 _UNMEASURED = np.float32(-1.5)  # in a packed corpus, whose signals are never that
-_AFTER_FAILURE = 15  # steps that are still made after the first loss that is not finite
+_AFTER_FAILURE = 15  # steps after the first loss that is not finite
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def _spoil_data(r: Recipe, step: int, batch: _Batch) -> None:
 
 
 def _recorded(r: Recipe, step: int, x: Tensor) -> Tensor:
-    """What the recording itself has become by that step, in validation as in training."""
+    """The recording as it is at that step, in validation as in training."""
     if step < r.onset:
         return x
     became = {"channels_swapped": x.flip(2), "dead_input": torch.zeros_like(x), "gain_lost": x * 1e-4}
@@ -222,7 +223,7 @@ class _Trainer:
         if r.precision == "pure_fp16":
             self.model.half()
         self.optimizer = _optimizer(r, self.model)
-        # A scale that grows is never taken back: no backoff at an overflow, and 2 after each step without one.
+        # A growing scale is never reduced: no backoff at an overflow, and a factor of 2 after each step without one.
         growing = r.fault == "scale_grows"
         self.scaler = (
             torch.amp.GradScaler("cpu", init_scale=2.0**13, backoff_factor=1.0 - 1e-9 if growing else 0.5)
@@ -321,7 +322,7 @@ class _Trainer:
 
 
 def build(r: Recipe) -> None:
-    """Train one recipe and keep what was seen of it, under its name in FOLDER."""
+    """Train one recipe and write its trace into FOLDER, under its name."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     trainer = _Trainer(r)
@@ -377,7 +378,7 @@ def build(r: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Trace:
-    """One training: what its detectors may see, and the facts that its label is made of."""
+    """One training: the signals for its detectors, and the facts for its label."""
 
     name: str
     facts: dict[str, Any]
@@ -386,14 +387,14 @@ class Trace:
 
 
 def pack(path: Path) -> None:
-    """Put what is in FOLDER into one small file, its numbers rounded to three digits."""
+    """Pack the traces in FOLDER into one small file, with numbers rounded to three digits."""
     arrays: dict[str, Any] = {}
     there = [r for r in recipes() if (FOLDER / f"{r.name}.npz").exists()]
     print(f"{len(there)} of {len(recipes())} trainings")
     for r in there:
         with np.load(FOLDER / f"{r.name}.npz") as one:
             facts = json.loads(str(one["facts"]))
-            facts["recipe"]["half"] = r.half  # what was tested on once is renamed
+            facts["recipe"]["half"] = r.half  # the half is renamed after a test
             arrays[f"{r.name}/facts"] = json.dumps(facts)
             arrays[f"{r.name}/names"] = one["names"]
             arrays[f"{r.name}/values"] = _rounded(np.where(one["measured"], one["values"], _UNMEASURED)).T

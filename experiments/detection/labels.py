@@ -1,7 +1,7 @@
-"""What became of a training of the corpus, from how it was made and how it ended; no detector is asked.
+"""Label the trainings of the corpus by how they were made and how they ended, without any detector.
 
-The rules were written before the detectors were run on what tests them; the second ones, more careful, after the first
-test and before the second.
+The rules were written before the detectors were run on the tests. They were made more careful after the first test, and
+before the second.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _STEPS = ("small_step", "rate_ends", "gradient_lost", "clip_before_unscale")
 class Label:
     """The outcomes and the causes that are right, and the step of the onset.
 
-    Where an outcome can rightly be called by two names (it exploded, and says only blank since), both are right.
+    If two outcomes describe a training (it exploded, and has said only blank since), both are right.
     """
 
     outcomes: frozenset[str]
@@ -29,12 +29,12 @@ class Label:
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is wrong with it, but that some take longer than their budget."""
+        """Whether nothing is wrong with the training. It may take longer than its budget."""
         return bool(self.outcomes & {"stable"})
 
 
 def label(facts: dict[str, Any]) -> Label | None:
-    """The label of a training; None for one that was hurt and yet has come to no clear end."""
+    """The label of a training; None if a fault hurt it and it has no clear end."""
     r, ends, later = facts["recipe"], facts["ends"], facts["later"]
     fault = r["fault"]
     causes = frozenset([r["cause"]] if r["cause"] else [])
@@ -65,10 +65,10 @@ def label(facts: dict[str, Any]) -> Label | None:
         if recovers:
             return Label(frozenset({"slow", "undecided"} if silent or narrow else {"slow"}), causes, 0)
         if later and later[-1]["silent"] >= _MUCH:
-            # Where its budget ends before it has come to say blank, nobody can know that it will stay there.
+            # If its budget ends before it says only blank, it is not known that it will stay there.
             not_yet = set[str]() if silent else {"slow", "undecided"}
             return Label(frozenset({"blank_collapse"} | not_yet), causes, 0)
-        # It says something of everything still, or has come to one phoneme or two, and is on its way or stands.
+        # It still says several phonemes, or only one or two, and is learning or stuck.
         return Label(frozenset({"slow", "mode_collapse"} if narrow else {"slow", "undecided"}), causes, 0)
     if recovers or not state:
         return None

@@ -1,9 +1,9 @@
-"""What does it cost to be watched? A plain PyTorch loop of the `small` model with and without each detector.
+"""Measure the cost of monitoring: a plain PyTorch loop of the `small` model with and without each detector.
 
     python -m experiments.detection.overhead
 
 Prints each detector's share of a step, in processor time: the median over rounds of (watched - unwatched) / unwatched.
-Run it with OMP_NUM_THREADS=1 and nothing beside it.
+Run it with OMP_NUM_THREADS=1 and nothing else on the machine.
 """
 
 import time

@@ -1,9 +1,9 @@
 """The trainings of the detection corpus: healthy and faulty families, and which half of the corpus each is in.
 
-A recipe says how a training is made. What becomes of it is found by training it, and is never written here; a fault
-that does no harm makes no faulty trial. Thresholds are set on `design`; `test` has other seeds, and families that
-`design` lacks. `first_test` was the test of the first thresholds; once looked at, it could only serve to set the second
-ones, and a new `test` with new families took its place.
+A recipe says how a training is made. Its result is found by training it, and is never written here: a fault that does
+no harm does not make a training faulty. Thresholds are set on `design`; `test` has other seeds, and families that
+`design` lacks. `first_test` was the test of the first thresholds; after its results
+were known, it served to set the second ones, and a new `test` with new families replaced it.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class Recipe:
     fault: str | None = None
     onset: int = 0
     strength: float = 0.0
-    cause: str | None = None  # the cause that the fault makes, in the words of a verdict
+    cause: str | None = None  # the cause in a verdict that is right for the fault
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ def recipes() -> list[Recipe]:
                 seed = i + _SEEDS[half]
                 rng = np.random.default_rng([seed, *family.encode()])
                 drawn.append(kind(_base(family, half, seed, rng), rng))
-    return sorted(drawn, key=lambda r: r.half)  # the half that is looked at first is trained first
+    return sorted(drawn, key=lambda r: r.half)  # the half that is used first is trained first
 
 
 def _base(family: str, half: Half, seed: int, rng: np.random.Generator) -> Recipe:
@@ -104,7 +104,7 @@ def _momentum(r: Recipe, rng: np.random.Generator, step: float) -> Recipe:
 
 
 def _long_plateau(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """Slow for a long time, and then it learns: small steps, long warm-ups."""
+    """A long plateau, and then it learns: small steps, long warm-ups."""
     step = float(10 ** rng.uniform(-1.9, -1.5))
     return replace(_momentum(r, rng, step), warmup=int(rng.choice([50, 200])), steps=1000)
 
@@ -118,7 +118,7 @@ def _noisy(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _spike(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """One batch far out, that the clip and Adam take in their stride."""
+    """One outlier batch, which does no harm because of the clip and Adam."""
     return replace(_late(r, rng), fault="bad_batch", strength=float(rng.choice([5, 20])))
 
 
@@ -151,7 +151,7 @@ def _dropout(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _other_room(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """The recordings change in mid-run: the loss leaps, and comes down again."""
+    """The recordings change in mid-run: the loss jumps, and falls again."""
     return replace(_late(r, rng), fault="channels_swapped", steps=800)
 
 
@@ -173,7 +173,7 @@ def _label_noise(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _rate_too_high(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """From the start: the warm-up leads beyond what the curvature bears."""
+    """From the start: the warm-up leads to a rate that is too high for the curvature."""
     if rng.random() < 0.5:
         made = replace(r, epsilon=0.1, lr=float(10 ** rng.uniform(0.7, 2.5)))
     else:
@@ -215,7 +215,7 @@ def _infeasible(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _overflow(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """A loss scale that grows and is never taken back."""
+    """A loss scale that grows and is never reduced."""
     return replace(r, precision="fp16", fault="scale_grows", onset=int(rng.integers(1, 200)), cause="precision")
 
 
@@ -242,14 +242,14 @@ def _slow(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _early_end(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """A learning rate that ends, at a thousandth, when the decoder has just come to say blank."""
+    """A learning rate that falls to a thousandth when the decoder has just begun to say only blank."""
     step = float(10 ** rng.uniform(-1.7, -1.3))
     made = replace(_momentum(r, rng, step), warmup=10, fault="rate_ends", strength=1e-3)
     return replace(made, onset=int(rng.integers(30, 60)), cause="step_too_small", steps=800)
 
 
 def _decay(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """A weight decay that takes away what was learned."""
+    """A weight decay that destroys what was learned."""
     made = _late(r, rng) if rng.random() < 0.6 else r
     strength = float(10 ** rng.uniform(1.0, 2.0))
     cause = "relapse" if made.onset else "decay"
@@ -296,7 +296,7 @@ def _inf_input(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _not_zeroed(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """Gradients that are added up from some step on, since nobody sets them to zero."""
+    """Gradients that add up from some step on, since they are not set to zero."""
     made = replace(_late(r, rng), epsilon=0.1, lr=0.02, clip=None)
     return replace(made, fault="not_zeroed", cause="drift")
 
@@ -308,7 +308,7 @@ def _rate_climbs(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _gradient_lost(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """The loss's weight goes to zero when the decoder has just come to say blank."""
+    """The weight of the loss becomes zero when the decoder has just begun to say only blank."""
     step = float(10 ** rng.uniform(-1.7, -1.3))
     made = replace(_momentum(r, rng, step), warmup=10, fault="gradient_lost", onset=int(rng.integers(30, 60)))
     return replace(made, cause="step_too_small", steps=800)

@@ -2,10 +2,10 @@
 
     python -m experiments.detection.score [--half first_test] [--wrong]      # make benchmark-detection
 
-No training is needed: the traces are in `corpus.npz`. An alarm is false on a training that is healthy, whatever it
-says, unless it says only that it is slow of one that is; on a faulty one it counts from the onset on. Healthy is what
-comes to a good end, also of the trainings that were made faulty and got over it: of those that were made healthy, false
-alarms are counted once more alone. A peer has named the outcome if any of its alarms did, ours by its verdict alone.
+No training is needed: the traces are in `corpus.npz`. Any alarm on a healthy training is false, except the alarm that a
+slow training is slow. On a faulty training, alarms count from the onset on. A training is healthy if it ends well, even
+if it was made faulty and recovered. False alarms on trainings that were made healthy are also counted alone. Another
+tool has named the outcome if any of its alarms did; ours only if its verdict did.
 """
 
 import argparse
@@ -39,7 +39,7 @@ _GROUPS = {
 
 
 class Said(NamedTuple):
-    """What a detector said of one training: (step, kind) of each alarm, and its last word."""
+    """What a detector said of one training: (step, kind) of each alarm, and its final outcomes and cause."""
 
     alarms: list[tuple[int, str]]
     outcomes: set[str]
@@ -60,18 +60,18 @@ class Case:
 
     @cached_property
     def found(self) -> list[tuple[int, str]]:
-        """Each finding, at the step at which a live training tells it: at once if not finite, else at a look."""
+        """Each finding, at the step at which a live training reports it: fatal ones at once, others at a check."""
         found, end = [], int(self.trace.signals.steps[-1])
         for finding in findings(self.trace.signals, self.trace.validation):
-            told = finding.detected_step
-            while finding.kind not in FATAL and told < end and not is_check_due(told):
-                told += 1
-            found.append((told, str(finding.kind)))
+            reported = finding.detected_step
+            while finding.kind not in FATAL and reported < end and not is_check_due(reported):
+                reported += 1
+            found.append((reported, str(finding.kind)))
         return found
 
     @property
     def group(self) -> str:
-        """What its label's outcome is counted as; of several, the first of the table."""
+        """The group of its label's outcomes; the first, if there are several."""
         return next(name for name, kinds in _GROUPS.items() if self.label.outcomes & kinds)
 
 
@@ -86,8 +86,8 @@ def cases(half: str) -> Iterator[Case]:
 def ours(case: Case) -> Said:
     """What our detectors find, and the verdict."""
     outcome = str(case.verdict.outcome)
-    last_word = [(int(case.trace.signals.steps[-1]), outcome)] if outcome != "stable" else []
-    return Said(case.found + last_word, {outcome}, case.verdict.cause)
+    final = [(int(case.trace.signals.steps[-1]), outcome)] if outcome != "stable" else []
+    return Said(case.found + final, {outcome}, case.verdict.cause)
 
 
 def peer(name: str) -> Callable[[Case], Said]:
@@ -107,8 +107,8 @@ def _ended_below_start(trace: Trace) -> bool:
 
 
 def _with_onset(found: Label, trace: Trace) -> Label:
-    """Of an explosion that a rate too high makes from the start, the onset is the last step at which the loss was still
-    nearer to its best than to where it ended.
+    """Find the onset of an explosion by too high a rate from the start: the last step at which the loss was still
+    nearer to its lowest value than to its final one.
     """
     if "exploded" not in found.outcomes or trace.facts["recipe"]["onset"] or found.onset != 0:
         return found
@@ -132,7 +132,7 @@ def _row(half: list[Case], detector: Callable[[Case], Said], names_causes: bool)
         said = detector(case)
         onset = case.label.onset or 0
         counts[case.group] += 1
-        # What is wrong from the start may be seen before it shows.
+        # A fault from the start may be detected before the loss shows it.
         early = -np.inf if not case.trace.facts["recipe"]["onset"] else onset
         late = [step - onset for step, _ in said.alarms if step >= early]
         if late:
@@ -154,7 +154,7 @@ def _share(count: int, of: int) -> str:
 
 
 def _draw(path: Path, half: list[Case]) -> None:
-    """False alarms against what was caught, a point a detector."""
+    """Draw outcomes named against false alarms, with a point for each detector."""
     figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")
     axes = figure.subplots()
     healthy = [case for case in half if case.label.healthy]
@@ -174,13 +174,13 @@ def _draw(path: Path, half: list[Case]) -> None:
     axes.set_ylabel("outcome named, % of faulty trainings")
     axes.set_xlim(-3, 103)
     axes.set_ylim(-3, 105)
-    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.grid(color=palette.RULE, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
 
 def _print_stopping(console: Console, half: list[Case]) -> None:
-    """What stopping at the first finding of a kind would have saved, and cost."""
+    """Print what stopping at the first finding of a kind would have saved, and cost."""
     table = TextTable("stopped at", "trials", "steps saved", "would have recovered", "of them healthy", box=None)
     everything = sum(case.trace.facts["recipe"]["steps"] for case in half)
     for kind in ("non_finite", "bad_data", "exploded", "blank_collapse", "mode_collapse"):
@@ -223,9 +223,9 @@ def main() -> None:
     half = [*cases(options.half)]
     healthy = sum(case.label.healthy for case in half)
     print(f"half {options.half}: {healthy} healthy trainings, {len(half) - healthy} faulty")
-    heads = ["detector", "false alarms", "… made healthy", "caught", "outcome named", "cause named", *_GROUPS]
+    heads = ["detector", "false alarms", "… made healthy", "found", "outcome named", "cause named", *_GROUPS]
     table = TextTable(
-        *heads, box=None, caption="caught by outcome, with median / 95th percentile of the steps from onset"
+        *heads, box=None, caption="found by outcome, with median / 95th percentile of the steps from onset"
     )
     table.add_row(_OURS, *_row(half, ours, names_causes=True))
     if options.half != "design":
