@@ -155,7 +155,7 @@ def test_a_configuration_of_another_version(trainer: Path, tmp_path: Path) -> No
 
 def test_sessions_that_the_official_trainer_cannot_read(trainer: Path, tmp_path: Path) -> None:
     write_days(tmp_path / "few", "day1")
-    with pytest.raises(StabilityError, match=r"have 1 sessions with data_train.hdf5, .* of 2 days"):
+    with pytest.raises(StabilityError, match=r"have 1 sessions with data_train.hdf5, .* has 2 days"):
         official.prepare(trainer, tmp_path / "few", tmp_path / "0", 30, "python3")
     write_days(tmp_path / "other", "day1", "day2")
     with h5py.File(tmp_path / "other" / "day1" / "data_train.hdf5", "w"):
