@@ -17,7 +17,7 @@ from rich.table import Table as TextTable
 
 from stability.core.errors import StabilityError
 from stability.core.extras import require
-from stability.diagnosis.display import reading, show_outcome
+from stability.diagnosis.display import reading_bar, show_outcome
 from stability.diagnosis.finding import readings
 from stability.diagnosis.readers import Recording, read_log, read_metrics
 from stability.diagnosis.run_figure import draw
@@ -92,12 +92,12 @@ def _read_run(address: str, uri: str) -> Recording:
     require("train")
     from stability.tracking.api import read_run
 
-    with reading():
+    with reading_bar():
         return read_metrics(*read_run(address.removeprefix(_RUN), uri))
 
 
 def _read_log(log: str) -> Recording:
-    with reading() as progress:
+    with reading_bar() as progress:
         return read_log(Path(log), progress)
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a verdict, and of a log while it is read."""
+"""Prints a verdict, and shows a progress bar while a log is read."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from stability.diagnosis.verdict import Verdict
 
 
 def show_outcome(verdict: Verdict) -> None:
-    """What became of the trial, and why."""
+    """Print the outcome, the cause, the evidence and the advice of a verdict."""
     console = Console(highlight=False, soft_wrap=True)
     cause = f": {verdict.cause}" if verdict.cause else ""
     since = f", since step {verdict.onset_step}" if verdict.onset_step is not None else ""
@@ -23,8 +23,8 @@ def show_outcome(verdict: Verdict) -> None:
 
 
 @contextmanager
-def reading() -> Iterator[Callable[[int, int], None]]:
-    """A bar while a log is read; in a `with` statement, gives what to call with how much of how much has been read."""
+def reading_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar in a `with` statement. Yields a function that takes how much has been read, and of how much."""
     console = Console()
     bar = Progress(
         TextColumn("reading"),
@@ -35,6 +35,6 @@ def reading() -> Iterator[Callable[[int, int], None]]:
         transient=True,
         disable=not console.is_terminal,
     )
-    task = bar.add_task("", visible=False)  # a short log is read before it could be seen
+    task = bar.add_task("", visible=False)  # invisible at first: a short log needs no bar
     with bar:
         yield lambda read, size: bar.update(task, completed=read, total=size, visible=True)

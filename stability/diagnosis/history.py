@@ -1,4 +1,4 @@
-"""The signals of a training of any length, in memory that does not grow."""
+"""The signals of a training of any length, in constant memory."""
 
 from collections.abc import Sequence
 
@@ -7,23 +7,25 @@ from numpy.typing import NDArray
 
 from stability.diagnosis.table import Table
 
-CAPACITY = 4096  # rows, at most
+CAPACITY = 4096  # rows
 _RECENT = CAPACITY // 16
 _PAST = CAPACITY - 2 * _RECENT
 _PINNED = CAPACITY // 4
 
 
 class History:
-    """Rows of signals as they come: the newest as they were, of the older ones an even sample.
+    """Keeps the newest rows of signals, and an even sample of the older ones.
 
-    The newest 256 rows are whole, always. The older ones are whole until they no longer fit; then one row of every two
-    stays, later of every four, and so on, over the whole past alike: its last million steps do not push out a
-    training's first thousand. Which row of such a group stays is drawn by lot, so a signal that is measured at every
-    tenth step cannot be missed by always looking at another step; and a row's chance grows with the rarity of what it
-    measures, so that rare signals get as many of the places as common ones, as far as they were measured. The lots are
-    seeded: the same rows give the same history, in whatever blocks they come.
+    The newest 256 rows are always complete. The older ones are complete until they no longer fit. Then one row of every
+    two is kept, later one of every four, and so on, evenly over the whole past: a training's last million steps do not
+    displace its first thousand.
 
-    The first row stays, and so does each signal's first row that is not finite (for the first 1,024 such rows).
+    Which row of such a group is kept is drawn at random. Otherwise a signal that is measured at every tenth step could
+    always fall on the rows that are dropped. The chance of a row grows with the rarity of the signals that it
+    measures, so that rare signals keep as many readings as common ones, as far as they were measured. The draw is
+    seeded: the same rows give the same history, whatever blocks they are appended in.
+
+    The first row is always kept, and so is each signal's first row that is not finite, up to 1,024 such rows.
     """
 
     def __init__(self) -> None:
@@ -31,31 +33,31 @@ class History:
         self._steps = np.zeros(CAPACITY, np.int64)
         self._values = np.zeros((CAPACITY, 0), np.float32)
         self._measured = np.zeros((CAPACITY, 0), bool)
-        self._places = np.zeros(CAPACITY, np.int64)  # how many rows came before
+        self._places = np.zeros(CAPACITY, np.int64)  # the number of each row among all that were appended
         self._lots = np.zeros(CAPACITY)
         self._pinned = np.zeros(CAPACITY, bool)
         self._length = 0
-        self._past = 0  # of these rows: those that were thinned last time
-        self._stride = 1  # places of the past that share one row
+        self._past = 0  # how many of the rows are older ones, thinned before
+        self._stride = 1  # so many successive older rows form a group, of which one is kept
         self._thinned = False
         self._seen = 0
         self._counts = np.zeros(0, np.int64)  # rows that measured each signal
-        self._broken = np.zeros(0, bool)  # signals whose first row that is not finite has been pinned
+        self._broken = np.zeros(0, bool)  # whether a signal's first row that is not finite has been pinned
         self._draw = np.random.default_rng(0)
 
     def __len__(self) -> int:
-        """How many rows are held."""
+        """The number of rows that are kept."""
         return self._length
 
     @property
     def thinned(self) -> bool:
-        """Whether any row was left out."""
+        """Whether any row was dropped."""
         return self._thinned
 
     def append(self, rows: Table) -> None:
         """Append rows, in the order of their steps.
 
-        A signal that is new was not measured before, and one that is missing is not measured in these rows.
+        A new signal counts as not measured in the earlier rows, and a missing one as not measured in these.
         """
         steps, measured = rows.steps, rows.measured
         values = np.where(measured, rows.values, np.float32(np.nan))
@@ -68,19 +70,19 @@ class History:
                 self._thin()
 
     def truncate(self, step: int) -> None:
-        """Keep the rows whose step is below `step`, as when a training goes on from there."""
+        """Drop the rows from `step` on, because the training resumes there."""
         kept = np.flatnonzero(self._steps[: self._length] < step)
         self._past = int(np.searchsorted(kept, self._past))
         self._keep(kept)
         self._stride = 1  # there may be room again
 
     def table(self) -> Table:
-        """The rows held, as a table of their own."""
+        """Return a copy of the rows that are kept."""
         held = slice(self._length)
         return Table(self._names, self._steps[held].copy(), self._values[held].copy(), self._measured[held].copy())
 
     def _columns(self, names: Sequence[str]) -> list[int]:
-        """Where these signals are kept; a new one gets a column, empty so far."""
+        """The columns of these signals. A new signal gets a new, empty column."""
         new = [name for name in names if name not in self._names]
         if new:
             wider = ((0, 0), (0, len(new)))
@@ -93,7 +95,7 @@ class History:
     def _take(
         self, columns: list[int], steps: NDArray[np.int64], values: NDArray[np.float32], measured: NDArray[np.bool_]
     ) -> None:
-        """Put rows, for which there is room, behind the others."""
+        """Add rows at the end. There must be room for them."""
         rows = slice(self._length, self._length + len(steps))
         self._steps[rows] = steps
         self._values[rows], self._measured[rows] = np.nan, False
@@ -107,7 +109,7 @@ class History:
         self._length = rows.stop
 
     def _pin(self, rows: slice) -> None:
-        """Pin among these rows the first of each signal that is not finite."""
+        """Of these rows, pin each signal's first one that is not finite."""
         bad = self._measured[rows] & ~np.isfinite(self._values[rows])
         first = bad.any(axis=0) & ~self._broken
         if first.any() and self._pinned[: rows.start].sum() < _PINNED:
@@ -115,12 +117,12 @@ class History:
             self._broken |= first
 
     def _thin(self) -> None:
-        """Make room for the next rows: of all but the newest, leave the winner of every `_stride` places."""
+        """Make room: of all but the newest rows, keep the winner of each group."""
         end = self._length - _RECENT
         rarity = self._seen / np.maximum(self._counts, 1)
         chances = np.where(self._measured[:end], rarity, 1).max(axis=1, initial=1)
-        # The least of exponential lots over chances is each row's in proportion to its chance. Lots are drawn once, and
-        # groups only ever merge, so whoever wins a group has won all that it was made of.
+        # The row with the least lot over chance wins. As lots are exponential, its odds are proportional to its chance.
+        # Lots are drawn once and groups only merge, so a winner has won in every group that its group was merged from.
         lots = self._lots[:end] / chances
         while True:
             groups = np.flatnonzero(np.diff(self._places[:end] // self._stride, prepend=-1))

@@ -1,4 +1,4 @@
-"""The figure of a trial."""
+"""Draws the figure of a training: loss, error rate, blank fraction and gradient norm against steps."""
 
 import io
 import json
@@ -17,14 +17,21 @@ from stability.core.files import FIGURE, VERDICT, write_atomically
 from stability.diagnosis import table as signals
 
 _LINE, _CLIP, _ONSET, _BROKEN = palette.BLUE, palette.GREEN, palette.VERMILION, palette.PURPLE
-_MEDIANS = 100  # points of the line through a signal that is noisier than the figure is wide
+_MEDIANS = 100  # points of the line of medians through a long, noisy signal
 
 
 def draw_run(folder: Path, clip: float | None = None) -> Path:
-    """Draw the trial in `folder`, as `draw` does, into its `run.png`, and return its path.
+    """Draw the figure of a trial into its folder, as `run.png`. What the folder does not contain stays empty.
 
-    What the folder does not hold (validation, verdict, rows at all) stays empty. A file of signals that cannot be
-    read raises `StabilityError`.
+    Args:
+        folder: The trial's folder.
+        clip: The gradient norm above which gradients are clipped.
+
+    Returns:
+        The path of the figure.
+
+    Raises:
+        StabilityError: A table of signals in the folder cannot be read.
     """
     table, validation = (signals.read_table(folder / name) for name in (signals.SIGNALS_FILE, signals.VALIDATION_FILE))
     return draw(folder / FIGURE, folder.name, table, validation, _read_verdict(folder), clip=clip)
@@ -40,10 +47,19 @@ def draw(
     clip: float | None = None,
     healthy: signals.Table | None = None,
 ) -> Path:
-    """Draw loss, validation PER, blank fraction and gradient norm against steps, into the PNG at `path`.
+    """Draw the figure of a training.
 
-    The verdict's `onset_step` is marked, and the norm above which gradients are clipped; a healthy training's curves,
-    if given, lie behind.
+    Args:
+        path: The PNG to write.
+        name: The title.
+        table: The signals.
+        validation: The validations.
+        verdict: `outcome`, `cause` and `onset_step` are shown, as far as they are there.
+        clip: The gradient norm above which gradients are clipped.
+        healthy: The range of a healthy training, drawn behind: `NAME_low` and `NAME_high` by step.
+
+    Returns:
+        `path`.
     """
     figure = Figure(figsize=(9, 9), dpi=120, layout="constrained")
     panels = figure.subplots(4, 1, sharex=True)
@@ -66,9 +82,9 @@ def draw(
     if len(table.steps):
         norm.set_xlim(_padded(int(table.steps[0]), int(table.steps[-1])))
 
-    broken = _first_non_finite(table, ("loss", "grad_norm"))
-    if broken is not None:
-        _mark(panels, broken, f"not finite at {broken}", _BROKEN, ":", level=0.74)
+    non_finite = _first_non_finite(table, ("loss", "grad_norm"))
+    if non_finite is not None:
+        _mark(panels, non_finite, f"not finite at {non_finite}", _BROKEN, ":", level=0.74)
     if verdict.get("onset_step") is not None:
         _mark(panels, verdict["onset_step"], f"onset at {verdict['onset_step']}", _ONSET, "-.", level=0.9)
     figure.align_ylabels()
@@ -100,7 +116,7 @@ def _draw(panel: Axes, table: signals.Table, name: str, label: str, marker: str 
 
 
 def _draw_healthy(panels: Sequence[Axes], healthy: signals.Table, last: int) -> None:
-    """The band between a healthy training's lower and upper readings, as far as this one goes."""
+    """Draw the range of a healthy training, up to the step `last`."""
     shown = np.flatnonzero(healthy.steps <= last)
     steps = healthy.steps[shown]
     for panel, name in zip(panels, ("loss", "per", None, "grad_norm"), strict=True):
@@ -115,7 +131,7 @@ def _draw_healthy(panels: Sequence[Axes], healthy: signals.Table, last: int) -> 
 
 
 def _use_log_scale(panel: Axes) -> None:
-    """A log scale, if there is a value that it can show."""
+    """Use a log scale if it can show any of the values."""
     shown = np.concatenate([np.asarray(line.get_ydata()) for line in panel.lines] or [np.zeros(1)])
     shown = shown[shown > 0]
     if not len(shown):
@@ -128,12 +144,12 @@ def _use_log_scale(panel: Axes) -> None:
 
 
 def _mark(panels: Sequence[Axes], step: int, text: str, color: str, style: str, level: float) -> None:
-    """A line through all panels at `step`, named in the topmost at the height `level` of 0 to 1."""
+    """Draw a line through all panels at `step`. Its text is in the top panel, at the height `level` from 0 to 1."""
     for panel in panels:
         panel.axvline(step, color=color, linewidth=1.4, linestyle=style)
     top = panels[0]
     low, high = top.get_xlim()
-    left = step > low + 0.8 * (high - low)  # the text stands where there is room
+    left = step > low + 0.8 * (high - low)  # then there is room for the text only on its left
     transform = top.get_xaxis_transform()
     _label(top, text, (step, level), transform, color, (-6 if left else 6, 0), "right" if left else "left")
 
@@ -147,7 +163,7 @@ def _label(
     offset: tuple[int, int],
     align: Literal["left", "right"],
 ) -> None:
-    """Text on a plate, `offset` points from the place `at` in the coordinates of `transform`."""
+    """Write text in a box, `offset` points from the point `at` in the coordinates of `transform`."""
     plate = {"facecolor": "white", "edgecolor": color, "boxstyle": "round,pad=0.25", "linewidth": 0.8}
     panel.annotate(text, at, offset, transform, "offset points", ha=align, va="center", bbox=plate, fontsize=9)
 
@@ -158,10 +174,10 @@ def _padded(first: int, last: int) -> tuple[float, float]:
 
 
 def _first_non_finite(table: signals.Table, names: Sequence[str]) -> int | None:
-    """The first step at which one of the signals was measured and not finite."""
+    """The first step at which one of the signals was measured and is not finite."""
     columns = [table.names.index(name) for name in names if name in table.names]
-    broken = (table.measured & ~np.isfinite(table.values))[:, columns].any(axis=1)
-    return int(table.steps[broken.argmax()]) if broken.any() else None
+    non_finite = (table.measured & ~np.isfinite(table.values))[:, columns].any(axis=1)
+    return int(table.steps[non_finite.argmax()]) if non_finite.any() else None
 
 
 def _outcome(verdict: Mapping[str, Any]) -> str:

@@ -1,9 +1,9 @@
 """Tables of signals, and the files in a trial's folder that keep them.
 
-A trial's folder holds `signals.csv` (one row a training step) and `validation.csv` (one row a validation).
-Both start with a column `step`; numbers are written so that they read back as the same float32. An empty
-field is a signal that was not measured at that step; `nan` was measured, and was not a number.
-What the columns mean is in `stability/diagnosis/signals.py`.
+A trial's folder has `signals.csv` with a row per training step, and `validation.csv` with a row per validation. Both
+begin with a column `step`. Numbers are written so that they read back as the same float32. An empty field means that
+the signal was not measured at that step; `nan` means that it was measured and is not a number. The registry in
+`stability/diagnosis/signals.py` explains the columns.
 """
 
 import os
@@ -19,16 +19,19 @@ from stability.core.files import SIGNALS_FILE as SIGNALS_FILE
 from stability.core.files import VALIDATION_FILE as VALIDATION_FILE
 from stability.core.files import write_atomically
 
-_TAIL = 1 << 16  # bytes first looked at from the end of a file
-_PIECE = 1 << 18  # bytes parsed at once
+_TAIL = 1 << 16  # bytes that are read first from the end of a file
+_PIECE = 1 << 18  # bytes that are parsed at once
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a file of signals, in the order of their steps.
+    """Signals by step: the one form of signals in the whole program.
 
-    `names` are the columns but `step`; `steps` is int64 `[rows]`; `values` is float32 `[rows, names]`, NaN
-    where not measured; `measured` is bool `[rows, names]`.
+    Attributes:
+        names: The signals, in the order of the columns.
+        steps: `[rows]`, ascending.
+        values: `[rows, names]`, NaN if not measured.
+        measured: `[rows, names]`, whether the signal was measured at that step.
     """
 
     names: tuple[str, ...]
@@ -37,20 +40,20 @@ class Table:
     measured: NDArray[np.bool_]
 
     def take(self, rows: "slice | NDArray[np.bool_]") -> "Table":
-        """Some of the rows."""
+        """Return some of the rows: a slice, or a mask of all rows."""
         return Table(self.names, self.steps[rows], self.values[rows], self.measured[rows])
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        """The column `name`, `[rows]`. A name that is not there raises `KeyError`."""
+        """Return the column of a signal, `[rows]`. KeyError if the table does not have it."""
         if name not in self.names:
             raise KeyError(name)
         return self.values[:, self.names.index(name)]
 
 
 def append_table(path: Path, table: Table) -> None:
-    """Append the rows of `table`, whose steps come after those in the file.
+    """Append the rows of `table` to a file. Their steps must come after those in the file.
 
-    A file that does not exist, or is empty, first gets its header. A field that was not measured stays empty.
+    A file that does not exist, or is empty, gets its header first. A field that was not measured stays empty.
     """
     # Nine digits distinguish every float32 from its neighbours.
     rows = "".join(
@@ -66,18 +69,24 @@ def append_table(path: Path, table: Table) -> None:
 
 
 def append_rows(path: Path, names: Sequence[str], steps: ArrayLike, values: ArrayLike) -> None:
-    """Append rows in which everything was measured: see `append_table`. steps: `[rows]`; values: `[rows, names]`."""
+    """Append rows in which every signal was measured. See `append_table`."""
     numbers = np.asarray(values, np.float32)
     append_table(path, Table((*names,), np.asarray(steps, np.int64), numbers, np.ones(numbers.shape, bool)))
 
 
 def read_table(path: Path, after: int = -1, only: Collection[str] | None = None) -> Table:
-    """Read the rows of `path` whose step is greater than `after`, from as little of its end as holds them.
+    """Read the rows of a file.
 
-    With `only`, of its columns those, as far as they are there, which takes a fraction of the time.
+    A last line that a crash cut short is ignored. A file that is missing, or has no complete header, gives a table
+    without rows and names.
 
-    A last line that a crash cut short is left out. A file that is missing, or lacks a whole header, is a
-    table without rows and names. A file that is no table of numbers raises `StabilityError`.
+    Args:
+        path: The file.
+        after: Only rows with a greater step are read, from the end of the file, so that a long file costs little.
+        only: Only these columns are read, as far as the file has them. This takes a fraction of the time.
+
+    Raises:
+        StabilityError: The file is not a table of numbers.
     """
     try:
         header, body = _lines(path, after)
@@ -92,10 +101,17 @@ def read_table(path: Path, after: int = -1, only: Collection[str] | None = None)
 
 
 def truncate(path: Path, step: int, names: Sequence[str]) -> None:
-    """Keep the rows of `path` whose step is below `step`, atomically, for more of the columns `names` to follow.
+    """Drop the rows of a file from `step` on, atomically, so that a resumed trial can append its rows.
 
-    A missing file stays missing; one of which no row is left is emptied. Rows with other columns raise
-    `StabilityError`, and stay as they are.
+    A missing file stays missing. A file of which no row is left becomes empty.
+
+    Args:
+        path: The file.
+        step: The first step that is dropped.
+        names: The columns that the trial writes.
+
+    Raises:
+        StabilityError: The file has other columns. It is left as it is.
     """
     if not path.exists():
         return
@@ -107,17 +123,17 @@ def truncate(path: Path, step: int, names: Sequence[str]) -> None:
         end = 0
     elif (found := whole[: start - 1].decode().split(",")[1:]) != [*names]:
         differ = [f"no {name}" for name in names if name not in found]
-        differ += [f"{name} beyond them" for name in found if name not in names]
+        differ += [f"also {name}" for name in found if name not in names]
         raise StabilityError(
             f"{path} has other columns than this trial writes ({', '.join(differ) or 'in another order'}): another "
-            "version of the program began it. Go on with that version, or train the trial anew: fresh=true"
+            "version of the program wrote it. Continue with that version, or train the trial from scratch: fresh=true"
         )
     if end < len(whole):
         write_atomically(path, whole[:end])
 
 
 def _lines(path: Path, after: int) -> tuple[str, bytes]:
-    """The header of `path`, and its whole lines from some step at or before `after + 1` on."""
+    """The header, and the complete lines from some step at or before `after + 1` on."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -133,7 +149,7 @@ def _lines(path: Path, after: int) -> tuple[str, bytes]:
             file.seek(begin)
             tail = file.read(end - begin)
             if begin > start:
-                tail = tail[tail.find(b"\n") + 1 :]  # the line it begins in may not be whole
+                tail = tail[tail.find(b"\n") + 1 :]  # the first line may be incomplete
             whole = tail[: tail.rfind(b"\n") + 1]
             if begin == start or (whole and int(whole[: whole.index(b",")]) <= after):
                 return header.decode().rstrip("\n"), whole
@@ -141,7 +157,7 @@ def _lines(path: Path, after: int) -> tuple[str, bytes]:
 
 
 def _pieces(body: bytes) -> Iterator[bytes]:
-    """Whole lines, some at a time: cells take many times the memory of their text."""
+    """The lines, a part at a time, because parsed cells take many times the memory of their text."""
     begin = 0
     while begin < len(body):
         end = body.find(b"\n", begin + _PIECE) + 1 or len(body)
@@ -152,10 +168,10 @@ def _pieces(body: bytes) -> Iterator[bytes]:
 def _parsed(
     lines: bytes, width: int, kept: Sequence[int]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
-    """Steps, and of the columns `kept` of so many, the values and what was measured, of whole lines."""
+    """The steps in lines of `width` fields; and of the columns `kept`, the values and whether they were measured."""
     flat = lines.replace(b"\n", b",").split(b",")[:-1]
     if len(flat) % width:
-        raise ValueError(f"its rows are not of {width} fields")
+        raise ValueError(f"not every row has {width} fields")
     rows = len(flat) // width
     cells = np.array([flat[place::width] for place in kept], dtype=bytes).reshape(len(kept), rows).T
     measured = cells != b""
