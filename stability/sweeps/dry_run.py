@@ -16,9 +16,10 @@ from stability.config.schema import Config
 from stability.core.files import LAST, VERDICT
 from stability.core.text import counted, duration
 from stability.sweeps.jobs import PlannedTrial
-from stability.sweeps.launcher import is_stacked, kind
+from stability.sweeps.launcher import is_stacked
 from stability.sweeps.plan import Plan
 from stability.sweeps.search import Search
+from stability.sweeps.stacks import kind
 
 _SECONDS = 2.0  # of training by which a kind of trial is timed, after half of it to warm up
 _BLOCK = 5  # steps between two readings of the clock

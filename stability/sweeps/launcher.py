@@ -9,49 +9,25 @@ started. The lock in a trial's folder shows that a process is training it, and t
 """
 
 import copy
-import json
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from stability.config.hydra import register_schema
-from stability.config.schema import Config
 from stability.core.errors import StabilityError, write_error
 from stability.core.files import CONFIG, ERROR, VERDICT, write_atomically
 from stability.sweeps.jobs import compose_job
 from stability.sweeps.plan import check_count
-from stability.sweeps.sweep_trial import is_busy, is_finished, objective, trial_in_sweep
+from stability.sweeps.stacks import Job, Stack, StackTrainer, kind, set_result
+from stability.sweeps.sweep_trial import is_busy, is_finished, objective
 from stability.tracking.api import open_tracker
-
-if TYPE_CHECKING:
-    from stability.data.records import Dataset
-
-_LOG = logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")  # as Hydra writes it
-
-
-@dataclass
-class _Job:
-    config: DictConfig
-    task: DictConfig  # without Hydra's own part
-    settings: Config
-    folder: Path
-    result: JobReturn
-
-
-_Stack = dict[Path, list[_Job]]  # jobs with one folder are one trial
 
 
 class StackedLauncher(Launcher):
@@ -80,7 +56,8 @@ class StackedLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra composed."""
-        self._context, self._task, self._config = hydra_context, task_function, config
+        self._context, self._config = hydra_context, config
+        self._trainer = StackTrainer(hydra_context, task_function, self._size)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Train the trials of some jobs.
@@ -94,13 +71,13 @@ class StackedLauncher(Launcher):
             not be trained: such a job does not stop the others. The callbacks receive its error.
         """
         setup_globals()
-        stacks: dict[str, _Stack] = {}
+        stacks: dict[str, Stack] = {}
         results = []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             try:
-                job = self._job(number, overrides)
+                job = self._make_job(number, overrides)
                 if is_finished(job.settings, job.folder):
-                    _set_results([job], objective(job.folder))
+                    set_result([job], objective(job.folder))
                 else:
                     _clear_earlier(job)
                     stacks.setdefault(kind(job.settings), {}).setdefault(job.folder, []).append(job)
@@ -110,8 +87,8 @@ class StackedLauncher(Launcher):
                 self._report_failure(result, error)
                 results.append(result)
         if self._workers == 1 and self._cluster == "local":
-            for jobs in stacks.values():
-                self._train(jobs)
+            for stack in stacks.values():
+                self._trainer.train(stack)
         elif stacks:
             self._train_in_workers([*stacks.values()])
         return results
@@ -122,103 +99,51 @@ class StackedLauncher(Launcher):
         self._context.callbacks.on_job_end(config=self._config, job_return=result)
         result.return_value, result.status = math.nan, JobStatus.COMPLETED
 
-    def _job(self, number: int, overrides: Sequence[str]) -> _Job:
+    def _make_job(self, number: int, overrides: Sequence[str]) -> Job:
         composed, trial = compose_job(self._config, overrides, number)
         with open_dict(composed):
             composed.hydra.runtime.output_dir = str(trial.folder.absolute())
-        task, hydra = copy.deepcopy(composed), OmegaConf.masked_copy(composed, ["hydra"])
+        task = copy.deepcopy(composed)
         with open_dict(task):
             del task["hydra"]
-        own = [*composed.hydra.overrides.task]
-        result = JobReturn(own, task, hydra, str(Path.cwd()), composed.hydra.job.name)
-        return _Job(composed, task, trial.config, trial.folder, result)
+        result = JobReturn(
+            overrides=[*composed.hydra.overrides.task],
+            cfg=task,
+            hydra_cfg=OmegaConf.masked_copy(composed, ["hydra"]),
+            working_dir=str(Path.cwd()),
+            task_name=composed.hydra.job.name,
+        )
+        return Job(composed=composed, task=task, settings=trial.config, folder=trial.folder, result=result)
 
-    def _train_in_workers(self, stacks: list[_Stack]) -> None:
+    def _train_in_workers(self, stacks: list[Stack]) -> None:
         from stability.sweeps.workers import run_in_workers  # late: PyTorch takes seconds
 
-        jobs = {folder: jobs for stack in stacks for folder, jobs in stack.items()}
-        count = min(self._workers, len(jobs))
-        logs = Path(self._config.hydra.sweep.dir) / ".submitit"
-        done = partial(_are_done, jobs)
-        work = partial(self._work, stacks, count)
+        trials = {folder: jobs for stack in stacks for folder, jobs in stack.items()}
+        count = min(self._workers, len(trials))
         results = run_in_workers(
-            work, done, count=count, cluster=self._cluster, folder=logs, parameters=self._parameters
+            partial(self._trainer.work, stacks, count),
+            lambda: all(jobs[0].has_ended for jobs in trials.values()),
+            count=count,
+            cluster=self._cluster,
+            folder=Path(self._config.hydra.sweep.dir) / ".submitit",
+            parameters=self._parameters,
         )
         killed = None in results
         reasons: dict[Path, str] = {folder: reason for own in results if own for folder, reason in own.items()}
-        for folder, same in jobs.items():
+        for folder, jobs in trials.items():
             if folder in reasons and not (folder / VERDICT).exists():  # another worker may have trained it
-                self._report_failure(same[0].result, StabilityError(reasons[folder]))
-                _set_results(same, math.nan)
+                self._report_failure(jobs[0].result, StabilityError(reasons[folder]))
+                set_result(jobs, math.nan)
             else:
-                _set_results(same, _objective_after_workers(folder, same[0].settings, killed=killed))
-
-    def _work(self, stacks: list[_Stack], count: int, number: int, sharing: int) -> dict[Path, str]:
-        """Train as worker `number`: its own part of the trials, then what others have not started, the last first.
-
-        A part is a row of neighbours, because these mostly share a seed and so their batches.
-
-        Returns:
-            Why a trial could not be trained, by its folder.
-        """
-        register_schema()
-        setup_globals()
-        reasons: dict[Path, str] = {}
-        trials = [(stack, folder) for stack in range(len(stacks)) for folder in stacks[stack]]
-        begin, end = (round(len(trials) * i / count) for i in (number, number + 1))
-        for part in (trials[begin:end], [*reversed(trials[:begin] + trials[end:])]):
-            for stack, trials_of_stack in groupby(part, key=itemgetter(0)):
-                reasons |= self._train({folder: stacks[stack][folder] for _, folder in trials_of_stack}, sharing)
-        return reasons
-
-    def _train(self, stack: _Stack, sharing: int = 1) -> dict[Path, str]:
-        """Train the trials of one stack. Return why some could not be trained, by folder."""
-        from stability.trials.scheduler import train_together  # late: PyTorch takes seconds
-
-        open_data, reasons = _open_once(), {}
-        trials = [self._trial(jobs, open_data) for jobs in stack.values()]
-        results = train_together(trials, size=self._size, sharing=sharing)
-        for (folder, jobs), result in zip(stack.items(), results, strict=True):
-            if isinstance(result, StabilityError):
-                _set_results(jobs, math.nan)
-                reasons[folder] = str(result)
-            elif isinstance(result, BaseException):
-                raise result
-        return reasons
-
-    async def _trial(self, jobs: list[_Job], open_data: "Callable[[Config], Dataset]") -> float:
-        """Run the trial that all these jobs are, as a coroutine for the scheduler."""
-        job = jobs[0]
-        self._context.callbacks.on_job_start(config=job.config, task_function=self._task)
-        try:
-            if _are_done({job.folder: jobs}):  # another process trained it
-                value = math.nan if (job.folder / ERROR).exists() else objective(job.folder)
-            else:
-                _write_hydra_files(job)
-                with _log_into(job.folder / f"{job.result.task_name}.log"):
-                    value = await trial_in_sweep(job.task, job.folder, open_data)
-            _set_results(jobs, value)
-            return value
-        except BaseException as error:
-            shown = write_error(job.folder, error) if isinstance(error, OSError) else error
-            job.result.return_value, job.result.status = shown, JobStatus.FAILED
-            raise shown from error.__cause__
-        finally:
-            self._context.callbacks.on_job_end(config=job.config, job_return=job.result)
+                set_result(jobs, _objective_after_workers(jobs[0], killed=killed))
 
 
-def _are_done(trials: _Stack) -> bool:
-    """Whether each of the trials is finished or has crashed."""
-    return all((folder / ERROR).exists() or is_finished(same[0].settings, folder) for folder, same in trials.items())
+def is_stacked(launcher: DictConfig) -> bool:
+    """Return whether Hydra's settings of a launcher choose StackedLauncher."""
+    return str(launcher._target_).endswith(f".{StackedLauncher.__name__}")
 
 
-def _set_results(jobs: Sequence[_Job], value: float) -> None:
-    """Give the sweeper the objective of a trial, for each of its jobs."""
-    for job in jobs:
-        job.result.return_value, job.result.status = value, JobStatus.COMPLETED
-
-
-def _clear_earlier(job: _Job) -> None:
+def _clear_earlier(job: Job) -> None:
     """Delete the error of an earlier run, and with `fresh` all its results: what is there later is of this sweep."""
     from stability.trials.setup import clear  # late: PyTorch takes seconds
 
@@ -230,11 +155,12 @@ def _clear_earlier(job: _Job) -> None:
                 clear(job.folder)
     except OSError as error:
         raise write_error(job.folder, error) from error
-    job.task.fresh = job.settings.fresh = False
+    job.task.fresh = job.settings.fresh = False  # done: a worker that continues the trial must not clear it again
 
 
-def _objective_after_workers(folder: Path, settings: Config, *, killed: bool) -> float:
+def _objective_after_workers(job: Job, *, killed: bool) -> float:
     """Read the objective of a trial after all workers have ended. `killed`: one was killed and not replaced."""
+    folder = job.folder
     if is_busy(folder) or (folder / ERROR).exists():
         return math.nan
     if (folder / VERDICT).exists():
@@ -244,65 +170,5 @@ def _objective_after_workers(folder: Path, settings: Config, *, killed: bool) ->
         reason = "Every worker that trained it was killed, perhaps because memory ran out: see .submitit in the study."
         write_atomically(folder / ERROR, f"{reason}\n".encode())
         if (folder / CONFIG).exists():
-            open_tracker(settings.tracking, folder, outputs=Path(settings.outputs)).abort("KILLED")
+            open_tracker(job.settings.tracking, folder, outputs=Path(job.settings.outputs)).abort("KILLED")
     return math.nan
-
-
-def is_stacked(launcher: DictConfig) -> bool:
-    """Return whether Hydra's settings of a launcher choose StackedLauncher."""
-    return str(launcher._target_).endswith(f".{StackedLauncher.__name__}")
-
-
-def kind(settings: Config) -> str:
-    """Return a text that is the same for trials that can share a stack, and differs for others."""
-    parts = (settings.model, settings.batch, settings.precision, settings.data)
-    # The trials of a stack share their data. With `exclude`, the longest cut decides which utterances are in them.
-    cut = settings.aug.max_cut if settings.data.on_bad_utterance == "exclude" else 0
-    return json.dumps([settings.device, cut, *(asdict(part) for part in parts)])
-
-
-def _open_once() -> "Callable[[Config], Dataset]":
-    """An `open_data` for trials of one `kind`, which opens each data set once. Only the cut can make them differ."""
-    from stability.trials.setup import open_data
-
-    opened: dict[int, Dataset] = {}
-
-    def data(settings: Config) -> "Dataset":
-        if settings.aug.max_cut not in opened:
-            opened[settings.aug.max_cut] = open_data(settings)
-        return opened[settings.aug.max_cut]
-
-    return data
-
-
-def _write_hydra_files(job: _Job) -> None:
-    """Write the files that Hydra writes for a job."""
-    if job.config.hydra.output_subdir is None:
-        return
-    folder = job.folder / job.config.hydra.output_subdir
-    folder.mkdir(exist_ok=True)
-    for name, content in (
-        ("config", job.task),
-        ("hydra", job.result.hydra_cfg),
-        ("overrides", job.config.hydra.overrides.task),
-    ):
-        OmegaConf.save(content, folder / f"{name}.yaml")
-
-
-_log: ContextVar[logging.Handler | None] = ContextVar("_log", default=None)  # the log of the trial that runs
-
-
-@contextmanager
-def _log_into(path: Path) -> Iterator[None]:
-    """Log into a file what this trial logs, and nothing of the other trials in its stack."""
-    root, handler = logging.getLogger(), logging.FileHandler(path)
-    handler.setFormatter(_LOG)
-    # The scheduler runs each trial in a context of its own, so each finds its own handler here.
-    _log.set(handler)
-    handler.addFilter(lambda record: _log.get() is handler)
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()

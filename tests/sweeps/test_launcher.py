@@ -13,10 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from stability.config.hydra import resolve_config
 from stability.core.errors import StabilityError
-from stability.sweeps.launcher import StackedLauncher, kind
+from stability.sweeps.launcher import StackedLauncher
 from stability.trials.run import run_trial
 from tests.support.commandline import CommandLine, ended, wait_for
-from tests.support.configs import tiny
 from tests.support.sweeps import (
     BASIC,
     FACTORS,
@@ -73,17 +72,6 @@ def files(cli: CommandLine, study: str) -> dict[str, Path]:
     """All files of a study, by their place in it."""
     root = cli.folder / "outputs" / study
     return {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
-
-
-def test_trials_with_different_data_do_not_share_a_stack() -> None:
-    """Where what is too short after the longest cut is left out of the data."""
-    kinds = [
-        kind(tiny(f"data.on_bad_utterance={how}", f"aug.max_cut={cut}"))
-        for how in ("exclude", "error")
-        for cut in (0, 3)
-    ]
-    assert len({*kinds}) == 3
-    assert kinds[2] == kinds[3]
 
 
 @pytest.mark.slow

@@ -1,0 +1,15 @@
+"""Which trials share a stack."""
+
+from stability.sweeps.stacks import kind
+from tests.support.configs import tiny
+
+
+def test_trials_with_different_data_do_not_share_a_stack() -> None:
+    """Where what is too short after the longest cut is left out of the data."""
+    kinds = [
+        kind(tiny(f"data.on_bad_utterance={how}", f"aug.max_cut={cut}"))
+        for how in ("exclude", "error")
+        for cut in (0, 3)
+    ]
+    assert len({*kinds}) == 3
+    assert kinds[2] == kinds[3]
