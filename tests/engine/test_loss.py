@@ -13,11 +13,7 @@ from stability.engine.loss import ctc_losses, edit_distance, greedy_decode
 from stability.engine.predict import reduce_losses
 from stability.engine.stack import new_stack
 from tests.support.configs import tiny
-
-
-def collapsed(path: tuple[int, ...]) -> list[int]:
-    """Repeats merged, blanks (0) dropped."""
-    return [c for c, before in zip(path, (None, *path), strict=False) if c != before and c != 0]
+from tests.support.decoding import collapsed, levenshtein
 
 
 def brute_force(logits: Tensor, label: list[int]) -> float:
@@ -89,15 +85,6 @@ def test_reductions() -> None:
     each, mean = (torch.nn.CTCLoss(reduction=r)(log_probs, labels[0], frames[0], counts[0]) for r in ("none", "mean"))
     torch.testing.assert_close(loss, torch.stack([each.mean(), mean]))
     torch.testing.assert_close(per_label, torch.stack([mean, mean]))
-
-
-def levenshtein(a: list[int], b: list[int]) -> int:
-    table = np.zeros((len(a) + 1, len(b) + 1), int)
-    table[:, 0], table[0, :] = range(len(a) + 1), range(len(b) + 1)
-    for i, j in itertools.product(range(1, len(a) + 1), range(1, len(b) + 1)):
-        substituted = table[i - 1, j - 1] + (a[i - 1] != b[j - 1])
-        table[i, j] = min(table[i - 1, j] + 1, table[i, j - 1] + 1, substituted)
-    return int(table[-1, -1])
 
 
 def test_greedy_decoding() -> None:

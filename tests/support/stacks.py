@@ -1,6 +1,7 @@
 """Small stacks on the CPU, and the signals of their trials."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from stability.diagnosis.table import Table
 from stability.engine.decoder import Parameters, init_parameters
 from stability.engine.stack import Stack, new_stack
 from stability.engine.step import train_steps
+from tests.support.configs import tiny
 
 CPU = torch.device("cpu")
 
@@ -41,3 +43,18 @@ def measured(tables: Sequence[Table], name: str) -> list[list[bool]]:
 def copied(parameters: Parameters, k: int) -> Parameters:
     """A copy of one trial's parameters, without the trial axis."""
     return {n: p[k].clone() for n, p in parameters.items()}
+
+
+def different() -> list[Config]:
+    """Trials that share a stack and little else; the first two share their seed."""
+    return [
+        tiny("seed=1"),
+        tiny("seed=1", "optimizer=adam_default", "schedule.lr_max=0.01", "aug=weak", "loss=per_label_mean"),
+        tiny("seed=2", "optimizer.epsilon=1e-3", "optimizer.clip_norm=1", "schedule.warmup_steps=8"),
+        tiny("seed=2", "aug=none", "optimizer.weight_decay=0.1", "aug.smooth_std=1"),
+    ]
+
+
+def stack_at(stack: Stack, step: int) -> Stack:
+    """The stack as if its trials were at that step."""
+    return replace(stack, steps=[step] * len(stack.configs))
