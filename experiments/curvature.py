@@ -180,7 +180,7 @@ def main() -> None:
     """Train the trial, and print its ratio during training."""
     c = compose_trial(sys.argv[1:])
     torch.set_flush_denormal(True)
-    dataset = open_data(c)
+    dataset = open_data(c, torch.device("cpu"))
     parameters = init_parameters(c.model, dataset.n_features, len(dataset.sessions), c.seed)
     stack = new_stack([c], [parameters], torch.device("cpu"))
     start = own_start = None

@@ -149,7 +149,7 @@ def main() -> None:
 def train_all() -> Iterator[list[Row]]:
     """The measurements of every trial."""
     torch.set_flush_denormal(True)
-    dataset = open_data(compose_trial(SMALL))
+    dataset = open_data(compose_trial(SMALL), torch.device("cpu"))
 
     def begin(epsilon: float, rate: float, clip: float | None, warmup: int, seed: int) -> _Run:
         varied = {"optimizer.epsilon": epsilon, "optimizer.clip_norm": "null" if clip is None else clip}

@@ -316,7 +316,7 @@ def comparison(theirs: Sequence[Run], ours: Sequence[Run], warm_up: int) -> Tabl
 
 def _parts(c: Config, gpu: torch.device, rates: Rates) -> Table:
     """The time of each part of our step, and the floor of its batches."""
-    dataset = open_data(c)
+    dataset = open_data(c, gpu)
     parameters = init_parameters(c.model, dataset.n_features, len(dataset.sessions), c.seed)
     stack = new_stack([c], [parameters], gpu)
     train_steps(stack, dataset.train, _TIMED)

@@ -48,7 +48,8 @@ def main() -> None:
     register_schema()
     with initialize_config_dir(config_dir=str(conf_folder())):
         c = resolve_config(compose("config", overrides=sys.argv[1:] or [*DEFAULT]))
-    device, dataset = choose_device(c.device), open_data(c)
+    device = choose_device(c.device)
+    dataset = open_data(c, device)
     split = dataset.train
     files = [split.path / session / "data_train.hdf5" for session in split.sessions]
     in_files = replace(split, rows=FileRows(files, split.records, split.n_features))

@@ -87,7 +87,8 @@ def main() -> None:
     prepare_process()
     every = [arguments.overrides] if arguments.overrides else [[f"model.units={number}"] for number in units]
     configs = {c.model.units: c for c in (composed(*overrides) for overrides in every)}
-    dataset, device = open_data(next(iter(configs.values()))), choose_device("auto")
+    device = choose_device("auto")
+    dataset = open_data(next(iter(configs.values())), device)
     console.print(_steps(configs, trials, dataset, device, rounds))
     console.print(_shares(configs, trials, dataset, device, rounds))
     if not arguments.overrides:

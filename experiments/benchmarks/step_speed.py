@@ -110,7 +110,7 @@ def main() -> None:
     with initialize_config_dir(config_dir=str(conf_folder())):
         c = resolve_config(compose("config", overrides=sys.argv[1:]))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = open_data(c)
+    dataset = open_data(c, device)
     parameters = init_parameters(c.model, dataset.n_features, len(dataset.sessions), c.seed)
     stack = new_stack([c], [parameters], device)
     plain = plain_loop(c, dataset, device)

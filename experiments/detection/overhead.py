@@ -50,7 +50,8 @@ def main() -> None:
     register_schema()
     with initialize_config_dir(config_dir=str(conf_folder())):
         c = resolve_config(compose("config"))
-    dataset, device = open_data(c), torch.device("cpu")
+    device = torch.device("cpu")
+    dataset = open_data(c, device)
     watched = {"stability": _ours} | {kind.name: partial(_peer, kind) for kind in installed_peers()}
     loops = {"nothing": plain_loop(c, dataset, device)}
     loops |= {name: plain_loop(c, dataset, device, watch) for name, watch in watched.items()}

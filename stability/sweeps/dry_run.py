@@ -127,7 +127,8 @@ def _measure(configs: Sequence[Config], at_once: int | None) -> _Cost:
     from stability.trials.setup import open_data
 
     prepare_process()
-    dataset, device = open_data(configs[0]), choose_device(configs[0].device)
+    device = choose_device(configs[0].device)
+    dataset = open_data(configs[0], device)
 
     def stack_of(size: int) -> Stack:
         sessions = len(dataset.sessions)

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
@@ -23,7 +23,10 @@ from stability.core.files import ERROR
 from stability.sweeps.sweep_trial import is_finished, objective, trial_in_sweep
 
 if TYPE_CHECKING:  # PyTorch takes seconds
+    import torch
+
     from stability.data.records import Dataset
+    from stability.trials.run import OpenData
 
 _FORMAT = logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")  # as Hydra writes it
 
@@ -108,7 +111,7 @@ class StackTrainer:
                 raise result
         return reasons
 
-    async def _trial(self, jobs: list[Job], open_data: "Callable[[Config], Dataset]") -> float:
+    async def _trial(self, jobs: list[Job], open_data: "OpenData") -> float:
         """Train the trial of these jobs, which are the same, as a coroutine for the scheduler."""
         job = jobs[0]
         self.context.callbacks.on_job_start(config=job.composed, task_function=self.task)
@@ -143,7 +146,7 @@ def set_result(jobs: Iterable[Job], value: float) -> None:
         job.result.return_value, job.result.status = value, JobStatus.COMPLETED
 
 
-def _open_once() -> "Callable[[Config], Dataset]":
+def _open_once() -> "OpenData":
     """Return a function that opens the data of trials of one `kind`, once for each `aug.max_cut`.
 
     That is the only other setting that the data depend on.
@@ -152,9 +155,9 @@ def _open_once() -> "Callable[[Config], Dataset]":
 
     opened: dict[int, Dataset] = {}
 
-    def open_or_share(settings: Config) -> "Dataset":
+    def open_or_share(settings: Config, device: "torch.device") -> "Dataset":
         if settings.aug.max_cut not in opened:
-            opened[settings.aug.max_cut] = open_data(settings)
+            opened[settings.aug.max_cut] = open_data(settings, device)
         return opened[settings.aug.max_cut]
 
     return open_or_share

@@ -2,7 +2,6 @@
 
 import math
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from stability.core.files import ERROR, FIGURE, LOCK, VERDICT, short_path, write
 from stability.tracking.api import is_sent
 
 if TYPE_CHECKING:  # PyTorch takes seconds
-    from stability.data.records import Dataset
+    from stability.trials.run import OpenData
 
 
 def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
@@ -37,9 +36,7 @@ def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
     return result
 
 
-async def trial_in_sweep(
-    cfg: DictConfig, folder: Path, open_data: "Callable[[Config], Dataset] | None" = None
-) -> float:
+async def trial_in_sweep(cfg: DictConfig, folder: Path, open_data: "OpenData | None" = None) -> float:
     """Run a sweep's trial, as a coroutine for the scheduler.
 
     A trial that crashes, for whatever reason, leaves the file `error.txt` in its folder.

@@ -83,7 +83,7 @@ def replay(folder: Path, device_name: str) -> Replay:
     device = choose_device(device_name)
     prepare_process()  # as in training
     config = _configuration(folder, flight)
-    dataset = open_data(config)
+    dataset = open_data(config, device)
     batch = training_batch(dataset.train, config.batch.size, config.batch.days, seed=config.seed, step=flight.step)
     if hash_of(batch) != flight.batch_hash:
         raise StabilityError(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
@@ -37,6 +38,8 @@ from stability.trials.setup import clear, open_data, open_stack
 
 log = logging.getLogger(__name__)
 
+OpenData = Callable[[Config, torch.device], Dataset]
+
 _BLOCK = 10  # steps after which the signals are fetched from the device, written, shown and diagnosed
 
 
@@ -64,9 +67,7 @@ def run_trial(config: Config, folder: Path, *, quiet: bool = False) -> Verdict:
     return result
 
 
-async def trial(
-    config: Config, folder: Path, *, quiet: bool = False, open_data: Callable[[Config], Dataset] = open_data
-) -> Verdict:
+async def trial(config: Config, folder: Path, *, quiet: bool = False, open_data: OpenData = open_data) -> Verdict:
     """The trial in `folder`, as a coroutine for the scheduler. It returns and raises what `run_trial` does.
 
     Args:
@@ -108,7 +109,7 @@ class _Context:
     save: checkpoint.Save
 
 
-async def _finish(config: Config, folder: Path, *, quiet: bool, open_data: Callable[[Config], Dataset]) -> Verdict:
+async def _finish(config: Config, folder: Path, *, quiet: bool, open_data: OpenData) -> Verdict:
     """Reach the verdict, unless there is one, and see that the figure and the tracker's run are complete."""
     (folder / ERROR).unlink(missing_ok=True)
     if config.fresh:
@@ -129,12 +130,10 @@ async def _finish(config: Config, folder: Path, *, quiet: bool, open_data: Calla
     return verdict
 
 
-async def _reach_verdict(
-    config: Config, folder: Path, *, quiet: bool, open_data: Callable[[Config], Dataset]
-) -> tuple[Verdict, Tracker]:
+async def _reach_verdict(config: Config, folder: Path, *, quiet: bool, open_data: OpenData) -> tuple[Verdict, Tracker]:
     prepare_process()
     device = choose_device(config.device)
-    dataset = open_data(config)
+    dataset = open_data(config, device)
     while True:  # until there is memory for the trial
         with ignore_out_of_memory():
             stack, best = open_stack(config, folder, dataset, device)

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from stability.config.schema import Config
-from stability.core.device import choose_device
 from stability.core.errors import StabilityError
 from stability.core.files import (
     CHECKPOINTS,
@@ -50,8 +49,8 @@ def open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.dev
     return stack, best
 
 
-def open_data(config: Config) -> Dataset:
-    """Open the utterances that a configuration names, check them, and place them for training on its device.
+def open_data(config: Config, device: torch.device) -> Dataset:
+    """Open the utterances that a configuration names, check them, and place them for training on a device.
 
     A synthetic set is written when it is first needed.
 
@@ -65,7 +64,6 @@ def open_data(config: Config) -> Dataset:
         path = Path(data.path)
     else:
         raise StabilityError("data.path is null: give the folder that holds the session folders.")
-    device = choose_device(config.device)
     dataset = open_dataset(
         path,
         sessions=data.sessions,

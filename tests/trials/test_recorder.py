@@ -123,7 +123,7 @@ def test_the_recording_says_what_the_step_read(finished: Path) -> None:
     assert (flight.outcome, flight.step, flight.detected_step) == ("non_finite", verdict["onset_step"], flight.step)
     assert (flight.seed, flight.precision, flight.device) == (0, "fp16", "cpu")
     config = settings(finished.parent, *OUTGROWN)
-    dataset = open_data(config)
+    dataset = open_data(config, torch.device("cpu"))
     assert Path(flight.data) == dataset.train.path.resolve()
     batch = training_batch(dataset.train, 6, 3, seed=0, step=flight.step)
     assert sorted(u.row for u in flight.batch) == [*range(6)]
@@ -145,7 +145,7 @@ def test_the_recording_says_what_the_step_read(finished: Path) -> None:
 def test_the_state_is_the_one_before_the_failed_step(finished: Path) -> None:
     """Weights, moments, step and loss scale, which the steps after it would have halved."""
     config = settings(finished.parent, *OUTGROWN)
-    dataset, flight = open_data(config), read_flight(finished)
+    dataset, flight = open_data(config, torch.device("cpu")), read_flight(finished)
     wanted, _ = trained([config], dataset, flight.step)
     stack = stack_of([config], dataset)
     restore(finished / "flight/state.pt", stack, 0)
@@ -227,7 +227,7 @@ def test_double_precision_agrees_with_the_reference(dataset: Dataset) -> None:
 
 def test_weights_that_are_broken_fail_in_every_precision(tmp_path: Path) -> None:
     config = settings(tmp_path)
-    dataset = open_data(config)
+    dataset = open_data(config, torch.device("cpu"))
     stack = stack_of([config], dataset)
     stack.parameters["out.weight"][0, 3, 3] = math.inf
     recorder = Recorder(stack)
@@ -244,7 +244,7 @@ def test_weights_that_are_broken_fail_in_every_precision(tmp_path: Path) -> None
 def test_what_does_not_happen_again_is_transient(tmp_path: Path) -> None:
     """A number in memory that was wrong for one step."""
     config = settings(tmp_path)
-    dataset = open_data(config)
+    dataset = open_data(config, torch.device("cpu"))
     stack = stack_of([config], dataset)
     recorder = Recorder(stack)
     bias = stack.parameters["out.bias"]
@@ -263,7 +263,7 @@ def test_what_does_not_happen_again_is_transient(tmp_path: Path) -> None:
 def test_a_trial_that_went_bad_on_the_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The check of the data is not repeated for a file whose size and time are the same."""
     config = settings(tmp_path)
-    dataset = open_data(config)
+    dataset = open_data(config, torch.device("cpu"))
     first = training_batch(dataset.train, 6, 3, seed=0, step=0)
     record = dataset.train.records[first.utterances[4]]
     file = dataset.train.path / dataset.sessions[record.day] / "data_train.hdf5"

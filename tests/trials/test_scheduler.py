@@ -64,9 +64,10 @@ def configs(root: Path) -> list[Config]:
 
 def trained(root: Path, order: Sequence[int], size: int) -> list[Verdict | BaseException]:
     every = configs(root)
-    dataset = open_data(every[0])
+    dataset = open_data(every[0], torch.device("cpu"))
     trials = [
-        trial(every[i], without_figure(root / str(i)), quiet=True, open_data=lambda config: dataset) for i in order
+        trial(every[i], without_figure(root / str(i)), quiet=True, open_data=lambda config, device: dataset)
+        for i in order
     ]
     return train_together(trials, size=size)
 
@@ -292,7 +293,7 @@ def test_what_a_trial_needs_is_measured_whatever_there_was_before(
 ) -> None:
     prepare_process()
     monkeypatch.setattr(capacity, "_MOST", {"cpu": 1 << 60})
-    dataset = open_data(configs(tmp_path)[0])
+    dataset = open_data(configs(tmp_path)[0], torch.device("cpu"))
     torch.ones(100 << 20, dtype=torch.uint8)  # which is kept, and was the most so far
     measured = Capacity(torch.device("cpu"), dataset)
     torch.ones(50 << 20, dtype=torch.uint8)
