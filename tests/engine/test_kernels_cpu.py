@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stability.engine.kernels import compiler, ctc_cpu, gru_cpu
-from tests.engine import test_kernels_ctc
+from tests.support.ctc_kernels import assert_agrees_with_float64
 from tests.support.frame_loops import BY_PYTORCH, forward_and_back, operands
 
 KERNELS = (gru_cpu.forward, gru_cpu.backward)
@@ -36,7 +36,7 @@ def test_registers_of_every_width_agree_with_pytorch(
     results = (forward_and_back(loops, given, COUNTS) for loops in (KERNELS, BY_PYTORCH))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    test_kernels_ctc.test_agrees_with_pytorch_in_float64(1.0, ctc_cpu)
+    assert_agrees_with_float64(ctc_cpu)
 
 
 def test_gates_far_out_saturate_and_nan_stays_in_its_row() -> None:

@@ -1,14 +1,13 @@
 """The kernels of CTC beside PyTorch's own. Without a GPU, Triton interprets its kernels on the CPU."""
 
-from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor
 
 from stability.engine.kernels import ctc_cpu
 from stability.engine.loss import ctc_losses
+from tests.support.ctc_kernels import assert_agrees_with_float64, case, losses_and_gradient
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning:triton")  # NumPy's, of infinities
 
@@ -23,35 +22,9 @@ def kernel(request: pytest.FixtureRequest) -> ModuleType:
     return ctc_gpu
 
 
-def case(kernel: ModuleType, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits, frames, labels with repeats, and label counts: among them none, and as many as can be."""
-    on_gpu = torch.cuda.is_available() and kernel is not ctc_cpu
-    device = torch.device("cuda" if on_gpu else "cpu")
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 24, 4, 41, generator=generator) * scale
-    labels = torch.randint(1, 41, (2, 4, 11), generator=generator)
-    labels[..., 1] = labels[..., 0]
-    frames, label_counts = torch.tensor([[[24, 23, 5, 0], [12, 24, 24, 9]], [[11, 5, 0, 0], [11, 1, 10, 7]]])
-    return logits.to(device), frames, labels.to(device), label_counts
-
-
-def losses_and_gradient(function: Callable[..., Tensor], logits: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-    """Of log-probabilities, by the logits."""
-    logits = logits.clone().requires_grad_()
-    losses = function(logits.log_softmax(-1), *rest)
-    weights = torch.arange(1.0, losses.numel() + 1).view_as(losses).to(losses)  # that each utterance's own reaches it
-    (gradient,) = torch.autograd.grad((losses * weights).sum(), logits)
-    return losses.detach(), gradient
-
-
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_agrees_with_pytorch_in_float64(scale: float, kernel: ModuleType) -> None:
-    logits, *rest = case(kernel, scale)
-    losses, gradient = losses_and_gradient(kernel.losses, logits, *rest)
-    wanted, wanted_gradient = losses_and_gradient(ctc_losses, logits.double(), *rest)
-    assert (losses.dtype, gradient.dtype) == (torch.float32, torch.float32)
-    torch.testing.assert_close(losses.double(), wanted, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(gradient.double(), wanted_gradient, rtol=0, atol=3e-5)
+    assert_agrees_with_float64(kernel, scale)
 
 
 def test_what_cannot_be_aligned_is_inf_and_alone_so(kernel: ModuleType) -> None:
