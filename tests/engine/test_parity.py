@@ -19,10 +19,10 @@ from stability.engine.gradients import gradients_of
 from stability.engine.stack import Stack, new_stack
 from stability.engine.step import train_steps
 from stability.trials.checkpoint import Best, load_weights, restore, save
+from tests.support.checkpoints import Compiled, read
 from tests.support.configs import composed, tiny
 from tests.support.reference import ReferenceDecoder, ReferenceTrainer, by_official_name, reference, smoothed
 from tests.support.stacks import column, copied, stack_of
-from tests.trials.test_checkpoint import Compiled, read
 
 CPU = torch.device("cpu")
 STEPS = 50

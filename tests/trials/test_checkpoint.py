@@ -23,6 +23,7 @@ from stability.engine.stack import Stack
 from stability.engine.step import train_steps
 from stability.trials.checkpoint import Best, in_background, load_weights, restore, save
 from stability.trials.requests import Validation
+from tests.support.checkpoints import Compiled, read
 from tests.support.configs import composed, tiny
 from tests.support.reference import (
     ReferenceDecoder,
@@ -32,19 +33,6 @@ from tests.support.reference import (
     official_scheduler,
 )
 from tests.support.stacks import column, copied, stack_of, trained
-
-
-class Compiled(nn.Module):
-    """A module as torch.compile wraps it: every name gets a prefix."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self._orig_mod = module
-
-
-def read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(path, weights_only=True)
-    return content
 
 
 @pytest.mark.parametrize("overrides", [[], ["optimizer=adam_default", "schedule.lr_max_day=0.01"]])
