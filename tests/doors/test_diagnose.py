@@ -66,4 +66,4 @@ def test_an_mlflow_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "my-run, steps 0 to 290" in out
     assert "non_finite: gradient, since step 200" in out
     assert diagnose.main(missing) == 1
-    assert "The run nothing cannot be read" in capsys.readouterr().err
+    assert "Cannot read run nothing from" in capsys.readouterr().err
