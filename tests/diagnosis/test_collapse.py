@@ -181,7 +181,7 @@ def test_a_relapse_where_nothing_else_changed() -> None:
     assert numbers(finding.advice) == [1.5, 200]
 
 
-def test_a_relapse_is_told_by_the_error_rate_where_the_information_was_not_recorded() -> None:
+def test_a_relapse_is_seen_in_the_error_rate_where_the_information_was_not_recorded() -> None:
     signals = table(blank_fraction=np.r_[np.full(200, 0.5), np.ones(200)])
     validation = table(steps=[100, 199, 230, 300], per=[0.7, 0.4, 0.99, 1.0])
     finding = relapsed(signals, validation)
@@ -240,7 +240,7 @@ def test_updates_that_are_large_enough_and_lead_nowhere() -> None:
     assert numbers(advice) == [0.01]
 
 
-def test_a_clip_before_the_unscaling_is_told_by_what_is_applied() -> None:
+def test_a_clip_before_the_unscaling_is_seen_in_the_applied_norm() -> None:
     cause, advice = why(loss_scale=np.full(300, 65536.0), applied_norm=np.full(30, 10 / 65536))
     assert cause == "precision"
     applied, limit, scale = numbers(advice)
@@ -252,7 +252,7 @@ def test_a_clip_after_the_unscaling_is_no_fault(applied: np.ndarray) -> None:
     assert why(loss_scale=np.full(300, 65536.0), applied_norm=applied)[0] == "step_too_small"
 
 
-def test_a_loss_that_is_a_mean_over_labels_is_told_with_what_was_measured() -> None:
+def test_the_advice_on_a_loss_that_is_a_mean_over_labels_has_what_was_measured() -> None:
     cause, advice = why(loss=np.full(300, 3.0))
     assert cause == "step_too_small"
     assert "loss=per_utterance_sum" in advice
@@ -272,7 +272,7 @@ def test_a_rate_that_came_down_too_soon() -> None:
 
 
 @pytest.mark.parametrize("missing", ["lr", "effective_lr", "epsilon_dominance", "update_ratio", "loss_per_label"])
-def test_what_was_not_recorded_is_not_told(missing: str) -> None:
+def test_the_advice_has_no_number_that_was_not_recorded(missing: str) -> None:
     whole = plateau()
     column = whole.names.index(missing)
     unmeasured = replace(whole, measured=whole.measured & (np.arange(len(whole.names)) != column))

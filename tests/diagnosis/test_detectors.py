@@ -11,7 +11,7 @@ from stability.diagnosis.table import Table
 from stability.diagnosis.verdict import judge
 from tests.support.tables import NOTHING, table
 
-_DEAR = ("update_ratio", "weight_norm", "frame_information", "effective_lr", "epsilon_dominance", "applied_norm")
+_EXPENSIVE = ("update_ratio", "weight_norm", "frame_information", "effective_lr", "epsilon_dominance", "applied_norm")
 
 
 def _walk(rng: np.random.Generator, rows: int, level: float, size: float) -> np.ndarray:
@@ -54,7 +54,7 @@ def _training(seed: int, rows: int) -> tuple[Table, Table]:
     kept = [name for name in signals if rng.random() < 0.85] or ["loss"]
     values = np.array([signals[name] for name in kept], np.float32).T
     measured = np.ones(values.shape, bool)
-    measured[:, [name in _DEAR for name in kept]] = (np.arange(rows) % rng.choice([1, 10]) == 0)[:, None]
+    measured[:, [name in _EXPENSIVE for name in kept]] = (np.arange(rows) % rng.choice([1, 10]) == 0)[:, None]
     steps = np.cumsum(rng.choice([1, 1, 1, 5], size=rows)) if rng.random() < 0.3 else np.arange(rows)
     at = np.unique(rng.choice(steps, size=min(rows, 6)))
     rates = np.column_stack([np.clip(_walk(rng, len(at), 0.7, 0.5), 0, 1.5), rng.random(len(at))]).astype(np.float32)

@@ -81,16 +81,16 @@ def test_updates_too_large_for_the_weights_name_the_rate_that_would_do() -> None
     assert finding.value == pytest.approx(0.08)
     large, rate, before, proposed, usual = numbers(finding.advice)
     assert (large, rate, before, usual) == pytest.approx((0.08, 0.002, 0.005, 0.005))
-    assert proposed == pytest.approx(rate * usual / large, rel=0.3)  # told in one digit
+    assert proposed == pytest.approx(rate * usual / large, rel=0.3)  # rounded to one digit
 
 
-def test_that_nothing_is_clipped_is_told_where_it_is_so() -> None:
+def test_the_advice_says_that_gradients_are_not_clipped() -> None:
     norms = training()["grad_norm"]
     finding = sure(update_ratio=late("update_ratio", 16), loss=late("loss", 4), applied_norm=norms)
     assert "Gradients are not clipped" in finding.advice
 
 
-def test_updates_many_times_the_weights_are_not_told_in_per_cent() -> None:
+def test_updates_many_times_the_weights_are_not_given_in_per_cent() -> None:
     finding = sure(update_ratio=late("update_ratio", 1e4), loss=late("loss", 4))
     assert "50 times the weights" in finding.advice
 
@@ -121,7 +121,7 @@ def test_one_batch_is_named_by_its_step() -> None:
     assert step == AT + 3
     assert norm == pytest.approx(norms[AT + 3], rel=0.01)
     assert times == pytest.approx(norm / usual, rel=0.01)
-    assert limit == pytest.approx(3 * usual, rel=0.4)  # told in one digit
+    assert limit == pytest.approx(3 * usual, rel=0.4)  # rounded to one digit
 
 
 def test_a_batch_that_filled_the_second_moments_is_found_where_the_loss_gets_no_better() -> None:

@@ -31,20 +31,20 @@ def fill(history: History, begin: int, end: int, block: int = 1000, **every: int
 
 
 def test_what_fits_is_kept_as_it_was() -> None:
-    history = fill(History(), 10, 3500, loss=1, dear=10)
+    history = fill(History(), 10, 3500, loss=1, rare=10)
     table = history.table()
     np.testing.assert_array_equal(table.steps, np.arange(10, 3500))
     np.testing.assert_array_equal(table["loss"], table.steps)
     np.testing.assert_array_equal(table.measured[:, 1], table.steps % 10 == 0)
-    np.testing.assert_array_equal(np.isnan(table["dear"]), ~table.measured[:, 1])
+    np.testing.assert_array_equal(np.isnan(table["rare"]), ~table.measured[:, 1])
     assert (len(history), history.thinned) == (3490, False)
     assert [str(table.steps.dtype), str(table.values.dtype)] == ["int64", "float32"]
 
 
 def test_many_rows_are_sampled_evenly_in_flat_memory() -> None:
-    history = fill(History(), 0, 100_000, loss=1, dear=10)
+    history = fill(History(), 0, 100_000, loss=1, rare=10)
     tracemalloc.start()
-    fill(history, 100_000, 500_000, loss=1, dear=10)
+    fill(history, 100_000, 500_000, loss=1, rare=10)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
     table = history.table()
@@ -60,7 +60,7 @@ def test_many_rows_are_sampled_evenly_in_flat_memory() -> None:
 
 @pytest.mark.parametrize("block", [3, 7, 10_000])
 def test_blocks_make_no_difference(block: int) -> None:
-    a, b = (fill(History(), 0, 6000, size, loss=1, dear=10).table() for size in (64, block))
+    a, b = (fill(History(), 0, 6000, size, loss=1, rare=10).table() for size in (64, block))
     assert a.names == b.names
     for column in ("steps", "values", "measured"):
         np.testing.assert_array_equal(getattr(a, column), getattr(b, column))
@@ -68,14 +68,14 @@ def test_blocks_make_no_difference(block: int) -> None:
 
 @pytest.mark.parametrize("every", [2, 3, 10])
 def test_rare_signals_keep_their_share(every: int) -> None:
-    table = fill(History(), 0, 100_001, loss=1, dear=every).table()
+    table = fill(History(), 0, 100_001, loss=1, rare=every).table()
     past = table.steps[: -2 * RECENT]
     # All rows measure the loss, so a row with the rare signal has `every` chances to one of the others.
     assert (past % every == 0).mean() == pytest.approx(1 / (2 - 1 / every), abs=0.1)
 
 
 def test_what_is_measured_very_rarely_stays_almost_always() -> None:
-    table = fill(History(), 0, 100_001, loss=1, dear=1000).table()
+    table = fill(History(), 0, 100_001, loss=1, rare=1000).table()
     assert (table.steps % 1000 == 0).sum() > 80
 
 

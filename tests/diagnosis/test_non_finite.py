@@ -122,7 +122,7 @@ def test_a_part_that_was_not_measured_then_is_not_blamed() -> None:
     assert "day" not in finding.advice
 
 
-def test_of_a_gradient_norm_alone_no_loss_is_told() -> None:
+def test_the_advice_on_a_gradient_norm_alone_has_no_loss() -> None:
     finding = non_finite(table(grad_norm=with_value(math.nan)), NOTHING)
     assert finding is not None
     assert finding.cause == "gradient"

@@ -54,12 +54,12 @@ def test_without_a_finding_the_last_error_rate_decides(last: float, outcome: str
     assert (verdict.advice == "") == (outcome == "stable")
 
 
-def test_a_training_that_lost_what_it_had_learned_is_not_told_that_it_learned_nothing() -> None:
+def test_the_advice_distinguishes_lost_from_never_learned() -> None:
     assert 0.77 in numbers(judge(learning(), rates(0.77, 0.99)).advice)
     assert 0.95 not in numbers(judge(learning(), rates(0.95, 0.99)).advice)
 
 
-def test_a_slow_training_is_told_why_with_what_was_measured() -> None:
+def test_the_advice_on_a_slow_training_has_what_was_measured() -> None:
     verdict = judge(learning(), rates(1.0, 0.7))
     assert verdict.cause == "step_too_small"
     assert numbers(verdict.advice) == pytest.approx([5e-4, 0.98, 0.02])
@@ -80,8 +80,8 @@ def test_a_plateau_that_should_end_is_undecided_and_says_when() -> None:
     verdict = judge(silent(frame_information=information), rates(1.0))
     assert (verdict.outcome, verdict.onset_step) == ("undecided", 19)
     end = math.log(0.2 / 1e-4) / 0.02
-    told = numbers(str(verdict.evidence["forecast end of the blank plateau"]).replace("95 %", ""))
-    assert told == pytest.approx([end, end, end], abs=1)
+    steps = numbers(str(verdict.evidence["forecast end of the blank plateau"]).replace("95 %", ""))
+    assert steps == pytest.approx([end, end, end], abs=1)
 
 
 def test_a_relapse_by_the_error_rate() -> None:

@@ -112,9 +112,9 @@ def test_as_a_plain_loop(accumulate: int, tmp_path: Path, capsys: pytest.Capture
     assert callback.verdict() == wanted.verdict()
     assert callback.verdict().outcome == "stable"
     assert "\nstable\n" in capsys.readouterr().out
-    told = trainer.state.log_history[-1]
-    assert (told["step"], told["stability/outcome"]) == (20, "stable")
-    assert told["stability/validation PER"] == 0.25
+    logged = trainer.state.log_history[-1]
+    assert (logged["step"], logged["stability/outcome"]) == (20, "stable")
+    assert logged["stability/validation PER"] == 0.25
 
 
 def spoil(model: Any, step: int, callback: StabilityCallback) -> dict[str, Tensor]:

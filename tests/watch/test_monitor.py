@@ -61,7 +61,7 @@ def test_epsilon_dominance_is_seen_in_the_optimizer() -> None:
 
 
 @pytest.mark.parametrize("logits", [True, False])
-def test_a_gradient_that_is_not_finite_is_told_before_the_update(logits: bool) -> None:
+def test_a_gradient_that_is_not_finite_stops_the_training_before_the_update(logits: bool) -> None:
     torch.manual_seed(0)
     model = Toy()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -103,7 +103,7 @@ def toy() -> tuple[Toy, torch.optim.Optimizer]:
     return model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.1)
 
 
-def test_findings_are_told_while_it_trains() -> None:
+def test_findings_are_listed_while_it_trains() -> None:
     model, optimizer = toy()
     monitor = Monitor(model, optimizer)
     assert monitor.findings == []
@@ -120,26 +120,26 @@ def test_a_finding_stops_it_where_it_is_asked_to() -> None:
     monitor = Monitor(model, optimizer, stop_on=["exploded"])
     made = explode(monitor, model, optimizer)
     assert made < 80
-    told = monitor.step(1.0)
-    assert told is not None
-    assert told == monitor.step(1.0) == monitor.verdict()
-    assert (told.outcome, told.detected_step) == ("exploded", monitor.findings[-1].detected_step)
+    verdict = monitor.step(1.0)
+    assert verdict is not None
+    assert verdict == monitor.step(1.0) == monitor.verdict()
+    assert (verdict.outcome, verdict.detected_step) == ("exploded", monitor.findings[-1].detected_step)
     with pytest.raises(
         StabilityError, match=r"explodes is not a kind of finding\. Choose from non_finite, bad_data, exploded"
     ):
         Monitor(Toy(), stop_on=["exploded", "explodes"])  # type: ignore[list-item]
 
 
-def test_endless_overflow_in_half_precision_is_told() -> None:
+def test_endless_overflow_in_half_precision_stops_the_training() -> None:
     """Each overflow could be mended by a smaller scale; one after another cannot."""
     model = Toy()
     monitor = Monitor(model, scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
     for p in model.parameters():
         p.grad = torch.full_like(p, torch.inf)
-    told = [monitor.step(1.0) for _ in range(6)]
-    assert told[0] is None
-    assert told[-1] is not None
-    assert (told[-1].outcome, told[-1].cause) == ("non_finite", "precision")
+    returned = [monitor.step(1.0) for _ in range(6)]
+    assert returned[0] is None
+    assert returned[-1] is not None
+    assert (returned[-1].outcome, returned[-1].cause) == ("non_finite", "precision")
 
 
 def test_a_finding_leaves_a_flight_recording(tmp_path: Path) -> None:
@@ -174,11 +174,11 @@ def test_a_finding_leaves_a_flight_recording(tmp_path: Path) -> None:
 def test_a_recording_that_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
     (tmp_path / "flight").touch()
     monitor = Monitor(Toy(), folder=tmp_path / "flight")
-    told = monitor.step(math.nan)
-    assert told is not None
-    assert told.outcome == "non_finite"
-    assert told.evidence["flight recording"] == f"{tmp_path / 'flight'} cannot be written (File exists)"
-    assert monitor.verdict() == told
+    verdict = monitor.step(math.nan)
+    assert verdict is not None
+    assert verdict.outcome == "non_finite"
+    assert verdict.evidence["flight recording"] == f"{tmp_path / 'flight'} cannot be written (File exists)"
+    assert monitor.verdict() == verdict
 
 
 def test_without_optimizer_logits_or_gradients() -> None:
@@ -356,7 +356,7 @@ def test_a_sparse_gradient_of_integers() -> None:
         assert signals[name][0] == pytest.approx(float(value), rel=1e-5), name
 
 
-def test_a_sparse_gradient_that_is_not_finite_is_told() -> None:
+def test_a_sparse_gradient_that_is_not_finite_stops_the_training() -> None:
     model = Words()
     monitor = Monitor(model)
     loss = model(torch.tensor([3, 3, 7]))
