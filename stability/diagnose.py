@@ -20,7 +20,6 @@ from stability.core.extras import require
 from stability.diagnosis.display import reading_bar, show_outcome
 from stability.diagnosis.finding import readings
 from stability.diagnosis.readers import Recording, read_log, read_metrics
-from stability.diagnosis.run_figure import draw
 from stability.diagnosis.table import Table, read_table
 from stability.diagnosis.verdict import judge
 
@@ -73,6 +72,8 @@ def diagnose(recording: Recording, figure: Path) -> None:
     healthy = read_table(_HEALTHY) if recording.official else None
     if healthy is not None:
         _compare_with_healthy(console, recording, healthy)
+    from stability.diagnosis.run_figure import draw  # late: matplotlib takes a while to import
+
     draw(figure, recording.name, recording.signals, recording.validation, asdict(verdict), healthy=healthy)
     console.print(f"[dim]figure[/] {figure}")
 
