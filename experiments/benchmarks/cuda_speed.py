@@ -37,11 +37,11 @@ from experiments.benchmarks.stack_speed import PARTS, composed, timed_parts
 from experiments.benchmarks.step_floor import Floor, Rates
 from stability.config.schema import Config, Synthetic
 from stability.core.errors import StabilityError
+from stability.core.files import SIGNALS_FILE, VALIDATION_FILE
 from stability.data import synthetic
 from stability.data.augment import draw_cut
 from stability.data.batches import training_batch
 from stability.diagnosis.readers import read_log
-from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE
 from stability.engine.decoder import init_parameters
 from stability.engine.optimizer import DAY_LAYER
 from stability.engine.stack import new_stack

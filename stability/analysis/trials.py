@@ -23,9 +23,9 @@ from stability.analysis.responses import SIGNALS_USED, late_median, norm_spike, 
 from stability.config.names import CHANGES_NO_RESULT, flatten_dict
 from stability.config.schema import Config, Synthetic
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, ERROR, REPORT, VERDICT
+from stability.core.files import CONFIG, ERROR, REPORT, SIGNALS_FILE, VALIDATION_FILE, VERDICT
 from stability.diagnosis.finding import Outcome
-from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, read_table
+from stability.diagnosis.table import read_table
 
 _SUMMARY = "summary.json"
 _FORMAT = 3  # of the summary; a file of another format is written again

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Transform
 
 from stability.core import palette
-from stability.core.files import FIGURE, VERDICT, write_atomically
+from stability.core.files import FIGURE, SIGNALS_FILE, VALIDATION_FILE, VERDICT, write_atomically
 from stability.diagnosis import table as signals
 
 _LINE, _CLIP, _ONSET, _BROKEN = palette.BLUE, palette.GREEN, palette.VERMILION, palette.PURPLE
@@ -33,7 +33,7 @@ def draw_run(folder: Path, clip: float | None = None) -> Path:
     Raises:
         StabilityError: A table of signals in the folder cannot be read.
     """
-    table, validation = (signals.read_table(folder / name) for name in (signals.SIGNALS_FILE, signals.VALIDATION_FILE))
+    table, validation = (signals.read_table(folder / name) for name in (SIGNALS_FILE, VALIDATION_FILE))
     return draw(folder / FIGURE, folder.name, table, validation, _read_verdict(folder), clip=clip)
 
 

@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stability.core.errors import StabilityError
-from stability.core.files import SIGNALS_FILE as SIGNALS_FILE
-from stability.core.files import VALIDATION_FILE as VALIDATION_FILE
 from stability.core.files import write_atomically
 
 _TAIL = 1 << 16  # bytes that are read first from the end of a file

@@ -25,10 +25,10 @@ from stability.analysis.matching import cells_of, main_factors
 from stability.analysis.trials import Trial, Trials, read_verdict
 from stability.config.names import short_name
 from stability.core import palette
-from stability.core.files import write_atomically
+from stability.core.files import SIGNALS_FILE, VALIDATION_FILE, write_atomically
 from stability.diagnosis.finding import finite_readings
 from stability.diagnosis.outcomes import MARKS
-from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, read_table
+from stability.diagnosis.table import read_table
 from stability.reporting.wording import cell_text, changed_text, counts_text
 
 _EPSILON, _LR, _NOISE = "optimizer.epsilon", "schedule.lr_max", "aug.white_noise_std"

@@ -20,10 +20,9 @@ from rich.text import Text
 from stability.analysis.levels import level_text, ordered
 from stability.analysis.trials import read_trials
 from stability.config.names import short_name
-from stability.core.files import CONFIG, ERROR, VERDICT
+from stability.core.files import CONFIG, ERROR, SIGNALS_FILE, VERDICT
 from stability.core.text import duration
 from stability.diagnosis.outcomes import MARKS, style_of
-from stability.diagnosis.table import SIGNALS_FILE
 from stability.sweeps.plan import Cell, Plan
 from stability.sweeps.search import Search
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from stability.core.files import SIGNALS_FILE, VALIDATION_FILE
 from stability.diagnosis.detectors import findings
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.history import History
-from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, Table, append_table, read_table
+from stability.diagnosis.table import Table, append_table, read_table
 from stability.diagnosis.verdict import Verdict, judge, stopped
 from stability.trials.requests import Validation
 

@@ -15,11 +15,11 @@ from stability.config.hydra import resolve_config
 from stability.config.schema import Config
 from stability.core.device import choose_device
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, FLIGHT_STATE
+from stability.core.files import CONFIG, FLIGHT_STATE, SIGNALS_FILE, VALIDATION_FILE
 from stability.data.batches import training_batch
 from stability.data.records import Split
 from stability.diagnosis.history import History
-from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, Table, read_table
+from stability.diagnosis.table import Table, read_table
 from stability.diagnosis.verdict import FATAL, stopped
 from stability.engine.decoder import init_parameters
 from stability.engine.gradients import examine

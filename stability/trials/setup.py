@@ -13,7 +13,9 @@ from stability.core.files import (
     FIGURE,
     FLIGHT,
     LAST,
+    SIGNALS_FILE,
     TRACKING,
+    VALIDATION_FILE,
     VERDICT,
 )
 from stability.data import synthetic
@@ -21,7 +23,7 @@ from stability.data.placement import place
 from stability.data.records import Dataset
 from stability.data.t15_reader import open_dataset
 from stability.diagnosis.signals import signal_names
-from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, truncate
+from stability.diagnosis.table import truncate
 from stability.engine.decoder import init_parameters
 from stability.engine.stack import Stack, new_stack
 from stability.trials import checkpoint

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stability.diagnosis.table import SIGNALS_FILE, read_table
+from stability.core.files import SIGNALS_FILE
+from stability.diagnosis.table import read_table
 from tests.support.pages import DOCS, ROOT, code_blocks, titled_blocks
 
 PAGE = DOCS / "how-to/extend.md"

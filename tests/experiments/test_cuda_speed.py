@@ -31,10 +31,11 @@ from experiments.benchmarks.cuda_speed import (
 )
 from experiments.benchmarks.step_floor import Floor, Rates
 from stability.core.errors import StabilityError
+from stability.core.files import SIGNALS_FILE, VALIDATION_FILE
 from stability.data import synthetic
 from stability.data.t15_reader import open_dataset
 from stability.data.t15_writer import Utterance, write_session
-from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, append_rows
+from stability.diagnosis.table import append_rows
 from stability.engine.decoder import forward, init_parameters
 from tests.support.commandline import CommandLine
 from tests.support.configs import tiny

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from stability.core.errors import StabilityError
+from stability.core.files import SIGNALS_FILE, VALIDATION_FILE
 from stability.diagnosis.readers.recording import Recording
-from stability.diagnosis.table import SIGNALS_FILE, VALIDATION_FILE, read_table
+from stability.diagnosis.table import read_table
 
 
 def read(path: Path) -> Recording:
