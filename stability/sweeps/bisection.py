@@ -102,9 +102,8 @@ class _NextTrial:
         except (OSError, ValueError, TypeError):  # there is no verdict, or another program wrote it
             return False
         if outcome == "bad_data":
-            self.search.problem = (
-                f"the trial at lr {self.rate:g} has bad data, at which no rate helps: see {short_path(self.folder)}"
-            )
+            problem = f"the trial at lr {self.rate:g} has bad data, which no learning rate mends"
+            self.search.problem = f"{problem}: see {short_path(self.folder)}"
         self.search.outcomes[self.rate] = outcome
         return True
 
@@ -190,7 +189,7 @@ class BisectionSweeper(BasicSweeper):
         return [_RateSearch(job, " ".join(one for one in job if one not in common) or "the only one") for job in jobs]
 
     def _next_trials(self, searches: Sequence[_RateSearch]) -> list[_NextTrial]:
-        """Return the next trial of every search that has not ended. Outcomes of trials that are finished are read."""
+        """Return the next trial of every search that has not ended. Read the outcomes of finished trials."""
         assert self.config is not None
         found: dict[Path, _NextTrial] = {}
         for search in searches:

@@ -1,4 +1,4 @@
-"""What a sweep would do: its trials, which of them are done, and how long the rest takes on this machine."""
+"""Prints what a sweep would do: its trials, which of them are done, and how long the rest takes on this machine."""
 
 import time
 from collections import defaultdict
@@ -19,7 +19,7 @@ from stability.sweeps.jobs import PlannedTrial
 from stability.sweeps.launcher import is_stacked
 from stability.sweeps.plan import Plan
 from stability.sweeps.search import Search
-from stability.sweeps.stacks import kind
+from stability.sweeps.stacks import stack_key
 
 _SECONDS = 2.0  # of training by which a kind of trial is timed, after half of it to warm up
 _BLOCK = 5  # steps between two readings of the clock
@@ -27,7 +27,7 @@ _WIDTH = 500  # columns of the printed table, so that no cell is cut
 
 
 class _Cost(NamedTuple):
-    """What trials of one kind cost on this machine, when so many are trained at a time."""
+    """The time that a trial of one kind takes on this machine, if `at_once` trials are trained together."""
 
     at_once: int
     step: float  # seconds, for one trial
@@ -56,7 +56,12 @@ def show_plan(plan: Plan, launcher: DictConfig) -> None:
 
 
 def show_search(search: Search | None, study: Path) -> None:
-    """Print what is known of a sweep whose sweeper chooses the trials while it runs."""
+    """Print what is known about a sweep whose sweeper chooses the trials while it runs.
+
+    Args:
+        search: How far the search is, if that is known.
+        study: The folder of the sweep.
+    """
     if search:
         print(
             f"The sweeper chooses {counted(search.total, 'trial')} while it runs: {search.done} done, "
@@ -89,10 +94,10 @@ def _status(step: int | None) -> str:
 
 
 def _estimate(trials: Sequence[PlannedTrial], steps: Mapping[Path, int | None], launcher: DictConfig) -> str:
-    """Measure what the trials cost, and return how long they take with this launcher."""
+    """Measure the time of a step and of a validation. Return how long the trials take with this launcher, in words."""
     kinds: dict[str, list[PlannedTrial]] = defaultdict(list)
     for trial in trials:
-        kinds[kind(trial.config)].append(trial)
+        kinds[stack_key(trial.config)].append(trial)
     stacked = is_stacked(launcher)
     seconds, costs = 0.0, []
     for same in kinds.values():

@@ -1,4 +1,4 @@
-"""The private names of Hydra that sweeps need. If a new version of Hydra breaks sweeps, the place to mend is here.
+"""The private names of Hydra that sweeps need. If a new version of Hydra breaks sweeps, mend it here.
 
 Hydra offers no public base for a sweeper that goes through a grid, and no public way to read a job's error.
 """

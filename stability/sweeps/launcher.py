@@ -25,7 +25,7 @@ from stability.core.errors import StabilityError, write_error
 from stability.core.files import CONFIG, ERROR, VERDICT, write_atomically
 from stability.sweeps.jobs import compose_job
 from stability.sweeps.plan import check_count
-from stability.sweeps.stacks import Job, Stack, StackTrainer, kind, set_result
+from stability.sweeps.stacks import Job, Stack, StackTrainer, set_result, stack_key
 from stability.sweeps.sweep_trial import is_busy, is_finished, objective
 from stability.tracking.api import open_tracker
 
@@ -34,7 +34,7 @@ class StackedLauncher(Launcher):
     """Train the trials of a sweep in stacks: `hydra/launcher=stacked`.
 
     Args:
-        size: The number of trials in a stack. None for as many as memory holds and the device makes use of.
+        size: The number of trials in a stack. None for as many as fit into memory and the device can use.
         workers: The number of processes that train stacks at the same time.
         cluster: `local` for processes on this machine, `slurm` for jobs on a cluster.
         parameters: Parameters of submitit's jobs, by name.
@@ -55,7 +55,7 @@ class StackedLauncher(Launcher):
         self._size, self._workers, self._cluster, self._parameters = size, workers, cluster, parameters
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra composed."""
+        """Keep the context and the configuration that Hydra passes."""
         self._context, self._config = hydra_context, config
         self._trainer = StackTrainer(hydra_context, task_function, self._size)
 
@@ -80,7 +80,7 @@ class StackedLauncher(Launcher):
                     set_result([job], objective(job.folder))
                 else:
                     _clear_earlier(job)
-                    stacks.setdefault(kind(job.settings), {}).setdefault(job.folder, []).append(job)
+                    stacks.setdefault(stack_key(job.settings), {}).setdefault(job.folder, []).append(job)
                 results.append(job.result)
             except StabilityError as error:
                 result = JobReturn([*overrides])
@@ -94,7 +94,7 @@ class StackedLauncher(Launcher):
         return results
 
     def _report_failure(self, result: JobReturn, error: StabilityError) -> None:
-        """Pass the error of a job to the callbacks, and NaN to the sweeper, which an error would stop."""
+        """Pass the error of a job to the callbacks, and NaN to the sweeper: an error would stop the sweeper."""
         result.return_value, result.status = error, JobStatus.FAILED
         self._context.callbacks.on_job_end(config=self._config, job_return=result)
         result.return_value, result.status = math.nan, JobStatus.COMPLETED
@@ -144,7 +144,7 @@ def is_stacked(launcher: DictConfig) -> bool:
 
 
 def _clear_earlier(job: Job) -> None:
-    """Delete the error of an earlier run, and with `fresh` all its results: what is there later is of this sweep."""
+    """Delete the error of an earlier run, and with `fresh` all its results. What is there later is from this sweep."""
     from stability.trials.setup import clear  # late: PyTorch takes seconds
 
     try:
@@ -159,7 +159,7 @@ def _clear_earlier(job: Job) -> None:
 
 
 def _objective_after_workers(job: Job, *, killed: bool) -> float:
-    """Read the objective of a trial after all workers have ended. `killed`: one was killed and not replaced."""
+    """Read the objective of a trial after all workers have ended. `killed`: a worker was killed and not replaced."""
     folder = job.folder
     if is_busy(folder) or (folder / ERROR).exists():
         return math.nan

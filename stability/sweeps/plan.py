@@ -40,7 +40,7 @@ class Plan:
     def factors(self) -> tuple[str, ...]:
         """The dotted names of the settings that vary, without the seed.
 
-        Of several settings that vary together one is taken, if possible one with a usual name.
+        If several settings vary together, only one of them is listed, preferably one that has a short name.
         """
         values = [flatten(trial.config) for trial in self.trials]
         usual_first = [*SHORT_NAMES, *(name for name in values[0] if name not in SHORT_NAMES)]
@@ -121,7 +121,7 @@ def check_count(name: str, value: object, *, or_null: bool = False) -> None:
 
 
 def _pattern(levels: Iterable[Any]) -> tuple[int, ...]:
-    """Number the levels as they appear. Settings that vary together have the same pattern; all 0 is no variation."""
+    """Number the levels as they appear. Settings that vary together have the same numbers; all 0: it does not vary."""
     numbers: dict[Any, int] = {}
     return tuple(numbers.setdefault(level, len(numbers)) for level in levels)
 

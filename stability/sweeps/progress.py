@@ -1,4 +1,4 @@
-"""What the terminal shows during a sweep: a line for every trial that ends, and the verdicts so far as a grid.
+"""Shows a sweep on the terminal: a line for every trial that ends, and the verdicts so far as a grid.
 
 It watches the trials' folders, so it does not matter which process or machine trains them.
 """
@@ -30,7 +30,7 @@ CRASHED = "crashed"  # in the place of an outcome
 _LETTERS = {outcome: mark.letter for outcome, mark in MARKS.items()} | {CRASHED: "C"}
 _TO_DO = "·"
 _PAUSE = 0.5  # seconds between two checks of the folders
-_RECENT = 60  # seconds since a trial wrote its signals, after which it is not shown as running
+_RECENT = 60  # seconds: a trial that has written no signals for longer is not shown as running
 _TAIL = 8192  # bytes at the end of a table of signals that certainly hold its last row
 
 
@@ -129,7 +129,7 @@ class SweepProgress:
         self._console.print(rf"\[{count}] [{style_of(outcome)}]{outcome}[/]  {trial}  {escape(result)}{left}")
 
     def _time_left(self) -> str:
-        """How long the rest takes if it goes on at the same pace; empty if that is not known."""
+        """Return how long the rest takes at the same pace, in words; empty if that is not known."""
         ended = len(self.outcomes) - self._finished_before
         to_do = (self._total or 0) - self._done - len(self.outcomes)
         if to_do <= 0 or not ended:
@@ -137,7 +137,7 @@ class SweepProgress:
         return f"about {duration((time.monotonic() - self._started) / ended * to_do)} left"
 
     def _screen(self) -> RenderableType:
-        """What is shown while trials run: a bar for the sweep, one for every running trial, and the verdicts."""
+        """Return what is shown while trials run: a bar for the sweep, one for every running trial, and the verdicts."""
         bars = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
         bars.add_task(self._time_left() or "trials", total=self._total, completed=self._done + len(self.outcomes))
         for folder in self.folders():

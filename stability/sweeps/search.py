@@ -25,7 +25,7 @@ from stability.sweeps.jobs import grid_jobs
 
 @dataclass(frozen=True)
 class Search:
-    """How many trials a search shall have in all, and how many of them are done."""
+    """How many trials a search trains in all, and how many of them are done."""
 
     total: int
     done: int
@@ -38,7 +38,7 @@ class ResumingSweeper(OptunaSweeper):
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra composed."""
+        """Keep the configuration that Hydra passes."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self._whole, self._settings = config, config.hydra.sweeper
 
@@ -83,7 +83,7 @@ def find_search(cfg: DictConfig) -> Search | None:
 
     Raises:
         StabilityError: `n_trials` is below 1, or a grid has more combinations than `n_trials`. Optuna would leave some
-            out without a word.
+            out without a warning.
     """
     settings = cfg.hydra.sweeper
     if "n_trials" not in settings:

@@ -1,4 +1,4 @@
-"""What a process of StackedLauncher does: it trains trials in stacks, and notes in the jobs how each trial ended."""
+"""Trains the trials of a sweep in stacks, in one process of StackedLauncher. Each job gets the result of its trial."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ _FORMAT = logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)
 
 @dataclass
 class Job:
-    """A job of a sweep, as Hydra composed it, and what it returns to Hydra."""
+    """A job of a sweep, as Hydra composed it, with the result for Hydra."""
 
     composed: DictConfig
     task: DictConfig  # `composed` without Hydra's own part
@@ -55,7 +55,7 @@ class StackTrainer:
     """Trains trials of a sweep in stacks. It can be pickled and sent to another process.
 
     Attributes:
-        context: Hydra's, whose callbacks are called for every trial.
+        context: Hydra's context. Its callbacks are called for every trial.
         task: The function that Hydra would call for a job. It is only passed to the callbacks.
         size: The number of trials in a stack. None for as many as memory holds and the device makes use of.
     """
@@ -65,38 +65,38 @@ class StackTrainer:
     size: int | None
 
     def work(self, stacks: list[Stack], workers: int, number: int, sharing: int) -> dict[Path, str]:
-        """Train as worker `number` of `workers`: its own part, then what others have not started, the last first.
+        """Train one worker's part of the trials, then trials that other workers have not started, the last first.
 
-        A part is a row of neighbours, because these mostly share a seed and so their batches.
+        A part is a run of successive trials, because most of these share a seed and so their batches.
 
         Args:
-            stacks: All trials of the sweep. Every worker is given all.
+            stacks: All trials of the sweep, the same for every worker.
             workers: The number of workers.
             number: The number of this worker, from 0.
             sharing: The number of workers on the same device.
 
         Returns:
-            Why a trial could not be trained, by its folder.
+            {folder: reason} of the trials that could not be trained.
         """
         register_schema()
         setup_globals()
         reasons: dict[Path, str] = {}
-        trials = [(stack, folder) for stack in range(len(stacks)) for folder in stacks[stack]]
+        trials = [(index, folder) for index, stack in enumerate(stacks) for folder in stack]
         begin, end = (round(len(trials) * i / workers) for i in (number, number + 1))
         for part in (trials[begin:end], [*reversed(trials[:begin] + trials[end:])]):
-            for stack, trials_of_stack in groupby(part, key=itemgetter(0)):
-                reasons |= self.train({folder: stacks[stack][folder] for _, folder in trials_of_stack}, sharing)
+            for index, trials_of_stack in groupby(part, key=itemgetter(0)):
+                reasons |= self.train({folder: stacks[index][folder] for _, folder in trials_of_stack}, sharing)
         return reasons
 
     def train(self, stack: Stack, sharing: int = 1) -> dict[Path, str]:
         """Train the trials of one stack.
 
         Args:
-            stack: The trials, which are of one `kind`.
+            stack: The trials, which have the same `stack_key`.
             sharing: The number of processes on the same device.
 
         Returns:
-            Why a trial could not be trained, by its folder.
+            {folder: reason} of the trials that could not be trained.
         """
         from stability.trials.scheduler import train_together  # late: PyTorch takes seconds
 
@@ -112,7 +112,7 @@ class StackTrainer:
         return reasons
 
     async def _trial(self, jobs: list[Job], open_data: "OpenData") -> float:
-        """Train the trial of these jobs, which are the same, as a coroutine for the scheduler."""
+        """Train a trial, as a coroutine for the scheduler. All `jobs` configure this trial, and all get its result."""
         job = jobs[0]
         self.context.callbacks.on_job_start(config=job.composed, task_function=self.task)
         try:
@@ -132,24 +132,24 @@ class StackTrainer:
             self.context.callbacks.on_job_end(config=job.composed, job_return=job.result)
 
 
-def kind(settings: Config) -> str:
-    """Return a text that is the same for trials that can share a stack, and differs for others."""
+def stack_key(settings: Config) -> str:
+    """Return a text that is equal for two trials if they can share a stack."""
     parts = (settings.model, settings.batch, settings.precision, settings.data)
-    # The trials of a stack share their data. With `exclude`, the longest cut decides which utterances are in them.
+    # The trials of a stack share their data. With `exclude`, the longest cut decides which utterances are left out.
     cut = settings.aug.max_cut if settings.data.on_bad_utterance == "exclude" else 0
     return json.dumps([settings.device, cut, *(asdict(part) for part in parts)])
 
 
 def set_result(jobs: Iterable[Job], value: float) -> None:
-    """Note what jobs, which are the same trial, return to the sweeper."""
+    """Set the value that jobs return to the sweeper. They all configure the same trial."""
     for job in jobs:
         job.result.return_value, job.result.status = value, JobStatus.COMPLETED
 
 
 def _open_once() -> "OpenData":
-    """Return a function that opens the data of trials of one `kind`, once for each `aug.max_cut`.
+    """Return a function that opens the data of trials with the same `stack_key`, once for each `aug.max_cut`.
 
-    That is the only other setting that the data depend on.
+    No other setting that differs among these trials changes the data.
     """
     from stability.trials.setup import open_data
 
@@ -177,15 +177,15 @@ def _write_hydra_files(job: Job) -> None:
         OmegaConf.save(content, folder / f"{name}.yaml")
 
 
-_log: ContextVar[logging.Handler | None] = ContextVar("_log", default=None)  # of the trial that runs
+_log: ContextVar[logging.Handler | None] = ContextVar("_log", default=None)  # the log of the trial that is running now
 
 
 @contextmanager
 def _log_into(path: Path) -> Iterator[None]:
-    """Write what this trial logs into a file, and nothing that other trials of its stack log."""
+    """Write what this trial logs into a file, without what the other trials of its stack log."""
     root, handler = logging.getLogger(), logging.FileHandler(path)
     handler.setFormatter(_FORMAT)
-    # The scheduler runs each trial in a context of its own, so this variable tells whose turn it is.
+    # The scheduler runs each trial in a context of its own, so this variable always has the log of the running trial.
     _log.set(handler)
     handler.addFilter(lambda record: _log.get() is handler)
     root.addHandler(handler)

@@ -1,4 +1,4 @@
-"""What a sweep does at its start and at its end, with any of Hydra's launchers and sweepers: `--multirun`.
+"""Starts and ends a sweep (`--multirun`), with any of Hydra's launchers and sweepers.
 
 A trial that crashes does not stop the others, a finished trial is not trained again, and one that was interrupted is
 continued. At the end the trials without a verdict are listed. A launcher may train in other processes, so the outcome
@@ -73,7 +73,7 @@ class Sweep(Callback):
         """Write the study's report and raise an error that lists what is missing, however the sweep ended."""
         if self._progress is None:
             return
-        ended_by = sys.exc_info()[1]  # Hydra calls this while the exception that ends the sweep is on its way
+        ended_by = sys.exc_info()[1]  # Hydra calls this while it handles the exception that ends the sweep
         try:
             self._progress.stop()
             planned = self._progress.plan.invalid if self._progress.plan else ()
@@ -99,7 +99,7 @@ class Sweep(Callback):
 
 
 def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
-    """Check the sweep and start to show it. Also return whether there is anything for the tracker."""
+    """Check the sweep and start to show it. Also return whether there is anything to send to the tracker."""
     study = Path(cfg.hydra.sweep.dir)
     if cfg.sweep.claims is not None:
         from stability.analysis.claims import find_claims, read_claims  # late: SciPy takes a while
@@ -157,7 +157,7 @@ def _report_invalid(plan: Plan, stacked: bool, dry_run: bool) -> None:
 
 
 def _notes(plan: Plan | None, search: Search | None) -> list[str]:
-    """What a user should know before the sweep starts."""
+    """Return what a user should know before the sweep starts."""
     notes = []
     if plan and plan.duplicates:
         verb = "repeats" if plan.duplicates == 1 else "repeat"

@@ -1,6 +1,6 @@
 """Worker processes on this machine or on the nodes of a Slurm cluster, started through submitit.
 
-A worker that is killed is replaced by a new one, so the work has to be such that it can be continued.
+A worker that is killed is replaced by a new one, so a second call of the work must continue what the first one left.
 """
 
 import math
@@ -44,9 +44,9 @@ def run_in_workers(
     without this process.
 
     Args:
-        work: It can be pickled. `sharing` is the number of workers on the same device.
-        is_done: Whether no work is left. Then no worker is replaced, and on a cluster those that have not started are
-            cancelled.
+        work: The function to call. It must be picklable. `sharing` is the number of workers on the same device.
+        is_done: Returns whether no work is left. Then no worker is replaced, and on a cluster those that have not
+            started are cancelled.
         count: The number of workers.
         cluster: `local` or `slurm`.
         folder: Where the workers leave their logs.
@@ -79,8 +79,8 @@ def run_in_workers(
                     backend.stop(worker)
                 elif done:
                     backend.cancel_waiting(worker)
-        if how := stop_requested():
-            raise how("Stopped. The same command goes on from there.")
+        if interruption := stop_requested():
+            raise interruption("Stopped. The same command goes on from there.")
     if failures := [worker.failure for worker in workers if worker.failure]:
         raise StabilityError("\n".join(failures))
     return [worker.result for worker in workers]
@@ -88,7 +88,10 @@ def run_in_workers(
 
 @dataclass
 class _Task:
-    """What is sent to a worker. It returns whether the work is finished (False: time was up), and the work's result."""
+    """The function that a worker process calls.
+
+    It returns whether the work is finished (False: the time was up), and the result of the work.
+    """
 
     work: Callable[[int, int], Any]
     number: int
@@ -245,7 +248,7 @@ class _Slurm:
 
 def _error_of(job: Any) -> str | None:
     """Return the error of a submitit job that has ended, or None."""
-    # The folder is listed because a network file system may go on saying of a single file that it is missing.
+    # List the folder: a network file system may keep reporting that a single file is missing after it was written.
     names = {path.name for path in job.paths.folder.iterdir()}
     if job.paths.result_pickle.name not in names:
         return _NO_RESULT

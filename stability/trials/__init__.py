@@ -1,1 +1,1 @@
-"""A trial's life, from its start or its last checkpoint to its verdict."""
+"""Trains a trial from its start, or its last checkpoint, to its verdict: alone, or with others in one stack."""

@@ -1,4 +1,4 @@
-"""How many trials fit into the memory, and how a trial is trained whose batches do not."""
+"""Counts the trials that fit into memory. Trains in micro-batches if the batch of a single trial does not fit."""
 
 import logging
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from stability.engine.stack import Stack
 
 log = logging.getLogger(__name__)
 
-_MOST = {"cpu": 8, "cuda": 64}  # trials in a stack, by device; larger stacks are no faster
-_FILLED = 0.8  # of the free memory
+_LARGEST_STACK = {"cpu": 8, "cuda": 64}  # trials, by device; larger stacks are no faster
+_MEMORY_SHARE = 0.8  # of the free memory, for the trials
 _Result = TypeVar("_Result")
 
 
 class Capacity:
-    """Measures the memory that one trial needs. Make it before the trial's first steps.
+    """Measures the memory that one trial needs. Create it before the trial's first steps.
 
     Args:
         device: The device of the trial.
@@ -28,36 +28,36 @@ class Capacity:
 
     def __init__(self, device: torch.device, dataset: Dataset) -> None:
         self._device = device
-        self._data = dataset.gpu_bytes
+        self._data_bytes = dataset.gpu_bytes
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            self._used = reset_peak_memory()
+            self._used_before = reset_peak_memory()
 
     def trials(self, sharing: int) -> int:
-        """Count the trials that the memory holds.
+        """Count the trials that fit into memory. Call it after the trial's first steps.
 
         Args:
             sharing: The number of processes that share the device's memory equally.
 
         Returns:
-            The number of trials for each of these processes, at least 1. Call it after the trial's first steps.
+            The number of trials for each of these processes, at least 1.
         """
         if self._device.type == "cuda":
-            a_trial = torch.cuda.max_memory_allocated(self._device) - self._data
-            kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-            free = torch.cuda.mem_get_info(self._device)[0] + kept
+            one_trial = torch.cuda.max_memory_allocated(self._device) - self._data_bytes
+            unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+            free = torch.cuda.mem_get_info(self._device)[0] + unused
         else:
-            a_trial, free = max(1, peak_memory() - self._used), free_memory()
-        return min(_MOST[self._device.type], 1 + int(_FILLED * free / sharing / a_trial))
+            one_trial, free = max(1, peak_memory() - self._used_before), free_memory()
+        return min(_LARGEST_STACK[self._device.type], 1 + int(_MEMORY_SHARE * free / sharing / one_trial))
 
 
 def in_micro_batches(stack: Stack, work: Callable[[], _Result]) -> _Result:
-    """Do some work with a stack of one, in as many micro-batches as the memory asks for.
+    """Do some work with a stack of one. If memory runs out, do it again with twice as many micro-batches.
 
     Args:
-        stack: A stack of one. Its `micro_batches` is doubled each time that the work runs out of memory.
-        work: What to do. If it runs out of memory, it must leave the stack as it was.
+        stack: A stack of one. Its `micro_batches` is doubled each time that memory runs out.
+        work: The work. If it runs out of memory, it must leave the stack as it was.
 
     Returns:
         What `work` returned.

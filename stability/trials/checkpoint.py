@@ -28,7 +28,7 @@ from stability.engine.schedule import learning_rates
 from stability.engine.stack import Stack
 from stability.trials.requests import Validation
 
-_STACK_STATE = ("failed", "loss_scale", "steps_since_overflow")  # one number a trial
+_STACK_STATE = ("failed", "loss_scale", "steps_since_overflow")  # one number for each trial
 _PREFIX = "_orig_mod."  # what torch.compile puts before each name; the official trainer expects it
 
 
@@ -68,8 +68,8 @@ def in_background() -> Iterator[Save]:
 
     Returns:
         A context manager. It gives a function like `save` that copies the trial to the host's memory and returns; a
-        thread writes the file. The next call, and the end of the `with` statement, wait for the file before, and raise
-        the OSError that writing it met.
+        thread writes the file. The next call, and the end of the `with` statement, wait until the previous file is
+        written. If it could not be written, they raise the OSError.
     """
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1) as thread:
@@ -108,7 +108,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # of a full disk, which PyTorch hides
+            if isinstance(error.__context__, OSError):  # such as a full disk: PyTorch raises its own error instead
                 raise error.__context__ from None
             raise
 
@@ -129,7 +129,7 @@ def restore(path: Path, stack: Stack, k: int) -> Best:
         The best validation so far.
 
     Raises:
-        StabilityError: The file cannot be read, is of another model, or was written by another program.
+        StabilityError: The file cannot be read, belongs to another model, or was written by another program.
     """
     content = _read(path)
     if "stability" not in content:
@@ -168,7 +168,7 @@ def load_weights(path: Path, like: Parameters) -> Parameters:
 
 
 def split_days(parameters: Mapping[str, Tensor]) -> Parameters:
-    """Parameters of one trial under their official names: one tensor a day in the day layers."""
+    """Return the parameters of one trial under their official names: in the day layers, one tensor for each day."""
     named: Parameters = {}
     for name, p in parameters.items():
         named |= {f"{name}.{day}": own for day, own in enumerate(p)} if name in DAY_LAYER else {name: p}
@@ -216,7 +216,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _by_group(parameters: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Official names by parameter group, in the order in which the official optimiser numbers its parameters."""
+    """Group the official names of the parameters, in the order in which the official optimiser numbers them."""
     groups: dict[str, list[str]] = {"bias": [], "day_layer": [], "other": []}
     for name in parameters:
         groups[group_of(name)] += split_days({name: parameters[name]})
@@ -261,6 +261,6 @@ def _torch_states(
             "exp_avg_sq": _host_copy(second[n]),
         }
         for index, n in enumerate(chain(*names.values()))
-        if steps[n] > 0  # AdamW keeps no state of a day that it has not met
+        if steps[n] > 0  # AdamW has no state for a day that was in no batch yet
     }
     return optimizer.state_dict() | {"state": state}, scheduler

@@ -1,4 +1,4 @@
-"""What a person sees of a trial: its settings, a progress bar, its verdict. Without a terminal, plain lines."""
+"""Shows a trial on the terminal: its settings, a progress bar and its verdict. Elsewhere it prints plain lines."""
 
 import math
 from pathlib import Path
@@ -32,20 +32,20 @@ if TYPE_CHECKING:  # a log is diagnosed without PyTorch
 
 _KINDS = {
     "transient": "It does not fail again: check the machine, its memory and its drivers before the settings.",
-    "precision": "It does not fail in a wider precision: its numbers are too large for the trial's own. "
+    "precision": "It does not fail in a wider precision: its numbers are too large for the trial's precision. "
     "Try a lower lr or a clip.",
     "true fault": "It fails in every precision: check the settings, the data, and the weights before this step.",
 }
 _SUSPECTS = 8  # utterances listed
-_WIDE = 500  # columns, so that no cell of a table is cut
+_WIDTH = 500  # columns of a printed table, so that no cell is cut
 
 
 class Display:
     """The terminal while one trial trains. Use it in a `with` statement.
 
     Args:
-        total_steps: The trial's budget.
-        done_steps: The steps that it has made before.
+        total_steps: The steps that the trial is to train.
+        done_steps: The steps that it has trained already.
         quiet: Whether to show nothing.
     """
 
@@ -73,28 +73,35 @@ class Display:
     ) -> None:
         self._bar.stop()
 
-    def trained(self, rows: Signals) -> None:
-        """Show the last of these steps."""
+    def show_steps(self, rows: Signals) -> None:
+        """Show the last of the steps that were just trained."""
         last = dict(zip(rows.names, rows.values[-1].tolist(), strict=True))
         self._latest = f"loss {last['loss']:.4g}  blank {last['blank_fraction']:.0%}  gradient {last['grad_norm']:.3g}"
         self._bar.update(self._task, completed=int(rows.steps[-1]) + 1, description=f"{self._latest}  {self._rates}")
 
-    def validated(self, step: int, validation: "Validation") -> None:
-        """Show a validation; without a bar, on a line of its own."""
+    def show_validation(self, step: int, validation: "Validation") -> None:
+        """Show a validation. Without a progress bar, print a line for it."""
         per, loss = validation
         self._rates = f"PER {per:.3f}"
         self._bar.update(self._task, description=f"{self._latest}  {self._rates}")
         if self._bar.disable:
             self._console.print(f"step {step:<6d} {self._latest}  PER {per:.4f}  validation loss {loss:.4g}")
 
-    def stopped(self, step: int, verdict: Verdict) -> None:
-        """Print why the trial ends before its budget."""
-        why = f"{verdict.outcome}, found at step {verdict.detected_step}"
-        self._console.print(f"stopped at step {step} of {self._steps}: {why}")
+    def show_stop(self, step: int, verdict: Verdict) -> None:
+        """Print why the trial stops before its last step."""
+        reason = f"{verdict.outcome}, found at step {verdict.detected_step}"
+        self._console.print(f"stopped at step {step} of {self._steps}: {reason}")
 
 
 def show_configuration(config: "Config", folder: Path, dataset: "Dataset", stack: "Stack") -> None:
-    """Print what is trained, on which data and device, and where it is kept. `stack` is the trial's stack of one."""
+    """Print the settings of a trial, its data, its device and its folder.
+
+    Args:
+        config: The trial's configuration.
+        folder: The trial's folder.
+        dataset: Its data.
+        stack: The trial as a stack of one.
+    """
     device, step = stack.device, stack.step
     console = Console(highlight=False, soft_wrap=True)
     o, s, a, b = config.optimizer, config.schedule, config.aug, config.batch
@@ -118,7 +125,14 @@ def show_configuration(config: "Config", folder: Path, dataset: "Dataset", stack
 
 
 def show_verdict(verdict: Verdict, folder: Path, where: str, *, finished_before: bool) -> None:
-    """Print the trial's outcome, the evidence, and where everything is."""
+    """Print the trial's verdict and the paths of its files.
+
+    Args:
+        verdict: The verdict.
+        folder: The trial's folder.
+        where: The tracker's sentence about where to look at the trial.
+        finished_before: Whether the trial had its verdict before this command.
+    """
     show_outcome(verdict)
     console = Console(highlight=False, soft_wrap=True)
     for name, place in {
@@ -137,7 +151,7 @@ def show_verdict(verdict: Verdict, folder: Path, where: str, *, finished_before:
 
 def show_replay(folder: Path, replay: "Replay") -> None:
     """Print the result of a replay."""
-    console = Console(highlight=False, soft_wrap=True, width=_WIDE)
+    console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
     flight = replay.flight
     console.print(f"{short_path(folder)}: {flight.outcome} since step {flight.step}, seed {flight.seed}")
     console.print(f"[dim]{'data':<10}[/] {escape(flight.data)}")

@@ -1,4 +1,7 @@
-"""A trial's signals and validations: appended to its files as they come, and kept in memory for the detectors."""
+"""A trial's signals and validations, in its files and in memory.
+
+New rows are appended to both. The detectors read them from memory.
+"""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -17,7 +20,7 @@ VALIDATED = ("per", "loss")  # the columns of validation.csv
 
 
 class Readings:
-    """What a trial has measured so far. A resumed trial reads its files once, here.
+    """The signals and validations that a trial has so far. Those of a resumed trial are read from its files once, here.
 
     Args:
         folder: The trial's folder.
@@ -28,13 +31,13 @@ class Readings:
         self._signals, self._validations = History(), History()
         for history, path in zip((self._signals, self._validations), self._paths, strict=True):
             history.append(read_table(path))
-        self._looked: tuple[Table, Table, list[Finding]] | None = None  # of the present rows
+        self._diagnosis: tuple[Table, Table, list[Finding]] | None = None  # None: rows have been added since
 
     def add_signals(self, rows: Table) -> None:
         """Append the signals of some steps."""
         append_table(self._paths[0], rows)
         self._signals.append(rows)
-        self._looked = None
+        self._diagnosis = None
 
     def add_validation(self, step: int, validation: Validation) -> None:
         """Append a validation that was made after `step`."""
@@ -42,23 +45,23 @@ class Readings:
         row = Table(VALIDATED, np.array([step]), values, np.ones_like(values, bool))
         append_table(self._paths[1], row)
         self._validations.append(row)
-        self._looked = None
+        self._diagnosis = None
 
     def fault(self, kinds: Collection[str]) -> Verdict | None:
-        """The verdict by the first finding of these kinds; None without one."""
-        signals, validations, found = self._look()
+        """Return the verdict on the first finding of these kinds; None if there is none."""
+        signals, validations, found = self._diagnose()
         return stopped(signals, validations, kinds, found)
 
     def judge(self) -> Verdict:
-        """The verdict on a trial whose budget is spent."""
-        if self._signals.thinned or self._validations.thinned:  # files hold all rows, memory a sample of older ones
+        """Return the verdict on a trial that has trained all its steps."""
+        if self._signals.thinned or self._validations.thinned:  # then only the files have all rows
             signals, validations = map(read_table, self._paths)
             return judge(signals, validations)
-        return judge(*self._look())
+        return judge(*self._diagnose())
 
-    def _look(self) -> tuple[Table, Table, list[Finding]]:
-        """Both tables and what the detectors find in them; made once for the same rows."""
-        if self._looked is None:
+    def _diagnose(self) -> tuple[Table, Table, list[Finding]]:
+        """Return both tables and the findings in them. The detectors run only if rows have been added."""
+        if self._diagnosis is None:
             signals, validations = self._signals.table(), self._validations.table()
-            self._looked = signals, validations, findings(signals, validations)
-        return self._looked
+            self._diagnosis = signals, validations, findings(signals, validations)
+        return self._diagnosis

@@ -30,7 +30,7 @@ from stability.trials import checkpoint
 from stability.trials.requests import Slot
 
 _EVERY = 150  # steps from one kept state to the next
-_KEPT = 2  # states: however late they are looked for, one of them is 150 steps old or more
+_KEPT = 2  # states; once there are two, the older one is at least 150 steps old
 
 
 @dataclass(frozen=True)
@@ -80,19 +80,19 @@ class Flight:
 
 
 class Recorder:
-    """Keeps states of a trial that reach back at least 150 steps."""
+    """Keeps the last two states of a trial, at least 150 steps apart."""
 
     def __init__(self, stack: Stack) -> None:
         self._kept = deque([copy.deepcopy(stack)], maxlen=_KEPT)
 
-    def passed(self, slot: Slot) -> None:
-        """Keep the trial's present state, if 150 steps have passed and memory allows it. Call it after each block."""
+    def keep_state(self, slot: Slot) -> None:
+        """Keep the trial's state if the last one is 150 steps old and memory allows it. Call it after each block."""
         if slot.step >= self._kept[-1].step + _EVERY:
             with ignore_out_of_memory():
                 self._kept.append(slot.alone())
 
     def write(self, folder: Path, stack: Stack, split: Split, verdict: Verdict) -> None:
-        """Write the recording into the trial's folder, in the place of an earlier one.
+        """Write the recording into the trial's folder. It replaces an earlier one.
 
         If the state before the onset is no longer in memory, the oldest state in memory is recorded.
 
@@ -103,7 +103,7 @@ class Recorder:
             verdict: A verdict with an onset.
 
         Raises:
-            OSError: The recording could not be written; then there is none.
+            OSError: The recording could not be written. The folder then has none.
         """
         shutil.rmtree(folder / FLIGHT, ignore_errors=True)
         before = self._before(verdict, stack, split)
@@ -118,26 +118,26 @@ class Recorder:
             device=before.device.type,
             data=str(split.path.resolve()),
             largest_weights={name: float(p.abs().max()) for name, p in before.parameters.items()},
-            batch_hash=hash_of(batch),
+            batch_hash=hash_batch(batch),
             batch=_by_suspicion(split, batch, examine(before, split)),
         )
         try:
             checkpoint.save(folder / FLIGHT_STATE, before, 0, checkpoint.Best())
             write_atomically(folder / FLIGHT_RECORD, json.dumps(asdict(flight), indent=2).encode())
         except OSError:
-            shutil.rmtree(folder / FLIGHT, ignore_errors=True)  # the room is needed for the verdict
+            shutil.rmtree(folder / FLIGHT, ignore_errors=True)  # the verdict needs the space
             raise
 
     def _before(self, verdict: Verdict, stack: Stack, split: Split) -> Stack:
-        """The trial's state before the onset. A step that was not applied left this state in the stack itself."""
+        """Return the trial's state before the onset. If the failed step was not applied, the stack still has it."""
         step = verdict.onset_step
         assert step is not None
         for kept in self._kept:
-            kept.micro_batches = stack.micro_batches  # as many as the memory asks for by now
+            kept.micro_batches = stack.micro_batches  # as many as the trial needs by now
         if verdict.outcome in FATAL and stack.failed.any():
             return replace(stack, steps=[step], failed=torch.zeros_like(stack.failed))
         before = [kept for kept in self._kept if kept.step <= step]
-        if not before:  # as with a plateau that lasted long before it was called a collapse
+        if not before:  # for example, a plateau can last long before it is called a collapse
             return self._kept[0]
         if before[-1].step < step:
             train_steps(before[-1], split, step - before[-1].step)
@@ -145,7 +145,11 @@ class Recorder:
 
 
 def read_flight(folder: Path) -> Flight:
-    """Read the recording in a trial's folder. Raises StabilityError if there is none, or it is incomplete."""
+    """Read the recording in a trial's folder.
+
+    Raises:
+        StabilityError: There is none, or it is incomplete.
+    """
     path = folder / FLIGHT_RECORD
     try:
         content = json.loads(path.read_text())
@@ -160,20 +164,21 @@ def read_flight(folder: Path) -> Flight:
         ) from None
 
 
-def hash_of(batch: Batch) -> str:
-    """A hash of a batch. It is the same whether the features are kept in float32 or in float16."""
+def hash_batch(batch: Batch) -> str:
+    """Return a hash of a batch. It is the same whether the features are kept in float32 or in float16."""
     digest = hashlib.sha256()
     for tensor in (batch.features.half().cpu(), batch.bins, batch.labels, batch.label_counts, torch.tensor(batch.days)):
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _by_suspicion(split: Split, batch: Batch, seen: Examination) -> list[Suspect]:
-    found = []
+def _by_suspicion(split: Split, batch: Batch, examined: Examination) -> list[Suspect]:
+    """Describe the utterances of a batch. The first is the most suspicious: bad input, then bad labels, then loss."""
+    suspects = []
     for row, i in enumerate(batch.utterances):
         record = split.records[i]
-        labels, frames = split.labels(i).tolist(), int(seen.frames[row])
-        found.append(
+        labels, frames = split.labels(i).tolist(), int(examined.frames[row])
+        suspects.append(
             Suspect(
                 row=row,
                 session=split.sessions[record.day],
@@ -183,11 +188,11 @@ def _by_suspicion(split: Split, batch: Batch, seen: Examination) -> list[Suspect
                 sentence=record.transcription,
                 frames=frames,
                 labels=len(labels),
-                loss=float(seen.nll[row]),
-                largest_input=float(seen.x[row].abs().max()),
-                input_finite=bool(seen.x[row].isfinite().all()),
+                loss=float(examined.nll[row]),
+                largest_input=float(examined.x[row].abs().max()),
+                input_finite=bool(examined.x[row].isfinite().all()),
                 can_be_aligned=frames_needed(labels) <= frames,
             )
         )
-    healthy = [-u.loss / u.labels if math.isfinite(u.loss) else -math.inf for u in found]  # by row
-    return sorted(found, key=lambda u: (u.input_finite, u.can_be_aligned, healthy[u.row]))
+    loss_per_label = [u.loss / u.labels if math.isfinite(u.loss) else math.inf for u in suspects]  # by row
+    return sorted(suspects, key=lambda u: (u.input_finite, u.can_be_aligned, -loss_per_label[u.row]))

@@ -28,12 +28,12 @@ from stability.engine.stack import Stack, new_stack
 from stability.engine.step import train_steps
 from stability.trials import checkpoint
 from stability.trials.capacity import in_micro_batches
-from stability.trials.recorder import Flight, hash_of, read_flight
+from stability.trials.recorder import Flight, hash_batch, read_flight
 from stability.trials.setup import open_data
 
 Kind = Literal["transient", "precision", "true fault"]
 
-_LATER = 50  # steps
+_LATER = 50  # steps after the recorded detection up to which the fault may be detected again
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,15 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Replay:
-    """The result of a replay. `attempts` are by precision, the trial's own first."""
+    """The result of a replay.
+
+    Attributes:
+        flight: The recording.
+        device: The kind of device on which the step was repeated.
+        recorded_loss: The loss that the trial recorded for this step.
+        recorded_grad_norm: The gradient norm that it recorded.
+        attempts: {precision: attempt}, the trial's own precision first.
+    """
 
     flight: Flight
     device: str
@@ -65,8 +73,10 @@ class Replay:
     @property
     def kind(self) -> Kind:
         """The kind of fault: it does not fail again, it fails in narrow precisions only, or in all of them."""
-        own, *_ = fails = [attempt.fails for attempt in self.attempts.values()]
-        return "transient" if not own else "true fault" if all(fails) else "precision"
+        fails = [attempt.fails for attempt in self.attempts.values()]
+        if not fails[0]:
+            return "transient"
+        return "true fault" if all(fails) else "precision"
 
 
 def replay(folder: Path, device_name: str) -> Replay:
@@ -75,6 +85,9 @@ def replay(folder: Path, device_name: str) -> Replay:
     Args:
         folder: The trial's folder, with its `flight/`.
         device_name: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        An attempt for each precision: the trial's own, fp32 and fp64.
 
     Raises:
         StabilityError: There is no recording, or the data or the configuration are no longer those of the trial.
@@ -85,7 +98,7 @@ def replay(folder: Path, device_name: str) -> Replay:
     config = _configuration(folder, flight)
     dataset = open_data(config, device)
     batch = training_batch(dataset.train, config.batch.size, config.batch.days, seed=config.seed, step=flight.step)
-    if hash_of(batch) != flight.batch_hash:
+    if hash_batch(batch) != flight.batch_hash:
         raise StabilityError(
             f"The data in {flight.data} have changed: the batch of step {flight.step} is not the recorded one. "
             "Restore the data, or train the trial again from its start: fresh=true"
@@ -101,15 +114,22 @@ def replay(folder: Path, device_name: str) -> Replay:
     double = replace(single, optimizer=replace(config.optimizer, fused=False))
     parameters = init_parameters(config.model, dataset.n_features, len(dataset.sessions), config.seed)
     attempts = {}
-    for precision, how in {flight.precision: own, "fp32": single, "fp64": double}.items():
+    validation = read_table(folder / VALIDATION_FILE)
+    for precision, changed in {flight.precision: own, "fp32": single, "fp64": double}.items():
         dtype = torch.float64 if precision == "fp64" else torch.float32
-        stack = new_stack([how], [{name: p.to(dtype) for name, p in parameters.items()}], device)
+        stack = new_stack([changed], [{name: p.to(dtype) for name, p in parameters.items()}], device)
         checkpoint.restore(folder / FLIGHT_STATE, stack, 0)
         if precision != "fp16":
             stack.loss_scale.fill_(1)
-        attempts[precision] = _attempt(stack, dataset.train, flight, signals, read_table(folder / VALIDATION_FILE))
-    at = int(np.searchsorted(signals.steps, flight.step))
-    return Replay(flight, device.type, float(signals["loss"][at]), float(signals["grad_norm"][at]), attempts)
+        attempts[precision] = _attempt(stack, dataset.train, flight, signals=signals, validation=validation)
+    row = int(np.searchsorted(signals.steps, flight.step))
+    return Replay(
+        flight=flight,
+        device=device.type,
+        recorded_loss=float(signals["loss"][row]),
+        recorded_grad_norm=float(signals["grad_norm"][row]),
+        attempts=attempts,
+    )
 
 
 def _configuration(folder: Path, flight: Flight) -> Config:
@@ -126,20 +146,21 @@ def _configuration(folder: Path, flight: Flight) -> Config:
     return replace(config, data=replace(config.data, path=flight.data, synthetic=None))
 
 
-def _attempt(stack: Stack, split: Split, flight: Flight, signals: Table, validation: Table) -> Attempt:
-    seen = in_micro_batches(stack, lambda: examine(stack, split))  # fp64 needs twice the trial's memory
+def _attempt(stack: Stack, split: Split, flight: Flight, *, signals: Table, validation: Table) -> Attempt:
+    """Repeat the recorded step, and the steps up to the detection, with a stack in the state before them."""
+    examined = in_micro_batches(stack, lambda: examine(stack, split))  # fp64 needs twice the trial's memory
     fatal = flight.outcome in FATAL
-    # In another precision a growth may be detected some steps sooner or later.
+    # In another precision, growth may be detected some steps earlier or later.
     last = flight.detected_step if fatal else min(flight.detected_step + _LATER, int(signals.steps[-1]))
     past = signals.steps < flight.step
     history = History()
     history.append(signals.take(past))
-    made: list[Table] = []
+    tables: list[Table] = []
     while stack.step <= last:
-        made += in_micro_batches(stack, lambda: train_steps(stack, split, last + 1 - stack.step))
-        history.append(made[-1])
+        tables += in_micro_batches(stack, lambda: train_steps(stack, split, last + 1 - stack.step))
+        history.append(tables[-1])
     fault = stopped(history.table(), validation, FATAL if fatal else [flight.outcome])
-    loss, norm = float(made[0]["loss"][0]), float(made[0]["grad_norm"][0])
-    place = next(iter(seen.not_finite), None if math.isfinite(norm) else "gradient norm, of finite gradients")
-    bad_rows = frozenset(torch.nonzero(~seen.nll.isfinite()).flatten().tolist())
-    return Attempt(fault is not None, loss, norm, place, bad_rows)
+    loss, norm = float(tables[0]["loss"][0]), float(tables[0]["grad_norm"][0])
+    place = next(iter(examined.not_finite), None if math.isfinite(norm) else "gradient norm, of finite gradients")
+    bad_rows = frozenset(torch.nonzero(~examined.nll.isfinite()).flatten().tolist())
+    return Attempt(fails=fault is not None, loss=loss, grad_norm=norm, not_finite=place, bad_rows=bad_rows)

@@ -1,4 +1,4 @@
-"""What a trial asks of the scheduler.
+"""The requests that a trial sends to the scheduler.
 
 A trial is a coroutine. It awaits a request, such as `slot.train(10)`; the scheduler fulfils the request in a stack that
 the trial may share with others, and resumes the coroutine with the answer.
@@ -20,7 +20,7 @@ class Request(Generic[_Answer]):
     """Something to await; the scheduler decides when the answer comes."""
 
     def __await__(self) -> Generator["Request[_Answer]", _Answer, _Answer]:
-        """Hand the request to the scheduler, and return its answer."""
+        """Pass the request to the scheduler, and return its answer."""
         answer = yield self
         return answer
 
@@ -57,15 +57,15 @@ class Slot:
         return bool(self.stack.failed[self.place])
 
     def alone(self) -> Stack:
-        """A copy of the trial as a stack of one."""
+        """Return a copy of the trial as a stack of one."""
         return select(self.stack, [self.place])
 
     def train(self, steps: int) -> Request[Table]:
-        """Await the signals of 1 to `steps` further steps."""
+        """Request 1 to `steps` further steps. The answer is their signals."""
         return Train(steps)
 
     def validate(self) -> Request[Validation]:
-        """Await error rate and loss on the validation split."""
+        """Request a validation. The answer is the error rate and the loss on the validation split."""
         return Validate()
 
 

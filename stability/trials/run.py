@@ -1,4 +1,4 @@
-"""One trial from its start, or from its last checkpoint, to its verdict. All that it leaves is in its folder."""
+"""Trains one trial from its start, or from its last checkpoint, to its verdict. It writes only into its folder."""
 
 import logging
 from collections.abc import Callable
@@ -46,20 +46,20 @@ _BLOCK = 10  # steps after which the signals are fetched from the device, writte
 def run_trial(config: Config, folder: Path, *, quiet: bool = False) -> Verdict:
     """Train a trial to its end, from its last checkpoint if there is one.
 
-    A trial that has its verdict already is only shown.
+    A trial that already has its verdict is not trained: its verdict is printed again.
 
     Args:
-        config: What to train.
-        folder: The trial's folder; it is made if need be.
+        config: The trial's configuration.
+        folder: The trial's folder; it is made if it is missing.
         quiet: Whether to print nothing.
 
     Returns:
-        The verdict, which is in the folder too.
+        The verdict. It is also written into the folder.
 
     Raises:
-        StabilityError: Something outside the program is wrong.
-        TrialBusy: Another process trains the trial.
-        Interrupted: The trial was asked to stop; it has written a checkpoint.
+        StabilityError: The user can correct what is wrong: data, a setting, a file, or too little memory.
+        TrialBusy: Another process is training the trial.
+        Interrupted: Ctrl-C or SIGTERM stopped the trial. It has written a checkpoint.
     """
     (result,) = train_together([trial(config, folder, quiet=quiet)], size=1)
     if isinstance(result, BaseException):
@@ -68,13 +68,19 @@ def run_trial(config: Config, folder: Path, *, quiet: bool = False) -> Verdict:
 
 
 async def trial(config: Config, folder: Path, *, quiet: bool = False, open_data: OpenData = open_data) -> Verdict:
-    """The trial in `folder`, as a coroutine for the scheduler. It returns and raises what `run_trial` does.
+    """Train a trial as `run_trial` does, but as a coroutine for the scheduler.
 
     Args:
-        config: What to train.
-        folder: The trial's folder; it is made if need be.
+        config: The trial's configuration.
+        folder: The trial's folder; it is made if it is missing.
         quiet: Whether to print nothing.
-        open_data: Opens the data set. The trials of a stack have to share one.
+        open_data: Opens the data set. The trials of a stack must share one.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        StabilityError: See `run_trial`, which raises the same errors.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +101,7 @@ async def trial(config: Config, folder: Path, *, quiet: bool = False, open_data:
 
 @dataclass(frozen=True)
 class _Context:
-    """What a trial has from its first step to its last. It is made once; only what it refers to changes."""
+    """Everything that a trial uses while it trains. It is made once; the objects in it change."""
 
     config: Config
     folder: Path
@@ -110,7 +116,7 @@ class _Context:
 
 
 async def _finish(config: Config, folder: Path, *, quiet: bool, open_data: OpenData) -> Verdict:
-    """Reach the verdict, unless there is one, and see that the figure and the tracker's run are complete."""
+    """Train up to the verdict if there is none yet. Then draw the figure and close the tracker's run."""
     (folder / ERROR).unlink(missing_ok=True)
     if config.fresh:
         clear(folder)
@@ -173,7 +179,7 @@ async def _reach_verdict(config: Config, folder: Path, *, quiet: bool, open_data
 
 
 async def _train(context: _Context) -> Verdict:
-    """Train block by block until the budget is spent or a fault ends the trial, and rule on it."""
+    """Train block by block until the last step, or until a fault ends the trial. Return the verdict."""
     config, slot, readings = context.config, context.slot, context.readings
     fault = readings.fault(FAULTS) if is_check_due(slot.step) else None
     ended, recorded = _ends(context, fault), (context.folder / FLIGHT).exists()
@@ -187,8 +193,8 @@ async def _train(context: _Context) -> Verdict:
         while slot.step < end:
             rows = await slot.train(end - slot.step)
             readings.add_signals(rows)
-            context.display.trained(rows)
-        context.recorder.passed(slot)
+            context.display.show_steps(rows)
+        context.recorder.keep_state(slot)
         # Validate before the diagnosis: a resumed trial has the validation in its folder, and must decide the same.
         if count == to_validation:
             await _validate(context)
@@ -210,7 +216,7 @@ async def _train(context: _Context) -> Verdict:
         return readings.judge()
     if slot.step < config.steps:
         verdict = replace(verdict, evidence=verdict.evidence | {"steps saved": config.steps - slot.step})
-        context.display.stopped(slot.step, verdict)
+        context.display.show_stop(slot.step, verdict)
     _record(context, verdict)
     return verdict
 
@@ -219,20 +225,20 @@ async def _validate(context: _Context) -> None:
     slot = context.slot
     validation = await slot.validate()
     context.readings.add_validation(slot.step - 1, validation)
-    context.display.validated(slot.step - 1, validation)
+    context.display.show_validation(slot.step - 1, validation)
     if context.best.improve(validation):
         context.save(context.folder / BEST, slot.stack, slot.place, context.best)
 
 
 def _ends(context: _Context, fault: Verdict | None) -> bool:
-    """Whether no step follows. It depends on the trial and its step alone, so that a resumed trial ends there too."""
+    """Return whether the trial ends here. It depends only on the trial and its step: a resumed trial ends there too."""
     if context.slot.step >= context.config.steps or context.slot.failed:
         return True
     return fault is not None and context.readings.fault(context.config.diagnosis.stop_on) is not None
 
 
 def _record(context: _Context, fault: Verdict) -> None:
-    """Leave a flight recording of a fault. The verdict does not depend on it, so a failure to write is a warning."""
+    """Write a flight recording of a fault. If it cannot be written, log a warning: the verdict does not need it."""
     try:
         context.recorder.write(context.folder, context.slot.alone(), context.dataset.train, fault)
     except (OSError, RuntimeError, MemoryError) as error:

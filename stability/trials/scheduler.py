@@ -1,16 +1,16 @@
 """Trains trials together in one stack, each at a step of its own.
 
-A trial is a coroutine that awaits requests (`requests.py`). What it writes, looks at and decides is its own affair, so
-that it is the same alone and in company. The scheduler fulfils the requests of all trials in the stack at once. Its
-state is two groups of trials:
+A trial is a coroutine that awaits requests (`requests.py`). It alone decides what it writes, measures and does next, so
+its results are the same whether it is alone in the stack or not. The scheduler fulfils the requests of all trials in
+the stack at once. Its state is two groups of trials:
 
-    waiting   not started yet, or without a slot for want of memory
+    waiting   not started yet, or without a slot because memory ran out
     running   in the stack, each with an open request: Train or Validate
 
 A round moves trials from waiting to running while there are free slots, and then fulfils either all open validations or
 some steps of all. Validations come first, since a trial that validates cannot be stepped. A trial that ends leaves its
-slot, and the next one takes it. When the stack is too large for the memory, half of it goes back to waiting with all
-its state, and the stack stays that small.
+slot, and the next one takes it. When the stack is too large for the memory, half of its trials wait again, with all
+their state, and the stack stays that small.
 """
 
 from collections import deque
@@ -37,12 +37,11 @@ def train_together(
 ) -> list[_Result | BaseException]:
     """Run all trials to their end, several at a time in one stack.
 
-    After Ctrl-C or SIGTERM the running trials write their checkpoints and end as `Interrupted`, and so do the waiting
-    ones.
+    After Ctrl-C or SIGTERM all trials end as `Interrupted`. Those that have trained write a checkpoint first.
 
     Args:
-        trials: Coroutines of trials that fit into one stack: the same model, batch, precision, data and device.
-        size: The most trials in the stack; None: as many as the memory holds, measured on the first one.
+        trials: Coroutines of trials that can share a stack: the same model, batch, precision, data and device.
+        size: The largest number of trials in the stack. None for as many as fit into memory, measured on the first one.
         sharing: The number of processes that share the memory equally.
 
     Returns:
@@ -53,8 +52,8 @@ def train_together(
     try:
         with stop_requests() as stop_requested:
             while not scheduler.is_done:
-                if how := stop_requested():
-                    scheduler.stop(how)
+                if interruption := stop_requested():
+                    scheduler.stop(interruption)
                 scheduler.fill_slots()
                 scheduler.advance()
     finally:
@@ -85,7 +84,7 @@ class _Member(Generic[_Result]):
         return isinstance(self.request, Train | Validate)
 
     def start(self) -> None:
-        """Run it up to its first Train or Validate, unless it needs memory first, or ends."""
+        """Run it up to its first Train or Validate. It may end before that, or stop at a WaitForMemory."""
         if not self.is_running:
             self.resume(None)
         if isinstance(self.request, Join):
@@ -97,7 +96,7 @@ class _Member(Generic[_Result]):
         self._run(lambda: self._trial.send(answer))
 
     def fail(self, error: Exception) -> None:
-        """Raise the error where it awaits the answer to its open request."""
+        """Raise the error in the coroutine, where it awaits the answer to its open request."""
         self._run(lambda: self._trial.throw(error))
 
     def leave_stack(self) -> None:
@@ -106,7 +105,7 @@ class _Member(Generic[_Result]):
             self.slot.stack, self.slot.place = self.slot.alone(), 0
 
     def close(self) -> None:
-        """End it where it is, if it has not ended."""
+        """Close the coroutine if it has not ended."""
         self._context.run(self._trial.close)
 
     def _run(self, step: Callable[[], Request[Any]]) -> None:
@@ -133,14 +132,14 @@ class _Scheduler(Generic[_Result]):
     def is_done(self) -> bool:
         return not self._waiting and not self._running
 
-    def stop(self, how: type[Interrupted]) -> None:
-        """Have all trials end: those that have trained after a checkpoint, the others at once."""
+    def stop(self, interruption: type[Interrupted]) -> None:
+        """Stop all trials: those that have trained after their next checkpoint, the others at once."""
         trained = [member for member in self._waiting if member.is_running]
         for member in [*self._running, *trained]:
-            member.slot.stopping = how
+            member.slot.stopping = interruption
         for member in self._waiting:
             if member not in trained:
-                member.result = how("Stopped. The same command goes on from there.")
+                member.result = interruption("Stopped. The same command goes on from there.")
         self._waiting = deque(trained)
 
     def fill_slots(self) -> None:
@@ -152,7 +151,7 @@ class _Scheduler(Generic[_Result]):
                 if self._running:
                     self._waiting.appendleft(member)
                     self._size = len(self._running)
-                else:  # no trial's end could free any
+                else:  # no other trial holds memory that it could free
                     member.fail(MemoryError())
             elif member.result is None:
                 self._running.append(member)
@@ -175,7 +174,7 @@ class _Scheduler(Generic[_Result]):
         self._running = [member for member in self._running if member.result is None]
 
     def _halve(self) -> None:
-        """Let the later half of the stack wait."""
+        """Move the later half of the stack to the waiting trials."""
         self._size = len(self._running) // 2
         for member in reversed(self._running[self._size :]):
             member.leave_stack()
@@ -184,7 +183,7 @@ class _Scheduler(Generic[_Result]):
 
 
 def _validate(members: Sequence[_Member[_Result]]) -> None:
-    """Validate some of the running trials; where the memory does not hold all, half of them at a time."""
+    """Validate some of the running trials. If memory runs out, validate half of them at a time."""
     split, alone = members[0].dataset.val, len(members[0].slot.stack.configs) == 1
     try:
         stack = _stack_of(members)
@@ -192,7 +191,7 @@ def _validate(members: Sequence[_Member[_Result]]) -> None:
             evaluate(stack, split) if len(members) > 1 else in_micro_batches(stack, lambda: evaluate(stack, split))
         )
     except Exception as error:
-        too_large = is_out_of_memory(error) and not alone  # mended below: here the error holds the memory that is short
+        too_large = is_out_of_memory(error) and not alone  # handled below: here the error keeps memory in use
         if not too_large:
             for member in members:
                 member.fail(error)
@@ -209,7 +208,7 @@ def _validate(members: Sequence[_Member[_Result]]) -> None:
 
 
 def _train(members: Sequence[_Member[_Result]]) -> None:
-    """Train all running trials by as many steps as the one that asks for fewest."""
+    """Train all running trials, by the smallest number of steps that one of them requests."""
     count = min(member.request.steps for member in members if isinstance(member.request, Train))
     split = members[0].dataset.train
     try:
@@ -220,10 +219,10 @@ def _train(members: Sequence[_Member[_Result]]) -> None:
         for member, table in zip(members, tables, strict=True):
             member.resume(table)
         return
-    # Not in the except clause: there the error holds the memory that is short.
+    # Not in the except clause: there the error keeps memory in use.
     if too_large:
         raise _StackTooLarge
-    # A single trial may be at fault, as when its batch cannot be read: step each alone to find out which.
+    # One trial may be at fault, for example if its batch cannot be read. Step each alone to find out which.
     for member in members:
         member.leave_stack()
         stack = member.slot.stack
@@ -236,7 +235,7 @@ def _train(members: Sequence[_Member[_Result]]) -> None:
 
 
 def _stack_of(members: Sequence[_Member[_Result]]) -> Stack:
-    """A stack of exactly these trials in this order: the one that holds them, or a copy."""
+    """Return a stack of exactly these trials in this order: the stack that holds them, or a copy."""
     stack, places = members[0].slot.stack, [member.slot.place for member in members]
     if any(member.slot.stack is not stack for member in members):
         return join([member.slot.alone() for member in members])
@@ -244,7 +243,7 @@ def _stack_of(members: Sequence[_Member[_Result]]) -> Stack:
 
 
 def _move_into_one_stack(members: Sequence[_Member[_Result]]) -> Stack:
-    """The stack of exactly these trials, in which they are from now on."""
+    """Move these trials into a stack of their own, unless they have one, and return it."""
     stack = _stack_of(members)
     for place, member in enumerate(members):
         member.slot.stack, member.slot.place = stack, place

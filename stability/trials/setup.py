@@ -1,4 +1,4 @@
-"""What a trial needs before its first step: its data and its state, new or from its last checkpoint."""
+"""Prepares a trial: opens its data, and makes its stack from scratch or from its last checkpoint."""
 
 import shutil
 from pathlib import Path
@@ -33,7 +33,13 @@ from stability.trials.readings import VALIDATED
 def open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.device) -> tuple[Stack, checkpoint.Best]:
     """Make a trial's stack of one: new, or as its last checkpoint left it.
 
-    Signals and validations that the folder has of later steps are dropped: they are measured again.
+    The rows of later steps are dropped from the tables in the folder, because these steps are trained again.
+
+    Args:
+        config: The trial's configuration.
+        folder: The trial's folder.
+        dataset: The trial's data.
+        device: The device to train on.
 
     Returns:
         The stack, and the best validation so far.
@@ -56,8 +62,12 @@ def open_data(config: Config, device: torch.device) -> Dataset:
 
     A synthetic set is written when it is first needed.
 
+    Args:
+        config: The trial's configuration.
+        device: The device to train on.
+
     Raises:
-        StabilityError: There are no data, or they do not fit the configuration.
+        StabilityError: There are no data, they are bad, or they do not fit the configuration.
     """
     outputs, data = Path(config.outputs), config.data
     if data.synthetic is not None:
@@ -85,7 +95,7 @@ def open_data(config: Config, device: torch.device) -> Dataset:
 
 
 def clear(folder: Path) -> None:
-    """Delete the trial that the folder holds. Other files stay."""
+    """Delete the results of the trial in a folder. Other files, such as its configuration, stay."""
     for inner in (CHECKPOINTS, FLIGHT):
         shutil.rmtree(folder / inner, ignore_errors=True)
     for name in (SIGNALS_FILE, VALIDATION_FILE, VERDICT, FIGURE, EXCLUDED, TRACKING):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noted when they come, obeyed between two steps."""
+"""Notes Ctrl-C and SIGTERM when they come, so that training can stop between two steps."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -12,11 +12,11 @@ from stability.core.errors import Interrupted, Terminated
 def stop_requests() -> Iterator[Callable[[], type[Interrupted] | None]]:
     """Note Ctrl-C and SIGTERM instead of acting on them, so that no step is left half done.
 
-    A second Ctrl-C acts at once. A second SIGTERM does nothing: schedulers of clusters send several, and kill the
-    process when its time is up.
+    A second Ctrl-C acts at once. A second SIGTERM does nothing: the schedulers of clusters send several, and later
+    kill the process.
 
     Returns:
-        A context manager. It gives a function that returns how to end, or None as long as no signal has come.
+        A context manager. It gives a function that returns the exception to end with; None while no signal has come.
     """
     requested: type[Interrupted] | None = None
 

@@ -15,7 +15,7 @@ from stability.data import placement
 from stability.data.batches import training_batch, validation_batches
 from stability.data.placement import CopiedRows, DeviceRows, HostRows
 from stability.data.records import Dataset, Rows, Split
-from stability.trials.recorder import hash_of
+from stability.trials.recorder import hash_batch
 from tests.support.configs import tiny
 from tests.support.sessions import all_features, opened, write_ragged_days
 from tests.support.stacks import trained
@@ -67,7 +67,7 @@ def test_batches_are_those_of_the_files(root: Path, kind: str, dtype: torch.dtyp
             assert torch.equal(batch.features, wanted.features.to(dtype).float())
             assert torch.equal(batch.bins, wanted.bins)
             assert torch.equal(batch.labels, wanted.labels)
-            assert hash_of(batch) == hash_of(wanted)
+            assert hash_batch(batch) == hash_batch(wanted)
         read = there.read(1)
         assert read.dtype == np.float32
         np.testing.assert_array_equal(read, torch.from_numpy(split.read(1)).to(dtype).float())

@@ -1,13 +1,13 @@
 """Which trials share a stack."""
 
-from stability.sweeps.stacks import kind
+from stability.sweeps.stacks import stack_key
 from tests.support.configs import tiny
 
 
 def test_trials_with_different_data_do_not_share_a_stack() -> None:
     """Where what is too short after the longest cut is left out of the data."""
     kinds = [
-        kind(tiny(f"data.on_bad_utterance={how}", f"aug.max_cut={cut}"))
+        stack_key(tiny(f"data.on_bad_utterance={how}", f"aug.max_cut={cut}"))
         for how in ("exclude", "error")
         for cut in (0, 3)
     ]

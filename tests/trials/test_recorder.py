@@ -167,7 +167,7 @@ def test_the_state_before_a_step_that_was_applied(dataset: Dataset, tmp_path: Pa
     recorder = Recorder(stack)
     for _ in range(4):
         train_steps(stack, dataset.train, 52)
-        recorder.passed(Slot(stack))
+        recorder.keep_state(Slot(stack))
     exploded = Verdict("exploded", "relapse", 107, 120)
     recorder.write(tmp_path, stack, dataset.train, exploded)
     flight = read_flight(tmp_path)

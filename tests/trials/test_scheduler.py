@@ -292,7 +292,7 @@ def test_what_a_trial_needs_is_measured_whatever_there_was_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare_process()
-    monkeypatch.setattr(capacity, "_MOST", {"cpu": 1 << 60})
+    monkeypatch.setattr(capacity, "_LARGEST_STACK", {"cpu": 1 << 60})
     dataset = open_data(configs(tmp_path)[0], torch.device("cpu"))
     torch.ones(100 << 20, dtype=torch.uint8)  # which is kept, and was the most so far
     measured = Capacity(torch.device("cpu"), dataset)
