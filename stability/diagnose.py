@@ -74,7 +74,7 @@ def diagnose(recording: Recording, figure: Path) -> None:
         _compare_with_healthy(console, recording, healthy)
     from stability.diagnosis.run_figure import draw  # late: matplotlib takes a while to import
 
-    draw(figure, recording.name, recording.signals, recording.validation, asdict(verdict), healthy=healthy)
+    draw(figure, recording.name, recording.signals, recording.validation, verdict=asdict(verdict), healthy=healthy)
     console.print(f"[dim]figure[/] {figure}")
 
 

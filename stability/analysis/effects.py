@@ -102,7 +102,7 @@ class Sample:
 
     Attributes:
         response: What the differences are of.
-        means: float64 `[seeds]`; of ratios, logarithms.
+        means: One mean a seed, `[seeds]`; of ratios, the logarithms.
         matches: How many matches there are.
         bounded: How many of them have a censored trial.
         limit: The largest difference that is possible.

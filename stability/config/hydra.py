@@ -26,7 +26,7 @@ def register_schema() -> None:
 def conf_folder() -> Path:
     """Return the folder `conf`: at the top of a checkout, or inside the package of an installed wheel."""
     in_checkout, in_package = ROOT / "conf", Path(__file__).parents[1] / "conf"
-    # Next to an installed package there may be anybody's `conf`.
+    # Next to an installed package, a folder `conf` may belong to another program.
     return in_checkout if (ROOT / "pyproject.toml").is_file() and in_checkout.is_dir() else in_package
 
 

@@ -21,7 +21,7 @@ SHORT_NAMES = {
     "seed": "seed",
 }  # of the factors that are varied most
 
-# Settings, and groups of settings, that are no part of what a trial is.
+# Settings, and groups of settings, that do not change the result of a trial.
 CHANGES_NO_RESULT = {"tracking", "study", "outputs", "fresh", "validate_every", "checkpoint_every"}
 
 
@@ -55,7 +55,7 @@ def without_defaults(settings: Any) -> dict[str, Any]:
 
 
 def short_name(name: str) -> str:
-    """Return what tables, figures and MLflow call a setting.
+    """Return the name of a setting in tables, in figures and in MLflow.
 
     Args:
         name: Its dotted name.

@@ -192,7 +192,7 @@ class Sweep:
 
 @dataclass
 class Command(Config):
-    """Everything that a command line can set, besides Hydra's own settings."""
+    """Everything that a command line can set, except Hydra's own settings."""
 
     sweep: Sweep
 

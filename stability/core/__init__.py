@@ -1,1 +1,1 @@
-"""What every room needs and none owns: errors, files, random streams, devices, text."""
+"""Shared by all rooms: errors, files, random streams, devices, text, colours."""

@@ -12,10 +12,10 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name: auto, cpu, cuda or cuda:N. `auto` is CUDA if there is a GPU, else the CPU.
+    """Return the device of that name: auto, cpu, cuda or cuda:N. `auto` is CUDA if there is a GPU, else the CPU.
 
     Raises:
-        StabilityError: the name is unknown, or PyTorch does not see that device.
+        StabilityError: The name is unknown, or PyTorch does not see that device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -32,10 +32,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
-    """The precision of the forward pass. `auto` is the official bf16 on a GPU that has it, and fp32 elsewhere.
+    """Return the precision of the forward pass. `auto` is the official bf16 on a GPU that has it, and fp32 elsewhere.
 
     Raises:
-        StabilityError: bf16 on a GPU without it. PyTorch would emulate it, slowly and without a warning.
+        StabilityError: The name is bf16, but the GPU has none. PyTorch would emulate it, slowly and without a warning.
     """
     if name == "auto":
         return "bf16" if device.type == "cuda" and _has_bf16(device) else "fp32"
@@ -48,9 +48,9 @@ def choose_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torc
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device, copied without waiting.
+    """Copy a tensor to the device without waiting.
 
-    A plain `tensor.to("cuda")` makes the host wait until the GPU has finished all that it was given before.
+    A plain `tensor.to("cuda")` makes the host wait until the GPU has finished all its earlier work.
     """
     if device.type != "cuda" or tensor.device == device:
         return tensor.to(device)

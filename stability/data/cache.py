@@ -37,7 +37,7 @@ def map_split(split: Split, name: str, dtype: torch.dtype, folders: Sequence[Pat
     Args:
         split: The split.
         name: Its name, for the file's name.
-        dtype: float32 or float16.
+        dtype: The type to store, float32 or float16.
         folders: Where to look for the cache, and then where to write it: in the first folder that has room.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Judges a training: signals in, findings and a verdict out. It imports no trainer, and no PyTorch."""
+"""Diagnoses a training: makes findings and a verdict from its signals. It imports no trainer, and no PyTorch."""

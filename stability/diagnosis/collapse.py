@@ -25,7 +25,7 @@ _T = THRESHOLDS["collapsed"]
 _SOME, _WELL = THRESHOLDS["learned"]["some"], THRESHOLDS["learned"]["well"]
 _SMOOTH = 5
 _FEWEST_POINTS = 6  # readings of the frame information that a forecast needs
-_MOST_POINTS = 500  # readings that it uses: it takes memory by the square of their number
+_MOST_POINTS = 500  # readings that it uses: its memory grows with the square of their number
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _narrow_spans(signals: Table) -> list[_NarrowSpan]:
 def relapsed(signals: Table, validation: Table) -> Finding | None:
     """Detect a decoder that had learned something, and outputs only blank or a few phonemes again.
 
-    What it had learned is seen in the frame information; if that was not recorded, in the error rate.
+    The frame information shows whether it had learned; if that was not recorded, the error rate shows it.
     """
     information, rates = finite_readings(signals, "frame_information"), finite_readings(validation, "per")
     name, series = ("frame_information", information) if len(information.steps) else ("per", rates)
@@ -274,7 +274,7 @@ def _small_step_advice(signals: Table, step: int, size: float) -> str:
 
 
 def _clipped_before_unscaling(signals: Table, step: int) -> str | None:
-    """Advice, if the applied gradient is always as small as the clip's limit divided by the loss scale."""
+    """Return advice if the applied gradient is always as small as the clip's limit divided by the loss scale."""
     scale, applied = (finite_readings(signals, name).up_to(step) for name in ("loss_scale", "applied_norm"))
     applied = applied[applied > 0]
     if len(applied) < 3 or not len(scale) or scale[-1] <= 1:
@@ -290,16 +290,16 @@ def _clipped_before_unscaling(signals: Table, step: int) -> str | None:
 
 
 def _what_changed(signals: Table, step: int, now: int) -> str:
-    """What else changed at a relapse, in a sentence."""
+    """Return a sentence about what else changed at a relapse."""
     suspects = {"weight_norm": "the norm of the weights", "lr": "the lr", "input_max": "the largest input"}
-    for name, what in suspects.items():
+    for name, description in suspects.items():
         series = finite_readings(signals, name)
         before, after = series.between(step - 100, step - 11), series.between(step, min(step + 60, now))
         if not len(before) or not len(after):
             continue
         old, new = float(np.median(before)), float(np.median(after))
         if not 0.67 * old <= new <= 1.5 * old:
-            return f"Meanwhile {what} went from {old:.3g} to {new:.3g}: look there first."
+            return f"Meanwhile {description} went from {old:.3g} to {new:.3g}: look there first."
     return "The lr, the weights and the inputs hardly changed in size: look at the labels and inputs since then."
 
 

@@ -24,7 +24,11 @@ def show_outcome(verdict: Verdict) -> None:
 
 @contextmanager
 def reading_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show a bar in a `with` statement. Yields a function that takes how much has been read, and of how much."""
+    """Show a progress bar while a `with` statement reads a log.
+
+    Yields:
+        A function to call with the amount read so far and the whole amount.
+    """
     console = Console()
     bar = Progress(
         TextColumn("reading"),

@@ -151,7 +151,7 @@ def _risen_loss(signals: Table) -> _Sign | None:
     lost &= (start > 0) & (best >= 0)  # a ratio of losses that may be negative, as of log-likelihoods, says nothing
     optimizer = _read_optimizer(signals)
     for row in np.flatnonzero(lost):
-        if _may_have_leapt(optimizer, int(steps[row])) or _stays_lost(steps, smooth, lost, int(row)):
+        if _may_have_stepped_far(optimizer, int(steps[row])) or _stays_lost(steps, smooth, lost, int(row)):
             near = np.flatnonzero(smooth[:row] <= best[row] + 0.25 * (smooth[row] - best[row]))
             onset = int(near[-1]) + 1 if len(near) else 0
             onset = max(0, onset - _SMOOTH // 2)  # the median is late by half its width
@@ -166,7 +166,7 @@ def _risen_loss(signals: Table) -> _Sign | None:
 
 
 class _Optimizer(NamedTuple):
-    """What shows whether the optimiser takes large steps."""
+    """The signals that show whether the optimiser makes large updates."""
 
     update: Series
     lr: Series
@@ -177,8 +177,8 @@ def _read_optimizer(signals: Table) -> _Optimizer:
     return _Optimizer(*(finite_readings(signals, name) for name in ("update_ratio", "lr", "grad_norm")))
 
 
-def _may_have_leapt(optimizer: _Optimizer, step: int) -> bool:
-    """Whether the optimiser has just taken large steps. If its updates were not measured, it may have."""
+def _may_have_stepped_far(optimizer: _Optimizer, step: int) -> bool:
+    """Whether the optimiser has just made large updates. If updates were not measured, it may have."""
     update, lr, norm = optimizer
     if not len(update.up_to(step)):
         return True
@@ -263,7 +263,7 @@ def _grown_gradients(signals: Table) -> _Sign | None:
     for row in np.flatnonzero((smooth > _T["norm"] * before) & (before > 0)):
         if row < 2 * _SMOOTH - 1 or _loss_improved(loss, int(steps[row - _SMOOTH]), int(steps[row])):
             continue
-        if not _may_have_leapt(optimizer, int(steps[row])):
+        if not _may_have_stepped_far(optimizer, int(steps[row])):
             continue
         usual = float(before[row])
         high = np.flatnonzero(norms[: row + 1] > _T["norm"] * usual)
@@ -302,7 +302,11 @@ def _bad_batch(signals: Table) -> _Sign | None:
 
 
 def _find_spike(norm: Series, first: int, last: int) -> tuple[int, float, float] | None:
-    """Step, norm and usual norm of one gradient between two steps that is far above the usual, if norms fell again."""
+    """Find one gradient between two steps whose norm is far above the usual, and is not followed by others like it.
+
+    Returns:
+        Its step, its norm and the usual norm; None if there is none.
+    """
     steps, norms = norm
     low, high = int(np.searchsorted(steps, first)), int(np.searchsorted(steps, last, "right"))
     if high - low < 1 or low < 3:
@@ -322,7 +326,7 @@ def _rounded(value: float, digits: int) -> str:
 
 
 def _second_moments_advice(signals: Table, step: int, now: int) -> str:
-    """A sentence on the second moments, if the gradient of that step filled them."""
+    """Return a sentence on the second moments if the gradient of that step filled them."""
     effective = finite_readings(signals, "effective_lr")
     before, after = effective.up_to(step)[-1:], effective.between(step + 1, min(step + 12, now))[:1]
     if not len(before) or not len(after) or after[0] > 0.7 * before[0]:
@@ -331,7 +335,7 @@ def _second_moments_advice(signals: Table, step: int, now: int) -> str:
 
 
 def _clip_advice(signals: Table, step: int) -> str:
-    """A sentence on the clip, if the applied gradient is the measured one."""
+    """Return a sentence on the clip if the applied gradient is the measured one."""
     norm, applied = (finite_readings(signals, name).up_to(step) for name in ("grad_norm", "applied_norm"))
     not_clipped = len(norm) and len(applied) and applied.max() > 0.9 * norm.max()
     return " Gradients are not clipped." if not_clipped else ""

@@ -1,4 +1,4 @@
-"""What the detectors share: the form of a finding, the thresholds, and access to the readings of a signal."""
+"""Shared by the detectors: the form of a finding, the thresholds, and access to the readings of a signal."""
 
 import tomllib
 from dataclasses import dataclass
@@ -52,11 +52,11 @@ class Series(NamedTuple):
     values: Floats
 
     def up_to(self, step: int) -> Floats:
-        """The values up to that step, which is included."""
+        """Return the values up to that step, which is included."""
         return self.values[: np.searchsorted(self.steps, step, "right")]
 
     def between(self, first: int, last: int) -> Floats:
-        """The values from one step to another, both included."""
+        """Return the values from one step to another, both included."""
         return self.values[np.searchsorted(self.steps, first) : np.searchsorted(self.steps, last, "right")]
 
 
@@ -69,7 +69,7 @@ def readings(signals: Table, name: str) -> tuple[Steps, NDArray[np.float32]]:
 
 
 def finite_readings(signals: Table, name: str) -> Series:
-    """Return the readings of a signal that are finite, in float64. So one NaN does not hide what follows it."""
+    """Return the readings of a signal that are finite, in float64. So one NaN does not spoil medians and sums."""
     steps, values = readings(signals, name)
     finite = np.isfinite(values)
     return Series(steps[finite], values[finite].astype(np.float64))

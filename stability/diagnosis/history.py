@@ -20,7 +20,7 @@ class History:
     two is kept, later one of every four, and so on, evenly over the whole past: a training's last million steps do not
     displace its first thousand.
 
-    Which row of such a group is kept is drawn at random. Otherwise a signal that is measured at every tenth step could
+    The row of a group that is kept is drawn at random. Otherwise a signal that is measured at every tenth step could
     always fall on the rows that are dropped. The chance of a row grows with the rarity of the signals that it
     measures, so that rare signals keep as many readings as common ones, as far as they were measured. The draw is
     seeded: the same rows give the same history, whatever blocks they are appended in.
@@ -37,8 +37,8 @@ class History:
         self._lots = np.zeros(CAPACITY)
         self._pinned = np.zeros(CAPACITY, bool)
         self._length = 0
-        self._past = 0  # how many of the rows are older ones, thinned before
-        self._stride = 1  # so many successive older rows form a group, of which one is kept
+        self._past = 0  # the number of older rows, which have been thinned
+        self._stride = 1  # the number of successive older rows in a group; one row of each group is kept
         self._thinned = False
         self._seen = 0
         self._counts = np.zeros(0, np.int64)  # rows that measured each signal
@@ -64,7 +64,7 @@ class History:
         columns = self._columns(rows.names)
         while len(steps):
             room = self._past + 2 * _RECENT - self._length
-            self._take(columns, steps[:room], values[:room], measured[:room])
+            self._add_rows(columns, steps[:room], values[:room], measured[:room])
             steps, values, measured = steps[room:], values[room:], measured[room:]
             if self._length - self._past == 2 * _RECENT:
                 self._thin()
@@ -73,7 +73,7 @@ class History:
         """Drop the rows from `step` on, because the training resumes there."""
         kept = np.flatnonzero(self._steps[: self._length] < step)
         self._past = int(np.searchsorted(kept, self._past))
-        self._keep(kept)
+        self._keep_rows(kept)
         self._stride = 1  # there may be room again
 
     def table(self) -> Table:
@@ -82,7 +82,7 @@ class History:
         return Table(self._names, self._steps[held].copy(), self._values[held].copy(), self._measured[held].copy())
 
     def _columns(self, names: Sequence[str]) -> list[int]:
-        """The columns of these signals. A new signal gets a new, empty column."""
+        """Return the columns of these signals. Add an empty column for each new signal."""
         new = [name for name in names if name not in self._names]
         if new:
             wider = ((0, 0), (0, len(new)))
@@ -92,7 +92,7 @@ class History:
             self._counts, self._broken = np.pad(self._counts, wider[1]), np.pad(self._broken, wider[1])
         return [self._names.index(name) for name in names]
 
-    def _take(
+    def _add_rows(
         self, columns: list[int], steps: NDArray[np.int64], values: NDArray[np.float32], measured: NDArray[np.bool_]
     ) -> None:
         """Add rows at the end. There must be room for them."""
@@ -109,7 +109,7 @@ class History:
         self._length = rows.stop
 
     def _pin(self, rows: slice) -> None:
-        """Of these rows, pin each signal's first one that is not finite."""
+        """Pin each signal's first row that is not finite, if it is among these rows."""
         bad = self._measured[rows] & ~np.isfinite(self._values[rows])
         first = bad.any(axis=0) & ~self._broken
         if first.any() and self._pinned[: rows.start].sum() < _PINNED:
@@ -117,7 +117,7 @@ class History:
             self._broken |= first
 
     def _thin(self) -> None:
-        """Make room: of all but the newest rows, keep the winner of each group."""
+        """Make room: among all but the newest rows, keep only the winner of each group."""
         end = self._length - _RECENT
         rarity = self._seen / np.maximum(self._counts, 1)
         chances = np.where(self._measured[:end], rarity, 1).max(axis=1, initial=1)
@@ -133,9 +133,9 @@ class History:
             self._stride *= 2
         self._past = int(stays.sum())
         self._thinned |= self._past < end
-        self._keep(np.r_[np.flatnonzero(stays), end : self._length])
+        self._keep_rows(np.r_[np.flatnonzero(stays), end : self._length])
 
-    def _keep(self, rows: NDArray[np.int64]) -> None:
+    def _keep_rows(self, rows: NDArray[np.int64]) -> None:
         for column in (self._steps, self._values, self._measured, self._places, self._lots, self._pinned):
             column[: len(rows)] = column[rows]
         self._length = len(rows)

@@ -8,13 +8,13 @@ from stability.diagnosis.finding import THRESHOLDS, Finding, finite_readings
 from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["fp16"]
-_VIOLENT = 100  # times the usual loss: a loss that was so large before it became infinite grew to infinity
+_VIOLENT = 100  # times the usual loss; a loss that was larger than this before it became infinite has exploded
 
 
 def non_finite(signals: Table, validation: Table) -> Finding | None:
     """Detect the first loss or gradient that is not finite, and whether the data, fp16 or the optimiser caused it.
 
-    In fp16 an overflow is no fault as long as a smaller loss scale can mend it. One that does not end is.
+    In fp16 an overflow is no fault if a smaller loss scale mends it. Overflows that do not end are a fault.
     """
     found = (_first_non_finite(signals), _endless_overflow(signals))
     return min((f for f in found if f is not None), key=lambda finding: finding.detected_step, default=None)
@@ -76,7 +76,7 @@ def _first_non_finite(signals: Table) -> Finding | None:
 
 
 def _endless_overflow(signals: Table) -> Finding | None:
-    """Gradients that overflow again and again, though the loss is finite: a smaller loss scale does not mend them."""
+    """Find gradients that overflow again and again though the loss is finite: no smaller loss scale mends them."""
     scale = _column(signals, "loss_scale", 1)
     overflow = _is_not_finite(signals, "grad_norm") & (scale > 1) & ~_is_not_finite(signals, "loss")
     in_a_row = not_halved = start = 0

@@ -42,5 +42,5 @@ MARKS: Final[dict[str, Mark]] = {
 
 
 def style_of(outcome: str) -> str:
-    """The style in which an outcome is printed in a terminal. What is no outcome, such as a crash, is bad."""
+    """Return the style in which a terminal prints an outcome. Anything else, such as a crash, is printed as bad."""
     return MARKS[outcome].style if outcome in MARKS else _BAD

@@ -21,7 +21,7 @@ _MEDIANS = 100  # points of the line of medians through a long, noisy signal
 
 
 def draw_run(folder: Path, clip: float | None = None) -> Path:
-    """Draw the figure of a trial into its folder, as `run.png`. What the folder does not contain stays empty.
+    """Draw the figure of a trial into its folder, as `run.png`. A panel without data stays empty.
 
     Args:
         folder: The trial's folder.
@@ -34,7 +34,7 @@ def draw_run(folder: Path, clip: float | None = None) -> Path:
         StabilityError: A table of signals in the folder cannot be read.
     """
     table, validation = (signals.read_table(folder / name) for name in (SIGNALS_FILE, VALIDATION_FILE))
-    return draw(folder / FIGURE, folder.name, table, validation, _read_verdict(folder), clip=clip)
+    return draw(folder / FIGURE, folder.name, table, validation, verdict=_read_verdict(folder), clip=clip)
 
 
 def draw(
@@ -76,7 +76,15 @@ def draw(
         _draw_healthy(panels, healthy, int(table.steps[-1]))
     if clip is not None:
         norm.axhline(clip, color=_CLIP, linewidth=1.4, linestyle="--")
-        _label(norm, f"clipped above {clip:g}", (0.995, clip), norm.get_yaxis_transform(), _CLIP, (0, 9), "right")
+        _label(
+            norm,
+            f"clipped above {clip:g}",
+            at=(0.995, clip),
+            transform=norm.get_yaxis_transform(),
+            color=_CLIP,
+            offset=(0, 9),
+            align="right",
+        )
     norm.set_xlabel("step")
     norm.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(table.steps):
@@ -84,9 +92,10 @@ def draw(
 
     non_finite = _first_non_finite(table, ("loss", "grad_norm"))
     if non_finite is not None:
-        _mark(panels, non_finite, f"not finite at {non_finite}", _BROKEN, ":", level=0.74)
+        _mark(panels, non_finite, f"not finite at {non_finite}", color=_BROKEN, style=":", level=0.74)
     if verdict.get("onset_step") is not None:
-        _mark(panels, verdict["onset_step"], f"onset at {verdict['onset_step']}", _ONSET, "-.", level=0.9)
+        onset = verdict["onset_step"]
+        _mark(panels, onset, f"onset at {onset}", color=_ONSET, style="-.", level=0.9)
     figure.align_ylabels()
     loss.set_title(f"{name}\n{_outcome(verdict)}", fontsize=12, wrap=True)
     image = io.BytesIO()
@@ -143,20 +152,28 @@ def _use_log_scale(panel: Axes) -> None:
     panel.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _mark(panels: Sequence[Axes], step: int, text: str, color: str, style: str, level: float) -> None:
+def _mark(panels: Sequence[Axes], step: int, text: str, *, color: str, style: str, level: float) -> None:
     """Draw a line through all panels at `step`. Its text is in the top panel, at the height `level` from 0 to 1."""
     for panel in panels:
         panel.axvline(step, color=color, linewidth=1.4, linestyle=style)
     top = panels[0]
     low, high = top.get_xlim()
     left = step > low + 0.8 * (high - low)  # then there is room for the text only on its left
-    transform = top.get_xaxis_transform()
-    _label(top, text, (step, level), transform, color, (-6 if left else 6, 0), "right" if left else "left")
+    _label(
+        top,
+        text,
+        at=(step, level),
+        transform=top.get_xaxis_transform(),
+        color=color,
+        offset=(-6 if left else 6, 0),
+        align="right" if left else "left",
+    )
 
 
 def _label(
     panel: Axes,
     text: str,
+    *,
     at: tuple[float, float],
     transform: Transform,
     color: str,
@@ -165,7 +182,17 @@ def _label(
 ) -> None:
     """Write text in a box, `offset` points from the point `at` in the coordinates of `transform`."""
     plate = {"facecolor": "white", "edgecolor": color, "boxstyle": "round,pad=0.25", "linewidth": 0.8}
-    panel.annotate(text, at, offset, transform, "offset points", ha=align, va="center", bbox=plate, fontsize=9)
+    panel.annotate(
+        text,
+        at,
+        offset,
+        xycoords=transform,
+        textcoords="offset points",
+        ha=align,
+        va="center",
+        bbox=plate,
+        fontsize=9,
+    )
 
 
 def _padded(first: int, last: int) -> tuple[float, float]:

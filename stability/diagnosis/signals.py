@@ -14,7 +14,7 @@ class Signal:
     """One number, measured at a training step.
 
     In a name, `N` stands for the number of a GRU layer. `every` is the number of steps between two measurements in a
-    trial. A Monitor also looks at inputs, targets and the applied norm only every 10th step.
+    trial. A Monitor measures inputs, targets and the applied norm only every 10th step, too.
     """
 
     name: str
@@ -54,7 +54,7 @@ SIGNALS = {signal.name: signal for signal in _ORDER}
 
 
 def signals_of(layers: int) -> tuple[Signal, ...]:
-    """The signals of a trial whose decoder has that many GRU layers, in the order in which they are written."""
+    """Return the signals of a trial whose decoder has that many GRU layers, in the order in which they are written."""
     expanded: list[Signal] = []
     for signal in SIGNALS.values():
         if signal.name.endswith(".N"):
@@ -66,5 +66,5 @@ def signals_of(layers: int) -> tuple[Signal, ...]:
 
 
 def signal_names(layers: int) -> tuple[str, ...]:
-    """The names of `signals_of(layers)`: the columns of `signals.csv` after `step`."""
+    """Return the names of `signals_of(layers)`: the columns of `signals.csv` after `step`."""
     return tuple(signal.name for signal in signals_of(layers))

@@ -101,7 +101,7 @@ def read_table(path: Path, after: int = -1, only: Collection[str] | None = None)
 def truncate(path: Path, step: int, names: Sequence[str]) -> None:
     """Drop the rows of a file from `step` on, atomically, so that a resumed trial can append its rows.
 
-    A missing file stays missing. A file of which no row is left becomes empty.
+    A missing file stays missing. If no row is left, the file becomes empty.
 
     Args:
         path: The file.

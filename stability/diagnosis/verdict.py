@@ -20,8 +20,8 @@ Fault = Literal["non_finite", "bad_data", "exploded", "blank_collapse", "mode_co
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 FATAL: tuple[Fault, ...] = ("non_finite", "bad_data")  # no training can go on after these
 _SOME, _WELL = THRESHOLDS["learned"]["some"], THRESHOLDS["learned"]["well"]
-_MULTIPLE = 3.0  # a last validation loss of so many times the best is no good end
-_FLAT = 0.01  # a loss that falls by less, from one quarter of the plateau to the next, is flat
+_MULTIPLE = 3.0  # losses ended well if the last validation loss is at most this many times the best one
+_FLAT = 0.01  # a loss is flat if it falls by a smaller share than this from one quarter of the plateau to the next
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Verdict:
         return cls(**json.loads(text))
 
 
-def stopped(
+def stopping_verdict(
     signals: Table, validation: Table, stop_on: Collection[str], found: Sequence[Finding] | None = None
 ) -> Verdict | None:
     """Return the verdict that ends a training early.
@@ -70,7 +70,7 @@ def stopped(
         found: The `findings` of these tables, if the caller has them.
 
     Returns:
-        The verdict by the first finding of these kinds; None if there is none.
+        The verdict on the first finding of these kinds; None if there is none.
     """
     for finding in findings(signals, validation) if found is None else found:
         if finding.kind in stop_on:

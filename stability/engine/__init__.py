@@ -1,1 +1,1 @@
-"""The one training loop, and the mathematics that it runs."""
+"""The training step of a stack of trials, and its mathematics: decoder, loss, optimizer, signals, kernels."""

@@ -16,7 +16,7 @@ from stability.engine.stack import Stack
 
 
 class Inputs(NamedTuple):
-    """What the K trials of a stack read at a step. `x` and `labels` are on the device, the rest on the host."""
+    """The inputs of the K trials of a stack at a step. `x` and `labels` are on the device, the rest on the host."""
 
     x: Tensor  # (K, B, T, F)
     frames: Tensor  # (K, B) output frames of each utterance
@@ -28,9 +28,9 @@ class Inputs(NamedTuple):
 
 
 def training_inputs(stack: Stack, split: Split) -> Inputs:
-    """The batch of each trial at its next step, with noise, cut and smoothing.
+    """Make the batch of each trial at its next step, with noise, cut and smoothing.
 
-    Trials with the same seed, at the same step, share all but the scale of the noise, which is drawn once.
+    Trials with the same seed, at the same step, share their batch and their noise, which is drawn once. Each scales it.
     """
     configs = stack.configs
     groups: dict[tuple[int, int, int, float], list[int]] = {}
@@ -58,7 +58,7 @@ def training_inputs(stack: Stack, split: Split) -> Inputs:
 
 
 def validation_inputs(stack: Stack, batch: Batch) -> Inputs:
-    """The same batch for every trial, smoothed as in its training, without noise and cut."""
+    """Give every trial the same batch, smoothed as in its training, without noise and cut."""
     configs = stack.configs
     features = batch.features.to(stack.device)
     with stack.autocast():
@@ -68,14 +68,14 @@ def validation_inputs(stack: Stack, batch: Batch) -> Inputs:
 
 
 def micro_batches(stack: Stack, inputs: Inputs) -> list[slice]:
-    """The rows of each part that the batch is divided into: at most as many parts as rows."""
+    """Divide the batch into parts, at most one for each row. Return the rows of each part."""
     size = inputs.frames.shape[1]
     count = min(stack.micro_batches, size)
     return [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
 
 
 def select_rows(inputs: Inputs, rows: slice) -> Inputs:
-    """Some rows of the batch. A day that none of them belongs to stays listed, with 0 rows."""
+    """Select some rows of the batch. A day without any of these rows stays in the list, with 0 rows."""
     days = torch.arange(len(inputs.rows_per_day))
     counts = days.repeat_interleave(torch.tensor(inputs.rows_per_day))[rows].bincount(minlength=len(days))
     tensors = {name: getattr(inputs, name)[:, rows] for name in ("x", "frames", "labels", "label_counts")}

@@ -19,7 +19,7 @@ from stability.engine.packing import Packing, pack, unpack
 from stability.engine.recurrent import GruWeights, gru_layer
 
 Parameters = dict[str, Tensor]
-Dropout = Callable[[Tensor, str, float, Packing | None], Tensor]  # of activations, purpose, probability, and packing
+Dropout = Callable[[Tensor, str, float, Packing | None], Tensor]  # takes activations, purpose, probability and packing
 OnOutput = Callable[[str, Tensor], None]  # called with each module's name and output, in forward order
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def ignore_output(name: str, output: Tensor) -> None:
 
 
 def init_parameters(model: Model, n_features: int, n_days: int, seed: int) -> Parameters:
-    """The official initial weights of one trial, on the CPU, without the trial axis.
+    """Draw the official initial weights of one trial, on the CPU, without the trial axis.
 
     Day layers are the identity; recurrent weights are orthogonal; input weights, head and initial state are
     Xavier-uniform; biases are uniform, as PyTorch initialises them.
@@ -65,7 +65,7 @@ def init_parameters(model: Model, n_features: int, n_days: int, seed: int) -> Pa
 
 
 def gru_names(layer: int) -> tuple[str, str, str, str]:
-    """The names of a GRU layer's parameters, in the order of `GruWeights`."""
+    """Return the names of a GRU layer's parameters, in the order of `GruWeights`."""
     weight_ih, weight_hh, bias_ih, bias_hh = (
         f"gru.{kind}_l{layer}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
@@ -73,7 +73,7 @@ def gru_names(layer: int) -> tuple[str, str, str, str]:
 
 
 def frames_of(bins: Tensor, model: Model) -> Tensor:
-    """The number of output frames, one for each patch. bins: the number of input bins, of any shape."""
+    """Count the output frames, one for each patch, of utterances with that many input bins. bins: of any shape."""
     return torch.div(bins - model.patch_size, model.patch_stride, rounding_mode="floor") + 1
 
 
@@ -89,14 +89,14 @@ def forward(
     """Run the decoder of K trials on a batch of each.
 
     Args:
-        parameters: the weights. `day_weights` (K, D, F, F) and `day_biases` (K, D, 1, F) are those of the D days in the
+        parameters: The weights. `day_weights` (K, D, F, F) and `day_biases` (K, D, 1, F) are those of the D days in the
             batch, in the order of its rows.
         x: (K, B, T, F) features.
         frames: (K, B) output frames of each utterance, on the host, as `frames_of` counts them.
-        rows_per_day: the number of rows of each of the D days.
-        model: sizes and dropout probabilities.
-        dropout: applied to the input and between GRU layers; None in validation.
-        on_output: called with each module's name and output.
+        rows_per_day: The number of rows of each of the D days.
+        model: Sizes and dropout probabilities.
+        dropout: Applied to the input and between GRU layers; None in validation.
+        on_output: Called with each module's name and output.
 
     Returns:
         Logits (K, T', B, C). After the last frame of an utterance they have no meaning.
@@ -152,7 +152,7 @@ class _Patches(torch.autograd.Function):
 
 
 def _fold_by_frame(grad: Tensor, shape: torch.Size, packing: Packing, size: int, stride: int) -> Tensor:
-    """Add up packed, overlapping patches to (K, B, T, F), frame by frame: packed, those of a frame are adjacent."""
+    """Add up packed, overlapping patches to (K, B, T, F), frame by frame: the patches of a frame are adjacent."""
     k, b, t, f = shape
     counts = packing.counts
     in_order = grad.new_zeros(k, counts[0], t * f)
@@ -164,7 +164,7 @@ def _fold_by_frame(grad: Tensor, shape: torch.Size, packing: Packing, size: int,
 
 
 def _fold_by_part(grad: Tensor, shape: torch.Size, packing: Packing, size: int, stride: int) -> Tensor:
-    """The same, for all frames at once: the parts of a patch that are a stride wide do not overlap."""
+    """Do the same for all frames at once: the parts of a patch that are a stride wide do not overlap."""
     k, b, t, f = shape
     frames = len(packing.counts)
     unpacked = unpack(grad, packing, b, frames)

@@ -14,7 +14,7 @@ from stability.engine.stack import Stack
 
 
 def evaluate(stack: Stack, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Phoneme error rate and loss of each trial on a whole split. The stack stays as it is.
+    """Measure phoneme error rate and loss of each trial on a whole split. The stack stays as it is.
 
     Returns:
         The error rates (K,): total edit distance over total label length, of the greedy decoding. And the losses (K,),

@@ -38,12 +38,12 @@ def forward_backward(stack: Stack, split: Split, on_output: OnOutput = ignore_ou
     """Compute losses and gradients of every trial on the batch, noise and dropout of its next step."""
     inputs = training_inputs(stack, split)
     leaves = {n: p.detach().requires_grad_() for n, p in select_days(stack.parameters, inputs.days).items()}
-    parts = (_pass_rows(stack, leaves, inputs, rows, on_output) for rows in micro_batches(stack, inputs))
+    parts = (_pass_rows(stack, leaves, inputs, rows, on_output=on_output) for rows in micro_batches(stack, inputs))
     return reduce(_add, parts)
 
 
 def gradients_of(stack: Stack, split: Split) -> Parameters:
-    """The gradient of each trial's loss at its weights, on the batch, noise and dropout of its next step.
+    """Compute the gradient of each trial's loss at its weights, on the batch, noise and dropout of its next step.
 
     Returns:
         `{name: (K, ...)}`, like the parameters and in their dtype, neither clipped nor scaled. It is zero in the
@@ -61,7 +61,7 @@ def gradients_of(stack: Stack, split: Split) -> Parameters:
 
 
 def examine(stack: Stack, split: Split) -> Examination:
-    """Compute the next step of a stack of one, to see what in it is not finite. The stack stays as it is."""
+    """Compute the next step of a stack of one, and find what is not finite in it. The stack stays as it is."""
     not_finite: list[str] = []
 
     def check(name: str, output: Tensor) -> None:
@@ -75,20 +75,27 @@ def examine(stack: Stack, split: Split) -> Examination:
     return Examination(inputs.x[0], inputs.frames[0], nll[0], not_finite)
 
 
-def _pass_rows(stack: Stack, leaves: Parameters, inputs: Inputs, rows: slice, on_output: OnOutput) -> Pass:
-    """The share that some rows of a batch have in its mean loss, and in the gradients."""
+def _pass_rows(stack: Stack, leaves: Parameters, inputs: Inputs, rows: slice, *, on_output: OnOutput) -> Pass:
+    """Compute the share of some rows of a batch in its mean loss, and in the gradients."""
     part = select_rows(inputs, rows)
-    logits, nll = predict(stack, leaves, part, dropout_of(stack, inputs, rows), on_output)
+    logits, nll = predict(stack, leaves, part, dropout_of(stack, inputs, rows), on_output=on_output)
     share = part.frames.shape[1] / inputs.frames.shape[1]
     loss, loss_per_label = (share * mean for mean in reduce_losses(stack, nll, part.label_counts))
     gradients = dict(zip(leaves, torch.autograd.grad((loss * stack.loss_scale).sum(), [*leaves.values()]), strict=True))
-    return Pass(inputs, logits.detach(), nll.detach(), loss.detach(), loss_per_label.detach(), gradients)
+    return Pass(
+        inputs=inputs,
+        logits=logits.detach(),
+        nll=nll.detach(),
+        loss=loss.detach(),
+        loss_per_label=loss_per_label.detach(),
+        gradients=gradients,
+    )
 
 
 def _add(first: Pass, second: Pass) -> Pass:
-    """The passes over two parts of a batch, the second's rows behind the first's, as one.
+    """Combine the passes over two parts of a batch. The rows of the second follow those of the first.
 
-    Adds to the first's gradients in place.
+    The gradients of the first are changed in place.
     """
     for name, gradient in second.gradients.items():
         first.gradients[name].add_(gradient)

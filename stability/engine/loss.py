@@ -13,7 +13,7 @@ from stability.engine.kernels import ctc_cpu, selftest
 
 
 def ctc_losses(logits: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
-    """CTC's negative log-likelihood of each utterance.
+    """Compute CTC's negative log-likelihood of each utterance.
 
     Args:
         logits: (K, T, B, C).
@@ -64,7 +64,12 @@ def _on_gpu(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], 
 
 
 def collapse(classes: Tensor, frames: Tensor) -> Tensor:
-    """The best class of each frame, (..., T), with blank for repeats and after the last frame. frames: (...)."""
+    """Replace repeats, and all that follows the last frame, by blank.
+
+    Args:
+        classes: The best class of each frame, (..., T).
+        frames: The number of frames, (...).
+    """
     repeated = torch.zeros_like(classes, dtype=torch.bool)
     repeated[..., 1:] = classes[..., 1:] == classes[..., :-1]
     beyond = torch.arange(classes.shape[-1], device=classes.device) >= frames.unsqueeze(-1)
@@ -72,7 +77,7 @@ def collapse(classes: Tensor, frames: Tensor) -> Tensor:
 
 
 def without_blanks(collapsed: Tensor) -> list[list[int]]:
-    """The labels of each of B rows. collapsed: (B, T), as `collapse` returns it."""
+    """Return the labels of each of B rows. collapsed: (B, T), as `collapse` returns it."""
     kept = collapsed != BLANK
     flat = collapsed[kept].tolist()
     ends = kept.sum(1).cumsum(0).tolist()
@@ -80,10 +85,10 @@ def without_blanks(collapsed: Tensor) -> list[list[int]]:
 
 
 def greedy_decode(classes: Tensor, frames: Tensor) -> list[list[int]]:
-    """The labels of each row: best class of each frame, without repeats and blanks. classes: (B, T), frames: (B,)."""
+    """Return the labels of each row: the best classes without repeats and blanks. classes: (B, T), frames: (B,)."""
     return without_blanks(collapse(classes, frames))
 
 
 def edit_distance(decoded: list[int], target: list[int]) -> int:
-    """Levenshtein distance of two lists. Of tensors, `editdistance` would compare the identities of the elements."""
+    """Compute the Levenshtein distance of two lists. `editdistance` compares tensors wrongly: by their identity."""
     return int(editdistance.eval(decoded, target))

@@ -19,7 +19,7 @@ _SAMPLE = 16_384  # size of the sample of second moments
 
 
 def norms_by_part(norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The whole gradient norm, and that of each part of the model, from the norms by parameter (K,)."""
+    """Compute the whole gradient norm, and that of each part of the model, from the norms by parameter (K,)."""
     squares: dict[str, Tensor] = {}
     for name, norm in norms.items():
         part = _part(name)
@@ -29,12 +29,12 @@ def norms_by_part(norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def output_signals(logits: Tensor, frames: Tensor, blank: int = BLANK) -> dict[str, Tensor]:
-    """The signals `blank_fraction` and `distinct_phonemes`.
+    """Compute the signals `blank_fraction` and `distinct_phonemes`.
 
     Args:
         logits: (K, T, B, C).
         frames: (K, B) frames of each utterance.
-        blank: the class of CTC's blank.
+        blank: The class of CTC's blank.
     """
     best = logits.detach().argmax(-1)
     k, t, _, c = logits.shape
@@ -48,7 +48,7 @@ def output_signals(logits: Tensor, frames: Tensor, blank: int = BLANK) -> dict[s
 
 
 def frame_information(logits: Tensor, frames: Tensor, blank: int = BLANK) -> Tensor:
-    """The mutual information between frame and non-blank class of each trial, H(mean q) - mean H(q), in nats.
+    """Compute the mutual information between frame and non-blank class of each trial, H(mean q) - mean H(q), in nats.
 
     q is the softmax over all classes except blank. The information is 0 as long as a decoder predicts the same for
     every frame. It grows on the blank plateau, before the decoder predicts its first phoneme.
@@ -56,7 +56,7 @@ def frame_information(logits: Tensor, frames: Tensor, blank: int = BLANK) -> Ten
     Args:
         logits: (K, T, B, C).
         frames: (K, B) frames of each utterance.
-        blank: the class of CTC's blank.
+        blank: The class of CTC's blank.
 
     Returns:
         (K,), in nats.
@@ -71,13 +71,13 @@ def frame_information(logits: Tensor, frames: Tensor, blank: int = BLANK) -> Ten
 
 
 def input_max(x: Tensor) -> Tensor:
-    """The largest |x| of each trial (K,), or not finite if any x is not. x: (K, ...)."""
+    """Return the largest |x| of each trial (K,), or a value that is not finite if any x is not. x: (K, ...)."""
     flat = x.flatten(1)
     return torch.maximum(flat.amax(1), -flat.amin(1))  # on a CPU in a third of the time of vector_norm
 
 
 def infeasible_targets(labels: Tensor, label_counts: Tensor, frames: Tensor) -> Tensor:
-    """Which utterances have too few frames for CTC: it needs one for each label, and one between equal neighbours.
+    """Find the utterances with too few frames for CTC: it needs one for each label, and one between equal neighbours.
 
     Args:
         labels: (..., L).
@@ -93,7 +93,7 @@ def infeasible_targets(labels: Tensor, label_counts: Tensor, frames: Tensor) -> 
 
 
 def update_signals(before: Parameters, after: Parameters) -> dict[str, Tensor]:
-    """The signals `update_ratio` and `weight_norm`, from the weights before and after a step. Overwrites `before`."""
+    """Compute `update_ratio` and `weight_norm` from the weights before and after a step. Overwrites `before`."""
     by_parameter = torch.stack([torch.linalg.vector_norm(old.flatten(1), dim=1) for old in before.values()])
     update = torch.stack(
         [torch.linalg.vector_norm(old.sub_(after[name]).flatten(1), dim=1) for name, old in before.items()]
@@ -103,15 +103,15 @@ def update_signals(before: Parameters, after: Parameters) -> dict[str, Tensor]:
 
 
 def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequence[float]) -> dict[str, Tensor]:
-    """The signals `epsilon_dominance` and `effective_lr`, of a sample of the second moments.
+    """Compute the signals `epsilon_dominance` and `effective_lr` from a sample of the second moments.
 
     The roots are bias-corrected, as in the update. The layer of a day that was in no batch yet has no second moments,
     and is not counted.
 
     Args:
-        moments: the state of AdamW after the step.
-        settings: the optimizer settings of each trial.
-        rates: the learning rate of each trial.
+        moments: The state of AdamW after the step.
+        settings: The optimizer settings of each trial.
+        rates: The learning rate of each trial.
     """
     device = moments.steps["h0"].device
     beta2 = to_device(torch.tensor([o.beta2 for o in settings]), device)
@@ -132,7 +132,7 @@ def epsilon_signals(moments: Moments, settings: Sequence[Optimizer], rates: Sequ
 
 
 def sample_stride(shapes: Sequence[torch.Size]) -> int:
-    """The stride that takes an even sample of about 16,000 numbers from tensors of these shapes."""
+    """Return the stride that takes an even sample of about 16,000 numbers from tensors of these shapes."""
     stride = max(1, sum(shape.numel() for shape in shapes) // _SAMPLE)
     # A stride with a common factor with the length of a row would sample the same few columns of every row.
     while any(math.gcd(stride, shape[-1]) > 1 for shape in shapes if len(shape)):

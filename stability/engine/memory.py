@@ -1,4 +1,4 @@
-"""The memory of the machine: how to keep it, how much is used and free, and how to recognise that it ran out."""
+"""Memory: keeps what was freed for the next step, measures what is used and free, and recognises that it ran out."""
 
 import ctypes
 import resource
@@ -20,7 +20,7 @@ def prepare_process() -> None:
 
     A second call changes nothing.
     """
-    # The gradients of a trial that says only blank sink into denormals, which a CPU multiplies far more slowly.
+    # The gradients of a trial that outputs only blank sink into denormals, which a CPU multiplies far more slowly.
     torch.set_flush_denormal(True)
     # By default cuDNN rounds its operands to ten bits (TF32); PyTorch's own products do so only on request.
     torch.backends.cudnn.allow_tf32 = False
@@ -41,7 +41,7 @@ def reset_peak_memory() -> int:
 
 
 def peak_memory() -> int:
-    """The largest number of bytes of memory that the process has used since `reset_peak_memory`."""
+    """Return the largest number of bytes of memory that the process has used since `reset_peak_memory`."""
     with suppress(OSError, KeyError):
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return 1024 * int(status["VmHWM"].split()[0])
@@ -49,7 +49,7 @@ def peak_memory() -> int:
 
 
 def free_memory() -> int:
-    """Free memory in bytes: of the machine, or of the container or job that the process is in, if that has less."""
+    """Return the free memory in bytes: of the machine, or of the process's container or job if that has less."""
     free, root = int(psutil.virtual_memory().available), Path("/sys/fs/cgroup")
     with suppress(OSError):  # other systems have no control groups
         for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -63,7 +63,7 @@ def free_memory() -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the error means that memory ran out, on the CPU or on a GPU."""
+    """Return whether the error means that memory ran out, on the CPU or on a GPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in str(error) for w in _OUT_OF_MEMORY)
 
 

@@ -28,26 +28,26 @@ class Moments(NamedTuple):
 
 
 def zero_moments(parameters: Parameters) -> Moments:
-    """The state of AdamW before the first step."""
+    """Return the state of AdamW before the first step."""
     first, second = ({n: torch.zeros_like(p) for n, p in parameters.items()} for _ in range(2))
     steps = {n: torch.zeros(p.shape[: 2 if n in DAY_LAYER else 1], device=p.device) for n, p in parameters.items()}
     return Moments(first, second, steps)
 
 
 def group_of(name: str) -> str:
-    """The parameter group, under the official name: bias, day_layer or other."""
+    """Return the official name of a parameter's group: bias, day_layer or other."""
     if name in DAY_LAYER:
         return "day_layer"
     return "bias" if name == "out.bias" or name.startswith("gru.bias") else "other"
 
 
 def gradient_norms(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Euclidean norm of each trial's gradient, by parameter: {name: (K,)}. Not finite where the gradient is not."""
+    """Compute each trial's gradient norms by parameter, {name: (K,)}; not finite if the gradient is not."""
     return {name: torch.linalg.vector_norm(g.flatten(1), dim=1) for name, g in gradients.items()}
 
 
 def clip_coefficients(norm: Tensor, limit: Tensor) -> Tensor:
-    """The factor (K,) that reduces each trial's gradient norm (K,) to its limit (K,); inf is no limit."""
+    """Compute the factor (K,) that reduces each trial's gradient norm (K,) to its limit (K,); inf means no limit."""
     return (limit / (norm + 1e-6)).clamp(max=1.0)  # the 1e-6 is clip_grad_norm_'s
 
 
@@ -64,12 +64,12 @@ def adamw_step(
     """Make one AdamW step of every trial, in place. If it raises, no trial has been stepped.
 
     Args:
-        parameters: the weights (K, ...).
-        moments: the state of AdamW.
-        gradients: like the parameters, except for the day layers, which are (K, D, ...), of the days in the batch.
+        parameters: The weights (K, ...).
+        moments: The state of AdamW.
+        gradients: Like the parameters, except for the day layers, which are (K, D, ...), of the days in the batch.
         days: (K, D) the days in the batch of each trial.
-        settings: the optimizer settings of each trial.
-        rates: the learning rate of each trial, and that of its day layers.
+        settings: The optimizer settings of each trial.
+        rates: The learning rate of each trial, and that of its day layers.
         divisors: (K,) by which gradients are divided first: loss scale over clip coefficient.
         skip: (K,) 1.0 for a trial that stays as it is. Only with `fused=false` does the host wait to read it.
     """
@@ -90,7 +90,9 @@ def adamw_step(
                 group.append((gradient[k], *state))
         for (lr, weight_decay), tensors in members.items():
             if tensors:
-                updates.append(_adamw(tensors, optimizer, lr, weight_decay, divisors[k], skip[k]))
+                updates.append(
+                    _adamw(tensors, optimizer, lr=lr, weight_decay=weight_decay, divisor=divisors[k], skip=skip[k])
+                )
     for update in updates:
         update()
 
@@ -98,12 +100,13 @@ def adamw_step(
 def _adamw(
     tensors: list[tuple[Tensor, ...]],
     optimizer: Optimizer,
+    *,
     lr: float,
     weight_decay: float,
     divisor: Tensor,
     skip: Tensor,
 ) -> Callable[[], object]:
-    """Do all of a step that needs memory and may fail, and return a function that does the rest."""
+    """Do the part of a step that needs memory and may fail. Return a function that does the rest."""
     gradients, *state = (list(t) for t in zip(*tensors, strict=True))
     gradients = [g.contiguous() for g in gradients]  # the fused kernel ignores strides
     if not optimizer.fused:

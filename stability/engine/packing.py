@@ -23,7 +23,7 @@ class Packing:
 
 
 def pack(frames: Tensor) -> Packing:
-    """The packing of K batches of B rows. frames: (K, B) frames of each row, on the host."""
+    """Compute the packing of K batches of B rows. frames: (K, B) frames of each row, on the host."""
     lengths, order = frames.sort(dim=1, descending=True, stable=True)
     times = torch.arange(int(lengths.max()))
     going_on = (lengths.unsqueeze(2) > times).sum(1)  # (K, T)
@@ -36,7 +36,7 @@ def pack(frames: Tensor) -> Packing:
 
 
 def unpack(packed: Tensor, packing: Packing, rows: int, longest: int) -> Tensor:
-    """Packed (K, N, C) as (K, longest, rows, C), zero where there is no slot."""
+    """Unpack (K, N, C) to (K, longest, rows, C), with zeros where there is no slot."""
     k, _, c = packed.shape
     trial = torch.arange(k, device=packed.device).unsqueeze(1)
     place = (trial, to_device(packing.frame, packed.device), to_device(packing.row, packed.device))

@@ -27,11 +27,11 @@ def predict(
     """Run the decoder of every trial on its batch, in the precision of the stack.
 
     Args:
-        stack: the trials.
-        parameters: their weights; the day layers are those that `select_days` returns.
-        inputs: their batches, or some rows of them.
-        dropout: see `dropout_of`. None in validation; then a batch is divided into the stack's micro-batches here.
-        on_output: called with each module's name and output.
+        stack: The trials.
+        parameters: Their weights; the day layers are those that `select_days` returns.
+        inputs: Their batches, or some rows of them.
+        dropout: See `dropout_of`. None in validation; then a batch is divided into the stack's micro-batches here.
+        on_output: Called with each module's name and output.
 
     Returns:
         Logits (K, T', B, C), and the negative log-likelihood of each utterance (K, B), in nats.
@@ -56,10 +56,10 @@ def predict(
 
 
 def reduce_losses(stack: Stack, nll: Tensor, label_counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean loss over the utterances of a batch, of each trial.
+    """Compute each trial's mean loss over the utterances of a batch.
 
     Args:
-        stack: the trials, whose configurations say how the loss is reduced.
+        stack: The trials, whose configurations say how the loss is reduced.
         nll: (K, B) negative log-likelihoods, in nats.
         label_counts: (K, B), on the host.
 
@@ -72,14 +72,14 @@ def reduce_losses(stack: Stack, nll: Tensor, label_counts: Tensor) -> tuple[Tens
 
 
 def select_days(parameters: Parameters, days: list[list[int]]) -> Parameters:
-    """The parameters, of which the day layers are reduced to the days in the batch: (K, D, ...)."""
+    """Return the parameters, with the day layers reduced to the days in the batch: (K, D, ...)."""
     index = to_device(torch.tensor(days), parameters["day_weights"].device)
     trial = torch.arange(len(days), device=index.device).unsqueeze(1)
     return {name: p[trial, index] if name in DAY_LAYER else p for name, p in parameters.items()}
 
 
 def dropout_of(stack: Stack, inputs: Inputs, rows: slice = slice(None)) -> Dropout:
-    """The dropout of some rows of a batch.
+    """Make the function that applies dropout to some rows of a batch.
 
     A mask depends on the trial's seed, the purpose, the step and the trial's own whole batch. So neither its
     neighbours in the stack nor micro-batches change it, and trials with the same seed share it.
@@ -111,7 +111,7 @@ def dropout_of(stack: Stack, inputs: Inputs, rows: slice = slice(None)) -> Dropo
 
 
 def _slots_of(frames: Tensor, rows: slice) -> list[Tensor | slice]:
-    """Which slots of each trial's packed whole batch belong to these rows; packing the rows keeps the slots' order."""
+    """Find the slots of these rows in each trial's packed whole batch. Packing the rows alone keeps their order."""
     chosen = torch.zeros(frames.shape[1], dtype=torch.bool)
     chosen[rows] = True
     if chosen.all():

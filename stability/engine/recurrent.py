@@ -1,8 +1,8 @@
 """One GRU layer for a stack of trials over packed frames, in PyTorch's gate order (reset, update, new).
 
-Four engines compute the same function: on a GPU PyTorch's own kernel (cuDNN) for a stack of one, and a loop of Triton
-kernels over frames for larger stacks; on a CPU a compiled loop for float32; and a loop of PyTorch's operations for
-everything else. The loops have an explicit backward: only one product a frame cannot be batched over time, and autograd
+Four implementations compute the same function: on a GPU PyTorch's kernel (cuDNN) for a stack of one, and a loop of
+Triton kernels over frames for larger stacks; on a CPU a compiled loop for float32; elsewhere a loop of PyTorch's
+operations. The loops have an explicit backward: only one product a frame cannot be batched over time, and autograd
 keeps no graph.
 """
 
@@ -40,18 +40,18 @@ def gru_layer(x: Tensor, h0: Tensor, weights: GruWeights, counts: Sequence[int])
     Args:
         x: (K, N, I), the rows of frame 0, then those of frame 1, and so on.
         h0: (K, counts[0], H), the initial states.
-        weights: those of the layer.
-        counts: the number of rows of each frame, never rising. N is their sum.
+        weights: The weights of the layer.
+        counts: The number of rows of each frame, never rising. N is their sum.
 
     Returns:
         The hidden states (K, N, H).
     """
-    engine = _library_gru if x.is_cuda and x.shape[0] == 1 else looped_gru
-    return engine(x, h0, weights, counts)
+    run = _library_gru if x.is_cuda and x.shape[0] == 1 else looped_gru
+    return run(x, h0, weights, counts)
 
 
 def looped_gru(x: Tensor, h0: Tensor, weights: GruWeights, counts: Sequence[int]) -> Tensor:
-    """The same as `gru_layer`, by a loop over frames."""
+    """Run one GRU layer by a loop over frames. The arguments and the result are those of `gru_layer`."""
     operands = [x, h0, *weights]
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     operands = [v.to(dtype) for v in operands]
@@ -62,7 +62,7 @@ def looped_gru(x: Tensor, h0: Tensor, weights: GruWeights, counts: Sequence[int]
 
 
 def _library_gru(x: Tensor, h0: Tensor, weights: GruWeights, counts: Sequence[int]) -> Tensor:
-    """A stack of one by PyTorch's kernel."""
+    """Run one GRU layer of a stack of one by PyTorch's kernel."""
     trains = torch.is_grad_enabled()  # on CUDA the kernel has a backward only with train=True
     with warnings.catch_warnings():  # the copy of weights that are not contiguous is cheap compared with the recurrence
         warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
@@ -114,7 +114,7 @@ class _Layer(torch.autograd.Function):
 
 
 def _loops(gates: Tensor, units: int) -> _Loops:
-    """The fastest loops that work for such gates."""
+    """Return the fastest loops that work for such gates."""
     if gru_cpu.applies(gates, units):
         return gru_cpu.forward, gru_cpu.backward
     if gates.is_cuda and gates.dtype != torch.float64 and units % 32 == 0:
@@ -154,7 +154,7 @@ def forward_loop(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts
         biases: (K, 4H), of the gates.
         h0: (K, counts[0], H), the initial states.
         w_hh: (K, 3H, H), the weights from the state to the first three gates.
-        counts: the number of rows of each frame.
+        counts: The number of rows of each frame.
 
     Returns:
         The states (K, N, H).
@@ -186,7 +186,7 @@ def backward_loop(
         h0: (K, counts[0], H), the initial states.
         w_hh: (K, 3H, H), the weights from the state to the first three gates.
         d_states: (K, N, H), the derivatives by the states.
-        counts: the number of rows of each frame.
+        counts: The number of rows of each frame.
 
     Returns:
         The state before each slot (K, N, H), the derivatives by the gates (K, N, 4H) and those by h0.
@@ -214,6 +214,6 @@ def backward_loop(
 
 
 def _before(h0: Tensor, states: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """The states of each frame's rows one frame before: views. One split costs a quarter of as many slices."""
+    """Return views of the states of each frame's rows one frame before. One split costs a quarter of as many slices."""
     sizes = [size for now, then in pairwise([*counts, 0]) for size in (then, now - then)]
     return [h0, *torch.split(states, sizes, 1)[:-2:2]]

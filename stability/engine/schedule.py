@@ -6,7 +6,7 @@ from stability.config.schema import Schedule
 
 
 def learning_rates(schedule: Schedule, step: int) -> tuple[float, float]:
-    """The learning rate at a step, and that of the day layers."""
+    """Return the learning rate at a step, and that of the day layers."""
     s = schedule
     return (
         learning_rate(step, s.lr_max, s.lr_min, warmup_steps=s.warmup_steps, decay_steps=s.decay_steps),
@@ -15,9 +15,9 @@ def learning_rates(schedule: Schedule, step: int) -> tuple[float, float]:
 
 
 def learning_rate(step: int, lr_max: float, lr_min: float, *, warmup_steps: int, decay_steps: int) -> float:
-    """Linear from 0 over the warm-up, cosine to `lr_min` at `decay_steps`, constant after. Step 0 has rate 0.
+    """Compute the rate: linear from 0 over the warm-up, cosine to `lr_min` at `decay_steps`, constant after.
 
-    `decay_steps` counts from step 0, so it includes the warm-up.
+    With a warm-up, step 0 has rate 0. `decay_steps` counts from step 0, so it includes the warm-up.
     """
     if step < warmup_steps:
         return lr_max * step / warmup_steps

@@ -56,15 +56,15 @@ class Stack:
 
 
 def new_stack(configs: Sequence[Config], parameters: Sequence[Parameters], device: torch.device) -> Stack:
-    """A stack of trials before their first step.
+    """Make a stack of trials before their first step.
 
     Args:
-        configs: one configuration for each trial.
-        parameters: the initial weights of each trial, without the trial axis.
-        device: where the stack is trained.
+        configs: One configuration for each trial.
+        parameters: The initial weights of each trial, without the trial axis.
+        device: The device to train on.
 
     Raises:
-        StabilityError: the device does not support the configured precision.
+        StabilityError: The device does not support the configured precision.
     """
     stacked = {name: torch.stack([p[name] for p in parameters]).to(device) for name in parameters[0]}
     precision = choose_precision(configs[0].precision.dtype, device)
@@ -83,7 +83,7 @@ def new_stack(configs: Sequence[Config], parameters: Sequence[Parameters], devic
 
 
 def select(stack: Stack, places: Sequence[int]) -> Stack:
-    """A copy of the trials at these places of the stack, in this order."""
+    """Return a copy of the trials at these places of the stack, in this order."""
     index = torch.tensor(places, device=stack.device)
 
     def selected(tensors: Parameters) -> Parameters:
@@ -103,7 +103,7 @@ def select(stack: Stack, places: Sequence[int]) -> Stack:
 
 
 def join(stacks: Sequence[Stack]) -> Stack:
-    """One stack of the trials of several stacks, in their order."""
+    """Join the trials of several stacks into a new stack, in their order."""
 
     def joined(tensors: Sequence[Parameters]) -> Parameters:
         return {name: torch.cat([t[name] for t in tensors]) for name in tensors[0]}

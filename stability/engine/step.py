@@ -29,7 +29,7 @@ def train_steps(stack: Stack, split: Split, count: int) -> list[Table]:
         The signals of each trial, in the order of the stack, one row a step.
 
     Raises:
-        Exception: whatever made the first of these steps fail. The stack is then as it was.
+        Exception: The first of these steps failed. The stack is as it was before.
     """
     rows: list[dict[str, Tensor]] = []
     for _ in range(count):
@@ -122,7 +122,7 @@ def _check_finiteness(stack: Stack, loss: Tensor, norm: Tensor) -> _Finiteness:
 
 
 def _tables(stack: Stack, rows: list[dict[str, Tensor]]) -> list[Table]:
-    """The signals of the steps that a stack has just made, of each trial, fetched from the device in one transfer."""
+    """Fetch the signals of the steps that a stack has just made, in one transfer. Return a table for each trial."""
     signals = signals_of(stack.configs[0].model.layers)
     names = tuple(signal.name for signal in signals)
     missing = torch.full_like(stack.failed, torch.nan)

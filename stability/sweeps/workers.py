@@ -56,7 +56,7 @@ def run_in_workers(
         What each call returned. None for a worker that was killed three times.
 
     Raises:
-        StabilityError: submitit or Slurm is missing, or a worker failed and all others have ended.
+        StabilityError: The package submitit or Slurm is missing, or a worker failed and all others have ended.
         Interrupted: Ctrl-C or SIGTERM came, and all workers have ended.
     """
     from stability.trials.stopping import stop_requests  # late: PyTorch takes seconds

@@ -13,7 +13,7 @@ from stability.diagnosis.detectors import findings
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.history import History
 from stability.diagnosis.table import Table, append_table, read_table
-from stability.diagnosis.verdict import Verdict, judge, stopped
+from stability.diagnosis.verdict import Verdict, judge, stopping_verdict
 from stability.trials.requests import Validation
 
 VALIDATED = ("per", "loss")  # the columns of validation.csv
@@ -50,7 +50,7 @@ class Readings:
     def fault(self, kinds: Collection[str]) -> Verdict | None:
         """Return the verdict on the first finding of these kinds; None if there is none."""
         signals, validations, found = self._diagnose()
-        return stopped(signals, validations, kinds, found)
+        return stopping_verdict(signals, validations, kinds, found)
 
     def judge(self) -> Verdict:
         """Return the verdict on a trial that has trained all its steps."""

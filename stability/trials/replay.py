@@ -20,7 +20,7 @@ from stability.data.batches import training_batch
 from stability.data.records import Split
 from stability.diagnosis.history import History
 from stability.diagnosis.table import Table, read_table
-from stability.diagnosis.verdict import FATAL, stopped
+from stability.diagnosis.verdict import FATAL, stopping_verdict
 from stability.engine.decoder import init_parameters
 from stability.engine.gradients import examine
 from stability.engine.memory import prepare_process
@@ -159,7 +159,7 @@ def _attempt(stack: Stack, split: Split, flight: Flight, *, signals: Table, vali
     while stack.step <= last:
         tables += in_micro_batches(stack, lambda: train_steps(stack, split, last + 1 - stack.step))
         history.append(tables[-1])
-    fault = stopped(history.table(), validation, FATAL if fatal else [flight.outcome])
+    fault = stopping_verdict(history.table(), validation, FATAL if fatal else [flight.outcome])
     loss, norm = float(tables[0]["loss"][0]), float(tables[0]["grad_norm"][0])
     place = next(iter(examined.not_finite), None if math.isfinite(norm) else "gradient norm, of finite gradients")
     bad_rows = frozenset(torch.nonzero(~examined.nll.isfinite()).flatten().tolist())

@@ -57,7 +57,7 @@ class StabilityCallback(MonitorOwner, TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin to watch."""
+        """Make the Monitor and its hooks."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         mode = "DataParallel" if args.n_gpu > 1 else str(optimizer.accelerator_state.distributed_type.value)
         if mode in _SHARDED:
@@ -65,10 +65,14 @@ class StabilityCallback(MonitorOwner, TrainerCallback):
                 f"StabilityCallback needs the whole model in each process, but {mode} splits it or its batches. Start "
                 "the training with torchrun (DDP) or on one device (CUDA_VISIBLE_DEVICES=0), or remove the callback."
             )
-        self._remove_hooks()  # of a training that did not reach its end
+        self._remove_hooks()  # left by a training that did not reach its end
         blank = _ctc_blank(model) if self._blank is None else self._blank
         self._monitor = monitor = _UnclippedMonitor(
-            model, optimizer, BLANK if blank is None else blank, self._error_rate, self._stop_on
+            model,
+            optimizer,
+            blank=BLANK if blank is None else blank,
+            error_rate=self._error_rate,
+            stop_on=self._stop_on,
         )
         # With num_items_in_batch the loss of a batch is its share of the step's loss, also over processes.
         shares = args.world_size if args.average_tokens_across_devices else 1
@@ -161,7 +165,7 @@ def _loss(output: Any) -> Tensor:
 
 
 def _ctc_blank(model: nn.Module) -> int | None:
-    """The class of blank in a …ForCTC model, also if it is wrapped; None for any other model."""
+    """Return the class of blank in a …ForCTC model, also if it is wrapped; None for any other model."""
     if not any(type(module).__name__.endswith("ForCTC") for module in model.modules()):
         return None
     blank: int | None = getattr(getattr(model, "config", None), "pad_token_id", None)
@@ -169,7 +173,7 @@ def _ctc_blank(model: nn.Module) -> int | None:
 
 
 def _lengths(model: nn.Module, attention_mask: Tensor | None) -> Tensor | None:
-    """The number of frames of each utterance, if the model can compute it from the samples."""
+    """Return the number of frames of each utterance, if the model can compute it from the samples."""
     for name in _LENGTH_METHODS:
         if attention_mask is not None and hasattr(model, name):
             lengths: Tensor = getattr(model, name)(attention_mask.sum(-1))

@@ -72,7 +72,7 @@ class StabilityCallback(MonitorOwner, Callback):
         self._new_monitor(trainer, pl_module).add_metrics(trainer.callback_metrics, rehearsal=True)
 
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Begin to watch."""
+        """Make the Monitor, and wrap the training step."""
         self._monitor = self._new_monitor(trainer, pl_module)
         self._wrap_training_step(pl_module)
 

@@ -1,4 +1,4 @@
-"""What the callbacks for Lightning and Hugging Face share: a `Monitor` in the training loop of another package."""
+"""Shared by the callbacks for Lightning and Hugging Face: a `Monitor` in the training loop of another package."""
 
 import math
 import re
@@ -19,7 +19,7 @@ _VALIDATION_LOSS = re.compile(r"(^|[^a-z])(val|valid|validation|eval|dev)[^a-z](
 
 
 class LoopMonitor(Monitor):
-    """A Monitor that collects the batches of a step, understands fp16's scaler, and finds metrics by their names."""
+    """A Monitor that collects a step's batches, ignores steps that fp16's scaler skips, and finds metrics by name."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class LoopMonitor(Monitor):
             norms = [norm for _, norm in self._norms()]
             if not torch.stack(norms).isfinite().all():
                 return False
-        # Each process has its own logits, and may find something else in them.
+        # Each process has its own logits, so the processes may find different things.
         if not _on_any_rank(self.step(loss, logits, lengths) is not None, loss.device):
             return False
         for p in self._model.parameters():
@@ -106,7 +106,7 @@ class LoopMonitor(Monitor):
 
 
 class MonitorOwner:
-    """What both callbacks have in common."""
+    """The base of both callbacks: it has the Monitor and its verdict."""
 
     _monitor: LoopMonitor | None = None
 
@@ -123,7 +123,7 @@ class MonitorOwner:
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """Return the mean over all processes that train together. They all stop at the same step if they judge by it."""
+    """Return the mean over all processes that train together. If all judge by it, they stop at the same step."""
     if not dist.is_available() or not dist.is_initialized():
         return values
     values = values.clone()

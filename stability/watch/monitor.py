@@ -23,7 +23,7 @@ from stability.diagnosis.finding import Finding
 from stability.diagnosis.history import History
 from stability.diagnosis.signals import EXPENSIVE_EVERY
 from stability.diagnosis.table import Table, append_table
-from stability.diagnosis.verdict import FATAL, Fault, Verdict, is_check_due, judge, stopped
+from stability.diagnosis.verdict import FATAL, Fault, Verdict, is_check_due, judge, stopping_verdict
 from stability.engine.measure import (
     frame_information,
     infeasible_targets,
@@ -51,7 +51,7 @@ class Monitor:
         ...
         print(monitor.verdict())
 
-    The Monitor changes nothing in the training: no gradient, and no random number. What it is not given is not judged.
+    The Monitor changes nothing in the training: no gradient, and no random number. It judges only what it is given.
     The detectors run every 10 steps, in a long training every 80 steps, and at once if a loss or gradient is not
     finite.
 
@@ -125,8 +125,8 @@ class Monitor:
             loss: The loss of the step.
             logits: `[batch, frames, classes]`, the output of a CTC decoder.
             lengths: `[batch]`, the number of frames of each utterance. By default all frames.
-            inputs: What the model was given, of any shape. Looked at every 10th step, and if something is not finite.
-            labels: `[batch, labels]`, padded. Looked at as the inputs are, together with `label_counts` and `logits`.
+            inputs: The inputs of the model, of any shape. Measured every 10th step, and when something is not finite.
+            labels: `[batch, labels]`, padded. Measured when the inputs are, if `label_counts` and `logits` are given.
             label_counts: `[batch]`, the number of labels of each utterance.
             batch: The names or numbers of the utterances, for a flight recording.
 
@@ -148,10 +148,10 @@ class Monitor:
             self._pending.append(row)
             # The only number that the host waits for on a GPU: a failure must be known before the update.
             finite = math.isfinite(sum(row[name] for name in ("loss", "grad_norm") if name in row))
-            closely = step % EXPENSIVE_EVERY == 0 or not finite
-            if inputs is not None and closely:
+            measure_batch = step % EXPENSIVE_EVERY == 0 or not finite
+            if inputs is not None and measure_batch:
                 row["input_max"] = input_max(inputs.detach().float().unsqueeze(0))[0]
-            if labels is not None and label_counts is not None and logits is not None and closely:
+            if labels is not None and label_counts is not None and logits is not None and measure_batch:
                 frames = _frames(logits, lengths)
                 row["infeasible_targets"] = infeasible_targets(labels.cpu(), label_counts.cpu(), frames.cpu()).sum()
             if not finite:
@@ -187,11 +187,11 @@ class Monitor:
 
     @property
     def findings(self) -> list[Finding]:
-        """What is wrong, as far as it was found: the first finding of each kind, as it was when it was made."""
+        """The findings so far: the first one of each kind, as it was when it was made."""
         return [*self._findings]
 
     def signals(self) -> Table:
-        """Return the signals of all steps so far. Of a long training, the newest steps and a sample of the others."""
+        """Return the signals so far: of all steps, or in a long training of the newest and a sample of the others."""
         self._fetch()
         return self._rows.table()
 
@@ -236,12 +236,12 @@ class Monitor:
         return {"grad_norm": torch.linalg.vector_norm(torch.stack([*norms.values()])), **norms}
 
     def _norms(self) -> Iterator[tuple[str, Tensor]]:
-        """The norm of each gradient, with the name of its parameter."""
+        """Yield the norm of each gradient, with the name of its parameter."""
         named = dict(self._gradients())
         return zip(named, _norms_of([*named.values()]), strict=True)
 
     def _gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """Each gradient, with the name of its parameter. A sparse one is given by the numbers that it stores."""
+        """Yield each gradient, with the name of its parameter. A sparse one is given by its stored numbers."""
         for name, p in self._model.named_parameters():
             if p.grad is not None:
                 yield name, p.grad.coalesce().values() if p.grad.is_sparse else p.grad
@@ -262,7 +262,7 @@ class Monitor:
         }
 
     def _second_moments(self) -> Iterator[tuple[Tensor, float, float]]:
-        """Second moment, bias correction and epsilon of each parameter that was updated at least once."""
+        """Yield second moment, bias correction and epsilon of each parameter that was updated at least once."""
         assert self._optimizer is not None
         for group in self._optimizer.param_groups:
             for p in group["params"]:
@@ -316,7 +316,7 @@ class Monitor:
         if new and self._folder is not None:
             self._record(self._folder, signals)
         if self._failure is None and any(finding.kind in self._stop_on for finding in new):
-            failure = stopped(signals, validation, self._stop_on)
+            failure = stopping_verdict(signals, validation, self._stop_on)
             self._failure = failure and replace(
                 failure, evidence=failure.evidence | self._non_finite_places() | self._recording_error
             )
@@ -346,7 +346,7 @@ class Monitor:
                     (folder / name).unlink(missing_ok=True)
 
     def _non_finite_places(self) -> dict[str, float | str]:
-        """Where the model is not finite now: the first module of the forward pass, the weights, the gradients."""
+        """Find where the model is not finite now: the first module of the forward pass, the weights, the gradients."""
         modules = [name for name, output in self._outputs.items() if not _is_finite(output)]
         weights = [name for name, p in self._model.named_parameters() if not p.isfinite().all()]
         gradients = [name for name, gradient in self._gradients() if not gradient.isfinite().all()]
@@ -365,7 +365,7 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The Euclidean norm of each, in one pass, as in PyTorch's own clip. In half precision it would overflow."""
+    """Compute the Euclidean norm of each, in one pass, as PyTorch's clip does. In half precision it would overflow."""
     if not tensors:
         return []
     wide = [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]
@@ -380,8 +380,11 @@ def _frames(logits: Tensor, lengths: Tensor | None) -> Tensor:
 def _is_finite(output: Any) -> bool:
     if isinstance(output, Tensor):
         return not output.is_floating_point() or bool(output.isfinite().all())
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    return all(_is_finite(part) for part in parts)
+    if isinstance(output, Mapping):
+        output = output.values()
+    elif not isinstance(output, tuple | list):
+        return True
+    return all(_is_finite(part) for part in output)
 
 
 def _table(rows: list[dict[str, float]], first_step: int) -> Table:

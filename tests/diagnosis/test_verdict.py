@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stability.diagnosis.table import Table
-from stability.diagnosis.verdict import FATAL, Verdict, judge, stopped
+from stability.diagnosis.verdict import FATAL, Verdict, judge, stopping_verdict
 from tests.support.tables import NOTHING, numbers, table
 
 N = 200
@@ -137,7 +137,7 @@ def test_the_first_number_that_is_not_finite_is_named(name: str) -> None:
     assert (verdict.outcome, verdict.onset_step, verdict.detected_step) == ("non_finite", 30, 30)
     assert verdict.evidence["gradient not finite in"] == "head"
     assert verdict.evidence["gradient norm before"] == 5
-    ended = stopped(table(**signals), NOTHING, FATAL)
+    ended = stopping_verdict(table(**signals), NOTHING, FATAL)
     assert ended is not None
     assert (ended.outcome, ended.cause, ended.onset_step) == (verdict.outcome, verdict.cause, 30)
 
@@ -158,8 +158,8 @@ def test_the_norm_before_is_that_of_the_last_finite_gradient() -> None:
 
 
 def test_a_training_that_can_go_on_has_not_failed() -> None:
-    assert stopped(learning(), NOTHING, FATAL) is None
-    assert stopped(NOTHING, NOTHING, FATAL) is None
+    assert stopping_verdict(learning(), NOTHING, FATAL) is None
+    assert stopping_verdict(NOTHING, NOTHING, FATAL) is None
 
 
 def test_what_was_not_measured_is_no_fault() -> None:

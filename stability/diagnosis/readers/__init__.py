@@ -22,11 +22,14 @@ _FORMATS: tuple[Callable[[Log], Recording | None], ...] = (jsonl.read, delimited
 def read_log(path: Path, progress: Callable[[int, int], None] = lambda read, size: None) -> Recording:
     """Read a training from a log file or from a trial's folder.
 
-    A file is read as a stream. Of a long one the newest rows and a sample of the others are kept, in constant memory.
+    A file is read as a stream, in constant memory. If it is long, the newest rows and a sample of the others are kept.
 
     Args:
         path: The official trainer's `training_log`, a CSV or JSONL file with a step per row, or a trial's folder.
         progress: Called every 10,000 lines with the number of characters read so far and the file's size in bytes.
+
+    Returns:
+        The last run that the log contains.
 
     Raises:
         StabilityError: The file cannot be read, or contains no training. The message says where and why.

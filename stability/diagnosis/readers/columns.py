@@ -1,4 +1,4 @@
-"""What other programs call our signals, and how they write numbers."""
+"""Finds our signals under the names that other programs give them, and reads their numbers."""
 
 import math
 import re

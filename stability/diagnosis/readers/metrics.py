@@ -1,4 +1,4 @@
-"""Metrics as an experiment tracker such as MLflow keeps them: each value with its name and step."""
+"""Reads a training from the metrics of an experiment tracker such as MLflow: each value has a name and a step."""
 
 from collections.abc import Iterable
 

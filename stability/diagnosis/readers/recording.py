@@ -1,4 +1,4 @@
-"""What was read of one training, and how it is made from the rows of a log."""
+"""The recording of one training, and how it is made from the rows of a log."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Recording:
         name: The name of the file, the folder or the run.
         signals: A row per training step.
         validation: A row per validation.
-        notes: Sentences about what in the log was left out or mended.
+        notes: Sentences about what was left out of the log or mended in it.
         official: Whether the official trainer wrote the log. Then it can be compared with healthy official runs.
     """
 
@@ -33,7 +33,14 @@ class Recording:
 def record_lines(log: Log, read_line: Callable[[str], Row], *, official: bool = False) -> Recording:
     """Make a recording of a log that has at most one row per line.
 
-    `read_line` returns a row without numbers for a line that is none, and raises ValueError for one it cannot read.
+    Args:
+        log: The log.
+        read_line: Reads the row of a line. It returns a row without numbers if the line has no row, and raises
+            ValueError if it cannot read the line.
+        official: Whether the official trainer wrote the log.
+
+    Raises:
+        StabilityError: A line cannot be read, or the log contains no training.
     """
     rows, notes = RowCollector(), list[str]()
     for line in log:
@@ -84,4 +91,10 @@ class RowCollector:
             notes.append(f"Left out {counted(self._negative, 'row')} with a negative step.")
         if table is None or not {"loss", "grad_norm"}.intersection(table.names):
             raise StabilityError(unknown)
-        return Recording(name, training_part(table), validation_part(table), tuple(notes), official)
+        return Recording(
+            name=name,
+            signals=training_part(table),
+            validation=validation_part(table),
+            notes=tuple(notes),
+            official=official,
+        )

@@ -11,7 +11,7 @@ from stability.diagnosis.readers.columns import TRAINING, VALIDATION
 from stability.diagnosis.table import Table
 
 _BLOCK = 1024  # rows that are converted at once
-_MANY = 1000  # so many steps back, so often, are no resumes: the rows are in no order
+_MANY = 1000  # more steps back than these, in over a quarter of the rows, are no resumes: the rows are in no order
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -129,12 +129,12 @@ class LastRun:
 
 
 def training_part(table: Table) -> Table:
-    """The rows and columns that were measured in training."""
+    """Return the rows and columns that were measured in training."""
     return _part(table, TRAINING)
 
 
 def validation_part(table: Table) -> Table:
-    """The rows and columns that were measured in validation, where the loss is called `loss` again."""
+    """Return the rows and columns that were measured in validation. The validation loss is called `loss` again."""
     part = _part(table, VALIDATION)
     return replace(part, names=tuple("loss" if name == "val_loss" else name for name in part.names))
 
@@ -151,7 +151,7 @@ def _has_any(table: Table, names: tuple[str, ...]) -> NDArray[np.bool_]:
 
 
 def _merge_steps(table: Table) -> tuple[Table, int]:
-    """One row per step, sorted. Of a signal's values at one step the last counts; also how many were left out."""
+    """Return one row per step, sorted, with each signal's last value there; and how many values were left out."""
     order = np.argsort(table.steps, kind="stable")
     steps, begins = np.unique(table.steps[order], return_index=True)
     measured = table.measured[order]

@@ -20,7 +20,7 @@ _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
 
 
 def threads() -> tuple[Any, int]:
-    """libgomp's function that runs another function on all of PyTorch's own threads, and the number of these threads.
+    """Return libgomp's function that runs another on all of PyTorch's own threads, and the number of these threads.
 
     PyTorch's threads are awake between its operations; threads of our own would have to be woken for each call. Without
     libgomp in the process the function is None, and the kernels run on one thread: the same results, slower.
@@ -36,7 +36,7 @@ def _parallel() -> Any:
 
 @cache
 def compiled() -> Any:
-    """The library of compiled kernels. None, with one warning, if it cannot be compiled."""
+    """Return the library of compiled kernels. If it cannot be compiled, warn once and return None."""
     parts = [*(source.read_bytes() for source in _SOURCES), *map(str.encode, _FLAGS), _processor()]
     kind = hashlib.sha256(b"\0".join(parts)).hexdigest()
     try:
@@ -67,7 +67,7 @@ def _compile(path: Path) -> None:
 
 
 def _processor() -> bytes:
-    """What `-march=native` depends on. Machines with different processors may share a home folder."""
+    """Describe the processor, on which `-march=native` depends. Machines of different kinds may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:

@@ -11,12 +11,12 @@ from stability.engine.kernels.compiler import compiled, threads
 
 
 def applies(log_probs: Tensor) -> bool:
-    """Whether the compiled kernel exists and works on such log-probabilities."""
+    """Return whether the compiled kernel exists and works on such log-probabilities."""
     return log_probs.device.type == "cpu" and log_probs.dtype == torch.float32 and compiled() is not None
 
 
 def losses(log_probs: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
-    """CTC's negative log-likelihood of each utterance.
+    """Compute CTC's negative log-likelihood of each utterance.
 
     Args:
         log_probs: (K, T, B, C).

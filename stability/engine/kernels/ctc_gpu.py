@@ -1,6 +1,6 @@
 """CTC's recursions over time on a GPU, as Triton kernels: one program for each utterance.
 
-The host never waits for them. It waits twice a step for PyTorch's own CTC, which copies the lengths to the host.
+The host never waits for them. With PyTorch's own CTC, which copies the lengths to the host, it waits twice a step.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from stability.data.phonemes import BLANK
 
 
 def losses(log_probs: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
-    """CTC's negative log-likelihood of each utterance.
+    """Compute CTC's negative log-likelihood of each utterance.
 
     Args:
         log_probs: (K, T, B, C), float32.

@@ -11,13 +11,13 @@ from stability.engine.kernels.compiler import compiled, threads
 
 
 def applies(x: Tensor, units: int) -> bool:
-    """Whether the compiled kernel exists and works for a layer of so many units, on an input like x."""
+    """Return whether the compiled kernel exists and works for a layer of that many units, on an input like x."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32
     return plain and compiled() is not None and units % (2 * compiled().width()) == 0
 
 
 def forward(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Sequence[int]) -> Tensor:
-    """The same as `recurrent.forward_loop`."""
+    """Do the same as `recurrent.forward_loop`."""
     k, units, width = len(gates), h0.shape[-1], compiled().width()
     weights = w_hh.view(k, 3, units // width, width, units).permute(0, 2, 4, 1, 3).contiguous()
     states = gates.new_empty(*gates.shape[:2], units)
@@ -28,7 +28,7 @@ def forward(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Seq
 def backward(
     gates: Tensor, states: Tensor, h0: Tensor, w_hh: Tensor, d_states: Tensor, counts: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same as `recurrent.backward_loop`."""
+    """Do the same as `recurrent.backward_loop`."""
     k, units, width = len(gates), h0.shape[-1], 2 * compiled().width()
     weights = w_hh.view(k, 3 * units, units // width, width).transpose(1, 2).contiguous()
     befores, d_gates, d_h0 = torch.empty_like(states), torch.empty_like(gates), torch.zeros_like(h0)

@@ -18,7 +18,7 @@ _COLUMNS = 32  # units of a program; with more, the sums of its rows would not f
 
 
 def forward(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Sequence[int]) -> Tensor:
-    """The same as `recurrent.forward_loop`."""
+    """Do the same as `recurrent.forward_loop`."""
     states = gates.new_empty(*gates.shape[:2], h0.shape[-1])
     launch = _launcher(_forward, gates, h0.shape[-1])
     with torch.cuda.device_of(gates):
@@ -30,7 +30,7 @@ def forward(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Seq
 def backward(
     gates: Tensor, states: Tensor, h0: Tensor, w_hh: Tensor, d_states: Tensor, counts: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same as `recurrent.backward_loop`."""
+    """Do the same as `recurrent.backward_loop`."""
     d_states = d_states.contiguous()
     befores, d_gates = torch.empty_like(states), torch.empty_like(gates)
     carried = torch.zeros_like(h0, dtype=torch.float32)
@@ -60,7 +60,7 @@ def _frames(h0: Tensor, states: Tensor, counts: Sequence[int]) -> Iterator[_Fram
 
 
 def _launcher(kernel: Any, gates: Tensor, units: int) -> Callable[..., None]:
-    """A function that launches the kernel on one frame: the number of its rows comes first, then other arguments."""
+    """Make a function that launches the kernel on one frame. Its first argument is the number of rows."""
     k, slots, _ = gates.shape
     # Tensor cores multiply 64 rows while the weights arrive from memory. Without them, in float32, each row costs time.
     rows, depth = (16, 32) if gates.dtype == torch.float32 else (64, 64 if units % 64 == 0 else 32)

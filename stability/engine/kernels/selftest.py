@@ -17,12 +17,12 @@ _Kernel = TypeVar("_Kernel")
 
 
 def kernel_or_fallback(load_kernel: Callable[[], _Kernel], fallback: _Kernel, consequence: str) -> _Kernel:
-    """The kernel, if it can be loaded and passes its self-test, else the fallback.
+    """Return the kernel if it can be loaded and passes its self-test, else the fallback.
 
     Args:
-        load_kernel: imports the kernel, tests it with `check_results`, and returns it.
-        fallback: does the same with PyTorch's operations.
-        consequence: what is slower with the fallback, for the warning.
+        load_kernel: Imports the kernel, tests it with `check_results`, and returns it.
+        fallback: Does the same with PyTorch's operations.
+        consequence: What is slower with the fallback, for the warning.
     """
     try:
         # The first caller may be in a validation without gradients, or under autocast; the test must not be.
@@ -37,7 +37,7 @@ def check_results(results: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
     """Compare the results of a kernel with those of PyTorch's operations in float64.
 
     Raises:
-        ArithmeticError: a result is too far off, or NaN.
+        ArithmeticError: A result is too far off, or NaN.
     """
     for own, other in zip(results, exact, strict=True):
         error = float((own.double() - other).abs().max() / other.abs().max())
