@@ -108,14 +108,14 @@ def test_no_place_is_idle(alone: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def disturbed(work: Callable[..., Any], events: Mapping[int, Callable[[], None]]) -> Callable[..., Any]:
-    """The same, but something happens first when it is called after so many calls."""
+    """Return `work` with events: the one under n happens just before the call after the first n calls."""
     numbers = itertools.count()
 
-    def worked(*arguments: Any) -> Any:
+    def work_after_event(*arguments: Any, **settings: Any) -> Any:
         events.get(next(numbers), lambda: None)()
-        return work(*arguments)
+        return work(*arguments, **settings)
 
-    return worked
+    return work_after_event
 
 
 def ctrl_c() -> None:
