@@ -1,12 +1,12 @@
 """Train the detection corpus: every recipe once, in a plain PyTorch loop, watched by our Monitor.
 
-Every other tool watches too, except for the half `design`.
+The other packages (`peers.py`) watch too, except in the half `design`.
 
-    python -m experiments.detection.corpus build [--jobs 2]     # resumes; an hour or so on two cores
+    python -m experiments.detection.corpus build [--jobs 2]     # about an hour on two cores; can be resumed
     python -m experiments.detection.corpus pack                 # into experiments/detection/corpus.npz
 
 A training that has not ended well continues, unwatched, to two or three times its budget. Its end shows whether it is
-slow or never learns. Nothing here uses the output of a detector.
+slow or never learns. No decision here depends on the output of a detector.
 """
 
 import argparse
@@ -48,7 +48,7 @@ _PATCH, _STRIDE = 14, 5
 _LONGEST = 200  # bins; longer utterances are left out, for speed
 _VALIDATIONS = 8
 _LEARNED = 0.6  # phoneme error rate
-_UNMEASURED = np.float32(-1.5)  # in a packed corpus, whose signals are never that
+_UNMEASURED = np.float32(-1.5)  # in a packed corpus; no signal has this value
 _AFTER_FAILURE = 15  # steps after the first loss that is not finite
 
 
@@ -61,10 +61,10 @@ class Utterances:
 
 
 class _GRU(nn.GRU):
-    """PyTorch's GRU with the same numbers out of our time loop: on a CPU and at this size, several times faster."""
+    """PyTorch's GRU, computed by our loop over time: the same numbers, several times faster on a CPU at this size."""
 
     def forward(self, x: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """States (B, T, H) of inputs (B, T, I), and the last of them."""
+        """Return the states (B, T, H) for the inputs (B, T, I), and the last of them."""
         b, t, _ = x.shape
         h = x.transpose(0, 1).reshape(1, t * b, -1)
         all_weights = self._all_weights
@@ -78,7 +78,7 @@ class _GRU(nn.GRU):
 
 
 class Decoder(nn.Module):
-    """Patches, a recurrent network, and a linear head, as one writes it with PyTorch's own layers."""
+    """Patches, a recurrent network and a linear head, from PyTorch's own layers."""
 
     def __init__(self, recipe: Recipe, features: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(recipe.units, len(PHONEMES))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, T', C) of features (B, T, F)."""
+        """Compute logits (B, T', C) from features (B, T, F)."""
         patches = x.unfold(1, _PATCH, _STRIDE).transpose(2, 3).flatten(2)
         states, _ = self.encoder(self.dropout(patches))
         logits: Tensor = self.head(self.dropout(states))
@@ -140,11 +140,11 @@ def _collated(data: Utterances, chosen: list[int]) -> _Batch:
 
 
 def _spoil_data(r: Recipe, step: int, batch: _Batch) -> None:
-    """Put the recipe's fault into a batch, if it is a fault of the data and its time has come."""
+    """Put the recipe's fault into a batch, if it is a fault of the data and has begun."""
     since = step - r.onset
     if since < 0:
         return
-    bad_now = since % 5 == 0  # the bad utterance is drawn now and then
+    bad_now = since % 5 == 0  # a bad utterance is drawn every fifth step
     match r.fault:
         case "bad_batch" if since == 0:
             batch.x *= r.strength
@@ -172,11 +172,11 @@ def _spoil_data(r: Recipe, step: int, batch: _Batch) -> None:
 
 
 def _recorded(r: Recipe, step: int, x: Tensor) -> Tensor:
-    """The recording as it is at that step, in validation as in training."""
+    """Change a recording as the recipe's fault does at that step, in training and in validation."""
     if step < r.onset:
         return x
-    became = {"channels_swapped": x.flip(2), "dead_input": torch.zeros_like(x), "gain_lost": x * 1e-4}
-    return became.get(r.fault or "", x)
+    changed = {"channels_swapped": x.flip(2), "dead_input": torch.zeros_like(x), "gain_lost": x * 1e-4}
+    return changed.get(r.fault or "", x)
 
 
 def _make_feasible(batch: _Batch) -> None:
@@ -240,7 +240,7 @@ class _Trainer:
         return batch
 
     def train_step(self, monitor: Monitor | None = None, peers: list[Peer] | None = None) -> bool:
-        """One step; whether its loss and gradient were finite, or their overflow a matter of the fp16 scale."""
+        """Train one step. Return whether loss and gradient are finite, or overflowed only because of the fp16 scale."""
         r, batch = self.r, self.draw()
         _set_rates(r, self.step, self.optimizer)
         x = batch.x.half() if r.precision == "pure_fp16" else batch.x
@@ -269,7 +269,10 @@ class _Trainer:
         if r.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), r.clip)
         overflow = self.scaler is not None and not np.isfinite(norm) and bool(loss.isfinite())
-        self.overflow_since = (self.step if self.overflow_since is None else self.overflow_since) if overflow else None
+        if not overflow:
+            self.overflow_since = None
+        elif self.overflow_since is None:
+            self.overflow_since = self.step
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -296,9 +299,14 @@ class _Trainer:
             parameters[self.r.seed % len(parameters)].grad.view(-1)[0] = torch.nan  # type: ignore[union-attr]
 
     def validate(self) -> dict[str, float]:
-        """Error rate, loss, share of utterances that decode to nothing, and share of the two commonest phonemes."""
+        """Measure the model on the validation data.
+
+        Returns:
+            `per` and `loss`; `silent`, the share of utterances that decode to nothing; `two_commonest`, the share of
+            the two commonest phonemes; and `said`, decoded phonemes over labels.
+        """
         self.model.eval()
-        errors, count, losses, said = 0, 0, [], list[list[int]]()
+        errors, count, losses, decoded = 0, 0, [], list[list[int]]()
         for start in range(0, len(self.val_data.features), 32):
             batch = _collated(self.val_data, [*range(start, min(start + 32, len(self.val_data.features)))])
             with torch.no_grad():
@@ -309,13 +317,13 @@ class _Trainer:
             for row, own in enumerate(greedy_decode(logits.argmax(-1), batch.frames)):
                 target = batch.labels[row, : batch.counts[row]].tolist()
                 errors, count = errors + edit_distance(own, target), count + len(target)
-                said.append(own)
+                decoded.append(own)
         self.model.train()
-        frequencies = np.sort(np.bincount([p for own in said for p in own], minlength=2))[::-1]
+        frequencies = np.sort(np.bincount([p for own in decoded for p in own], minlength=2))[::-1]
         return {
             "per": errors / count,
             "loss": float(np.mean(losses)),
-            "silent": sum(not own for own in said) / len(said),
+            "silent": sum(not own for own in decoded) / len(decoded),
             "two_commonest": float(frequencies[:2].sum() / max(1, frequencies.sum())),
             "said": float(frequencies.sum() / count),
         }
@@ -378,7 +386,7 @@ def build(r: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Trace:
-    """One training: the signals for its detectors, and the facts for its label."""
+    """One training: the signals for the detectors, and the facts from which its label follows."""
 
     name: str
     facts: dict[str, Any]
@@ -394,7 +402,7 @@ def pack(path: Path) -> None:
     for r in there:
         with np.load(FOLDER / f"{r.name}.npz") as one:
             facts = json.loads(str(one["facts"]))
-            facts["recipe"]["half"] = r.half  # the half is renamed after a test
+            facts["recipe"]["half"] = r.half  # a half can be renamed after a test
             arrays[f"{r.name}/facts"] = json.dumps(facts)
             arrays[f"{r.name}/names"] = one["names"]
             arrays[f"{r.name}/values"] = _rounded(np.where(one["measured"], one["values"], _UNMEASURED)).T
@@ -403,7 +411,7 @@ def pack(path: Path) -> None:
 
 
 def unpack(path: Path) -> Iterator[Trace]:
-    """All trainings of a packed corpus."""
+    """Yield all trainings of a packed corpus."""
     with np.load(path) as arrays:
         for key in arrays.files:
             name, _, kind = key.partition("/")
@@ -420,7 +428,7 @@ def unpack(path: Path) -> Iterator[Trace]:
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    """float32 with ten bits after the point, which compress well: within 0.05 %."""
+    """Round to float32 with ten bits after the point: within 0.05 %, and easy to compress."""
     bits = values.astype(np.float32).view(np.uint32)
     finite = np.isfinite(values)
     return np.where(finite, (bits + 0x1000) & 0xFFFFE000, bits).astype(np.uint32).view(np.float32)
@@ -444,7 +452,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["build", "pack"])
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", default="", help="the recipes whose name holds this")
+    parser.add_argument("--only", default="", help="only recipes whose name contains this text")
     options = parser.parse_args()
     if options.command == "build":
         _build_all(options.jobs, options.only)

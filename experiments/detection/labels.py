@@ -51,7 +51,9 @@ def label(facts: dict[str, Any]) -> Label | None:
         worsened = fault not in _BENIGN and before and end["per"] > before[-1] + 0.2
         return None if worsened else Label(frozenset({"stable"}))
     silent, narrow = end["silent"] >= _MUCH, end["two_commonest"] >= _MUCH
-    state = {"blank_collapse"} if silent else {"mode_collapse"} if narrow else set[str]()
+    state = {"mode_collapse"} if narrow else set[str]()
+    if silent:
+        state = {"blank_collapse"}
     if narrow and end["silent"] > 1 - _MUCH:
         state |= {"blank_collapse"}  # some utterances are nothing but blank, too
     recovers = bool(later) and later[-1]["per"] <= LEARNED

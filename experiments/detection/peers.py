@@ -1,7 +1,7 @@
-"""The peers: other detectors of failing trainings, each the real package at its defaults, behind one interface.
+"""The peers: other packages that detect failing trainings, each at its defaults, behind one interface.
 
     pip install -e '.[benchmark]'
-    python experiments/detection/peers.py      # check them all on four small trainings, and what each costs
+    python experiments/detection/peers.py      # check them on four small trainings, and measure what each costs
 
 Any number of peers watch the same training and change nothing in it:
 
@@ -18,8 +18,8 @@ Any number of peers watch the same training and change nothing in it:
         peer.finish()
         print(peer.name, peer.alarms)
 
-An alarm is what a peer itself calls an error, a warning or an intervention: what tells its user that the training is in
-trouble. Information it gives besides is none. Where it has levels, the adapter says which of them count.
+An alarm is whatever a peer itself calls an error, a warning or an intervention. Other information is no alarm. If a
+peer has levels of warnings, the docstring of its adapter says which of them count.
 """
 
 import atexit
@@ -52,10 +52,12 @@ Kind = Literal["non_finite", "exploded", "blank_collapse", "mode_collapse", "slo
 
 @dataclass(frozen=True)
 class Alarm:
-    """What a peer said first about one kind of trouble.
+    """A peer's first alarm of one kind.
 
-    `step` is the step at which it said so; for a report after the training, the last one. `kind` is our word for what
-    the peer's own words in `text` amount to; "other" where they name none of our outcomes.
+    Attributes:
+        step: The step at which the peer raised it; for a report after the training, the last step.
+        kind: Our outcome for it; "other" if it is none of our outcomes.
+        text: The peer's own words.
     """
 
     step: int
@@ -64,12 +66,18 @@ class Alarm:
 
 
 class Peer:
-    """One detector at one training. Adapters fill in the private methods; the public ones keep the training unharmed.
+    """One detector that watches one training. Adapters fill in the private methods.
 
-    Nothing that a peer does gets out: prints are swallowed, an exception becomes an alarm and is the end of that peer,
-    the random streams are put back. Repairs are never applied.
+    The public methods protect the training from the peer. They suppress what it prints. They restore the random streams,
+    except in the two calls of every step. If the peer raises an exception, that becomes an alarm, and the peer is not
+    called again. Repairs are never applied.
 
-    `scaler` is that of an fp16 training, for the peer that asks for one; to the others an overflow is a bad gradient.
+    Args:
+        model: The model that is trained.
+        optimizer: Its optimizer.
+        total_steps: The number of steps of the training.
+        scaler: The scaler of an fp16 training, for the peer that takes one. The others see an overflow as a gradient
+            that is not finite.
     """
 
     name: ClassVar[str]
@@ -90,14 +98,14 @@ class Peer:
             self._attach()
 
     def before_update(self, step: int, loss: Tensor, logits: Tensor, inputs: Tensor, targets: Tensor) -> None:
-        """Look at a step between `backward()` and `optimizer.step()`, with gradients unscaled and not yet clipped.
+        """Watch a step between `backward()` and `optimizer.step()`, with gradients unscaled and not yet clipped.
 
         `logits` (B, T, C) has blank as class 0; `inputs` is (B, T', F); `targets` are labels, (B, L) or concatenated.
         """
         self._contained(step, self._before_update, loss, logits, inputs, targets)
 
     def after_update(self, step: int, loss: Tensor) -> None:
-        """Look at a step after `optimizer.step()` and before the gradients are cleared."""
+        """Watch a step after `optimizer.step()` and before the gradients are cleared."""
         self._contained(step, self._after_update, loss)
 
     def validated(self, step: int, per: float, loss: float) -> None:
@@ -106,10 +114,10 @@ class Peer:
             self._contained(step, self._validated, per, loss)
 
     def finish(self) -> None:
-        """Report what is known only at the end of training, and let go of the model. Call it once, at any end."""
+        """Let the peer report at the end, and release the model. Call it once, however the training ends."""
         with _same_random_streams():
             self._contained(self._step, self._report)
-        with _silence(), contextlib.suppress(Exception):  # one that raised before may do so again
+        with _silence(), contextlib.suppress(Exception):  # a peer that raised before may raise again
             self._detach()
 
     def _attach(self) -> None: ...
@@ -140,12 +148,12 @@ class Peer:
             self.alarms.append(Alarm(self._step, kind, text))
 
     def _gradient_norm(self) -> float:
-        """The norm over all parameters, which the user of a peer has to compute for it."""
+        """Compute the norm over all parameters. The user of a peer would compute it for the peer."""
         return float(get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None]))
 
 
-# The rules of the original diagnosis, which tells what to watch in four lines. Its "should stay" is taken at its word:
-# from the first step on, and on the batch that is trained on.
+# The original diagnosis lists in four lines what to watch. Its "should stay" is taken literally: these rules hold from
+# the first step on, for every training batch.
 
 
 class OriginalNorm30(Peer):
@@ -161,7 +169,7 @@ class OriginalNorm30(Peer):
 
 
 class OriginalNorm100(OriginalNorm30):
-    """They should not spike to 100 or more."""
+    """Gradient norms should not spike to 100 or more."""
 
     name = "original: norm > 100"
     _limit = 100.0
@@ -193,8 +201,8 @@ class OriginalFinite(Peer):
 class Lightning(Peer):
     """Lightning's `EarlyStopping`, which checks that the validation loss is finite.
 
-    The callback itself, asked by a real `Trainer` that trains nothing. Its other default, to stop after three
-    validations without improvement, is an alarm too, but "other": it says that training is over, well or ill.
+    A real `Trainer`, which trains nothing, calls the callback. By default it also stops after three validations without
+    improvement. That is an alarm of the kind "other": the training may have ended well or badly.
     """
 
     name = "lightning"
@@ -216,12 +224,12 @@ class Lightning(Peer):
         )
         self._module = LightningModule()
         self._trainer.state.fn = TrainerFn.FITTING
-        # Validations come every so many steps, where Lightning's own place for the check would be the end of an epoch.
+        # Validations come after a number of steps. By default Lightning would check at the end of an epoch.
         self._callback = EarlyStopping("val_loss", check_finite=True, check_on_train_epoch_end=False)
 
     def _validated(self, per: float, loss: float) -> None:
         self._trainer.callback_metrics["val_loss"] = torch.tensor(loss)
-        self._trainer.should_stop = False  # the training goes on, so a later NaN is still to be found
+        self._trainer.should_stop = False  # the training goes on, and a later NaN must still be found
         self._callback.on_validation_end(self._trainer, self._module)
         if self._trainer.should_stop:
             non_finite = self._callback.stopping_reason.name == "NON_FINITE_METRIC"
@@ -229,7 +237,7 @@ class Lightning(Peer):
 
 
 class Autotrainer(Peer):
-    """autotrainer's `TrainingMonitor`. Its messages have no levels; each is a warning, and each is given once."""
+    """autotrainer's `TrainingMonitor`. Its messages have no levels: each counts as a warning, and is given once."""
 
     name = "autotrainer"
     requirement = "autotrainer==0.18.0"
@@ -248,17 +256,17 @@ class Autotrainer(Peer):
         self._monitor = TrainingMonitor()
 
     def _before_update(self, loss: Tensor, logits: Tensor, inputs: Tensor, targets: Tensor) -> None:
-        told = len(self._monitor.diagnostics)
+        known = len(self._monitor.diagnostics)
         self._monitor.step(loss, model=self._model, optimizer=self._optimizer, scaler=self._scaler)
-        for text in self._monitor.diagnostics[told:]:
+        for text in self._monitor.diagnostics[known:]:
             self._alarm(_meaning(text, self._words), text)
 
 
 class Trainpulse(Peer):
     """trainpulse's `Monitor`, with the loss, gradient norm and learning rate that its full loop logs.
 
-    Warnings count as well as what is critical: both are alerts, and a handler is called for both. The duration of a
-    step is not logged: it tells of the machine, and here of the other peers.
+    Both warnings and critical alerts count: a handler is called for both. The duration of a step is not logged: it
+    depends on the machine, and here on the other peers.
     """
 
     name = "trainpulse"
@@ -317,7 +325,7 @@ class Stabilityguard(Peer):
 
 
 class _IdleOptimizer:
-    """What `GuardedOptimizer` asks of an optimizer, without any effect."""
+    """An optimizer with the interface that `GuardedOptimizer` needs, but without any effect."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -332,10 +340,10 @@ class _IdleOptimizer:
 
 
 class Traintools(Peer):
-    """traintools' inspectors of batches, gradients, activations and validation losses. All that they warn of counts.
+    """traintools' inspectors of batches, gradients, activations and validation losses. All their warnings count.
 
-    Its gradient noise scale is left out: that is advice on the batch size, and trains on the batch once more to get it.
-    So is the clipping norm of its README's example, above which it would warn: the default is none.
+    Its gradient noise scale is left out: it advises on the batch size, and trains on the batch once more for that. The
+    clipping norm of its README's example, above which it would warn, is left out too: by default there is none.
     """
 
     name = "traintools"
@@ -374,7 +382,7 @@ class Traintools(Peer):
     def _validated(self, per: float, loss: float) -> None:
         self._guard.record(step=self._step, val_loss=loss)
         decision = self._guard.evaluate()
-        if decision.should_stop:  # training is over, well or ill
+        if decision.should_stop:  # the training may have ended well or badly
             self._alarm("other", decision.reason)
 
     def _detach(self) -> None:
@@ -382,7 +390,7 @@ class Traintools(Peer):
 
 
 class Torchmortem(Peer):
-    """torchmortem's `Autopsy`. Only what it calls critical counts: its warnings include normal stages of a training."""
+    """torchmortem's `Autopsy`. Only critical findings count: its warnings include normal stages of a training."""
 
     name = "torchmortem"
     requirement = "torchmortem==0.1.1"
@@ -400,7 +408,7 @@ class Torchmortem(Peer):
         _expect_backward_hooks()
         self._autopsy = Autopsy(self._model, optimizer=self._optimizer)
         self._autopsy.attach()
-        # At exit it would write a report into the working directory, and until then it would keep the model alive.
+        # Otherwise it writes a report into the working directory at exit, and keeps the model in memory until then.
         atexit.unregister(self._autopsy._atexit_handler)
 
     def _after_update(self, loss: Tensor) -> None:
@@ -415,7 +423,7 @@ class Torchmortem(Peer):
                 self._alarm(_meaning(finding.title, self._words), text)
 
     def _detach(self) -> None:
-        self._autopsy.detach()  # again, in case that it raised before
+        self._autopsy.detach()  # again, in case it raised before
 
 
 PEERS: tuple[type[Peer], ...] = (
@@ -433,7 +441,7 @@ PEERS: tuple[type[Peer], ...] = (
 
 
 def installed_peers() -> list[type[Peer]]:
-    """The peers that can be used here; a line on stderr for each that cannot."""
+    """Return the peers whose packages are installed. Print a line on stderr for each of the others."""
     found = []
     for peer in PEERS:
         missing = _missing(peer.requirement) if peer.requirement else None
@@ -454,7 +462,7 @@ def _missing(requirement: str) -> str | None:
 
 
 def _meaning(text: str, words: dict[str, Kind]) -> Kind:
-    """The kind of the first phrase that the text has, in the order of `words`."""
+    """Return the kind of the first phrase in `words` that the text contains; "other" if it contains none."""
     return next((kind for phrase, kind in words.items() if phrase in text), "other")
 
 
@@ -467,7 +475,7 @@ def _silence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _same_random_streams() -> Iterator[None]:
-    """Leave Python's, NumPy's and PyTorch's global generators as they were. Too dear for every step."""
+    """Restore Python's, NumPy's and PyTorch's global generators at the end. This is too slow for every step."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         yield
@@ -476,13 +484,13 @@ def _same_random_streams() -> Iterator[None]:
 
 
 def _quiet(*loggers: str) -> None:
-    """Silence what is logged in hooks, outside our calls, or by a handler that kept the real stderr."""
+    """Silence loggers that `_silence` cannot reach: those of hooks, and those whose handlers keep the real stderr."""
     for name in loggers:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _expect_backward_hooks() -> None:
-    """Let PyTorch not warn, in the training's own backward pass, that the first layer's inputs need no gradient."""
+    """Suppress PyTorch's warning, in the training's backward pass, that the first layer's inputs need no gradient."""
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
 
@@ -507,7 +515,7 @@ class _Toy(nn.Module):
 
 
 def _batch(step: int) -> tuple[Tensor, Tensor]:
-    """Features (B, T, F) and labels (B, L): each label is four frames of its own pattern and two of quiet, in noise."""
+    """Make features (B, T, F) and labels (B, L). Each label has four frames of its own pattern and two of silence."""
     patterns = torch.randn(_CLASSES, _FEATURES, generator=torch.Generator().manual_seed(0))
     stream = torch.Generator().manual_seed(1 + step)
     labels = torch.randint(1, _CLASSES, (_BATCH, _LABELS), generator=stream)
@@ -550,7 +558,7 @@ class _Training:
             peer.after_update(step, loss.detach())
 
     def run(self) -> Tensor:
-        """Train to the end; all weights."""
+        """Train to the end and return all weights."""
         for step in range(_STEPS):
             self.step(step)
             if (step + 1) % _VALIDATE_EVERY == 0:
@@ -566,14 +574,14 @@ class _Training:
             logits = self.model(x)
         self.model.train()
         best = logits.argmax(-1).tolist()
-        said = [[own for before, own in pairwise([0, *row]) if own not in (0, before)] for row in best]
-        errors = sum(editdistance.eval(own, target) for own, target in zip(said, labels.tolist(), strict=True))
+        decoded = [[own for before, own in pairwise([0, *row]) if own not in (0, before)] for row in best]
+        errors = sum(editdistance.eval(own, target) for own, target in zip(decoded, labels.tolist(), strict=True))
         for peer in self.peers:
             peer.validated(step, errors / labels.numel(), float(_loss(logits, labels)))
 
 
 def _check(kinds: Sequence[type[Peer]]) -> None:
-    """Train with and without the peers, hold them to what they may not do, and print what they said."""
+    """Train with and without the peers, check that they change and print nothing, and list their alarms."""
     print(f"{'training':12}{'peer':26}{'step':>5} alarm")
     before = {*Path.cwd().iterdir()}
     for trouble in _TROUBLES:
@@ -597,9 +605,9 @@ def _check(kinds: Sequence[type[Peer]]) -> None:
 
 
 def _measure(kinds: Sequence[type[Peer]], rounds: int = 150) -> None:
-    """What each peer adds to a step: plain and watched steps in turns, and the median of their differences.
+    """Print the time that each peer adds to a step: the median difference between watched and plain steps, in turns.
 
-    In processor time, which bears with other programs on the machine.
+    The processor time is measured, because other programs on the machine change it little.
     """
     trainings = [_Training("healthy", ()), *(_Training("healthy", (kind,)) for kind in kinds)]
     times = np.zeros((rounds, len(trainings)))
@@ -609,7 +617,7 @@ def _measure(kinds: Sequence[type[Peer]], rounds: int = 150) -> None:
             trainings[j].step(i + 10)
             times[i, j] = time.process_time() - start
     plain = np.median(times[:, 0])
-    print(f"\nA plain step takes {1000 * plain:.1f} ms. Each of them adds")
+    print(f"\nA plain step takes {1000 * plain:.1f} ms. The peers add:")
     for kind, share in zip(kinds, np.median(times[:, 1:] - times[:, :1], 0) / plain, strict=True):
         print(f"{kind.name:26}{share:7.1%}")
 

@@ -1,9 +1,9 @@
 """The trainings of the detection corpus: healthy and faulty families, and which half of the corpus each is in.
 
-A recipe says how a training is made. Its result is found by training it, and is never written here: a fault that does
-no harm does not make a training faulty. Thresholds are set on `design`; `test` has other seeds, and families that
-`design` lacks. `first_test` was the test of the first thresholds; after its results
-were known, it served to set the second ones, and a new `test` with new families replaced it.
+A recipe describes a training, and never its result: a fault that does no harm does not make a training faulty.
+Thresholds were set on `design`; `test` has other seeds, and families that `design` lacks. `first_test` was the test of
+the first thresholds. After its results were known, it was used to set the second thresholds, and a new `test` with new
+families replaced it.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _SEEDS: dict[Half, int] = {"design": 0, "first_test": 1000, "test": 2000}  # the
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training. `fault` sets in at step `onset`, 0 for one that is there from the start."""
+    """One training. `fault` begins at step `onset`; 0 is the start."""
 
     family: str
     half: Half
@@ -46,12 +46,12 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Unique in the corpus."""
+        """The recipe's name, unique in the corpus."""
         return f"{self.family}-{self.seed}"
 
 
 def recipes() -> list[Recipe]:
-    """All trainings, in a fixed order."""
+    """Return all recipes, in a fixed order."""
     drawn = []
     for family, (kind, counts) in _FAMILIES.items():
         for half, count in counts.items():
@@ -59,11 +59,11 @@ def recipes() -> list[Recipe]:
                 seed = i + _SEEDS[half]
                 rng = np.random.default_rng([seed, *family.encode()])
                 drawn.append(kind(_base(family, half, seed, rng), rng))
-    return sorted(drawn, key=lambda r: r.half)  # the half that is used first is trained first
+    return sorted(drawn, key=lambda r: r.half)  # the half that is needed first is trained first
 
 
 def _base(family: str, half: Half, seed: int, rng: np.random.Generator) -> Recipe:
-    """A healthy training of some size on some task."""
+    """Draw a healthy training: its size, its task and its settings."""
     size = rng.choice(4)
     layers, units = ((1, 32), (1, 48), (2, 32), (2, 40))[size]
     return Recipe(
@@ -96,7 +96,7 @@ def _official(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _momentum(r: Recipe, rng: np.random.Generator, step: float) -> Recipe:
-    """Adam whose epsilon, 0.1, makes it momentum SGD, with that learning rate for the gradient of a sum over labels."""
+    """Use Adam with epsilon 0.1 as momentum SGD. `step` is its learning rate for the gradient of a sum over labels."""
     labels = 14.1 if r.task == "digits" else 5.4
     if rng.random() < 0.5:
         return replace(r, epsilon=0.1, lr=0.1 * step * labels, reduction="per_label_mean")
@@ -104,7 +104,7 @@ def _momentum(r: Recipe, rng: np.random.Generator, step: float) -> Recipe:
 
 
 def _long_plateau(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """A long plateau, and then it learns: small steps, long warm-ups."""
+    """Small steps and a long warm-up: a long plateau before it learns."""
     step = float(10 ** rng.uniform(-1.9, -1.5))
     return replace(_momentum(r, rng, step), warmup=int(rng.choice([50, 200])), steps=1000)
 
@@ -151,7 +151,7 @@ def _dropout(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _other_room(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """The recordings change in mid-run: the loss jumps, and falls again."""
+    """The recordings change in mid-training: the loss jumps, and falls again."""
     return replace(_late(r, rng), fault="channels_swapped", steps=800)
 
 
@@ -173,7 +173,7 @@ def _label_noise(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _rate_too_high(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """From the start: the warm-up leads to a rate that is too high for the curvature."""
+    """The rate is too high from the start: the warm-up leads to one that is too high for the curvature."""
     if rng.random() < 0.5:
         made = replace(r, epsilon=0.1, lr=float(10 ** rng.uniform(0.7, 2.5)))
     else:
@@ -189,7 +189,7 @@ def _rate_raised(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _bad_batch(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """One batch that counts far too much, under momentum without a clip: it throws the weights far away."""
+    """One batch has far too much weight. With momentum and without a clip, it moves the weights far away."""
     made = replace(_late(r, rng), epsilon=0.1, lr=5e-3, clip=None, fault="heavy_batch", cause="bad_batch")
     return replace(made, strength=float(10 ** rng.uniform(3, 5)))
 
@@ -225,7 +225,7 @@ def _clip_before_unscale(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _step_too_small(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """Loss scale against epsilon, and rates that are simply too small."""
+    """The step is too small: epsilon is too large for the gradients, or the rate is too small."""
     if rng.random() < 0.6:
         made = _momentum(r, rng, float(10 ** rng.uniform(-5, -4)))
     else:
@@ -242,7 +242,7 @@ def _slow(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _early_end(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """A learning rate that falls to a thousandth when the decoder has just begun to say only blank."""
+    """A learning rate that falls to a thousandth when the decoder has just begun to output only blank."""
     step = float(10 ** rng.uniform(-1.7, -1.3))
     made = replace(_momentum(r, rng, step), warmup=10, fault="rate_ends", strength=1e-3)
     return replace(made, onset=int(rng.integers(30, 60)), cause="step_too_small", steps=800)
@@ -308,7 +308,7 @@ def _rate_climbs(r: Recipe, rng: np.random.Generator) -> Recipe:
 
 
 def _gradient_lost(r: Recipe, rng: np.random.Generator) -> Recipe:
-    """The weight of the loss becomes zero when the decoder has just begun to say only blank."""
+    """The weight of the loss becomes zero when the decoder has just begun to output only blank."""
     step = float(10 ** rng.uniform(-1.7, -1.3))
     made = replace(_momentum(r, rng, step), warmup=10, fault="gradient_lost", onset=int(rng.integers(30, 60)))
     return replace(made, cause="step_too_small", steps=800)

@@ -1,1 +1,1 @@
-"""What the finished trials of a study say: effects, rulings on claims, boundaries."""
+"""Analyses the finished trials of a study: effects, rulings on claims, boundaries."""

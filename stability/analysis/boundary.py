@@ -74,7 +74,7 @@ class Boundary:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader has to know besides the numbers."""
+        """Notes for the reader of the numbers, such as a bracket that is open at one end."""
         counts = {
             "healthy up to the largest rate tried": sum(b.high == math.inf and b.low > 0 for b in self.brackets),
             "no healthy rate": sum(b.low == 0 for b in self.brackets),
@@ -87,7 +87,7 @@ class Boundary:
 def boundaries(trials: Trials) -> list[Boundary]:
     """Find the boundary in every cell with more than one learning rate, in the order of the cells' levels."""
     lr = [trial.factors.get(LR) for trial in trials.trials]
-    # The learning rate of the day layers is no factor of its own where it equals the other.
+    # If the learning rate of the day layers always equals the other, it is no factor of its own.
     names = [name for name in trials.factors if [trial.factors.get(name) for trial in trials.trials] != lr]
     cells: dict[tuple[Level, ...], dict[int, dict[float, str]]] = defaultdict(lambda: defaultdict(dict))
     for trial in trials.trials:
@@ -104,7 +104,7 @@ def boundaries(trials: Trials) -> list[Boundary]:
 
 
 def too_high(outcomes: Mapping[float, str]) -> float:
-    """The smallest learning rate that is too high, of {rate: outcome}; inf if there is none."""
+    """Return the smallest learning rate in {rate: outcome} that is too high; inf if there is none."""
     healthy = min((rate for rate, outcome in outcomes.items() if outcome in HEALTHY), default=math.inf)
     return min(
         (r for r, outcome in outcomes.items() if outcome in _TOO_HIGH or (outcome not in HEALTHY and r > healthy)),
@@ -133,7 +133,7 @@ def _bracket(seed: int, outcomes: Mapping[float, str]) -> Bracket:
 
 
 def _over_seeds(brackets: Sequence[Bracket]) -> tuple[float, float, float]:
-    """The mean boundary and its interval."""
+    """Return the mean boundary and the ends of its interval."""
     from scipy import stats  # late: it takes a while, and every start of the program imports this
 
     lows, highs = (np.array([getattr(b, end) for b in brackets]) for end in ("low", "high"))

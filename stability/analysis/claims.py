@@ -7,7 +7,7 @@ A file of claims is a list. Each claim looks like this:
 
     - id: noise                               # a name of its own
       claim: With weak noise the official settings collapse.      # in words
-      source: diagnosis, Test 2               # who says it
+      source: diagnosis, Test 2               # where it is stated
       where: {optimizer.epsilon: 0.1}         # the trials that it is about; all of them, if left out
       compare: {aug.white_noise_std: [1.0, 0.25]}
       response: healthy
@@ -59,11 +59,11 @@ class Claim:
     Attributes:
         id: Its name in the file.
         claim: The claim in words.
-        source: Who makes it.
+        source: The document or person that makes it.
         where: The levels of the trials that it is about.
         cells: The cells to compare; none for `all` and `most`.
         weights: The weight of each cell in an interaction; empty if each cell is compared with the next.
-        response: What is compared, or what is expected of trials: a response, or `outcome`.
+        response: The response that is compared, or that all or most trials must have; or `outcome`.
         verb: What is expected.
         margin: By how much; of ratios, a difference of logarithms.
         accepted: For `all` and `most`, the outcomes, or the ends of the range of numbers, that are expected.
@@ -129,7 +129,7 @@ def read_claims(path: Path) -> list[Claim]:
 
 
 class _InvalidClaim(Exception):
-    """What is wrong with a claim."""
+    """A claim is wrong; the message says why."""
 
 
 def _claim(item: Any) -> Claim:

@@ -22,7 +22,7 @@ class Difference:
         name: Its dotted name.
         first: Its value in the first trial.
         second: Its value in the second trial.
-        effects: By response, the effect of changing it from `first` to `second`; empty if not measured.
+        effects: {response: effect of the change from `first` to `second`}; empty if not measured.
         note: Why there are no effects.
     """
 
@@ -37,7 +37,7 @@ def compare(trials: Trials, first: Trial, second: Trial) -> list[Difference]:
     """Find everything in which two trials differ, sorted by its effect on health: the largest first."""
     found = []
     if first.seed != second.seed:
-        found.append(Difference("seed", first.seed, second.seed, {}, "chance"))
+        found.append(Difference("seed", first.seed, second.seed, {}, note="chance"))
     main = main_factors(trials)
     changed_with: dict[str, str] = {}
     names = [n for n in first.factors | second.factors if first.factors.get(n) != second.factors.get(n)]
@@ -80,7 +80,7 @@ def find_trial(trials: Trials, wanted: str) -> Trial:
 
 
 def closest_pair(trials: Trials) -> tuple[Trial, Trial] | None:
-    """Find the failed and the healthy trial that differ in the fewest factors; of several such, those of one seed.
+    """Find the failed and the healthy trial that differ in the fewest factors, if possible with the same seed.
 
     Returns:
         The failed trial and the healthy one; None if the study has no failed or no healthy trial.

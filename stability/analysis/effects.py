@@ -43,7 +43,7 @@ _LARGEST_SPIKE = math.log(1e6)
 
 @dataclass(frozen=True)
 class Contrast:
-    """What is compared: one factor's levels, or those of a pair of factors.
+    """A comparison of the levels of one factor, or of a pair of factors.
 
     Attributes:
         kind: `difference` between two levels of one factor; `trend` per unit or per decade of it; `interaction` of two:
@@ -70,7 +70,7 @@ class Effect:
         factors: As in `Contrast`.
         levels: As in `Contrast`.
         tied: The other factors that change together with these.
-        response: What the effect is on.
+        response: The response that the factors have an effect on.
         effect: The difference, or for `steps` and `norm_spike` the ratio; NaN without a match.
         low: The lower end of the 95 % interval; NaN without a match.
         high: Its upper end.
@@ -101,12 +101,12 @@ class Sample:
     """The mean difference of each seed, and how it was made.
 
     Attributes:
-        response: What the differences are of.
+        response: The response whose differences these are.
         means: One mean a seed, `[seeds]`; of ratios, the logarithms.
         matches: How many matches there are.
         bounded: How many of them have a censored trial.
         limit: The largest difference that is possible.
-        chance: Of a binary response, the size of a seed's mean by chance.
+        chance: For a binary response, the size of a seed's mean by chance.
     """
 
     response: Response
@@ -118,7 +118,7 @@ class Sample:
 
 
 def effects(trials: Trials) -> list[Effect]:
-    """The effects of every factor and of every pair of factors on every response.
+    """Measure the effects of every factor and of every pair of factors on every response.
 
     Each level is compared with the factor's first one; levels that are numbers are sorted by size. Three or more
     numbers also have a trend. Factors with more than 12 levels are left out.
@@ -131,17 +131,17 @@ def effects(trials: Trials) -> list[Effect]:
 
 
 def difference_between(trials: Trials, factor: str, first: Level, second: Level) -> list[Effect]:
-    """The effects of one level of a factor against another, on every response, as in `effects`."""
+    """Measure the effects of one level of a factor against another, on every response, as in `effects`."""
     return _effects(_with_varying_factors(trials), _difference(factor, first, second))
 
 
 def differences(matched: Matched, weights: Sequence[float], response: Response) -> Sample:
-    """The weighted sum of the responses of every match, averaged within each seed.
+    """Compute the weighted sum of the responses of every match, averaged within each seed.
 
     Args:
         matched: The matches.
         weights: One weight a cell.
-        response: Which response.
+        response: The response to compare.
     """
     by_seed: dict[int, list[float]] = defaultdict(list)
     for seed, trials in matched.matches:
@@ -160,14 +160,14 @@ def differences(matched: Matched, weights: Sequence[float], response: Response) 
 
 
 def interval(sample: Sample) -> tuple[float, float]:
-    """The 95 % interval of a sample's mean; of ratios, in logarithms."""
+    """Return the 95 % interval of a sample's mean; of ratios, in logarithms."""
     if sample.response == "healthy":
         return share_interval(sample.means, sample.limit, sample.chance)
     return mean_interval(sample.means, sample.limit)
 
 
 def in_unit(difference: float, response: Response) -> float:
-    """A difference in the unit in which it is reported: of logarithms, the ratio."""
+    """Convert a difference to the unit in which it is reported: a difference of logarithms to a ratio."""
     return math.exp(min(difference, 700.0)) if response in RATIOS and difference != math.inf else difference
 
 

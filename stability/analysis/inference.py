@@ -22,12 +22,12 @@ Alternative = Literal["two-sided", "less", "greater"]
 
 _LEVEL = 0.95  # of intervals
 _POWER = 0.8
-_MOST_FLIPS = 1 << 13  # combinations of signs that are all tried; of more, that many are drawn
-MOST_SEEDS = 1000  # to advise more seeds than this is no help
+_MOST_FLIPS = 1 << 13  # if there are at most so many combinations of signs, all are tried; else that many are drawn
+MOST_SEEDS = 1000  # advice to run more seeds than this is of no use
 
 
 def sign_flip(means: NDArray[np.float64], alternative: Alternative = "two-sided") -> float:
-    """Test whether the mean of numbers is 0, each of which might as well have had the other sign.
+    """Test whether the mean of numbers is 0. If it is, each might as well have had the other sign.
 
     Args:
         means: One number a seed, `[seeds]`.
@@ -40,7 +40,7 @@ def sign_flip(means: NDArray[np.float64], alternative: Alternative = "two-sided"
 
 
 def sign_flips(means: NDArray[np.float64], alternative: Alternative = "two-sided") -> list[float]:
-    """The `sign_flip` of every row of `[responses, seeds]`, with the same combinations of signs for all rows."""
+    """Return the `sign_flip` of every row of `[responses, seeds]`, with the same combinations of signs for all rows."""
     if means.shape[1] < 2:  # SciPy refuses these
         decided = {"two-sided": np.zeros(means.shape, bool), "less": means < 0, "greater": means > 0}[alternative]
         return [0.5 if row.any() else 1.0 for row in decided]
@@ -65,7 +65,7 @@ def name_of_test(seeds: int) -> str:
 
 
 def mean_interval(means: NDArray[np.float64], limit: float, level: float = _LEVEL) -> tuple[float, float]:
-    """Student's t interval of a mean.
+    """Compute Student's t interval of a mean.
 
     Args:
         means: One number a seed, `[seeds]`.
@@ -85,7 +85,7 @@ def mean_interval(means: NDArray[np.float64], limit: float, level: float = _LEVE
 def share_interval(
     means: NDArray[np.float64], limit: float, chance: float, level: float = _LEVEL
 ) -> tuple[float, float]:
-    """Bonett and Price's interval of a difference of paired shares (*J. Educ. Behav. Stat.* 37, 2012).
+    """Compute Bonett and Price's interval of a difference of paired shares (*J. Educ. Behav. Stat.* 37, 2012).
 
     They add one pair in favour and one against. So the interval does not shrink to a point when all of a few pairs
     agree. Here, two seeds are added.
@@ -108,13 +108,13 @@ def share_interval(
 
 
 def binomial_interval(count: int, of: int) -> tuple[float, float]:
-    """The exact 95 % interval of a share (Clopper and Pearson, *Biometrika* 26, 1934)."""
+    """Compute the exact 95 % interval of a share (Clopper and Pearson, *Biometrika* 26, 1934)."""
     found = stats.binomtest(count, of).proportion_ci(_LEVEL, "exact")
     return float(found.low), float(found.high)
 
 
 def majority_test(count: int, of: int) -> tuple[float, float]:
-    """The p values of the exact binomial tests that a share is above a half, and that it is below."""
+    """Return the p values of the exact binomial tests that a share is above a half, and that it is below."""
     above, below = (float(stats.binomtest(count, of, alternative=side).pvalue) for side in ("greater", "less"))
     return above, below
 

@@ -18,7 +18,7 @@ def ordered(levels: Iterable[Level]) -> tuple[Level, ...]:
 
 
 def is_number(level: Level) -> bool:
-    """Whether the level is a number. True and False are not."""
+    """Return whether the level is a number. True and False are not."""
     return isinstance(level, int | float) and not isinstance(level, bool)
 
 

@@ -56,14 +56,14 @@ def match(trials: Sequence[Trial], cells: Sequence[Cell]) -> Matched:
 def interaction_cells(
     a: str, a_levels: tuple[Level, Level], b: str, b_levels: tuple[Level, Level]
 ) -> tuple[list[Cell], tuple[int, ...]]:
-    """The four cells of two factors, and their signs in the difference of differences."""
+    """Return the four cells of two factors, and their signs in the difference of differences."""
     return [{a: x, b: y} for x in reversed(a_levels) for y in reversed(b_levels)], (1, -1, -1, 1)
 
 
 def main_factors(trials: Trials) -> dict[str, tuple[Level, ...]]:
-    """{dotted name: levels} of a study's factors.
+    """Return {dotted name: levels} of a study's factors.
 
-    Of the factors that an option of a group sets together, only the first is in it.
+    If an option of a group sets several factors together, only the first of them is included.
     """
     kept: dict[str, tuple[Level, ...]] = {}
     for name, levels in trials.factors.items():

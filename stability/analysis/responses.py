@@ -8,11 +8,11 @@ from stability.diagnosis.table import Table
 
 SIGNALS_USED = ("applied_norm", "frame_information", "distinct_phonemes", "grad_norm", "loss", "loss_scale")
 
-# Nats of frame information below which a decoder says the same of every frame. All trainings begin on this plateau.
+# Nats of frame information below which a decoder predicts the same for every frame. Trainings begin on this plateau.
 # In the trials of the diagnosis, a decoder leaves it as the blank share falls below 0.95; on other data the blank share
 # may never reach 0.95.
 _PLATEAU = 0.1
-_START = 10  # steps whose gradient norms belong to the start, and are no spikes
+_START = 10  # the first steps: their gradient norms are no spikes
 
 
 def plateau_steps(signals: Table) -> tuple[int, bool]:
@@ -59,7 +59,7 @@ def norm_spike(signals: Table) -> tuple[float, float]:
 
 
 def late_median(signals: Table, name: str) -> float:
-    """The median of a signal over the last tenth of the steps.
+    """Compute the median of a signal over the last tenth of the steps.
 
     Returns:
         The median; inf if the signal was recorded and is not a number there; NaN if it was not recorded.

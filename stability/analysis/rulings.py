@@ -1,8 +1,9 @@
 """Rule on claims: compare each with the trials of a study.
 
 A claim is confirmed, or refuted, if an exact test over the seeds says so at 5 %, corrected for all claims of the list
-(Holm). Else it is inconclusive. `lower` is refuted by higher; `{lower: 0.3}` by what is not 0.3 lower; `all` by a
-single trial. A margin is tested on the typical seed: what happens to one seed in twenty, few seeds do not show.
+(Holm). Else it is inconclusive. A higher response refutes `lower`, a response that is not 0.3 lower refutes
+`{lower: 0.3}`, and a single trial refutes `all`. A margin is tested on the typical seed: a few seeds do not show what
+happens to one seed in twenty.
 """
 
 import difflib
@@ -41,14 +42,14 @@ class Ruling:
 
     Attributes:
         claim: The claim.
-        ruling: What the trials say of it.
+        ruling: The result.
         because: The reason in words.
-        effect: The effect, as in `Effect`. Of an order, that of the last cell against the first. Of `all` and `most`,
-            the share of the trials that are as expected.
-        low: The lower end of its 95 % interval. Of `all` and `most`, Clopper and Pearson's for the share of seeds.
+        effect: The effect, as in `Effect`. For an order, the effect of the last cell against the first. For `all` and
+            `most`, the share of the trials that are as expected.
+        low: The lower end of its 95 % interval. For `all` and `most`, Clopper and Pearson's for the share of seeds.
         high: The upper end.
         seeds: How many seeds the test has; 0 if the claim is about trials that were not run.
-        matches: How many matches of trials, or of `all` and `most`, how many trials.
+        matches: How many matches of trials there are; for `all` and `most`, how many trials.
         test: The name of the test.
         p: Its two-sided p value.
         corrected: The same, corrected for the number of claims.
@@ -112,7 +113,7 @@ class _Evidence:
 
 
 def _evidence(claim: Claim, trials: Trials) -> _Evidence:
-    """What the trials say for and against the claim."""
+    """Collect the evidence of the trials for and against the claim."""
     for cell in claim.cells or ({},):
         if trouble := _not_run({**claim.where, **cell}, trials):
             return _Evidence(trouble=trouble)
@@ -121,7 +122,7 @@ def _evidence(claim: Claim, trials: Trials) -> _Evidence:
 
 
 def _not_run(cell: Cell, trials: Trials) -> str:
-    """The reason for which no trial is in the cell; empty if one is."""
+    """Return the reason why no trial is in the cell; empty if there is one."""
     if any(all(t.factors.get(k) == v for k, v in cell.items()) for t in trials.trials):
         return ""
     known = list(dict.fromkeys(name for trial in trials.trials for name in trial.factors))
@@ -140,7 +141,7 @@ def _not_run(cell: Cell, trials: Trials) -> str:
 
 
 def _left_out(trials: Trials) -> str:
-    """How many folders were left out, with an example."""
+    """Say how many folders were left out, with an example."""
     if not trials.left_out:
         return ""
     path, reason = trials.left_out[0]
@@ -196,7 +197,7 @@ def _less(means: NDArray[np.float64]) -> float:
 
 
 def _all_or_most(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
-    """The evidence on a claim about all or most trials. A seed supports it if more than half of its trials do."""
+    """Collect the evidence on a claim about all or most trials. A seed supports it if most of its trials do."""
     if lacking := [t.name for t in trials if getattr(t, claim.response) != getattr(t, claim.response)]:
         return _Evidence(
             trouble=f"{counted(len(lacking), 'trial')} did not record {claim.response}, such as {lacking[0]}."
@@ -228,35 +229,35 @@ def _all_or_most(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
     )
 
 
-def _ruling(claim: Claim, seen: _Evidence, corrected: float, claims: int) -> Ruling:
+def _ruling(claim: Claim, evidence: _Evidence, corrected: float, claims: int) -> Ruling:
     known = Ruling(
         claim=claim,
         ruling="inconclusive",
-        because=seen.trouble,
-        effect=seen.effect,
-        low=seen.low,
-        high=seen.high,
-        seeds=seen.seeds,
-        matches=seen.matches,
-        test=seen.test,
-        p=seen.p,
+        because=evidence.trouble,
+        effect=evidence.effect,
+        low=evidence.low,
+        high=evidence.high,
+        seeds=evidence.seeds,
+        matches=evidence.matches,
+        test=evidence.test,
+        p=evidence.p,
         corrected=corrected,
-        tied=seen.tied,
+        tied=evidence.tied,
     )
-    if not seen.seeds:
+    if not evidence.seeds:
         return known
     if corrected <= _ALPHA:
-        if seen.supports < seen.contradicts:
+        if evidence.supports < evidence.contradicts:
             return replace(known, ruling="confirmed", because="The trials are as expected.")
         opposite = "The trials are not as expected."
-        because = f"{1 - seen.effect:.0%} of the trials are not as expected." if claim.verb == "all" else opposite
+        because = f"{1 - evidence.effect:.0%} of the trials are not as expected." if claim.verb == "all" else opposite
         return replace(known, ruling="refuted", because=because)
-    if not seen.decisive.any():
-        return replace(known, because=f"It makes no difference in any of {counted(seen.seeds, 'seed')}.")
-    needed = seeds_needed(seen.decisive, _ALPHA / claims)
-    because = f"{seen.seeds} seeds do not decide this."
+    if not evidence.decisive.any():
+        return replace(known, because=f"It makes no difference in any of {counted(evidence.seeds, 'seed')}.")
+    needed = seeds_needed(evidence.decisive, _ALPHA / claims)
+    because = f"{evidence.seeds} seeds do not decide this."
     about = "About"
-    if seen.seeds == 1:
+    if evidence.seeds == 1:
         because, about = "One seed cannot separate an effect from chance.", "At least"
     if needed is None:
         because += f" More than {MOST_SEEDS} would be needed: these favour neither side."

@@ -1,7 +1,7 @@
 """Read the finished trials of a study: their factors and their responses.
 
 Reading a trial's tables takes 2 ms for 500 steps. The responses are therefore kept in the trial's `summary.json`, which
-is read ten times as fast, and made again for another verdict or by another version of the program.
+is read ten times as fast. It is written again if the verdict is newer, or if another version of the program wrote it.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from stability.diagnosis.table import read_table
 
 _SUMMARY = "summary.json"
 _FORMAT = 3  # of the summary; a file of another format is written again
-_NO_FACTORS = CHANGES_NO_RESULT | {"seed", "device"}  # no subject of a study, or without influence on a result
+_NO_FACTORS = CHANGES_NO_RESULT | {"seed", "device"}  # settings that a study does not vary as factors
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def read_verdict(trial: Trial) -> dict[str, Any]:
 
 
 class _NoTrial(Exception):
-    """The reason for which a folder has no finished trial."""
+    """A folder has no finished trial; the message says why."""
 
 
 def _trial_folders(folder: Path) -> list[Path]:
@@ -151,12 +151,14 @@ def _read(folder: Path) -> Trial:
             factors = _with_tuples(_with_this_versions_factors(values["factors"]))
             return Trial(**values | {"name": folder.name, "factors": factors, "folder": folder})
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # no summary, half of one, or another program's
+        pass  # there is no summary, or half of one, or another program wrote it
     trial = _read_tables(folder)
     values = {name: value for name, value in vars(trial).items() if name != "folder"}
     summary = {"made of": [_FORMAT, written], "trial": values}
     with suppress(OSError):  # a folder may be read-only: reading it is slower, but works
-        (folder / _SUMMARY).write_text(json.dumps(summary))  # not atomic: half a summary is found out and replaced
+        (folder / _SUMMARY).write_text(
+            json.dumps(summary)
+        )  # not atomic: half a summary is not valid JSON, and is replaced
     return trial
 
 
@@ -205,7 +207,7 @@ def _read_tables(folder: Path) -> Trial:
 
 
 def _read_config_and_verdict(folder: Path) -> tuple[dict[str, Any], str, str | None]:
-    """The configuration, and the verdict's outcome and cause."""
+    """Read the configuration, and the verdict's outcome and cause."""
     try:
         config: dict[str, Any] = {}
         for group in re.split(r"\n(?=\w)", (folder / CONFIG).read_text()):

@@ -1,1 +1,1 @@
-"""Neural data in the public T15 layout: read, check, write, make up, place, cache, batch and augment."""
+"""Neural data in the public T15 layout: reads, checks and writes them, makes them up, and serves augmented batches."""

@@ -224,7 +224,7 @@ def _load(split: Split, source: _Values | None, dtype: torch.dtype, **options: A
 
 
 def _starts(split: Split) -> NDArray[np.int64]:
-    """Where each utterance starts among the bins of all, and where the last one ends."""
+    """Return where each utterance starts in the bins of all utterances, and where the last one ends."""
     return np.cumsum([0, *(record.n_time_steps for record in split.records)])
 
 
@@ -233,5 +233,7 @@ def _dtype_of(values: _Values) -> torch.dtype:
 
 
 def _free_gpu_bytes(device: torch.device) -> int:
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's own, to be used again
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+        device
+    )  # memory that PyTorch holds and can use again
     return int(torch.cuda.mem_get_info(device)[0]) + unused

@@ -1,4 +1,4 @@
-"""Show work that takes long before training: a progress bar, or a note that another process holds a lock."""
+"""Show long work before training: by a progress bar, or by a note that another process holds a lock."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""What is known of a data set: its utterances, its splits, and where their features are.
+"""Describes a data set: its utterances, its splits, and where their features are.
 
 Nothing here depends on the layout of the files. The decoder and the trainer see a data set only through these classes.
 """
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:  # a data set is described without PyTorch
     from torch import Tensor
 
-DrawNext = Callable[[], Sequence[int]]  # draws the utterances of the next batch; none, if no batch follows
+DrawNext = Callable[[], Sequence[int]]  # draws the utterances of the next batch; empty if no batch follows
 _Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What is known of a stored utterance, except its features.
+    """A stored utterance without its features.
 
     Attributes:
         day: Position of its session in `Split.sessions`.

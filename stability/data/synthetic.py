@@ -27,7 +27,7 @@ from stability.data.t15_writer import Utterance, write_session
 
 _RECIPE = 1  # raise it when the same settings give other bytes
 _TEST_UTTERANCES = 4
-_OVERHEAD = 10_000  # bytes of an utterance besides its features
+_OVERHEAD = 10_000  # bytes of an utterance in the file, without its features
 
 # With these, CTC can align even the shortest utterance, cut by 2 bins, in patches of 14 bins every 4 bins.
 _DURATION_SHAPE = 8.0  # of the gamma distribution of a phoneme's duration
@@ -41,7 +41,7 @@ _BASE_LOG_RATE = -0.5  # of threshold crossings in a bin
 _LOG_RATES = (-4.0, 2.0)  # the limits for every channel
 _TUNING_STD = 0.6  # of the log rate over phonemes; the noise below is in units of it
 _SLOW_NOISE_STD = 0.4  # in crossings and power alike
-_SHARED_NOISE_STD = 0.6  # in the power, from the same chance as in the crossings
+_SHARED_NOISE_STD = 0.6  # in the power: the deviation of the crossings from their rate
 _POWER_NOISE_STD = 0.7  # in the power alone
 
 
@@ -55,7 +55,7 @@ class _Day:
 
 
 class _Plan(NamedTuple):
-    """An utterance to put together: the bins of the day's recording that it takes, and what it says."""
+    """An utterance to put together: the bins that it takes from the day's recording, its labels and its sentence."""
 
     bins: NDArray[np.int64]
     labels: NDArray[np.int64]

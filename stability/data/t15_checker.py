@@ -26,7 +26,7 @@ _INDEX_VERSION = 2  # raise it when the scan finds more, or words a problem diff
 
 
 class Entry(NamedTuple):
-    """What the index keeps of an utterance.
+    """An utterance in the index.
 
     Attributes:
         name: Name of its group in the file.

@@ -1,4 +1,4 @@
-"""What to change or to run next, as the trials of a study suggest it, each with its command."""
+"""Advises what to change or to run next after a study, each with its command."""
 
 import math
 import shlex
@@ -29,7 +29,7 @@ _SPARSE = 3  # a study with less than a third of the combinations of its levels 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do, and the command for it, if there is one."""
+    """A piece of advice, with its command if there is one."""
 
     text: str
     command: str = ""
@@ -47,24 +47,24 @@ def advise(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
 
 
 def unfinished(trials: Trials) -> tuple[list[Path], list[Path]]:
-    """The folders of trials that have started but have no verdict, and those of them that crashed."""
+    """Return the folders of trials that have started but have no verdict, and those of them that crashed."""
     begun = [path for path, _ in trials.left_out if (path / CONFIG).exists() and not (path / VERDICT).exists()]
     return begun, [path for path in begun if (path / ERROR).exists()]
 
 
 def sweep_command(study: Path) -> str:
-    """The command of the last sweep in a study's folder; empty if it is not recorded there."""
+    """Return the command of the last sweep in a study's folder; empty if it is not recorded there."""
     kept = _recorded(study, "overrides", "task")
     return shlex.join([*_TRAIN, "--multirun", *kept]) if isinstance(kept, list) else ""
 
 
 def sweeper(study: Path) -> str:
-    """The class of the last sweeper in a study's folder, such as `BisectionSweeper`; empty if it is not recorded."""
+    """Return the class of the last sweeper in a study's folder, as `BisectionSweeper`; empty if it is not recorded."""
     return str(_recorded(study, "sweeper", "_target_")).rpartition(".")[2]
 
 
 def _recorded(study: Path, *names: str) -> Any:
-    """A setting of the last sweep, as Hydra has recorded it; empty if it has not."""
+    """Return a setting of the last sweep from the file that Hydra wrote; empty if there is none."""
     try:
         value = yaml.safe_load((study / "multirun.yaml").read_text())["hydra"]
         for name in names:
@@ -89,7 +89,7 @@ def _finish_sweeps(trials: Trials) -> list[Advice]:
 
 
 def _repair_cells(trials: Trials) -> list[Advice]:
-    """For each kind of failure, the failed cell that is nearest to a healthy one, and what to change there."""
+    """For each kind of failure, find the failed cell that is nearest to a healthy one, and say what to change there."""
     factors = main_factors(trials)
     cells = cells_of(trials)
     shares = {cell: sum(t.healthy for t in own) / len(own) for cell, own in cells.items()}
@@ -122,7 +122,7 @@ def _repair_cells(trials: Trials) -> list[Advice]:
 
 
 def _add_seeds(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
-    """The number of seeds, up to 30, that decides the most claims."""
+    """Advise the number of seeds, up to 30, that decides the most claims."""
     open_ = sorted(r.seeds_needed for r in rulings if r.ruling == "inconclusive" and r.seeds_needed)
     if not open_:
         return []
@@ -135,7 +135,7 @@ def _add_seeds(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
 
 
 def _run_claimed_trials(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
-    """The first of the claims about trials that were not run, and the sweep that runs these."""
+    """Take the first of the claims about trials that were not run, and advise the sweep that runs them."""
     known = {name for trial in trials.trials for name in trial.factors}
     lost = [(r.claim, [r.claim.where, *r.claim.cells]) for r in rulings if not r.seeds]
     asked = [(claim, cells) for claim, cells in lost if all(name in known for cell in cells for name in cell)]
@@ -156,7 +156,7 @@ def _run_claimed_trials(trials: Trials, rulings: Sequence[Ruling]) -> list[Advic
 
 
 def _complete_grid(trials: Trials) -> list[Advice]:
-    """The combinations of a grid that were not run."""
+    """Advise to run the combinations of a grid that were not run."""
     factors = main_factors(trials) | {"seed": tuple(sorted({trial.seed for trial in trials.trials}))}
     size = math.prod(map(len, factors.values()))
     there = {tuple(level_of(trial, name) for name in factors) for trial in trials.trials}
@@ -175,7 +175,7 @@ def _complete_grid(trials: Trials) -> list[Advice]:
 
 
 def _grid_command(trials: Trials, seeds: str) -> str:
-    """The recorded command of the sweep with other seeds; without one, a command that crosses the levels."""
+    """Return the recorded command of the sweep with other seeds. If none is recorded, return one for all levels."""
     study = trials.trials[0].folder.parent
     if kept := sweep_command(study):
         words = [word for word in shlex.split(kept) if not word.startswith("seed=")]
@@ -185,7 +185,7 @@ def _grid_command(trials: Trials, seeds: str) -> str:
 
 
 def _cell_command(trial: Trial, factors: Sequence[str], seed: int) -> str:
-    """The command that trains a trial's cell with another seed."""
+    """Return the command that trains a trial's cell with another seed."""
     try:
         kept = yaml.safe_load((trial.folder / ".hydra" / "overrides.yaml").read_text())
         words = [word for word in kept if not word.startswith("seed=")]

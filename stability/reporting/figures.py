@@ -125,7 +125,7 @@ def draw_phase(trials: Trials, boundaries: Sequence[Boundary] = ()) -> Picture |
         panel.tick_params(labelbottom=lowest)
         if not lowest:
             panel.set_xlabel("")
-        counted |= _draw_cells(panel, own, horizontal, vertical, (width / columns, height))
+        counted |= _draw_cells(panel, own, horizontal, vertical, inches=(width / columns, height))
     for panel in panels[len(levels) :]:
         panel.set_visible(False)
     handles = [_handle(name) for name in MARKS if any(t.outcome == name for t in trials.trials)]
@@ -160,10 +160,20 @@ def draw_curves(trials: Trials) -> Picture | None:
             _draw_trial(row, trial)
         name = cell_text(dict(zip(main_factors(trials), cell, strict=True)))
         title = f"{name}  ({counts_text(own)})" if name else counts_text(own)
-        heading = row[0].annotate(title, (0, 1), (0, 5), "axes fraction", "offset points", fontsize=9)
+        heading = row[0].annotate(
+            title, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=9
+        )
         heading.set_in_layout(False)  # it is wider than its panel, and continues over the next
     for column, (signal, label) in zip(panels.T, _CURVES.items(), strict=True):
-        column[0].annotate(label, (0.5, 1), (0, 19), "axes fraction", "offset points", ha="center", weight="bold")
+        column[0].annotate(
+            label,
+            (0.5, 1),
+            (0, 19),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="center",
+            weight="bold",
+        )
         column[-1].set_xlabel("step")
         column[-1].xaxis.set_major_locator(MaxNLocator(3, integer=True))
         if signal in ("per", "blank_fraction"):
@@ -267,7 +277,7 @@ def save_figures(
 
 
 class _Scale:
-    """The places of a factor's levels on an axis: their logarithms, or side by side."""
+    """The places of a factor's levels on an axis: at their logarithms, or side by side."""
 
     def __init__(self, trials: Trials, name: str | None) -> None:
         self.name = name or ""
@@ -293,7 +303,7 @@ class _Scale:
 
 
 def _axes_of(factors: Mapping[str, Sequence[Level]]) -> tuple[str | None, str | None, str | None, list[str]]:
-    """The factors of a phase diagram's two axes and of its panels, and the factors that are pooled."""
+    """Choose the factors of a phase diagram's two axes and of its panels. The other factors are pooled."""
     rest = sorted(factors, key=lambda name: (name not in (_LR, _EPSILON), -len(factors[name])))
     if not {_LR, _EPSILON} <= {*rest}:
         rest.sort(key=lambda name: -len(factors[name]))
@@ -321,7 +331,7 @@ def _draw_ratios(panel: Axes, horizontal: "_Scale", vertical: "_Scale") -> None:
         else:
             place, shift, align = (horizontal.high, horizontal.high - ratio), (3, 0), {"ha": "left", "va": "center"}
         text = f"lr/ε {level_text(10.0**ratio)}"
-        panel.annotate(text, place, shift, "data", "offset points", fontsize=7.5, color=_RATIO, **align)  # type: ignore[arg-type]
+        panel.annotate(text, place, shift, textcoords="offset points", fontsize=7.5, color=_RATIO, **align)  # type: ignore[arg-type]
 
 
 def _draw_boundaries(panel: Axes, boundaries: Sequence[Boundary]) -> None:
@@ -335,11 +345,11 @@ def _draw_boundaries(panel: Axes, boundaries: Sequence[Boundary]) -> None:
 
 
 def _draw_cells(
-    panel: Axes, trials: Sequence[Trial], horizontal: "_Scale", vertical: "_Scale", inches: tuple[float, float]
+    panel: Axes, trials: Sequence[Trial], horizontal: "_Scale", vertical: "_Scale", *, inches: tuple[float, float]
 ) -> bool:
-    """Draw the trials of every cell side by side, or if these are many, each outcome once with its number.
+    """Draw the trials of every cell side by side, or if there are many, each outcome once with its number.
 
-    `inches` is about the size of the panel. Returns whether the outcomes have numbers.
+    `inches` is the approximate size of the panel. Returns whether the outcomes have numbers.
     """
     cells: dict[tuple[float, float], list[str]] = defaultdict(list)
     for trial in sorted(trials, key=lambda trial: trial.seed):
@@ -347,7 +357,9 @@ def _draw_cells(
         cells[x, y].append(trial.outcome)
     most = max(map(len, cells.values()), default=1)
     counted = most > _MOST_MARKS
-    across = 1 if counted else most if most <= 3 else math.ceil(math.sqrt(most))
+    across = most if most <= 3 else math.ceil(math.sqrt(most))
+    if counted:
+        across = 1
     scales = zip((horizontal, vertical), inches, strict=True)
     pitch = min(scale.pitch / (scale.high - scale.low) * 60 * size for scale, size in scales)
     size = float(np.clip(pitch / (across + 0.6), 3.5, 9))
@@ -357,15 +369,17 @@ def _draw_cells(
         high = math.ceil(len(shown) / wide)
         for i, outcome in enumerate(shown):
             shift = (i % wide - (wide - 1) / 2) * 1.25 * size, ((high - 1) / 2 - i // wide) * 1.25 * size
-            _draw_mark(panel, place, shift, outcome, size)
+            _draw_mark(panel, outcome, place, shift=shift, size=size)
             if counted:
                 text, at = str(outcomes.count(outcome)), (shift[0] + size, shift[1])
-                panel.annotate(text, place, at, "data", "offset points", va="center", fontsize=7)
+                panel.annotate(text, place, at, textcoords="offset points", va="center", fontsize=7)
     return counted
 
 
-def _draw_mark(panel: Axes, place: tuple[float, float], shift: tuple[float, float], outcome: str, size: float) -> None:
-    """Draw the mark of an outcome, so many points from a place."""
+def _draw_mark(
+    panel: Axes, outcome: str, place: tuple[float, float], *, shift: tuple[float, float], size: float
+) -> None:
+    """Draw the mark of an outcome at a place, shifted by some points."""
     mark = MARKS[outcome]
     offset = ScaledTranslation(shift[0] / 72, shift[1] / 72, panel.figure.dpi_scale_trans)
     panel.plot(
@@ -454,7 +468,7 @@ def _set_log_ticks(axis: Axis, ends: tuple[float, float]) -> None:
 
 
 def _largest(rows: Mapping[str, Mapping[str, Effect]]) -> list[str]:
-    """The rows to show: those of single factors, then the largest of those of pairs."""
+    """Choose the rows to show: those of single factors, then the largest of those of pairs."""
 
     def key(name: str) -> tuple[bool, float, float]:
         healthy, steps = rows[name]["healthy"], rows[name]["steps"]
@@ -465,7 +479,7 @@ def _largest(rows: Mapping[str, Mapping[str, Effect]]) -> list[str]:
 
 
 def _limits(effects: Sequence[Effect], ratio: bool) -> tuple[float, float]:
-    """The limits of a panel: all effects, and as much of their intervals as keeps the effects visible."""
+    """Choose the limits of a panel: all effects, and as much of their intervals as leaves the effects visible."""
     middles = np.array([e.effect for e in effects])
     ends = np.array([end for e in effects for end in (e.low, e.high)])
     if ratio:

@@ -54,7 +54,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Study:
-    """What the report is about, and everything computed from it."""
+    """The trials that the report is about, and everything that is computed from them."""
 
     folders: Sequence[Path]
     where: Mapping[str, Level]
@@ -67,7 +67,7 @@ class _Study:
 
     @property
     def searched(self) -> bool:
-        """Whether one search has chosen all trials, by the outcomes of those before."""
+        """Whether one search has chosen all trials, each by the outcomes of earlier ones."""
         return bool(self.trials.trials) and len(self.sweepers) == 1 and self.sweepers <= {*SEARCHES}
 
 
@@ -79,7 +79,7 @@ def write_report(
     pair: tuple[str, str] | None = None,
     out: Path | None = None,
 ) -> Report:
-    """Write what the trials in some folders say into one HTML page, and its figures into a folder next to it.
+    """Write a report on the trials in some folders: one HTML page, and a folder with its figures next to it.
 
     This works also while a sweep is running. The folder of the figures has the name of the page without `.html`.
 
@@ -144,7 +144,7 @@ def write_report(
 
 
 def _trials_with(where: Mapping[str, Level], trials: Trials) -> Trials:
-    """The trials with these levels."""
+    """Select the trials with these levels."""
     if not trials.trials:
         return trials
     names = {name for trial in trials.trials for name in trial.factors} | {"seed"}
@@ -202,7 +202,7 @@ def _provenance(study: _Study) -> dict[str, Any]:
 
 
 def _name(where: Mapping[str, Level]) -> str:
-    """`report`; for a part of the trials `report-noise-1`, so that the report on all trials stays."""
+    """Return `report`, or for a part of the trials `report-noise-1`, so that the report on all trials stays."""
     return re.sub(r"[^\w.+-]+", "-", f"{REPORT} {cell_text(where)}".strip())
 
 
@@ -212,7 +212,7 @@ def _command(folders: Sequence[Path], where: Mapping[str, Level]) -> str:
 
 
 def _inlined(picture: Picture, folder: Path) -> dict[str, Any]:
-    """The picture's SVG for the page, with the page's own colours and with ids that are unique on the page."""
+    """Return the picture's SVG for the page, with the page's colours and with ids that are unique on the page."""
     svg = (folder / f"{picture.name}.svg").read_text()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -27,11 +27,11 @@ from stability.reporting.wording import (
     ratio_text,
 )
 
-# A pair of factors is named only if its interaction is this many times the effect of either factor alone. Where only
-# both together do anything, it is twice as large.
+# A pair of factors is named only if its interaction is this many times the effect of either factor alone. If only both
+# together have an effect, the interaction is twice as large.
 _PAIR = 1.5
-_NONE = 1e-9  # a smaller effect is none
-_MOST_BOUNDARIES = 6  # to list; of more, the lowest and the highest are given
+_NONE = 1e-9  # a smaller effect counts as none
+_MOST_BOUNDARIES = 6  # if there are more, only the lowest and the highest are listed
 _ORDER: tuple[Response, ...] = ("healthy", "steps", "per")  # by importance
 _WORDS: dict[Response, str] = {"steps": "the length of the blank plateau", "per": "the final PER"}
 
@@ -114,7 +114,7 @@ def summarize_boundaries(
 
 
 def _differing_cells(shown: Sequence[Boundary]) -> list[str]:
-    """The cell of each boundary, by the factors in which they differ."""
+    """Name the cell of each boundary by the factors in which they differ."""
     differing = [name for name in shown[0].cell if len({boundary.cell[name] for boundary in shown}) > 1]
     return [cell_text({name: boundary.cell[name] for name in differing}) for boundary in shown]
 
@@ -148,7 +148,7 @@ def summarize_search(trials: Trials, rulings: Sequence[Ruling], *, unfinished: b
 
 
 def _strongest(trials: Trials, found: Sequence[Effect]) -> tuple[Effect | None, int]:
-    """The effect to report, and among how many it was chosen. That of one factor is in the direction that harms."""
+    """Choose the effect to report; for one factor, the change that harms. Also return how many were compared."""
     single = {effect.factors[0] for effect in found if len(effect.factors) == 1}
     levels = {name: own for name, own in main_factors(trials).items() if name in single}
     pairs = [effect for effect in found if effect.kind == "interaction" and effect.matches]
@@ -168,18 +168,18 @@ def _strongest(trials: Trials, found: Sequence[Effect]) -> tuple[Effect | None, 
 
 
 def _size(effect: Effect) -> tuple[bool, float]:
-    """To sort effects: those over more than one seed are larger than others."""
+    """Return a key to sort effects by size. Effects over more than one seed are larger than others."""
     return effect.seeds > 1, float(abs(np.log(effect.effect) if effect.response == "steps" else effect.effect))
 
 
 def _alone(trials: Trials, pair: Effect) -> float:
-    """The larger of the effects of the two factors alone, at the levels and in the trials of the pair."""
+    """Return the larger effect of the two factors alone, at the levels and in the trials of the pair."""
     both, first, second, neither = _means(trials, _cells(pair), pair.response)
     return max(abs(both + first - second - neither), abs(both + second - first - neither)) / 2
 
 
 def _worst_against_best(trials: Trials, name: str, levels: Sequence[Level], response: Response) -> Effect | None:
-    """The effect of a factor's worst level against its best one, by the means of their trials."""
+    """Return the effect of a factor's worst level against its best one, by the means of their trials."""
     sign = -1 if response == "healthy" else 1
     harms = [
         sign * float(np.mean([_value(t, response) for t in trials.trials if t.factors.get(name) == level]))
@@ -221,7 +221,7 @@ def _cells(pair: Effect) -> list[Cell]:
 
 
 def _means(trials: Trials, cells: Sequence[Cell], response: Response) -> list[float]:
-    """The mean of a response in each cell, of the trials that are matched."""
+    """Return the mean of a response in each cell, over the trials that are matched."""
     matches = match(trials.trials, cells).matches
     return [float(np.mean([_value(own[place], response) for _, own in matches])) for place in range(len(cells))]
 

@@ -21,7 +21,7 @@ _MOST_TRIALS, _MOST_LEFT_OUT, _MOST_EFFECTS = 300, 20, 120  # rows
 
 
 def effect_rows(found: Sequence[Effect]) -> list[dict[str, Any]]:
-    """A row for each change of a factor that has matched trials, with its effects on all responses."""
+    """Make a row for each change of a factor that has matched trials, with its effects on all responses."""
     changes: dict[str, dict[str, Effect]] = defaultdict(dict)
     for effect in found:
         if effect.matches:
@@ -30,7 +30,7 @@ def effect_rows(found: Sequence[Effect]) -> list[dict[str, Any]]:
 
 
 def ruling_rows(rulings: Sequence[Ruling]) -> list[dict[str, Any]]:
-    """A row for each ruling on trials that were run: the confirmed claims first, then the refuted ones."""
+    """Make a row for each ruling on trials that were run: the confirmed claims first, then the refuted ones."""
     order = ("confirmed", "refuted", "inconclusive")
     return [
         {"ruling": r, "size": _ruling_text(r), "p": p_text(r.corrected), "tied": names_text(r.tied)}
@@ -40,7 +40,7 @@ def ruling_rows(rulings: Sequence[Ruling]) -> list[dict[str, Any]]:
 
 
 def pair_table(trials: Trials, first: Trial, second: Trial) -> dict[str, Any]:
-    """Two trials, and the values in which they differ."""
+    """Describe two trials, and the values in which they differ."""
     return {
         "trials": [
             _trial_row(trial, {}) | {"advice": read_verdict(trial).get("advice", "")} for trial in (first, second)
@@ -50,7 +50,7 @@ def pair_table(trials: Trials, first: Trial, second: Trial) -> dict[str, Any]:
 
 
 def trial_rows(trials: Trials) -> dict[str, Any]:
-    """A row for each of the first 300 trials, failed ones first, and the folders left out, grouped by their reason."""
+    """Make a row for each of the first 300 trials, failed ones first; and list the folders left out by their reason."""
     factors = main_factors(trials)
     rows = sorted(trials.trials, key=lambda trial: (trial.healthy, trial.folder.parent.name, trial.seed))
     by_reason: dict[str, list[str]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""How levels, cells, outcomes and effects are written, in text, tables and figures alike."""
+"""Writes levels, cells, outcomes and effects in the same way in text, tables and figures."""
 
 import math
 from collections import Counter
@@ -13,33 +13,33 @@ from stability.diagnosis.outcomes import MARKS
 
 
 def level_of(trial: Trial, name: str) -> Level:
-    """A trial's level of a factor, or of the seed."""
+    """Return a trial's level of a factor, or its seed."""
     return trial.seed if name == "seed" else trial.factors.get(name)
 
 
 def override(name: str, level: Level) -> str:
-    """`optimizer.epsilon=1e-8`."""
+    """Write a level as an override: `optimizer.epsilon=1e-8`."""
     return f"{name}={level_text(level)}"
 
 
 def cell_text(cell: Mapping[str, Level]) -> str:
-    """`epsilon 0.1, lr 0.005`."""
+    """Write the levels of a cell: `epsilon 0.1, lr 0.005`."""
     return ", ".join(f"{short_name(name)} {level_text(level)}" for name, level in cell.items())
 
 
 def names_text(names: Iterable[str]) -> str:
-    """`epsilon, lr and noise`."""
+    """Write the short names of factors: `epsilon, lr and noise`."""
     return listed([short_name(name) for name in names])
 
 
 def counts_text(trials: Iterable[Trial]) -> str:
-    """`20 stable, 3 exploded`, in the order of `MARKS`."""
+    """Count the outcomes of trials: `20 stable, 3 exploded`, in the order of `MARKS`."""
     counts = Counter(trial.outcome for trial in trials)
     return ", ".join(f"{counts[outcome]} {outcome}" for outcome in MARKS if counts[outcome])
 
 
 def changed_text(effect: Effect) -> str:
-    """The change whose effect it is: `lr 0.002 → 0.005`, `lr, per decade`, `lr 0.002 → 0.005 × noise 0.25 → 1`."""
+    """Write the change of an effect: `lr 0.002 → 0.005`, `lr, per decade`, `lr 0.002 → 0.005 × noise 0.25 → 1`."""
     if effect.kind.startswith("trend"):
         return f"{short_name(effect.factors[0])}, {effect.kind.removeprefix('trend ')}"
     parts = zip(effect.factors, effect.levels, strict=True)
@@ -47,7 +47,7 @@ def changed_text(effect: Effect) -> str:
 
 
 def effect_text(effect: Effect) -> str:
-    """An effect with its interval: `+33 points [−10, +60]`, `×2.1 [1.8, 2.4]`. With one seed there is no interval."""
+    """Write an effect with its interval: `+33 points [−10, +60]`, `×2.1 [1.8, 2.4]`. With one seed, without."""
     if not effect.matches:
         return ""
     ends = (effect.low, effect.high) if effect.seeds > 1 else None
@@ -55,7 +55,7 @@ def effect_text(effect: Effect) -> str:
 
 
 def size_text(response: str, effect: float, ends: tuple[float, float] | None) -> str:
-    """A difference or a ratio, with the ends of its interval if there is one: `+0.012 [−0.003, +0.027]`."""
+    """Write a difference or a ratio, with the ends of its interval if there is one: `+0.012 [−0.003, +0.027]`."""
     if response in RATIOS:
         size, *bounds = (ratio_text(value) for value in (effect, *(ends or ())))
         size = f"×{size}"
@@ -68,14 +68,14 @@ def size_text(response: str, effect: float, ends: tuple[float, float] | None) ->
 
 
 def ratio_text(ratio: float) -> str:
-    """`0.25`, `2.1`, `1200`, `4e6`, `∞`."""
+    """Write a ratio with two digits: `0.25`, `2.1`, `1200`, `4e6`, `∞`."""
     if ratio == math.inf:
         return "∞"
     return level_text(float(f"{ratio:.2g}"))
 
 
 def p_text(p: float) -> str:
-    """`p = 0.03`, `p < 0.001`."""
+    """Write a p value: `p = 0.03`, `p < 0.001`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 

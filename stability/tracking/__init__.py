@@ -1,1 +1,1 @@
-"""Sends trials and studies to MLflow; `api` is the face."""
+"""Sends trials and studies to MLflow. Other rooms use it through `api`."""

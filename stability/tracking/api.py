@@ -1,4 +1,4 @@
-"""The face of tracking: send a trial or a study to MLflow, or nowhere.
+"""The interface of tracking: send a trial or a study to MLflow, or nowhere.
 
 The trial's folder is the source of truth, and the queue: a tracker sends what is in the folder and not yet in MLflow,
 and `tracking.json` records what has been sent. So sending works the same during the training, after a kill and long
@@ -31,7 +31,7 @@ class Tracker(Protocol):
         """Where to look at the trial: a sentence, with the command to run if one is needed."""
 
     def update(self) -> None:
-        """Send what is new in the folder, unless that was done a moment ago. Call it after every block of steps."""
+        """Send what is new in the folder, unless it was sent a moment ago. Call it after every block of steps."""
 
     def finish(self) -> None:
         """Send the rest, the verdict and the files, and close the run. A diverged trial is finished too."""
@@ -185,7 +185,7 @@ def send_missing(folder: Path, uri: str | None = None) -> str:
 
 
 def read_run(run_id: str, uri: str) -> tuple[str, list[tuple[str, int, float]]]:
-    """Read all metrics of an MLflow run, ours or anybody's.
+    """Read all metrics of an MLflow run, whatever program logged it.
 
     Args:
         run_id: The run's id.
@@ -215,7 +215,7 @@ def read_run(run_id: str, uri: str) -> tuple[str, list[tuple[str, int, float]]]:
 
 
 def _new_state(settings: Tracking, outputs: Path) -> State | None:
-    """The state of what has not been sent yet, from checked settings; None for `tracking=none`."""
+    """Check the settings and return the state of a folder that was never sent; None for `tracking=none`."""
     match settings.backend:
         case "none":
             return None

@@ -80,7 +80,7 @@ class Sender(ABC):
 
     Args:
         folder: The folder of the trial or study.
-        new: The state to begin with. If the folder was sent to the same place before, its own state is used instead.
+        new: The state to begin with. It is ignored if the folder was sent to the same place before.
     """
 
     def __init__(self, folder: Path, new: State) -> None:
@@ -88,7 +88,7 @@ class Sender(ABC):
         known = read_state(folder)
         self._state = known if known and known.is_for(new.uri, new.experiment) else new
         self._run: _OpenRun | None = None
-        self._is_incomplete = False  # the store lacks what it should have by now
+        self._is_incomplete = False  # the last sending failed or was skipped
 
     @property
     def where(self) -> str:
@@ -285,7 +285,7 @@ class TrialSender(Sender):
             run: The run.
             name: The table's file.
             prefix: What the names of the metrics begin with.
-            stride: In so many steps, one point of each signal is sent.
+            stride: One point of each signal is sent for every `stride` steps.
             to_the_end: The table is complete, so its last row is sent too.
         """
         from mlflow.entities import Metric
@@ -298,7 +298,7 @@ class TrialSender(Sender):
         if to_the_end:
             chosen[-1:] = table.measured[-1:]
         elif stride > 1:
-            chosen = chosen[:-1]  # this row may be the very last one, which is sent whole, so it has to wait
+            chosen = chosen[:-1]  # this row waits: it may be the last one, and of the last row all signals are sent
         steps = table.steps[: len(chosen)]
         # Rows announced before a kill go first, as a part of their own: they keep the time they were announced with.
         for part in (steps <= mark.announced, steps > mark.announced):

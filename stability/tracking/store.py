@@ -155,7 +155,7 @@ def forget_failures() -> None:
 
 
 def import_mlflow() -> None:
-    """Import MLflow with the settings that keep it quiet and impatient, which it reads when it is imported.
+    """Import MLflow with settings that keep it quiet and make it give up soon. It reads them when it is imported.
 
     Raises:
         StabilityError: MLflow is not installed.
