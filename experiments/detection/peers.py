@@ -68,9 +68,9 @@ class Alarm:
 class Peer:
     """One detector that watches one training. Adapters fill in the private methods.
 
-    The public methods protect the training from the peer. They suppress what it prints. They restore the random streams,
-    except in the two calls of every step. If the peer raises an exception, that becomes an alarm, and the peer is not
-    called again. Repairs are never applied.
+    The public methods protect the training from the peer. They suppress what it prints. They restore the random streams
+    too, except in the two calls of every step. If the peer raises an exception, that becomes an alarm, and the peer is
+    not called again. Repairs are never applied.
 
     Args:
         model: The model that is trained.
