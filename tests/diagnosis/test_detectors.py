@@ -94,7 +94,7 @@ def test_no_detector_uses_a_later_step(first_seed: int) -> None:
             assert _but_for_the_name(early) == _but_for_the_name(known), (seed, end)
 
 
-def test_of_a_long_run_too_the_loss_is_looked_at_without_its_future() -> None:
+def test_in_a_long_run_too_the_loss_is_judged_without_later_steps() -> None:
     loss = np.r_[np.geomspace(80, 20, 2000), np.geomspace(20, 200, 500)]
     signals = table(loss=loss)
     whole = findings(signals, NOTHING)
@@ -140,7 +140,7 @@ def test_a_constant_loss_is_no_fault(value: float) -> None:
 
 
 @pytest.mark.parametrize("name", _ALL)
-def test_one_signal_alone_is_judged(name: str) -> None:
+def test_a_single_signal_is_judged(name: str) -> None:
     for seed in range(5):
         whole, validation = _training(seed, 200)
         if name in whole.names:

@@ -1,4 +1,4 @@
-"""Histories: flat in memory, whole where they are recent, an even and fair sample of the rest."""
+"""Histories: constant memory, all recent rows, and an even sample of the older ones."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def append(history: History, names: Sequence[str], steps: ArrayLike, values: Arr
 
 
 def fill(history: History, begin: int, end: int, block: int = 1000, **every: int) -> History:
-    """Append rows whose signals are their own steps, each measured at every so many-th step."""
+    """Append rows. The value of a signal is the step; `loss=10` is measured at every 10th step."""
     for first in range(begin, end, block):
         rows = np.arange(first, min(end, first + block))
         measured = np.stack([rows % stride == 0 for stride in every.values()], axis=1)
@@ -30,7 +30,7 @@ def fill(history: History, begin: int, end: int, block: int = 1000, **every: int
     return history
 
 
-def test_what_fits_is_kept_as_it_was() -> None:
+def test_all_rows_are_kept_if_they_fit() -> None:
     history = fill(History(), 10, 3500, loss=1, rare=10)
     table = history.table()
     np.testing.assert_array_equal(table.steps, np.arange(10, 3500))
@@ -41,7 +41,7 @@ def test_what_fits_is_kept_as_it_was() -> None:
     assert [str(table.steps.dtype), str(table.values.dtype)] == ["int64", "float32"]
 
 
-def test_many_rows_are_sampled_evenly_in_flat_memory() -> None:
+def test_many_rows_are_sampled_evenly_in_constant_memory() -> None:
     history = fill(History(), 0, 100_000, loss=1, rare=10)
     tracemalloc.start()
     fill(history, 100_000, 500_000, loss=1, rare=10)
@@ -59,7 +59,7 @@ def test_many_rows_are_sampled_evenly_in_flat_memory() -> None:
 
 
 @pytest.mark.parametrize("block", [3, 7, 10_000])
-def test_blocks_make_no_difference(block: int) -> None:
+def test_the_size_of_the_blocks_makes_no_difference(block: int) -> None:
     a, b = (fill(History(), 0, 6000, size, loss=1, rare=10).table() for size in (64, block))
     assert a.names == b.names
     for column in ("steps", "values", "measured"):
@@ -70,16 +70,16 @@ def test_blocks_make_no_difference(block: int) -> None:
 def test_rare_signals_keep_their_share(every: int) -> None:
     table = fill(History(), 0, 100_001, loss=1, rare=every).table()
     past = table.steps[: -2 * RECENT]
-    # All rows measure the loss, so a row with the rare signal has `every` chances to one of the others.
+    # All rows measure the loss. A row with the rare signal is `every` times as likely to be kept as another.
     assert (past % every == 0).mean() == pytest.approx(1 / (2 - 1 / every), abs=0.1)
 
 
-def test_what_is_measured_very_rarely_stays_almost_always() -> None:
+def test_very_rare_measurements_are_almost_always_kept() -> None:
     table = fill(History(), 0, 100_001, loss=1, rare=1000).table()
     assert (table.steps % 1000 == 0).sum() > 80
 
 
-def test_a_signal_in_rows_of_its_own_does_not_crowd_out_the_others() -> None:
+def test_a_rare_signal_in_rows_of_its_own_does_not_displace_the_others() -> None:
     history = History()
     for first in range(0, 100_000, 1000):
         steps = np.arange(first, first + 1000)
@@ -90,7 +90,7 @@ def test_a_signal_in_rows_of_its_own_does_not_crowd_out_the_others() -> None:
     assert loss + norm == 1
 
 
-def test_the_first_row_that_is_not_finite_stays() -> None:
+def test_the_first_row_that_is_not_finite_is_kept() -> None:
     history = History()
     for first in range(0, 100_000, 1000):
         steps = np.arange(first, first + 1000)
@@ -110,7 +110,7 @@ def test_the_first_row_that_is_not_finite_stays() -> None:
     assert (verdict.outcome, verdict.onset_step) == ("non_finite", 12_345)
 
 
-def test_many_signals_that_break_do_not_fill_it() -> None:
+def test_many_signals_that_are_not_finite_do_not_fill_the_history() -> None:
     history = History()
     names = [f"s{i}" for i in range(1500)]
     for first in range(0, 5000, 500):
@@ -122,7 +122,7 @@ def test_many_signals_that_break_do_not_fill_it() -> None:
     assert 0 in history.table().steps
 
 
-def test_new_and_missing_signals() -> None:
+def test_new_and_missing_signals_count_as_not_measured() -> None:
     history = History()
     append(history, ("a", "b"), [0, 1], [[1, 2], [3, 4]], [[True, True], [True, False]])
     append(history, ("c", "a"), [5], [[6, 7]], [[True, True]])
@@ -142,7 +142,7 @@ def test_an_empty_history_is_an_empty_table() -> None:
 
 
 @pytest.mark.parametrize("length", [100, 3000, 50_000])
-def test_truncate_and_go_on(length: int) -> None:
+def test_rows_are_appended_after_a_truncation(length: int) -> None:
     history = fill(History(), 0, length, loss=1)
     before = history.table()
     history.truncate(length // 2)
@@ -178,7 +178,7 @@ def _training(kind: str, steps: int) -> Table:
 @pytest.mark.parametrize(
     ("kind", "outcome"), [("falling", "undecided"), ("flat", "blank_collapse"), ("exploded", "exploded")]
 )
-def test_the_verdict_is_that_of_all_rows(kind: str, outcome: str) -> None:
+def test_the_verdict_is_the_same_as_on_all_rows(kind: str, outcome: str) -> None:
     whole = _training(kind, 100_000)
     history = History()
     history.append(whole)

@@ -25,7 +25,7 @@ def _healthy(rows: int) -> NDArray[np.float32]:
 
 
 def _panels(folder: Path, monkeypatch: pytest.MonkeyPatch, clip: float | None = None) -> dict[str, list[str]]:
-    """What is written in the figure: the title, and the labels of each panel, by the panel's axis label."""
+    """Return the texts in the figure: the title, and {axis label: texts} of the panels."""
     drawn: list[Figure] = []
 
     class Kept(Figure):
@@ -44,7 +44,7 @@ def _panels(folder: Path, monkeypatch: pytest.MonkeyPatch, clip: float | None = 
     }
 
 
-def test_a_diverged_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverged_trial_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = _healthy(500)
     values[350:, :2] *= np.exp(np.arange(150) / 2)[:, None]
     values[450:, 0] = np.nan
@@ -63,7 +63,7 @@ def test_a_diverged_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 30_000])
-def test_any_number_of_rows_without_validation_and_verdict(
+def test_any_number_of_rows_is_drawn_without_validation_and_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     _write(tmp_path, _healthy(rows))
@@ -74,12 +74,14 @@ def test_any_number_of_rows_without_validation_and_verdict(
     assert panels["gradient norm"] == ([] if rows else ["not measured"])
 
 
-def test_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_folder_gives_an_empty_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _panels(tmp_path, monkeypatch)["blank fraction"] == ["not measured"]
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf, -1.0, 3e38, 1e-45])
-def test_values_a_log_scale_cannot_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+def test_values_that_a_log_scale_cannot_show_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
     _write(tmp_path, np.full((5, 3), value, np.float32), first=7)
     expected = [] if np.isfinite(value) else ["not measured", "not finite at 7"]
     assert _panels(tmp_path, monkeypatch)["training loss"] == expected

@@ -16,7 +16,7 @@ NUMBERS = dict.fromkeys([*gru_gpu._NUMBERS, *ctc_gpu._NUMBERS], "i32")
 
 
 def compiled(kernel: Any, architecture: int, dtype: str, constants: dict[str, Any], types: dict[str, str]) -> str:
-    """The kernel's assembly, its arguments being of that dtype but for numbers and `types`."""
+    """Return the kernel's assembly. Its arguments have that dtype, except numbers and those in `types`."""
     types = NUMBERS | dict.fromkeys(constants, "constexpr") | types
     signature = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names}
     by_place = {(kernel.arg_names.index(name),): value for name, value in constants.items()}

@@ -15,7 +15,7 @@ TINY = (
 
 
 def composed(*overrides: str) -> Config:
-    """The configuration that these overrides make of the defaults."""
+    """Return the default configuration with these overrides."""
     return deepcopy(_composed(overrides))
 
 

@@ -11,7 +11,7 @@ from stability.engine.loss import ctc_losses
 
 
 def case(kernel: ModuleType, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits, frames, labels with repeats, and label counts: among them none, and as many as can be."""
+    """Make logits, frames, labels with repeats, and label counts: among these 0 and the largest possible."""
     on_gpu = torch.cuda.is_available() and kernel is not ctc_cpu
     device = torch.device("cuda" if on_gpu else "cpu")
     generator = torch.Generator().manual_seed(0)
@@ -23,7 +23,7 @@ def case(kernel: ModuleType, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor
 
 
 def losses_and_gradient(function: Callable[..., Tensor], logits: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-    """Of log-probabilities, by the logits."""
+    """Compute the losses of log-probabilities, and their gradient by the logits."""
     logits = logits.clone().requires_grad_()
     losses = function(logits.log_softmax(-1), *rest)
     weights = torch.arange(1.0, losses.numel() + 1).view_as(losses).to(losses)  # that each utterance's own reaches it
@@ -32,7 +32,7 @@ def losses_and_gradient(function: Callable[..., Tensor], logits: Tensor, *rest: 
 
 
 def assert_agrees_with_float64(kernel: ModuleType, scale: float = 1.0) -> None:
-    """Losses and gradients of the kernel against PyTorch's in float64."""
+    """Compare losses and gradients of the kernel with PyTorch's in float64."""
     logits, *rest = case(kernel, scale)
     losses, gradient = losses_and_gradient(kernel.losses, logits, *rest)
     wanted, wanted_gradient = losses_and_gradient(ctc_losses, logits.double(), *rest)

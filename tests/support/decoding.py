@@ -6,12 +6,12 @@ import numpy as np
 
 
 def collapsed(path: tuple[int, ...]) -> list[int]:
-    """Repeats merged, blanks (0) dropped."""
+    """Merge repeats and drop blanks (0)."""
     return [c for c, before in zip(path, (None, *path), strict=False) if c != before and c != 0]
 
 
 def levenshtein(a: list[int], b: list[int]) -> int:
-    """The edit distance, by the whole table."""
+    """Compute the edit distance from the whole table."""
     table = np.zeros((len(a) + 1, len(b) + 1), int)
     table[:, 0], table[0, :] = range(len(a) + 1), range(len(b) + 1)
     for i, j in itertools.product(range(1, len(a) + 1), range(1, len(b) + 1)):

@@ -29,7 +29,7 @@ _CUDA, _META = 1, 14  # the numbers of c10::DeviceType
 
 
 class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs what concerns the device on fake tensors."""
+    """Runs operations on the fake device on fake tensors."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -57,7 +57,7 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    """In its body `cuda` is a device."""
+    """Make `cuda` a device in the body of a `with` statement."""
     host_generator = torch.Generator
     with monkeypatch.context() as patch, FakeCuda() as mode:
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
@@ -94,7 +94,7 @@ def _guarded() -> Iterator[None]:
 
 
 def _is_pageable(tensor: Tensor) -> bool:
-    """Whether it is in host memory that the device cannot read by itself. A single number goes with the call."""
+    """Return whether the device cannot read this host tensor by itself. A single number is passed with the call."""
     return not isinstance(tensor, FakeTensor) and tensor.ndim > 0 and not hasattr(tensor, "pinned")
 
 

@@ -19,7 +19,7 @@ def operands(k: int, counts: Sequence[int], units: int) -> list[Tensor]:
 
 
 def forward_and_back(loops: Loops, operands: Sequence[Tensor], counts: Sequence[int]) -> tuple[Tensor, ...]:
-    """The states, and what the way back returns for one and the same loss."""
+    """Return the states, and the results of the backward loop for a fixed loss."""
     gates, biases, h0, w_hh = (v.clone() for v in operands)
     states = loops[0](gates, biases, h0, w_hh, counts)
     return states, *loops[1](gates, states, h0, w_hh, states.cos(), counts)

@@ -12,7 +12,7 @@ WITHOUT_EXTRAS = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))  # an
 
 
 def loaded(code: str) -> set[str]:
-    """The packages that a fresh interpreter has loaded after this code."""
+    """Return the packages that a fresh interpreter has loaded after this code."""
     code += "\nimport sys; print(*{name.partition('.')[0] for name in sys.modules})"
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 

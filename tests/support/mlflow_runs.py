@@ -20,7 +20,7 @@ NAMES = ("loss", "lr", "epsilon_dominance")
 
 @dataclass
 class StoredRun:
-    """What MLflow holds of a run; `metrics` gives the (step, value) of a name in the order of the steps."""
+    """A run in MLflow. `metrics` has the (step, value) pairs of each name, in the order of the steps."""
 
     id: str
     name: str
@@ -66,7 +66,7 @@ def read_runs(uri: str, experiment: str = "study") -> list[StoredRun]:
 
 
 def study_and_trials(uri: str) -> tuple[StoredRun, list[StoredRun]]:
-    """The run of the only study, and those of its trials, which are all others."""
+    """Return the run of the only study, and the runs of its trials, which are all others."""
     runs = read_runs(uri)
     (parent,) = (run for run in runs if PARENT not in run.tags)
     children = [run for run in runs if run.tags.get(PARENT) == parent.id]
@@ -75,7 +75,7 @@ def study_and_trials(uri: str) -> tuple[StoredRun, list[StoredRun]]:
 
 
 def names_behind(link: str, uri: str) -> list[str]:
-    """The names of the runs that the table shows which this link leads to, in its order."""
+    """Return the names of the runs in the table that this link opens, in the order of the table."""
     from mlflow import MlflowClient
 
     experiment = link.split("/")[2]

@@ -65,7 +65,7 @@ def reference(parameters: Mapping[str, Tensor], layers: int, dtype: torch.dtype)
 
 
 def by_official_name(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One trial's tensors, those of the day layers taken apart."""
+    """Return one trial's tensors under their official names: one tensor for each day."""
     named = {n: p for n, p in parameters.items() if not n.startswith("day_")}
     for name in ("day_weights", "day_biases"):
         named |= {f"{name}.{day}": p for day, p in enumerate(parameters[name])}
@@ -95,7 +95,7 @@ class ReferenceTrainer:
         self.scheduler = official_scheduler(config.schedule, self.optimizer)
 
     def step(self, split: Split, step: int) -> tuple[float, float]:
-        """Train on the batch of that step; the loss, and the gradient's norm before the clip."""
+        """Train on the batch of that step. Return the loss, and the gradient's norm before the clip."""
         c = self.config
         batch = training_batch(split, c.batch.size, c.batch.days, seed=c.seed, step=step)
         x, cut = self._augmented(batch, step)
@@ -113,14 +113,14 @@ class ReferenceTrainer:
         return loss.item(), norm
 
     def update(self, loss: Tensor) -> float:
-        """Backward, clip and step; the gradient's norm before the clip."""
+        """Run backward, clip and step. Return the gradient's norm before the clip."""
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm or math.inf)
         self.optimizer.step()
         return norm.item()
 
     def gradient_norm(self) -> float:
-        """Of the gradient as it was applied."""
+        """The norm of the gradient as it was applied."""
         gradients = [p.grad.double().flatten() for p in self.model.parameters() if p.grad is not None]
         return float(torch.cat(gradients).norm())
 

@@ -46,7 +46,7 @@ def copied(parameters: Parameters, k: int) -> Parameters:
 
 
 def different() -> list[Config]:
-    """Trials that share a stack and little else; the first two share their seed."""
+    """Return different configurations that can share a stack. The first two have the same seed."""
     return [
         tiny("seed=1"),
         tiny("seed=1", "optimizer=adam_default", "schedule.lr_max=0.01", "aug=weak", "loss=per_label_mean"),
@@ -56,5 +56,5 @@ def different() -> list[Config]:
 
 
 def stack_at(stack: Stack, step: int) -> Stack:
-    """The stack as if its trials were at that step."""
+    """Return the stack with its trials moved to that step."""
     return replace(stack, steps=[step] * len(stack.configs))

@@ -27,7 +27,7 @@ def write_study(
     steps: int = 60,
     columns: int = len(NAMES),
 ) -> Path:
-    """Cross `levels`, `{dotted name: levels}`, of which one has to be the seed; `outcome` says what became of each."""
+    """Cross `levels`, {dotted name: levels}, one of which has to be the seed. `outcome` returns a trial's outcome."""
     tables = folder / ".tables"
     tables.mkdir(parents=True)
     plain = OmegaConf.to_container(OmegaConf.structured(composed(f"steps={steps}")))

@@ -21,7 +21,7 @@ def trials(cli: CommandLine, study: str = "single") -> dict[str, Path]:
 
 
 def started_trials(cli: CommandLine, steps: int) -> int:
-    """How many trials of the study `stacked` have made more than this number of steps."""
+    """Count the trials of the study `stacked` that have made more than this number of steps."""
     return sum(len(rows(table)) > steps for table in cli.folder.glob("outputs/stacked/*/signals.csv"))
 
 

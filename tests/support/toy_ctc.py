@@ -22,7 +22,7 @@ class Toy(nn.Module):
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
-    """Frames `[6, 12, 8]` and labels `[6, 3]`: each label is seen in three frames, and then in one frame nothing."""
+    """Frames `[6, 12, 8]` and labels `[6, 3]`: each label has three frames, followed by one empty frame."""
     labels = torch.randint(1, 5, (6, 3), generator=torch.Generator().manual_seed(step))
     x = torch.zeros(6, 12, 8)
     for i in range(3):
@@ -37,7 +37,7 @@ def ctc(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def assert_same_signals(found: Monitor, wanted: Monitor) -> None:
-    """Two monitors have measured the same."""
+    """Check that two monitors have measured the same."""
     one, other = found.signals(), wanted.signals()
     assert one.steps.tolist() == other.steps.tolist()
     for name in one.names:

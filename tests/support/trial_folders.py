@@ -10,7 +10,7 @@ from stability.diagnosis.verdict import Verdict
 
 
 def without_figure(folder: Path) -> Path:
-    """The folder of a trial that draws no figure, since drawing takes longer than its steps."""
+    """Prepare a trial's folder so that no figure is drawn: drawing takes longer than the trial's steps."""
     folder.mkdir(exist_ok=True)
     (folder / FIGURE).touch()
     return folder

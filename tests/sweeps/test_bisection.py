@@ -25,7 +25,7 @@ QUICK = (
 
 
 def search(outcome_at: "dict[str, tuple[float, float]]", **settings: float) -> dict[float, str]:
-    """What a search tries, where these outcomes are between these rates."""
+    """Return {rate: outcome} of a search in which these outcomes lie between these rates."""
     outcomes: dict[float, str] = {}
     while (rate := next_rate(outcomes, **SEARCH | settings)) is not None:
         assert rate not in outcomes

@@ -77,5 +77,5 @@ def folders(cli: CommandLine) -> list[Path]:
 
 
 def steps(cli: CommandLine) -> list[int]:
-    """How many steps each trial has made."""
+    """Return how many steps each trial has made."""
     return [len(rows(folder / "signals.csv")) for folder in folders(cli)]

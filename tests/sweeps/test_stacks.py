@@ -5,7 +5,7 @@ from tests.support.configs import tiny
 
 
 def test_trials_with_different_data_do_not_share_a_stack() -> None:
-    """Where what is too short after the longest cut is left out of the data."""
+    """With `exclude`, utterances that are too short after the longest cut are left out of the data."""
     kinds = [
         stack_key(tiny(f"data.on_bad_utterance={how}", f"aug.max_cut={cut}"))
         for how in ("exclude", "error")

@@ -15,7 +15,7 @@ RESULTS = ("signals.csv", "validation.csv", "verdict.json", "config.yaml")
 
 
 def results(cli: CommandLine, study: str = "single") -> dict[str, bytes]:
-    """All that a study's trials gave; what is not a result, as where it is kept, is left out."""
+    """Return all results of a study's trials, without settings that change no result, such as their folder."""
     return {
         f"{name}/{file}": re.sub(rb"(study|experiment|outputs): .*", b"", (folder / file).read_bytes())
         for name, folder in trials(cli, study).items()

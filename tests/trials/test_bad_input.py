@@ -40,7 +40,7 @@ def root(cli: CommandLine) -> Path:
 
 
 def fail_on(cli: CommandLine, path: Path, *overrides: str) -> str:
-    """The message about bad data. No trial may be left that looks as if it had been trained."""
+    """Return the message about bad data. Check that no trial is left that looks as if it had been trained."""
     message = cli.fail("data=t15", f"data.path={path}", *overrides)
     assert not [*cli.folder.glob("outputs/single/*/signals.csv")]
     return message
@@ -73,7 +73,7 @@ def test_days_that_do_not_fit_the_settings_or_each_other_are_named(cli: CommandL
     assert "day.5/data_train.hdf5 trial_0000 has 5" in message
 
 
-def test_bad_utterances_are_fatal_or_left_out(cli: CommandLine, root: Path) -> None:
+def test_bad_utterances_are_an_error_or_left_out(cli: CommandLine, root: Path) -> None:
     with h5py.File(root / "day.1/data_train.hdf5", "a") as day:
         day["trial_0000/input_features"][3, 2] = np.nan
         day["trial_0001/input_features"][0, 0] = -np.inf
@@ -123,7 +123,7 @@ def test_an_output_folder_that_is_a_file_is_named(cli: CommandLine) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 400 kB, where the tests may mount one."""
+    """A disk of 400 kB. The test is skipped if none can be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount("-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder))
@@ -138,27 +138,27 @@ def mount(*arguments: str) -> None:
         pytest.skip(f"no disk can be mounted here: {error}")
 
 
-def test_a_trial_goes_on_after_a_full_disk_and_a_read_only_one_is_named(cli: CommandLine, disk: Path) -> None:
+def test_a_trial_continues_after_a_full_disk_and_a_read_only_disk_is_named(cli: CommandLine, disk: Path) -> None:
     message = cli.fail(*ENDLESS, f"outputs={disk}")
     assert "No space left on device. Free some space, or give another folder with outputs=FOLDER" in message
     mount("-o", "remount,size=2m", str(disk))
-    assert_goes_on(cli, disk)
+    assert_continues(cli, disk)
     mount("-o", "remount,ro", str(disk))
     assert "Read-only file system. Make room" in cli.fail(*ENDLESS, f"outputs={disk}")
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="there is no prlimit here")
-def test_a_trial_goes_on_after_a_disk_that_fills_while_a_checkpoint_is_written(cli: CommandLine) -> None:
+def test_a_trial_continues_after_the_disk_filled_during_a_checkpoint(cli: CommandLine) -> None:
     process = cli.start(*ENDLESS)
     wait_for(lambda: any(cli.folder.glob("outputs/single/*/checkpoints/last.pt")), process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))  # less than a checkpoint takes
     message = the_message(ended(process, 1))
     assert "File too large. Free some space, or give another folder with outputs=FOLDER" in message
-    assert_goes_on(cli, cli.folder / "outputs")
+    assert_continues(cli, cli.folder / "outputs")
 
 
-def assert_goes_on(cli: CommandLine, outputs: Path) -> None:
-    """The trial is complete up to its last checkpoint, and the same command goes on from there."""
+def assert_continues(cli: CommandLine, outputs: Path) -> None:
+    """Check that the trial is complete up to its last checkpoint, and that the same command continues it."""
     (trial,) = outputs.glob("single/*")
     step = torch.load(trial / "checkpoints/last.pt", weights_only=True)["stability"]["step"]
     assert step > 0

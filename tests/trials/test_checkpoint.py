@@ -36,10 +36,10 @@ from tests.support.stacks import column, copied, stack_of, trained
 
 
 @pytest.mark.parametrize("overrides", [[], ["optimizer=adam_default", "schedule.lr_max_day=0.01"]])
-def test_ours_go_on_in_the_official_trainer(dataset: Dataset, tmp_path: Path, overrides: list[str]) -> None:
+def test_the_official_trainer_continues_our_checkpoints(dataset: Dataset, tmp_path: Path, overrides: list[str]) -> None:
     """Weights, optimiser and scheduler load strictly, and both trainers take the same steps from there.
 
-    After the five steps there may be a day that has been in no batch; AdamW has no state for it.
+    After five steps there may be a day that was in no batch yet. AdamW has no state for it.
     """
     config = tiny("batch.days=2", *overrides)
     stack, _ = trained([config], dataset, 5)
@@ -63,7 +63,7 @@ def test_ours_go_on_in_the_official_trainer(dataset: Dataset, tmp_path: Path, ov
         assert (ours[name] - p).norm() <= 1e-4 * p.norm() + 1e-6, name
 
 
-def test_optimizer_state_is_what_pytorch_writes(dataset: Dataset, tmp_path: Path) -> None:
+def test_the_optimizer_state_equals_that_of_pytorch(dataset: Dataset, tmp_path: Path) -> None:
     """Same groups in the same order, same settings, same state after the same steps."""
     config = tiny("batch.days=2")
     model = ReferenceDecoder(6, 4, layers=2, units=32)
@@ -120,14 +120,14 @@ def test_public_checkpoints_load(dataset: Dataset, tmp_path: Path, prefixed: boo
 
 
 def tensors(stack: Stack, k: int) -> dict[str, Tensor]:
-    """All that belongs to a trial."""
+    """Return all tensors of one trial."""
     own = {f"{i}.{n}": t[k] for i, kind in enumerate((stack.parameters, *stack.moments)) for n, t in kind.items()}
     return own | {n: getattr(stack, n)[k] for n in ("failed", "loss_scale", "steps_since_overflow")}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_round_trip_is_exact(dataset: Dataset, tmp_path: Path, precision: str) -> None:
-    """Of each trial of a stack, into another place; and both go on with the same losses, bit for bit."""
+def test_saving_and_restoring_is_exact(dataset: Dataset, tmp_path: Path, precision: str) -> None:
+    """Each trial is restored into another place of a stack. Both stacks then have the same losses, bit for bit."""
     configs = [tiny("seed=1", f"precision={precision}"), tiny("seed=2", "aug=weak", f"precision={precision}")]
     stack, _ = trained(configs, dataset, 6)
     for k in range(2):
@@ -159,7 +159,7 @@ def test_a_failed_trial_stays_failed(dataset: Dataset, tmp_path: Path) -> None:
     assert fresh.failed.tolist() == [0, 1]
 
 
-def test_infinite_best_survives(dataset: Dataset, tmp_path: Path) -> None:
+def test_an_infinite_best_validation_is_restored(dataset: Dataset, tmp_path: Path) -> None:
     stack, _ = trained([tiny()], dataset, 1)
     save(tmp_path / "last.pt", stack, 0, Best())
     assert restore(tmp_path / "last.pt", stack, 0) == Best(math.inf, math.inf)
@@ -185,7 +185,7 @@ def test_best_is_the_lowest_rate_and_then_the_lowest_loss() -> None:
         ([], 4, 7, "day_biases.0 is (1, 6) and should be (1, 7)"),
     ],
 )
-def test_another_model(
+def test_a_checkpoint_of_another_model_is_refused(
     dataset: Dataset, tmp_path: Path, overrides: list[str], days: int, features: int, named: str
 ) -> None:
     stack, _ = trained([tiny()], dataset, 1)
@@ -196,7 +196,7 @@ def test_another_model(
     assert named in str(error.value)
 
 
-def test_unreadable_files(dataset: Dataset, tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     config = tiny()
     stack, _ = trained([config], dataset, 1)
     whole, broken = tmp_path / "last.pt", tmp_path / "broken.pt"
@@ -216,8 +216,8 @@ def test_unreadable_files(dataset: Dataset, tmp_path: Path) -> None:
     assert all(torch.equal(p[0], before[n]) for n, p in stack.parameters.items())
 
 
-def test_a_checkpoint_without_what_a_resume_needs(dataset: Dataset, tmp_path: Path) -> None:
-    """A public one, say, where our own should lie."""
+def test_training_cannot_be_resumed_from_a_public_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
+    """The message says how to start from its weights."""
     stack, _ = trained([tiny()], dataset, 1)
     save(tmp_path / "last.pt", stack, 0, Best())
     content = read(tmp_path / "last.pt")
@@ -228,7 +228,9 @@ def test_a_checkpoint_without_what_a_resume_needs(dataset: Dataset, tmp_path: Pa
     load_weights(tmp_path / "last.pt", copied(stack.parameters, 0))
 
 
-def test_a_failing_write_leaves_the_old_file(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_old_file(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stack, _ = trained([tiny()], dataset, 1)
     path = tmp_path / "last.pt"
     save(path, stack, 0, Best(0.5, 1.0))
@@ -248,7 +250,7 @@ def test_a_failing_write_leaves_the_old_file(dataset: Dataset, tmp_path: Path, m
     assert read(path)["val_PER"] == 0.4
 
 
-def test_in_the_background_the_state_is_written_that_it_was_asked_of(
+def test_in_the_background_the_state_at_the_time_of_the_call_is_written(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Training goes on while the file is written, and the next file waits for it."""
@@ -274,9 +276,7 @@ def test_in_the_background_the_state_is_written_that_it_was_asked_of(
 
 
 @pytest.mark.parametrize("then", ["saved again", "ended", "stopped"])
-def test_a_file_that_could_not_be_written_in_the_background_is_told_of(
-    dataset: Dataset, tmp_path: Path, then: str
-) -> None:
+def test_a_write_that_fails_in_the_background_raises_its_error(dataset: Dataset, tmp_path: Path, then: str) -> None:
     stack, _ = trained([tiny()], dataset, 1)
     (tmp_path / "last.pt.part").mkdir()
     saved_again = False
@@ -288,7 +288,7 @@ def test_a_file_that_could_not_be_written_in_the_background_is_told_of(
             if then == "saved again":
                 save_later(tmp_path / "best.pt", stack, 0, Best())
                 saved_again = True
-            elif then == "stopped":  # it would say that it goes on from there
+            elif then == "stopped":  # the message of Interrupted would claim that the checkpoint is written
                 raise Interrupted
 
     with pytest.raises(IsADirectoryError):
@@ -297,7 +297,7 @@ def test_a_file_that_could_not_be_written_in_the_background_is_told_of(
 
 
 def test_a_checkpoint_names_no_device_and_nothing_of_pytorch_but_tensors(dataset: Dataset, tmp_path: Path) -> None:
-    """So it is read on another GPU and by another version."""
+    """So it can be read on another GPU and by another version."""
     stack, _ = trained([tiny()], dataset, 1)
     save(tmp_path / "last.pt", stack, 0, Best())
     with ZipFile(tmp_path / "last.pt") as file:

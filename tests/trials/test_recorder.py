@@ -1,4 +1,4 @@
-"""The flight recorder and its replay: what is left of a failed step, and what making it again tells."""
+"""The flight recorder and its replay: the recording of a failed step, and the kind of fault that repeating it shows."""
 
 import json
 import math
@@ -39,33 +39,33 @@ from tests.support.configs import tiny
 from tests.support.reference import ReferenceTrainer, reference
 from tests.support.stacks import column, copied, stack_of, trained
 
-# What outgrows fp16 in four steps, and fp32 and fp64 not.
-OUTGROWN = ("precision=fp16", "schedule.lr_max=1e4", "optimizer.clip_norm=null", "aug=none")
-SET = ("features=6", "days=4", "train_utterances=6", "val_utterances=5", "words=1")
+# With these settings numbers become too large for fp16 in four steps, but not for fp32 and fp64.
+TOO_LARGE_FOR_FP16 = ("precision=fp16", "schedule.lr_max=1e4", "optimizer.clip_norm=null", "aug=none")
+SYNTHETIC = ("features=6", "days=4", "train_utterances=6", "val_utterances=5", "words=1")
 
 
 def settings(root: Path, *overrides: str) -> Config:
-    """A tiny trial on a tiny synthetic set, all of it under `root`."""
-    data = (f"data.synthetic.{setting}" for setting in SET)
+    """The configuration of a tiny trial on a tiny synthetic set. All files are under `root`."""
+    data = (f"data.synthetic.{setting}" for setting in SYNTHETIC)
     return tiny(*data, f"outputs={root}", "steps=12", *overrides)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a trial that failed in fp16, with all that it needs around it."""
+    """The folder of a trial that failed in fp16, with its data next to it."""
     root = tmp_path_factory.mktemp("finished")
-    run_trial(settings(root, *OUTGROWN), root / "trial")
+    run_trial(settings(root, *TOO_LARGE_FOR_FP16), root / "trial")
     return root / "trial"
 
 
 @pytest.fixture
 def trial(finished: Path, tmp_path: Path) -> Path:
-    """A copy of that folder, to be spoilt."""
+    """A copy of that folder, which a test may damage."""
     return Path(shutil.copytree(finished, tmp_path / "trial"))
 
 
 def message(capsys: pytest.CaptureFixture[str], folder: Path) -> str:
-    """The one message of a replay that cannot be."""
+    """Return the only message of a replay that fails."""
     assert diagnose.main(["--replay", str(folder), "--device", "cpu"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -73,23 +73,23 @@ def message(capsys: pytest.CaptureFixture[str], folder: Path) -> str:
 
 
 def write_trial(folder: Path, config: Config, stack: Stack, dataset: Dataset, count: int) -> None:
-    """Train so many steps from a stack as it is now, and leave what a trial's folder holds when they have failed."""
+    """Train `count` steps with a stack, and write the files that a trial has in its folder then."""
     folder.mkdir()
     (table,) = train_steps(stack, dataset.train, count)
     append_table(folder / "signals.csv", table)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-def write_feature(file: Path, trial: str, value: float) -> None:
-    """Change one number of a trial. The file may be open elsewhere, so a changed copy takes its place."""
+def write_feature(file: Path, utterance: str, value: float) -> None:
+    """Change one number of an utterance. The file may be open elsewhere, so a changed copy replaces it."""
     copy = Path(shutil.copyfile(file, file.with_suffix(".copy")))
     with h5py.File(copy, "a") as day:
-        day[trial]["input_features"][20, 1] = value
+        day[utterance]["input_features"][20, 1] = value
     copy.replace(file)
 
 
-def test_a_failed_trial_is_recorded_and_made_again(cli: CommandLine) -> None:
-    out = cli.run(*OUTGROWN, "schedule.warmup_steps=4").out
+def test_a_failed_trial_is_recorded_and_its_step_is_repeated(cli: CommandLine) -> None:
+    out = cli.run(*TOO_LARGE_FOR_FP16, "schedule.warmup_steps=4").out
     trial = cli.trial()
     assert f"flight recording  {trial.relative_to(cli.folder)}/flight\n" in out
     command = re.findall("`(python -m stability.diagnose --replay [^`]*)`", out)
@@ -114,15 +114,15 @@ def test_the_verdict_of_a_failed_trial_is_strict_json_and_is_read_again(trial: P
     text = (trial / "verdict.json").read_text()
     evidence = json.loads(text, parse_constant=pytest.fail)["evidence"]
     assert {"nan", "inf"} & {value for value in evidence.values() if isinstance(value, str)}
-    assert run_trial(settings(finished.parent, *OUTGROWN), trial) == Verdict.from_json(text)
+    assert run_trial(settings(finished.parent, *TOO_LARGE_FOR_FP16), trial) == Verdict.from_json(text)
 
 
-def test_the_recording_says_what_the_step_read(finished: Path) -> None:
+def test_the_recording_describes_the_batch_of_the_step(finished: Path) -> None:
     flight = read_flight(finished)
     verdict = json.loads((finished / "verdict.json").read_text())
     assert (flight.outcome, flight.step, flight.detected_step) == ("non_finite", verdict["onset_step"], flight.step)
     assert (flight.seed, flight.precision, flight.device) == (0, "fp16", "cpu")
-    config = settings(finished.parent, *OUTGROWN)
+    config = settings(finished.parent, *TOO_LARGE_FOR_FP16)
     dataset = open_data(config, torch.device("cpu"))
     assert Path(flight.data) == dataset.train.path.resolve()
     batch = training_batch(dataset.train, 6, 3, seed=0, step=flight.step)
@@ -143,8 +143,8 @@ def test_the_recording_says_what_the_step_read(finished: Path) -> None:
 
 
 def test_the_state_is_the_one_before_the_failed_step(finished: Path) -> None:
-    """Weights, moments, step and loss scale, which the steps after it would have halved."""
-    config = settings(finished.parent, *OUTGROWN)
+    """Weights, moments, step and loss scale. Later steps would have halved the loss scale."""
+    config = settings(finished.parent, *TOO_LARGE_FOR_FP16)
     dataset, flight = open_data(config, torch.device("cpu")), read_flight(finished)
     wanted, _ = trained([config], dataset, flight.step)
     stack = stack_of([config], dataset)
@@ -161,7 +161,7 @@ def assert_same(one: Stack, other: Stack) -> None:
 
 
 def test_the_state_before_a_step_that_was_applied(dataset: Dataset, tmp_path: Path) -> None:
-    """Of an explosion, seen after its onset: states are kept 150 steps apart or more, and two of them."""
+    """An explosion is detected after its onset. The recorder keeps two states, at least 150 steps apart."""
     config = tiny("model.layers=1", "batch.size=3", "aug=none")
     stack = stack_of([config], dataset)
     recorder = Recorder(stack)
@@ -189,29 +189,29 @@ def test_the_state_before_a_step_that_was_applied(dataset: Dataset, tmp_path: Pa
         ("out.bias", "head"),
     ],
 )
-def test_the_first_module_that_is_not_finite(dataset: Dataset, poisoned: str, module: str) -> None:
+def test_the_first_module_that_is_not_finite_is_found(dataset: Dataset, poisoned: str, module: str) -> None:
     stack = stack_of([tiny()], dataset)
     before = {name: p.clone() for name, p in stack.parameters.items()}
     assert examine(stack, dataset.train).not_finite == []
     assert all(torch.equal(p, before[name]) for name, p in stack.parameters.items())
     assert stack.step == 0
     stack.parameters[poisoned].fill_(math.nan)
-    seen = examine(stack, dataset.train)
-    assert seen.not_finite[0] == module
-    assert "loss" in seen.not_finite
-    assert seen.nll.isnan().all()
+    examined = examine(stack, dataset.train)
+    assert examined.not_finite[0] == module
+    assert "loss" in examined.not_finite
+    assert examined.nll.isnan().all()
 
 
-def test_a_finite_loss_whose_gradient_is_not(dataset: Dataset) -> None:
+def test_a_gradient_that_is_not_finite_is_found_if_the_loss_is_finite(dataset: Dataset) -> None:
     stack = stack_of([tiny("precision=fp16", f"precision.initial_loss_scale={2.0**40}")], dataset)
-    seen = examine(stack, dataset.train)
-    assert seen.nll.isfinite().all()
-    assert seen.not_finite[0].startswith("gradient of ")
-    assert "gradient of gru.weight_ih_l1" in seen.not_finite
+    examined = examine(stack, dataset.train)
+    assert examined.nll.isfinite().all()
+    assert examined.not_finite[0].startswith("gradient of ")
+    assert "gradient of gru.weight_ih_l1" in examined.not_finite
 
 
 def test_double_precision_agrees_with_the_reference(dataset: Dataset) -> None:
-    """More closely than float32 could: only the noise is drawn in it."""
+    """More closely than float32 could. Only the noise is drawn in float32."""
     config = tiny("optimizer.fused=false", "precision=fp32")
     stack = stack_of([config], dataset)
     for kind in (stack.parameters, stack.moments.first, stack.moments.second):
@@ -225,7 +225,7 @@ def test_double_precision_agrees_with_the_reference(dataset: Dataset) -> None:
     assert all(p.dtype == torch.float64 for p in stack.parameters.values())
 
 
-def test_weights_that_are_broken_fail_in_every_precision(tmp_path: Path) -> None:
+def test_broken_weights_fail_in_every_precision(tmp_path: Path) -> None:
     config = settings(tmp_path)
     dataset = open_data(config, torch.device("cpu"))
     stack = stack_of([config], dataset)
@@ -234,15 +234,15 @@ def test_weights_that_are_broken_fail_in_every_precision(tmp_path: Path) -> None
     write_trial(tmp_path / "trial", config, stack, dataset, 4)
     recorder.write(tmp_path / "trial", stack, dataset.train, Verdict("non_finite", "loss", 0, 0))
     assert read_flight(tmp_path / "trial").largest_weights["out.weight"] == math.inf
-    again = replay(tmp_path / "trial", "cpu")
-    assert again.kind == "true fault"
-    assert [*again.attempts] == ["fp32", "fp64"]
-    assert {a.not_finite for a in again.attempts.values()} == {"head"}
-    assert again.attempts["fp32"].bad_rows == frozenset(range(6))
+    repeated = replay(tmp_path / "trial", "cpu")
+    assert repeated.kind == "true fault"
+    assert [*repeated.attempts] == ["fp32", "fp64"]
+    assert {a.not_finite for a in repeated.attempts.values()} == {"head"}
+    assert repeated.attempts["fp32"].bad_rows == frozenset(range(6))
 
 
-def test_what_does_not_happen_again_is_transient(tmp_path: Path) -> None:
-    """A number in memory that was wrong for one step."""
+def test_a_fault_that_does_not_occur_again_is_transient(tmp_path: Path) -> None:
+    """A number in memory is wrong for one step."""
     config = settings(tmp_path)
     dataset = open_data(config, torch.device("cpu"))
     stack = stack_of([config], dataset)
@@ -253,15 +253,15 @@ def test_what_does_not_happen_again_is_transient(tmp_path: Path) -> None:
     write_trial(tmp_path / "trial", config, stack, dataset, 1)
     bias.copy_(healthy)
     recorder.write(tmp_path / "trial", stack, dataset.train, Verdict("non_finite", "loss", 0, 0))
-    again = replay(tmp_path / "trial", "cpu")
-    assert again.kind == "transient"
-    assert math.isnan(again.recorded_loss)
-    assert [a.not_finite for a in again.attempts.values()] == [None, None]
-    assert again.attempts["fp32"].loss == pytest.approx(again.attempts["fp64"].loss, rel=1e-5)
+    repeated = replay(tmp_path / "trial", "cpu")
+    assert repeated.kind == "transient"
+    assert math.isnan(repeated.recorded_loss)
+    assert [a.not_finite for a in repeated.attempts.values()] == [None, None]
+    assert repeated.attempts["fp32"].loss == pytest.approx(repeated.attempts["fp64"].loss, rel=1e-5)
 
 
-def test_a_trial_that_went_bad_on_the_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The check of the data is not repeated for a file whose size and time are the same."""
+def test_data_that_were_damaged_on_the_disk_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file keeps its size and time, so the check of the data is not repeated."""
     config = settings(tmp_path)
     dataset = open_data(config, torch.device("cpu"))
     first = training_batch(dataset.train, 6, 3, seed=0, step=0)
@@ -278,16 +278,16 @@ def test_a_trial_that_went_bad_on_the_disk(tmp_path: Path, capsys: pytest.Captur
     assert (suspect.session, suspect.name) == (dataset.sessions[record.day], record.name)
     assert not suspect.input_finite
     assert flight.batch[-1].input_finite
-    again = replay(tmp_path / "trial", "cpu")
-    assert again.kind == "true fault"
-    assert again.attempts["fp64"].not_finite == "input"
-    assert suspect.row in again.attempts["fp32"].bad_rows
+    repeated = replay(tmp_path / "trial", "cpu")
+    assert repeated.kind == "true fault"
+    assert repeated.attempts["fp64"].not_finite == "input"
+    assert suspect.row in repeated.attempts["fp32"].bad_rows
     capsys.readouterr()
     assert diagnose.main(["--replay", str(tmp_path / "trial"), "--device", "cpu"]) == 0
     assert re.search(rf"{record.name}, block 0.* nan +input not finite, loss not finite", capsys.readouterr().out)
 
 
-def test_where_memory_does_not_hold_the_wider_step_it_is_made_in_parts(
+def test_a_wider_step_that_does_not_fit_into_memory_is_computed_in_parts(
     trial: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = replay(trial, "cpu")
@@ -303,14 +303,14 @@ def test_where_memory_does_not_hold_the_wider_step_it_is_made_in_parts(
     assert in_parts.attempts["fp64"].loss == pytest.approx(whole.attempts["fp64"].loss, rel=1e-12)
 
 
-def test_a_recording_from_another_device(trial: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_replay_on_another_device_has_a_note(trial: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = trial / "flight/flight.json"
     path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     assert diagnose.main(["--replay", str(trial), "--device", "cpu"]) == 0
     assert "recorded on cuda and repeated on cpu, which draws other random numbers" in capsys.readouterr().out
 
 
-def test_no_recording_or_half_of_one(
+def test_a_missing_or_damaged_recording_is_refused(
     trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: Path
 ) -> None:
     assert "There is no flight recording at" in message(capsys, tmp_path / "nowhere")
@@ -328,8 +328,8 @@ def test_no_recording_or_half_of_one(
     assert f"{trial / 'config.yaml'} cannot be read" in message(capsys, trial)
     older = [line for line in (finished / "config.yaml").read_text().splitlines() if "clip_before_unscale" not in line]
     (trial / "config.yaml").write_text("\n".join(older))
-    told = message(capsys, trial)
-    assert re.search("precision.clip_before_unscale must be given.*another version .* fresh=true", told)
+    text = message(capsys, trial)
+    assert re.search("precision.clip_before_unscale must be given.*another version .* fresh=true", text)
     (trial / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
     (trial / "signals.csv").unlink()
     assert "signals.csv does not reach step" in message(capsys, trial)
@@ -338,7 +338,9 @@ def test_no_recording_or_half_of_one(
     assert diagnose.main(["--replay", str(trial), "--device", "nonsense"]) == 1
 
 
-def test_data_that_are_gone_or_have_changed(trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_that_are_gone_or_have_changed_are_refused(
+    trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flight = read_flight(trial)
     data = Path(shutil.copytree(flight.data, tmp_path / "data"))
     record = trial / "flight/flight.json"
@@ -351,18 +353,18 @@ def test_data_that_are_gone_or_have_changed(trial: Path, tmp_path: Path, capsys:
     assert f"data path {data} does not exist" in message(capsys, trial)
 
 
-def test_training_anew_leaves_no_old_recording(trial: Path, finished: Path) -> None:
+def test_training_from_scratch_deletes_an_old_recording(trial: Path, finished: Path) -> None:
     run_trial(settings(finished.parent, "fresh=true", "steps=1"), trial)
     assert (trial / "verdict.json").exists()
     assert not (trial / "flight").exists()
 
 
-def test_a_recording_that_cannot_be_written(
+def test_a_recording_that_cannot_be_written_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "trial").mkdir()
     (tmp_path / "trial/flight").touch()
-    verdict = run_trial(settings(tmp_path, *OUTGROWN), tmp_path / "trial")
+    verdict = run_trial(settings(tmp_path, *TOO_LARGE_FOR_FP16), tmp_path / "trial")
     assert verdict.outcome == "non_finite"
     assert json.loads((tmp_path / "trial/verdict.json").read_text())["outcome"] == "non_finite"
     assert caplog.text.count("There is no flight recording") == 1
@@ -370,11 +372,11 @@ def test_a_recording_that_cannot_be_written(
     assert "--replay" not in capsys.readouterr().out
 
 
-def test_a_failed_trial_that_was_killed_before_its_verdict(trial: Path, finished: Path) -> None:
-    """It is not trained on from its last checkpoint, and is recorded as it would have been."""
+def test_a_failed_trial_that_was_killed_before_its_verdict_gets_the_same_one(trial: Path, finished: Path) -> None:
+    """No further step is trained, and the recording is the same as without the kill."""
     for name in ("verdict.json", "flight/flight.json", "flight/state.pt"):
         (trial / name).unlink()
-    run_trial(settings(finished.parent, *OUTGROWN), trial)
+    run_trial(settings(finished.parent, *TOO_LARGE_FOR_FP16), trial)
     for name in ("signals.csv", "validation.csv", "verdict.json", "flight/flight.json"):
         assert (trial / name).read_bytes() == (finished / name).read_bytes(), name
     assert len(rows(trial / "signals.csv")) == 10

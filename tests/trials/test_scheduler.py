@@ -1,4 +1,4 @@
-"""Trials in one stack, with real folders: each ends as it does alone, whoever sits beside it."""
+"""Trials in one stack, with real folders: each ends as it does alone, whatever other trials are in the stack."""
 
 import itertools
 import signal
@@ -36,10 +36,10 @@ from tests.support.configs import tiny
 from tests.support.trial_folders import assert_same_trial, without_figure
 
 _SET = ("features=6", "days=4", "words=1", "train_utterances=6", "val_utterances=4")
-_TRIALS = (  # of different length, fate and rhythm
+_TRIALS = (  # with different lengths, outcomes and intervals
     ("seed=0", "steps=24"),
     ("seed=0", "steps=33", "optimizer=adam_default", "aug=weak", "validate_every=7", "checkpoint_every=9"),
-    ("seed=1", "steps=40", "schedule.lr_max=1e38", "optimizer.clip_norm=null"),  # is not finite early
+    ("seed=1", "steps=40", "schedule.lr_max=1e38", "optimizer.clip_norm=null"),  # soon not finite
     ("seed=2", "steps=17", "loss=per_label_mean", "aug=none"),
     ("seed=1", "steps=29", "optimizer.epsilon=1e-3", "checkpoint_every=4"),
 )
@@ -90,8 +90,8 @@ def outcome(root: Path, i: int) -> str:
     return Verdict.from_json((root / str(i) / "verdict.json").read_text()).outcome
 
 
-def test_no_place_is_idle(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a trial ends, the next takes its place at once, at its own step 0."""
+def test_no_slot_is_idle(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a trial ends, the next takes its slot at once, at its own step 0."""
     sizes, steps = [], []
 
     def counted(stack: Stack, split: Split, count: int) -> list[Table]:
@@ -126,20 +126,20 @@ def out_of_memory() -> None:
     raise torch.OutOfMemoryError
 
 
-def test_a_stack_that_is_stopped_goes_on_trial_by_trial(
+def test_the_trials_of_a_stopped_stack_continue_alone_or_in_a_stack(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in a stack and resumed alone, and the reverse."""
+    """One trial is stopped in a stack and resumed alone, the others are resumed in a stack."""
     monkeypatch.setattr(scheduler, "train_steps", disturbed(train_steps, {5: ctrl_c}))
     ends = trained(tmp_path, [0, 1, 3], 2)
     assert [type(end) for end in ends] == [Interrupted] * 3
-    assert not (tmp_path / "3/config.yaml").exists(), "what waited was not begun"
+    assert not (tmp_path / "3/config.yaml").exists(), "a trial that waits is not started"
     run_trial(configs(tmp_path)[1], without_figure(tmp_path / "1"), quiet=True)
     trained(tmp_path, [0, 3], 2)
     assert_as_alone(alone, tmp_path, [0, 1, 3])
 
 
-def test_trials_that_wait_for_a_place_again_write_their_checkpoints_too(
+def test_trials_that_wait_for_a_slot_again_write_their_checkpoints_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "train_steps", disturbed(train_steps, {2: out_of_memory, 3: ctrl_c}))
@@ -150,7 +150,7 @@ def test_trials_that_wait_for_a_place_again_write_their_checkpoints_too(
         assert state["stability"]["step"] == len(read_table(tmp_path / str(i) / "signals.csv").steps) > 1
 
 
-def test_a_trial_whose_batch_cannot_be_read_leaves_and_the_others_go_on(
+def test_a_trial_whose_batch_cannot_be_read_ends_and_the_others_continue(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreadable(stack: Stack, split: Split, count: int) -> list[Table]:
@@ -170,7 +170,7 @@ def test_a_trial_whose_batch_cannot_be_read_leaves_and_the_others_go_on(
         (optimizer, "_adamw", 7),  # of the third trial of four, at the first step
         (measure, "frame_information", 0),
         (engine_step, "_check_finiteness", 3),
-        (setup, "new_stack", 2),  # of a trial that begins beside others
+        (setup, "new_stack", 2),  # for a trial that starts while others run
         (run, "Recorder", 2),
         (requests, "select", 1),
         (scheduler, "select", 1),
@@ -185,10 +185,10 @@ def test_out_of_memory_anywhere_makes_no_step_twice(
 
 
 @pytest.mark.parametrize("name", ["update_signals", "epsilon_signals"])
-def test_what_there_is_no_memory_to_measure_is_missing_and_no_more(
+def test_signals_for_which_memory_is_short_are_missing_and_nothing_else(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """After the update the step is made, and may not be lost."""
+    """The update has been made by then, so the step must not be lost."""
     monkeypatch.setattr(measure, name, disturbed(getattr(measure, name), {1: out_of_memory}))
     trained(tmp_path, range(len(_TRIALS)), 4)
     lacking = 0
@@ -199,7 +199,7 @@ def test_what_there_is_no_memory_to_measure_is_missing_and_no_more(
         lacking += int((wanted.measured & ~own.measured).sum())
         np.testing.assert_allclose(own["loss"], wanted["loss"], rtol=2e-3)
         assert outcome(tmp_path, i) == outcome(alone, i)
-    assert 2 <= lacking <= 4 * 4, "of at most four trials the signals of one step"
+    assert 2 <= lacking <= 4 * 4, "the signals of one step, of at most four trials"
 
 
 def test_out_of_memory_halves_the_stack_and_loses_nothing(
@@ -219,8 +219,8 @@ def test_out_of_memory_halves_the_stack_and_loses_nothing(
     assert_as_alone(alone, tmp_path, range(len(_TRIALS)))
 
 
-def holding(rows: int, monkeypatch: pytest.MonkeyPatch, training: bool = True) -> list[int]:
-    """A decoder that finds memory for so many rows in training, or in validation; the rows it is given are noted."""
+def limit_rows(rows: int, monkeypatch: pytest.MonkeyPatch, training: bool = True) -> list[int]:
+    """Let the decoder run out of memory above so many rows, in training or in validation. Return its rows."""
     given = []
 
     def decode(parameters: Parameters, x: Tensor, *rest: Any, **settings: Any) -> Tensor:
@@ -234,37 +234,37 @@ def holding(rows: int, monkeypatch: pytest.MonkeyPatch, training: bool = True) -
     return given
 
 
-def test_where_memory_holds_no_trial_its_batches_are_passed_in_parts(
+def test_batches_that_do_not_fit_into_memory_are_computed_in_parts(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given = holding(2, monkeypatch)
+    given = limit_rows(2, monkeypatch)
     trained(tmp_path, [0, 3], 2)
     assert_as_alone(alone, tmp_path, [0, 3])
-    assert given[:4] == [12, 6, 6, 3], "the stack, the trial, and a half of its batch"
+    assert given[:4] == [12, 6, 6, 3], "the stack, the trial, and then parts of its batch"
     warning = "The memory of cpu does not hold a batch of 6 utterances: each batch is computed in 4 parts."
     assert caplog.text.count(warning) == 2, "once a trial"
 
 
-def test_where_memory_holds_no_validation_it_is_done_by_parts(
+def test_a_validation_that_does_not_fit_into_memory_is_done_in_parts(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = holding(2, monkeypatch, training=False)
+    given = limit_rows(2, monkeypatch, training=False)
     trained(tmp_path, [0, 3], 2)
     assert_as_alone(alone, tmp_path, [0, 3])
-    assert given[:4] == [8, 4, 2, 2], "of both, of one, and of the parts of its batch of 6"
+    assert given[:4] == [8, 4, 2, 2], "both trials, one trial, and then parts of its batch"
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_where_memory_holds_no_utterance_the_trial_ends(
+def test_a_trial_ends_if_one_utterance_does_not_fit_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: bool
 ) -> None:
-    holding(0, monkeypatch, training)
+    limit_rows(0, monkeypatch, training)
     (end,) = trained(tmp_path, [0], 1)
     assert isinstance(end, StabilityError)
     assert "The memory of cpu does not hold one utterance of a batch: give a smaller batch.size" in str(end)
 
 
-def test_a_flight_recording_for_which_there_is_no_memory_costs_no_verdict(
+def test_a_flight_recording_that_runs_out_of_memory_changes_no_verdict(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("stability.trials.recorder.examine", disturbed(examine, {0: out_of_memory}))
@@ -285,22 +285,22 @@ def test_a_trial_that_has_ended_leaves_no_memory_behind(tmp_path: Path, monkeypa
     monkeypatch.setattr(Stack, "__hash__", object.__hash__, raising=False)
     monkeypatch.setattr(scheduler, "train_steps", counted)
     trained(tmp_path, [0, 1, 3, 4, 2], 2)
-    assert most <= 2, "that of now, and that before one was replaced"
+    assert most <= 2, "the present stack, and the one before a trial was replaced"
 
 
-def test_what_a_trial_needs_is_measured_whatever_there_was_before(
+def test_the_memory_that_a_trial_needs_does_not_depend_on_earlier_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare_process()
     monkeypatch.setattr(capacity, "_LARGEST_STACK", {"cpu": 1 << 60})
     dataset = open_data(configs(tmp_path)[0], torch.device("cpu"))
-    torch.ones(100 << 20, dtype=torch.uint8)  # which is kept, and was the most so far
+    torch.ones(100 << 20, dtype=torch.uint8)  # freed but kept, and the peak so far
     measured = Capacity(torch.device("cpu"), dataset)
     torch.ones(50 << 20, dtype=torch.uint8)
     assert measured.trials(sharing=1) == pytest.approx(0.8 * free_memory() / (50 << 20), rel=0.3)
 
 
-def test_one_that_cannot_begin_does_not_keep_the_others(alone: Path, tmp_path: Path) -> None:
+def test_a_trial_that_cannot_start_does_not_stop_the_others(alone: Path, tmp_path: Path) -> None:
     (tmp_path / "0/config.yaml").mkdir(parents=True)  # where its file should be
     ends = trained(tmp_path, [0, 3], 2)
     assert isinstance(ends[0], StabilityError)

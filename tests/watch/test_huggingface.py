@@ -1,4 +1,4 @@
-"""The callback in real trainings by Hugging Face's Trainer, beside plain loops with a Monitor on the same batches."""
+"""The callback in real trainings by Hugging Face's Trainer, compared with a Monitor in plain loops."""
 
 import itertools
 import sys
@@ -80,7 +80,7 @@ def train(
 
 
 def plain_loop(model: Any, steps: int, accumulate: int = 1, *, summed: bool = False) -> Monitor:
-    """The same training by hand; the gradients are seen before they are clipped."""
+    """Train the same in a plain loop. The Monitor measures the gradients before they are clipped."""
     examples = iter(Speech())
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     monitor = Monitor(model, optimizer, blank=5)
@@ -102,11 +102,11 @@ def plain_loop(model: Any, steps: int, accumulate: int = 1, *, summed: bool = Fa
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_as_a_plain_loop(accumulate: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_measures_as_in_a_plain_loop(accumulate: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     callback = StabilityCallback()
     trainer = train(decoder(), callback, tmp_path, 20, gradient_accumulation_steps=accumulate)
     wanted = plain_loop(decoder(), 20, accumulate, summed=trainer.model_accepts_loss_kwargs)
-    assert callback.monitor.signals()["grad_norm"].max() > 2  # which the Trainer clips to 1
+    assert callback.monitor.signals()["grad_norm"].max() > 2  # before the Trainer clips it to 1
     assert_same_signals(callback.monitor, wanted)
     wanted.validated(0.25, trainer.state.log_history[-3]["eval_loss"])
     assert callback.verdict() == wanted.verdict()
@@ -118,7 +118,7 @@ def test_as_a_plain_loop(accumulate: int, tmp_path: Path, capsys: pytest.Capture
 
 
 def spoil(model: Any, step: int, callback: StabilityCallback) -> dict[str, Tensor]:
-    """Make the head's gradient infinite at that step; the weights as they are before it."""
+    """Make the head's gradient infinite at that step. Return the weights before it, which are filled in then."""
     before: dict[str, Tensor] = {}
 
     def hook(gradient: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_finite_stops_it(tmp_path: Path) -> None:
     assert callback.verdict().cause == "infeasible_target"
 
 
-def test_a_second_training_is_watched_anew(tmp_path: Path) -> None:
+def test_a_second_training_gets_a_new_monitor(tmp_path: Path) -> None:
     callback, model = StabilityCallback(), decoder()
     train(model, callback, tmp_path, 3)
     first = callback.monitor
@@ -170,7 +170,7 @@ def test_a_second_training_is_watched_anew(tmp_path: Path) -> None:
 
 
 class Tiny(nn.Module):
-    """A model that is none of Hugging Face's, and returns a tuple or, as a CTC model, a dictionary."""
+    """A model of another kind. It returns a tuple, or with `ctc` a dictionary."""
 
     def __init__(self, *, ctc: bool) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class Tiny(nn.Module):
         return {"loss": loss, "logits": logits} if self.ctc else (loss, logits)
 
 
-def test_other_models(tmp_path: Path) -> None:
+def test_other_kinds_of_models_are_watched(tmp_path: Path) -> None:
     plain = StabilityCallback()
     trainer = train(Tiny(ctc=False), plain, tmp_path, 1, gradient_accumulation_steps=2, logging_steps=1)
     assert not trainer.model_accepts_loss_kwargs  # then a step's loss is the mean over its batches, not their sum
@@ -194,7 +194,7 @@ def test_other_models(tmp_path: Path) -> None:
     assert "blank_fraction" in named.monitor.signals().names
 
 
-def test_a_loss_from_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_a_loss_that_the_model_does_not_compute_is_refused(tmp_path: Path) -> None:
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any) -> Tensor:
         value: Tensor = outputs.logits.square().mean()
         return value
@@ -227,18 +227,18 @@ def test_as_the_readme_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert names["callback"].verdict().outcome == "stable"
 
 
-def test_fp16(tmp_path: Path) -> None:
-    """By hand, with the optimizer that the Trainer has: it will not train in fp16 without a GPU."""
+def test_a_step_that_fp16_skips_is_not_counted(tmp_path: Path) -> None:
+    """In a plain loop, with the optimizer of the Trainer, which does not train in fp16 without a GPU."""
     from accelerate.optimizer import AcceleratedOptimizer
 
     from stability.watch.huggingface import _UnclippedMonitor
 
     wanted = plain_loop(decoder(), 4)
     model, examples = decoder(), iter(Speech())
-    train(Tiny(ctc=True), StabilityCallback(), tmp_path, 1)  # sets up the state that the optimizer looks at
+    train(Tiny(ctc=True), StabilityCallback(), tmp_path, 1)  # sets up the state that the optimizer reads
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     optimizer = AcceleratedOptimizer(torch.optim.AdamW(model.parameters(), lr=0.01), scaler=scaler)
-    monitor = _UnclippedMonitor(model, optimizer, 5, None)
+    monitor = _UnclippedMonitor(model, optimizer, blank=5, error_rate=None)
     overflows = iter([torch.inf, 1.0, torch.inf, 1.0, 1.0, 1.0])
     model.lm_head.weight.register_hook(lambda g: g * next(overflows))
     for skipped in (True, False, True, False, False, False):
@@ -257,7 +257,7 @@ def test_fp16(tmp_path: Path) -> None:
     assert monitor.signals()["grad_norm"] == pytest.approx(wanted.signals()["grad_norm"], rel=1e-3)
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "stability.watch.huggingface")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match="pip install transformers accelerate"):

@@ -1,4 +1,4 @@
-"""The callback in real Lightning trainings, beside plain loops with a Monitor on the same batches."""
+"""The callback in real Lightning trainings, compared with a Monitor in plain loops on the same batches."""
 
 import sys
 from pathlib import Path
@@ -40,7 +40,7 @@ def loader(count: int) -> DataLoader[tuple[Tensor, Tensor]]:
 
 
 class Decoder(pl.LightningModule):  # type: ignore[misc, name-defined]
-    """Says its logits; `spoil` is the batch whose gradient is not finite."""
+    """Returns its logits. `spoil` is the batch whose gradient is not finite."""
 
     def __init__(self, spoil: int | None = None) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def trainer(folder: Path, callback: StabilityCallback, **settings: Any) -> Any:
 
 
 def plain_loop(steps: int, accumulate: int = 1) -> Monitor:
-    """The same training by hand: a step's loss is the mean over its batches, its logits the last."""
+    """Train the same in a plain loop. A step has the mean loss of its batches, and the logits of the last one."""
     torch.manual_seed(0)
     model = Toy()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
@@ -89,7 +89,7 @@ def plain_loop(steps: int, accumulate: int = 1) -> Monitor:
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_as_a_plain_loop(accumulate: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_measures_as_in_a_plain_loop(accumulate: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     callback = StabilityCallback()
     module = Decoder()
     logger = pl.loggers.CSVLogger(tmp_path)
@@ -111,7 +111,7 @@ def test_a_gradient_that_is_not_finite_stops_it_before_the_update(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     callback, module = StabilityCallback(), Decoder(spoil=7)
-    fitted = trainer(tmp_path, callback, min_epochs=3, max_epochs=5)  # a minimum that cannot be had
+    fitted = trainer(tmp_path, callback, min_epochs=3, max_epochs=5)  # the training stops before this minimum
     fitted.fit(module, loader(20))
     assert module.trained_on == 8
     assert fitted.state.finished
@@ -140,7 +140,7 @@ def test_a_step_that_fp16_skips_is_no_fault(tmp_path: Path) -> None:
     assert fit(5, 1.0).verdict().outcome == "non_finite"  # no smaller scale would mend it
 
 
-def test_without_logits_and_validation(tmp_path: Path) -> None:
+def test_it_works_without_logits_and_validation(tmp_path: Path) -> None:
     class Plain(Decoder):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:  # type: ignore[override]
             return None if batch_idx == 2 else super().training_step(batch)["loss"]
@@ -159,7 +159,7 @@ def test_the_metric_may_be_named(tmp_path: Path) -> None:
     module = Decoder()
     with pytest.raises(StabilityError, match=r"no metric 'val_cer'.*: val_loss, val_per\."):
         trainer(tmp_path, StabilityCallback("val_cer")).fit(module, loader(2), loader(1))
-    assert module.trained_on == 0  # the mistake costs no training
+    assert module.trained_on == 0  # the error is raised before any step
 
 
 def test_blank_is_another_class(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_blank_is_another_class(tmp_path: Path) -> None:
     assert_same_signals(callback.monitor, plain_loop(20))
 
 
-def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
+def test_manual_optimization_is_refused(tmp_path: Path) -> None:
     class Manual(Decoder):
         def __init__(self) -> None:
             super().__init__()
@@ -209,7 +209,7 @@ def test_as_the_readme_shows(
     assert names["callback"].verdict().outcome == "stable"
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "stability.watch.lightning")
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
     monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
@@ -217,7 +217,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         import stability.watch.lightning  # noqa: F401
 
 
-def test_with_the_older_package_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_works_with_the_older_package_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = pytest.importorskip("pytorch_lightning")
     monkeypatch.delitem(sys.modules, "stability.watch.lightning")
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)

@@ -21,7 +21,7 @@ from tests.support.toy_ctc import Toy, batch, ctc
 
 
 def train(model: Toy, optimizer: torch.optim.Optimizer, monitor: Monitor, steps: int, *, logits: bool = True) -> int:
-    """Train until the monitor says stop; the number of updates made."""
+    """Train until the monitor stops it. Return the number of updates."""
     for step in range(steps):
         x, labels = batch(step)
         out = model(x.to(model.head.weight.dtype))
@@ -48,7 +48,7 @@ def test_a_training_that_learns_is_stable(dtype: torch.dtype) -> None:
     assert float(verdict.evidence["share of second-moment roots below epsilon"]) < 0.5
 
 
-def test_epsilon_dominance_is_seen_in_the_optimizer() -> None:
+def test_epsilon_dominance_is_read_from_the_optimizer() -> None:
     torch.manual_seed(0)
     model = Toy()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.005, eps=1e3)
@@ -91,7 +91,7 @@ def test_a_rate_that_is_too_high_is_an_explosion() -> None:
 
 
 def explode(monitor: Monitor, model: Toy, optimizer: torch.optim.Optimizer) -> int:
-    """Train 40 steps well and 40 with far too high a rate; the number of updates that the monitor let be made."""
+    """Train 40 steps well and 40 with far too high a rate. Return the number of updates."""
     made = train(model, optimizer, monitor, 40)
     optimizer.param_groups[0]["lr"] = 30.0
     return made + train(model, optimizer, monitor, 40)
@@ -115,7 +115,7 @@ def test_findings_are_listed_while_it_trains() -> None:
     assert monitor.findings[: len(before)] == before, "the first of each kind stays as it was"
 
 
-def test_a_finding_stops_it_where_it_is_asked_to() -> None:
+def test_a_finding_in_stop_on_stops_the_training() -> None:
     model, optimizer = toy()
     monitor = Monitor(model, optimizer, stop_on=["exploded"])
     made = explode(monitor, model, optimizer)
@@ -131,7 +131,7 @@ def test_a_finding_stops_it_where_it_is_asked_to() -> None:
 
 
 def test_endless_overflow_in_half_precision_stops_the_training() -> None:
-    """Each overflow could be mended by a smaller scale; one after another cannot."""
+    """A smaller scale mends one overflow, but not overflows at every step."""
     model = Toy()
     monitor = Monitor(model, scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
     for p in model.parameters():
@@ -171,7 +171,7 @@ def test_a_finding_leaves_a_flight_recording(tmp_path: Path) -> None:
     assert len(fresh.state_dict()["state"]) == 4
 
 
-def test_a_recording_that_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
+def test_a_recording_that_cannot_be_written_is_evidence(tmp_path: Path) -> None:
     (tmp_path / "flight").touch()
     monitor = Monitor(Toy(), folder=tmp_path / "flight")
     verdict = monitor.step(math.nan)
@@ -181,7 +181,7 @@ def test_a_recording_that_cannot_be_written_ends_no_training(tmp_path: Path) -> 
     assert monitor.verdict() == verdict
 
 
-def test_without_optimizer_logits_or_gradients() -> None:
+def test_it_works_without_optimizer_logits_or_gradients() -> None:
     model = Toy()
     monitor = Monitor(model)
     with pytest.raises(ValueError, match="before the first step"):
@@ -193,7 +193,7 @@ def test_without_optimizer_logits_or_gradients() -> None:
     assert (failure.outcome, failure.cause, failure.onset_step) == ("non_finite", "loss", 1)
 
 
-def test_it_changes_nothing() -> None:
+def test_it_changes_nothing_in_the_training() -> None:
     def weights(watched: bool) -> list[Tensor]:
         torch.manual_seed(0)
         model = Toy()
@@ -214,7 +214,7 @@ def test_it_changes_nothing() -> None:
 
 def test_blank_may_be_another_class() -> None:
     logits = torch.zeros(2, 7, 5)
-    logits[..., 4] = 1  # every frame says the last class
+    logits[..., 4] = 1  # the last class is the best in every frame
     for blank, fraction in ((4, 1.0), (0, 0.0)):
         monitor = Monitor(Toy(), blank=blank)
         monitor.step(1.0, logits)
@@ -224,7 +224,7 @@ def test_blank_may_be_another_class() -> None:
 
 
 def whole(tensors: Iterable[Tensor]) -> Tensor:
-    """All numbers of some tensors, in a row and in float64."""
+    """Return all numbers of some tensors in one vector, in float64."""
     return torch.cat([t.detach().to_dense().double().flatten() for t in tensors])
 
 
@@ -233,11 +233,11 @@ def gradients(model: nn.Module) -> Tensor:
 
 
 def test_norms_are_those_of_the_step_that_was_made() -> None:
-    """Clipped between `step` and the update; every 10th step."""
+    """Gradients are clipped between `step` and the update. The update is measured every 10th step."""
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-6), (torch.bfloat16, 1e-2)):
         torch.manual_seed(0)
         model = Toy(dtype)
-        model.body.bias.requires_grad_(False)  # a frozen parameter is a weight as the others
+        model.body.bias.requires_grad_(False)  # a frozen parameter counts in the norm of the weights
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
         monitor = Monitor(model, optimizer)
         found = []
@@ -265,7 +265,7 @@ def test_norms_are_those_of_the_step_that_was_made() -> None:
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("unscaled", [False, True])
 def test_applied_norm_with_a_gradient_scaler(fused: bool, unscaled: bool) -> None:
-    """Clipped as it should be, and before the unscaling, which cuts what is applied by the scale too."""
+    """Clipped after the unscaling, as it should be, and before it. Then the scale divides the clipped norm too."""
     torch.manual_seed(0)
     model = Toy()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, fused=fused)
@@ -302,8 +302,8 @@ def test_an_update_that_the_scaler_skips_is_not_measured() -> None:
         assert signals.measured[:, signals.names.index(name)].nonzero()[0].tolist() == [0]
 
 
-def test_an_update_once_in_several_steps() -> None:
-    """Gradients are summed over two batches, so that no update follows the steps whose update is looked at."""
+def test_updates_that_do_not_follow_a_measured_step_are_not_measured() -> None:
+    """Gradients are summed over two batches, so no update follows the steps 0, 10 and 20."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = Toy().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
@@ -321,7 +321,7 @@ def test_an_update_once_in_several_steps() -> None:
 
 
 class Words(nn.Module):
-    """A table of which a batch touches a few rows, and a head."""
+    """A table, of which a batch uses a few rows, and a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -329,11 +329,11 @@ class Words(nn.Module):
         self.head = nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        said: Tensor = self.head(self.table(x)).square().mean()
-        return said
+        loss: Tensor = self.head(self.table(x)).square().mean()
+        return loss
 
 
-def test_a_sparse_gradient_of_integers() -> None:
+def test_a_sparse_gradient_is_measured() -> None:
     torch.manual_seed(0)
     model = Words()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -366,8 +366,8 @@ def test_a_sparse_gradient_that_is_not_finite_stops_the_training() -> None:
     assert failure.evidence["gradients not finite"] == "table.weight, head.weight, head.bias"
 
 
-def test_a_second_optimizer() -> None:
-    """The norms are of all the model, and the update is what its weights changed by until the given one has stepped."""
+def test_the_update_of_two_optimizers_is_measured() -> None:
+    """The norms are those of the whole model. The update is the change by both optimizers."""
     torch.manual_seed(0)
     model = Toy()
     second = torch.optim.SGD(model.body.parameters(), lr=0.5)
@@ -387,27 +387,27 @@ def test_a_second_optimizer() -> None:
     assert signals["update_ratio"][0] == pytest.approx(float(ratio), rel=1e-5)
 
 
-def looked_at(*args: Any, **kwargs: Any) -> dict[str, float]:
-    """The signals of a first step with these arguments, a loss apart."""
+def measure_step(*args: Any, **kwargs: Any) -> dict[str, float]:
+    """Return the signals of a first step with a loss and these arguments."""
     monitor = Monitor(Toy())
     monitor.step(1.0, *args, **kwargs)
     signals = monitor.signals()
     return dict(zip(signals.names, signals.values[0].tolist(), strict=True))
 
 
-def test_the_largest_input() -> None:
+def test_the_largest_input_is_measured() -> None:
     x = torch.tensor([[1.0, -7.5], [3.0, 0.0]])
     for inputs, largest in zip(
         (x, x.double(), x.bfloat16(), x.to(torch.int64), x > 0), (7.5, 7.5, 7.5, 7, 1), strict=True
     ):
-        assert looked_at(inputs=inputs)["input_max"] == largest
+        assert measure_step(inputs=inputs)["input_max"] == largest
     for place, value in itertools.product(range(4), (math.nan, math.inf, -math.inf)):
         spoilt = x.clone()
         spoilt.view(-1)[place] = value
-        assert not np.isfinite(looked_at(inputs=spoilt)["input_max"])
+        assert not np.isfinite(measure_step(inputs=spoilt)["input_max"])
 
 
-def test_inputs_are_looked_at_every_tenth_step_and_where_something_is_not_finite() -> None:
+def test_inputs_are_measured_every_tenth_step_and_when_something_is_not_finite() -> None:
     monitor = Monitor(Toy())
     for step in range(15):
         monitor.step(math.nan if step == 13 else 1.0, inputs=torch.ones(3))
@@ -415,20 +415,20 @@ def test_inputs_are_looked_at_every_tenth_step_and_where_something_is_not_finite
 
 
 def test_targets_that_ctc_cannot_align_are_counted() -> None:
-    """Those whose likelihood is 0 whatever the logits; all frames are theirs where no lengths are given."""
+    """Their loss is infinite for all logits. Without lengths, each utterance has all frames."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(1, 4, (200, 6), generator=generator)  # so few classes that many repeat
+    labels = torch.randint(1, 4, (200, 6), generator=generator)  # few classes, so that many labels repeat
     counts, lengths = (torch.randint(low, 9 - low, (200,), generator=generator) for low in (2, 1))
     logits = torch.randn(200, 8, 5, generator=generator)
     log_probs = logits.log_softmax(-1).transpose(0, 1)
     wanted, found = [], []
     for kind in (torch.int64, torch.int32):
-        step = looked_at(logits, lengths.to(kind), labels=labels.to(kind), label_counts=counts.to(kind))
+        step = measure_step(logits, lengths.to(kind), labels=labels.to(kind), label_counts=counts.to(kind))
         found.append(step["infeasible_targets"])
         wanted.append(int(F.ctc_loss(log_probs, labels, lengths, counts, reduction="none").isinf().sum()))
     short = torch.full((200,), 4)
-    found.append(looked_at(logits[:, :4], labels=labels, label_counts=counts)["infeasible_targets"])
+    found.append(measure_step(logits[:, :4], labels=labels, label_counts=counts)["infeasible_targets"])
     wanted.append(int(F.ctc_loss(log_probs[:4], labels, short, counts, reduction="none").isinf().sum()))
     assert found == wanted
     assert all(0 < count < 200 for count in wanted)
-    assert "infeasible_targets" not in looked_at(logits, labels=labels)  # how many labels each has is not known
+    assert "infeasible_targets" not in measure_step(logits, labels=labels)  # the label counts are missing
