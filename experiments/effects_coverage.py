@@ -81,11 +81,12 @@ def simulate(scenario: Scenario, seeds: int, rng: np.random.Generator) -> list[T
     steps = np.minimum(np.ceil(np.exp(log_steps)), ended)
     censored = diverged | (steps == BUDGET)
     per = np.where(censored, 1.0, 1 / (1 + np.exp(-odds)))
+    outcome = np.where(diverged, "exploded", np.where(censored, "undecided", "stable"))
     norm_spike = np.where(diverged, np.where(rng.random(n) < 0.5, np.inf, 8.0), np.abs(rng.normal(0.8, 0.3, n)))
     return [
         Trial(
             name=str(i), factors={"a": int(a[i]), "b": int(b[i]), "c": int(c[i])}, seed=int(seed[i]),
-            outcome="exploded" if diverged[i] else "undecided" if censored[i] else "stable", cause=None,
+            outcome=str(outcome[i]), cause=None,
             healthy=not censored[i], steps=int(ended[i] if censored[i] else steps[i]), censored=bool(censored[i]),
             per=float(per[i]), norm_spike=float(norm_spike[i]), largest_norm=1.0, phonemes=20.0, loss=1.0,
         )
@@ -119,7 +120,16 @@ def false_rulings(scenario: Scenario, studies: int, seeds: int) -> tuple[float, 
     """The shares of studies that confirm, and that decide, any of several claims although `a` has no effect."""
     rng = np.random.default_rng(1)
     claims = [
-        Claim(f"{contrast} {response}", "", "", {}, tuple(cells), tuple(weights), response, "higher")
+        Claim(
+            id=f"{contrast} {response}",
+            claim="",
+            source="",
+            where={},
+            cells=tuple(cells),
+            weights=tuple(weights),
+            response=response,
+            verb="higher",
+        )
         for contrast, (cells, weights) in (("a", (CONTRASTS["a"][0], ())), ("a x b", CONTRASTS["a x b"]))
         for response in RESPONSES
     ]

@@ -57,7 +57,7 @@ class StackTrainer:
     Attributes:
         context: Hydra's context. Its callbacks are called for every trial.
         task: The function that Hydra would call for a job. It is only passed to the callbacks.
-        size: The number of trials in a stack. None for as many as memory holds and the device makes use of.
+        size: The number of trials in a stack. None for as many as fit into memory and the device can use.
     """
 
     context: HydraContext

@@ -8,7 +8,7 @@ from stability.core.text import counted, duration, first_of, listed
 @pytest.mark.parametrize(
     ("parts", "said"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
 )
-def test_a_list_reads_as_a_sentence(parts: list[str], said: str) -> None:
+def test_a_list_is_joined_as_in_a_sentence(parts: list[str], said: str) -> None:
     assert listed(parts) == said
 
 

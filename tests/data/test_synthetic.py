@@ -268,7 +268,7 @@ def test_the_full_size_is_that_of_t15() -> None:
     assert sum("val" in day for day in days) == 41
 
 
-def test_the_features_tell_what_is_said(assembled: tuple[Synthetic, Path], tmp_path: Path) -> None:
+def test_the_features_predict_the_phonemes(assembled: tuple[Synthetic, Path], tmp_path: Path) -> None:
     """Silence, with which every utterance begins, has the same pattern in all utterances of a day."""
     settings, folder = assembled
     data = open_dataset(folder, patch_size=14, patch_stride=4, max_cut=3, index_dir=tmp_path)

@@ -72,11 +72,11 @@ def test_the_forecast_agrees_with_least_squares_and_covers_the_known_end(rate: f
     assert covered >= 34  # of 40; 38 are expected, and fewer of a plateau near its end
 
 
-def test_a_forecast_of_what_does_not_grow_is_never() -> None:
+def test_the_forecast_without_growth_is_never() -> None:
     assert forecast(plateau(frame_information=growing(300, -0.01)), 0, 299) == Forecast(math.inf, math.inf, math.inf)
 
 
-def test_a_forecast_of_what_is_there_already_is_now() -> None:
+def test_the_forecast_of_a_plateau_that_has_ended_is_now() -> None:
     assert forecast(plateau(frame_information=np.full(30, 0.5)), 0, 299) == Forecast(299, 299, 299)
 
 
@@ -123,18 +123,18 @@ def test_a_plateau_that_stands_still_is_found_as_soon_as_it_is_old_enough() -> N
     assert "smaller optimizer.epsilon" in finding.advice
 
 
-def test_updates_of_nothing_are_found_before_a_forecast_can_be_made() -> None:
+def test_vanishing_updates_are_found_before_a_forecast_can_be_made() -> None:
     finding = stuck(plateau(update_ratio=np.full(30, 1e-7)), NOTHING)
     assert finding is not None
     assert finding.detected_step == 40
 
 
-def test_nothing_is_said_while_the_rate_still_rises() -> None:
+def test_nothing_is_found_while_the_learning_rate_still_rises() -> None:
     assert stuck(plateau(lr=np.linspace(1e-6, 2e-3, 300)), NOTHING) is None
 
 
 @pytest.mark.parametrize("phonemes", [1, 2])
-def test_a_decoder_that_says_a_phoneme_or_two(phonemes: int) -> None:
+def test_a_decoder_that_outputs_one_or_two_phonemes_is_found(phonemes: int) -> None:
     finding = stuck(plateau(blank_fraction=np.full(300, 0.3), distinct_phonemes=np.full(300, phonemes)), NOTHING)
     assert finding is not None
     assert finding.kind == "mode_collapse"
@@ -175,13 +175,13 @@ def test_a_relapse_names_what_changed(signal: str, before: float, after: float, 
     assert word in finding.advice.partition("Meanwhile")[2]
 
 
-def test_a_relapse_where_nothing_else_changed() -> None:
+def test_the_advice_on_a_relapse_without_another_change() -> None:
     finding = relapsed(falling_silent(), NOTHING)
     assert finding is not None
     assert numbers(finding.advice) == [1.5, 200]
 
 
-def test_a_relapse_is_seen_in_the_error_rate_where_the_information_was_not_recorded() -> None:
+def test_without_frame_information_the_error_rate_shows_a_relapse() -> None:
     signals = table(blank_fraction=np.r_[np.full(200, 0.5), np.ones(200)])
     validation = table(steps=[100, 199, 230, 300], per=[0.7, 0.4, 0.99, 1.0])
     finding = relapsed(signals, validation)
@@ -203,7 +203,7 @@ def learned_loss(level: float = 0.0, **signals: Any) -> Table:
     return table(loss=level + np.r_[np.linspace(60, 3, 100), np.full(100, 3.0)], **signals)
 
 
-def test_other_labels_than_it_is_validated_on() -> None:
+def test_training_labels_that_differ_from_those_of_validation_are_found() -> None:
     finding = other_labels(learned_loss(), table(steps=[20, 150], per=[1.0, 0.97]))
     assert finding is not None
     assert (finding.kind, finding.cause) == ("mode_collapse", "labels")
@@ -218,7 +218,7 @@ def test_an_error_rate_that_came_down_with_the_loss_is_no_fault() -> None:
 
 
 @pytest.mark.parametrize("level", [-3.0, -40.0, -1000.0])
-def test_a_loss_that_may_be_negative_says_nothing_of_labels(level: float) -> None:
+def test_a_loss_that_may_be_negative_is_no_evidence_about_labels(level: float) -> None:
     validation = table(steps=[20, 150], per=[1.0, 0.97])
     finding = other_labels(learned_loss(level), validation)
     assert finding is None or (level == -3.0 and numbers(finding.advice)[0] == 0)
@@ -228,13 +228,13 @@ def why(**changes: Any) -> tuple[str, str]:
     return why_no_progress(plateau(**changes), 299)
 
 
-def test_weights_that_decay() -> None:
+def test_weight_decay_is_found() -> None:
     cause, advice = why(weight_norm=np.linspace(20, 5, 30))
     assert cause == "decay"
     assert numbers(advice) == [20, 5]
 
 
-def test_updates_that_are_large_enough_and_lead_nowhere() -> None:
+def test_updates_that_are_large_enough_without_progress_blame_the_data() -> None:
     cause, advice = why(update_ratio=np.full(30, 0.01))
     assert cause == "no_information"
     assert numbers(advice) == [0.01]
@@ -260,7 +260,7 @@ def test_the_advice_on_a_loss_that_is_a_mean_over_labels_has_what_was_measured()
     assert "loss=per_utterance_sum" not in why()[1]
 
 
-def test_a_small_step_without_epsilons_part_in_it() -> None:
+def test_a_step_that_is_too_small_though_epsilon_is_not_the_reason() -> None:
     _, advice = why(epsilon_dominance=np.zeros(30), lr=np.geomspace(2e-3, 1e-6, 300))
     assert numbers(advice) == pytest.approx([5e-4, 1e-6, 2e-3])
     assert "Raise it" in advice
@@ -281,7 +281,7 @@ def test_the_advice_has_no_number_that_was_not_recorded(missing: str) -> None:
     assert "nan" not in advice
 
 
-def test_losses_of_zero_are_no_quotient() -> None:
+def test_losses_of_zero_are_not_divided() -> None:
     assert why(loss=np.zeros(300), loss_per_label=np.zeros(300))[0] == "step_too_small"
 
 

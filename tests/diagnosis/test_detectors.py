@@ -62,24 +62,24 @@ def _training(seed: int, rows: int) -> tuple[Table, Table]:
 
 
 def _first(table_: Table, last: int) -> Table:
-    """The rows up to that step."""
+    """Return the rows up to that step."""
     kept = table_.steps <= last
     return Table(table_.names, table_.steps[kept], table_.values[kept], table_.measured[kept])
 
 
-def _but_for_the_name(found: list[Finding]) -> list[str]:
-    """As text, in which NaN is NaN. A collapse is named, of blank or of a few phonemes, by the whole of its time."""
+def _without_kind_of_collapse(found: list[Finding]) -> list[str]:
+    """Return findings as text, so that NaN equals NaN. The kind of a collapse is left out: it depends on all steps."""
     unnamed = [replace(f, kind="mode_collapse", advice="") if f.kind == "blank_collapse" else f for f in found]
     return [repr(replace(f, advice="") if f.kind == "mode_collapse" else f) for f in unnamed]
 
 
 @pytest.mark.parametrize("first_seed", range(0, 400, 50))
 def test_no_detector_uses_a_later_step(first_seed: int) -> None:
-    """What is found in the first rows is what is found in the whole, of that which could be known by then.
+    """The findings in the first rows are those in all rows that were detected by then.
 
-    This holds from the tenth row on, since the first losses are looked at together; up to 1,000 gradient norms, which
-    beyond are looked at in groups that are counted from the end; but for the name of a collapse; and for signals that
-    are measured from the first row on, those of what the decoder says at every step.
+    There are exceptions, which this test avoids: the first ten losses are judged together; more than 1,000 gradient
+    norms are put into groups, which are counted from the end; and the kind of a collapse depends on all its steps. All
+    signals are measured from the first row on, and those of the decoder's output at every step.
     """
     for seed in range(first_seed, first_seed + 50):
         rng = np.random.default_rng([seed, 1])
@@ -91,7 +91,7 @@ def test_no_detector_uses_a_later_step(first_seed: int) -> None:
                 continue
             early = findings(_first(signals, end), _first(validation, end))
             known = [f for f in whole if f.detected_step <= end]
-            assert _but_for_the_name(early) == _but_for_the_name(known), (seed, end)
+            assert _without_kind_of_collapse(early) == _without_kind_of_collapse(known), (seed, end)
 
 
 def test_in_a_long_run_too_the_loss_is_judged_without_later_steps() -> None:

@@ -75,7 +75,7 @@ def test_a_raised_rate_is_blamed_before_its_updates_were_measured() -> None:
     assert numbers(finding.advice) == [0.002, 0.2]
 
 
-def test_updates_too_large_for_the_weights_name_the_rate_that_would_do() -> None:
+def test_the_advice_on_large_updates_proposes_a_rate() -> None:
     finding = sure(update_ratio=late("update_ratio", 16))
     assert (finding.cause, finding.signal) == ("rate_too_high", "update_ratio")
     assert finding.value == pytest.approx(0.08)
@@ -95,7 +95,7 @@ def test_updates_many_times_the_weights_are_not_given_in_per_cent() -> None:
     assert "50 times the weights" in finding.advice
 
 
-def test_no_rate_is_proposed_where_nothing_moved_before() -> None:
+def test_no_rate_is_proposed_if_the_weights_did_not_move_before() -> None:
     updates = np.where(np.arange(N // 10) < AT // 10, 0.0, 0.2)
     finding = sure(update_ratio=updates, loss=late("loss", 4))
     assert finding.cause == "rate_too_high"
@@ -124,7 +124,7 @@ def test_one_batch_is_named_by_its_step() -> None:
     assert limit == pytest.approx(3 * usual, rel=0.4)  # rounded to one digit
 
 
-def test_a_batch_that_filled_the_second_moments_is_found_where_the_loss_gets_no_better() -> None:
+def test_a_batch_that_filled_the_second_moments_is_found_if_the_loss_does_not_improve() -> None:
     signals = {
         "grad_norm": late("grad_norm", 2000, AT + 3, AT + 4),
         "effective_lr": late("effective_lr", 0.05, AT + 10),
@@ -140,7 +140,7 @@ def test_a_spike_that_leaves_nothing_behind_is_no_explosion() -> None:
     assert found(grad_norm=late("grad_norm", 2000, AT, AT + 1), loss=late("loss", 30, AT, AT + 1)) is None
 
 
-def test_weights_that_grow_by_themselves() -> None:
+def test_weights_that_grow_without_updates_are_drift() -> None:
     grown = np.r_[np.full(AT // 10, 20.0), 20 * 1.4 ** np.arange(1, (N - AT) // 10 + 1)]
     finding = sure(weight_norm=grown)
     assert (finding.cause, finding.signal) == ("drift", "weight_norm")
@@ -150,7 +150,7 @@ def test_weights_that_grow_by_themselves() -> None:
     assert after == pytest.approx(finding.value, rel=0.01)
 
 
-def test_a_gradient_that_leads_uphill() -> None:
+def test_a_gradient_with_the_wrong_sign_is_drift() -> None:
     loss = training()["loss"].copy()
     loss[AT:] += 3 * np.arange(N - AT)
     finding = sure(loss=loss)
@@ -206,7 +206,7 @@ def test_a_gradient_that_was_zero_is_nothing_to_compare_with() -> None:
     assert finding is None or finding.cause != "bad_batch"
 
 
-def test_what_came_back_has_recovered() -> None:
+def test_a_loss_that_came_back_has_recovered() -> None:
     calm, bad = training(), late("loss", 5, 150, 200)
     gone, lasting = table(**(calm | {"loss": bad})), table(**(calm | {"loss": late("loss", 5, 150)}))
     finding = sure(loss=bad, update_ratio=late("update_ratio", 16, 150, 200))

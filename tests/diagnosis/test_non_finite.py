@@ -65,7 +65,7 @@ def test_an_infinite_loss_of_anything_else_is_its_own_fault() -> None:
     assert sure(loss=with_value(math.inf, 40)).cause == "loss"
 
 
-def test_a_loss_that_is_no_number() -> None:
+def test_a_loss_that_is_nan_is_a_fault() -> None:
     finding = sure(loss=with_value(math.nan, 40), blank_fraction=np.full(STEPS, 0.5))
     assert (finding.kind, finding.cause, finding.onset_step) == ("non_finite", "loss", BAD)
 
@@ -78,14 +78,14 @@ def test_fp16_overflows_that_a_smaller_scale_mends_are_no_fault() -> None:
     assert found(grad_norm=norms, loss_scale=scale) is None
 
 
-def test_fp16_overflows_that_no_smaller_scale_follows() -> None:
+def test_fp16_overflows_without_a_smaller_scale_are_a_fault() -> None:
     finding = sure(grad_norm=with_value(math.inf, at=slice(20, None)), loss_scale=np.full(STEPS, 1024.0))
     assert (finding.kind, finding.cause, finding.onset_step) == ("non_finite", "precision", 20)
     assert finding.detected_step == 23  # the first may be mended by what follows it; three more were not
     assert numbers(finding.advice) == [20, 1024]
 
 
-def test_fp16_overflows_that_go_on_at_ever_smaller_scales() -> None:
+def test_fp16_overflows_that_continue_at_smaller_scales_are_a_fault() -> None:
     scale = 2.0 ** np.r_[np.full(20, 60), np.arange(60, 20, -1)]
     finding = sure(grad_norm=with_value(math.nan, at=slice(20, None)), loss_scale=scale)
     assert (finding.cause, finding.onset_step, finding.detected_step) == ("precision", 20, 44)

@@ -1,4 +1,4 @@
-"""Verdicts, by made-up signals whose answer is known, and as they are written."""
+"""Verdicts on made-up signals whose outcome is known, and their JSON."""
 
 import json
 import math
@@ -16,12 +16,12 @@ N = 200
 
 
 def rates(*per: float, last: int = N - 1) -> Table:
-    """Validations, equally far apart, of which the last is at that step."""
+    """Validations at equal distances. The last one is at the step `last`."""
     return table(steps=np.linspace(0, last, len(per) + 1)[1:].astype(int), per=per)
 
 
 def learning(**changes: Any) -> Table:
-    """The signals of a decoder that speaks and gets better."""
+    """The signals of a decoder that outputs phonemes and improves."""
     rng = np.random.default_rng(0)
     signals = {
         "loss": (30 + 50 * np.exp(-np.arange(N) / 60)) * np.exp(0.03 * rng.normal(size=N)),
@@ -38,7 +38,7 @@ def learning(**changes: Any) -> Table:
 
 
 def silent(steps: int = N, **changes: Any) -> Table:
-    """The signals of a decoder that says only blank since step 20, nothing else of it measured but its loss."""
+    """The loss and the blank fraction of a decoder that outputs only blank since step 20."""
     blank = np.r_[np.linspace(0, 1, 20), np.ones(steps - 20)]
     return table(**({"loss": np.full(steps, 45.0), "blank_fraction": blank} | changes))
 
@@ -69,13 +69,13 @@ def test_the_advice_on_a_slow_training_has_what_was_measured() -> None:
     ("falling", "last", "outcome"),
     [(True, 0.3, "stable"), (True, 1.0, "undecided"), (False, 1.0, "blank_collapse")],
 )
-def test_a_plateau_by_its_loss_where_what_it_hides_was_not_measured(falling: bool, last: float, outcome: str) -> None:
+def test_without_frame_information_a_flat_loss_shows_a_collapse(falling: bool, last: float, outcome: str) -> None:
     verdict = judge(silent(loss=np.linspace(50, 40, N) if falling else np.full(N, 45.0)), rates(1.1, last))
     assert verdict.outcome == outcome
     assert verdict.onset_step == (None if outcome == "stable" else 19)
 
 
-def test_a_plateau_that_should_end_is_undecided_and_says_when() -> None:
+def test_a_plateau_that_should_end_is_undecided_with_a_forecast() -> None:
     information = 1e-4 * np.exp(0.02 * np.arange(0, N, 10))
     verdict = judge(silent(frame_information=information), rates(1.0))
     assert (verdict.outcome, verdict.onset_step) == ("undecided", 19)
@@ -90,7 +90,7 @@ def test_a_relapse_by_the_error_rate() -> None:
     assert (verdict.evidence["per"], verdict.evidence["best validation PER"]) == (1.0, 0.5)
 
 
-def test_a_decoder_that_speaks_again_has_recovered() -> None:
+def test_a_decoder_that_outputs_phonemes_again_has_recovered() -> None:
     quiet = (np.arange(N) >= 60) & (np.arange(N) < 140)
     signals = learning(
         blank_fraction=np.where(quiet, 1, 0.5),
@@ -112,13 +112,13 @@ def test_an_explosion_stands_unless_loss_and_error_rate_have_come_back() -> None
     assert (verdict.outcome, verdict.cause) == ("exploded", "rate_too_high")
 
 
-def test_an_error_rate_that_comes_down_later_takes_other_labels_back() -> None:
+def test_other_labels_are_no_cause_if_the_error_rate_falls_later() -> None:
     loss = np.r_[np.linspace(60, 3, 100), np.full(100, 3.0)]
     assert judge(table(loss=loss), rates(1.0, 0.97)).cause == "labels"
     assert judge(table(loss=loss), rates(1.0, 0.97, 0.97, 0.5)).outcome == "stable"
 
 
-def test_other_labels_are_the_better_explanation_of_a_decoder_that_says_little() -> None:
+def test_other_labels_explain_a_decoder_that_outputs_little() -> None:
     few = {"blank_fraction": np.full(N, 0.3), "distinct_phonemes": np.ones(N), "frame_information": np.full(20, 1e-3)}
     signals = learning(loss=np.r_[np.linspace(60, 3, 100), np.full(100, 3.0)], **few)
     assert judge(signals, rates(1.0, 0.97)).cause == "labels"

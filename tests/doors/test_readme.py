@@ -56,7 +56,7 @@ def test_every_option_of_a_command_is_listed(door: Any, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(("page", "target"), [(page, target) for page in PAGES for target in links(page)])
-def test_links_lead_somewhere(page: Path, target: str) -> None:
+def test_every_link_has_a_target(page: Path, target: str) -> None:
     path, _, section = target.partition("#")
     to = (page.parent / path).resolve() if path else page
     assert to.exists(), name(page)
@@ -71,7 +71,7 @@ def test_every_page_is_in_the_site(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_code_imports_what_is_there(page: Path) -> None:
+def test_the_code_imports_existing_names(page: Path) -> None:
     for code in code_blocks(page, "python"):
         imports: list[ast.stmt] = [
             node for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)
@@ -92,7 +92,7 @@ def overrides() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "override"), overrides())
-def test_commands_name_what_is_there(page: str, override: str) -> None:
+def test_the_commands_name_existing_settings(page: str, override: str) -> None:
     key, _, value = override.removeprefix("+").partition("=")
     group = ROOT / "conf" / key
     if group.is_dir():

@@ -208,7 +208,7 @@ def test_synthetic_data_read_as_t15_data_give_the_same_trial(cli: CommandLine, u
     assert_equal_trials(cli.trial(), undisturbed)
 
 
-def test_a_killed_trial_goes_on_to_the_same_bits(cli: CommandLine, undisturbed: Path) -> None:
+def test_a_killed_trial_continues_to_the_same_bits(cli: CommandLine, undisturbed: Path) -> None:
     moments = sorted(random.sample(range(1, STEPS // 2), 3))
     print("killed at", moments)
     signals = cli.folder / "outputs/single" / undisturbed.name / "signals.csv"
@@ -223,7 +223,7 @@ def test_a_killed_trial_goes_on_to_the_same_bits(cli: CommandLine, undisturbed: 
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_stopped_trial_goes_on_to_the_same_bits(
+def test_a_stopped_trial_continues_to_the_same_bits(
     cli: CommandLine, undisturbed: Path, number: signal.Signals, status: int
 ) -> None:
     """A scheduler sends SIGTERM more than once, to the process and to its group."""

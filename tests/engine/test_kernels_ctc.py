@@ -23,11 +23,11 @@ def kernel(request: pytest.FixtureRequest) -> ModuleType:
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_agrees_with_pytorch_in_float64(scale: float, kernel: ModuleType) -> None:
+def test_the_kernel_agrees_with_pytorch_in_float64(scale: float, kernel: ModuleType) -> None:
     assert_agrees_with_float64(kernel, scale)
 
 
-def test_what_cannot_be_aligned_is_inf_and_alone_so(kernel: ModuleType) -> None:
+def test_only_utterances_that_cannot_be_aligned_have_an_infinite_loss(kernel: ModuleType) -> None:
     logits, frames, labels, label_counts = case(kernel)
     frames[0, 1], frames[1, 1] = 0, 9  # for 5 labels, and for 1
     label_counts[1, 3] = 9  # with a repeat they need ten
@@ -36,7 +36,7 @@ def test_what_cannot_be_aligned_is_inf_and_alone_so(kernel: ModuleType) -> None:
     assert gradient.isnan().any(3).any(1).nonzero().tolist() == [[1, 3]]
 
 
-def test_classes_that_are_impossible(kernel: ModuleType) -> None:
+def test_impossible_classes_make_only_their_labels_infinite(kernel: ModuleType) -> None:
     """Logits of minus infinity, in labels that need them and in one that does not."""
     logits, frames, labels, label_counts = case(kernel)
     logits[0, :, 1, labels[0, 1, 2]] = logits[0, :, 2, 7] = -torch.inf

@@ -23,7 +23,7 @@ def brute_force(logits: np.ndarray, frames: list[int]) -> float:
     return entropy(np.mean(distributions, 0)) - float(np.mean([entropy(q) for q in distributions]))
 
 
-def test_frame_information() -> None:
+def test_frame_information_agrees_with_brute_force() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2, 7, 3, 6)) * np.array([0.5, 3.0]).reshape(2, 1, 1, 1)
     frames = [[7, 4, 1], [2, 7, 5]]
@@ -32,13 +32,13 @@ def test_frame_information() -> None:
     assert found.tolist() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_there_is_none_where_every_frame_reads_the_same() -> None:
+def test_frame_information_is_0_if_all_frames_predict_the_same() -> None:
     logits = torch.randn(1, 1, 1, 6).expand(1, 9, 2, 6).clone()
-    logits[..., 0] = torch.randn(1, 9, 2)  # how blank a frame is says nothing about what it would be otherwise
+    logits[..., 0] = torch.randn(1, 9, 2)  # blank differs from frame to frame, but is left out of the information
     assert frame_information(logits, torch.full((1, 2), 9)).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_it_is_the_entropy_of_the_classes_where_each_frame_is_sure() -> None:
+def test_frame_information_is_the_entropy_of_the_classes_if_each_frame_is_certain() -> None:
     logits = torch.full((1, 4, 1, 5), -50.0)
     for t in range(4):
         logits[0, t, 0, 1 + t] = 50
@@ -55,10 +55,10 @@ def test_blank_may_be_any_class(blank: int) -> None:
     assert torch.equal(frame_information(logits, frames, blank), frame_information(first, frames))
 
 
-def test_infeasible_targets_are_those_that_no_logits_can_say() -> None:
-    """Against CTC itself, and the rule by which data are checked before a training."""
+def test_infeasible_targets_are_those_with_an_infinite_ctc_loss() -> None:
+    """Compared with CTC itself, and with the rule that checks the data before a training."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(1, 4, (2, 50, 6), generator=generator)  # so few classes that many repeat
+    labels = torch.randint(1, 4, (2, 50, 6), generator=generator)  # few classes, so that many labels repeat
     counts, frames = (torch.randint(low, 9 - low, (2, 50), generator=generator) for low in (2, 1))
     log_probs = torch.randn(8, 100, 4, generator=generator).log_softmax(-1)
     flat = labels.flatten(0, 1), frames.flatten(), counts.flatten()
@@ -71,7 +71,7 @@ def test_infeasible_targets_are_those_that_no_logits_can_say() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_input_max_is_not_finite_where_an_input_is_not(value: float) -> None:
+def test_input_max_is_not_finite_if_an_input_is_not(value: float) -> None:
     x = torch.tensor([[[1.0, -7.0], [3.0, 0.0]], [[2.0, 5.0], [-1.0, 4.0]]])
     assert input_max(x).tolist() == [7, 5]
     for place in range(4):

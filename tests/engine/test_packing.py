@@ -5,7 +5,7 @@ import torch
 from stability.engine.packing import pack, unpack
 
 
-def test_slots_are_the_rows_that_go_on_longest_first() -> None:
+def test_a_frame_has_a_slot_for_each_row_that_has_not_ended() -> None:
     packing = pack(torch.tensor([[2, 4, 1]]))
     assert packing.counts == [3, 2, 1, 1]
     assert packing.row.tolist() == [[1, 0, 2, 1, 0, 1, 1]]

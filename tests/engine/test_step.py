@@ -80,7 +80,7 @@ def test_the_steps_before_one_that_fails_are_returned(dataset: Dataset, monkeypa
 
 
 @pytest.mark.parametrize("weight", ["out.bias", "gru.weight_hh_l1", "day_weights"])
-def test_a_non_finite_loss_leaves_the_weights(dataset: Dataset, weight: str) -> None:
+def test_a_loss_that_is_not_finite_leaves_the_weights_as_they_were(dataset: Dataset, weight: str) -> None:
     stack = stack_of([tiny("seed=1"), tiny("seed=2")], dataset)
     train_steps(stack, dataset.train, 2)
     stack.parameters[weight][1, ..., 0] = math.inf
@@ -188,7 +188,7 @@ def test_clip_before_unscale_is_the_fault_of_public_code(
         assert (ours[name] - p).norm() <= 10 * tolerance * moved + 1e-6 * p.norm(), name
 
 
-def test_clip_before_unscale_is_the_clip_where_nothing_is_scaled(dataset: Dataset) -> None:
+def test_without_a_loss_scale_clip_before_unscale_changes_nothing(dataset: Dataset) -> None:
     wrong, right = (
         trained([tiny("precision=" + n, "precision.dtype=bf16")], dataset, 4)[1]
         for n in ("fp16_clip_before_unscale", "fp16")
@@ -197,7 +197,7 @@ def test_clip_before_unscale_is_the_clip_where_nothing_is_scaled(dataset: Datase
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.02), ("fp16", 0.005)])
-def test_half_precision_trains_nearly_as_float32(dataset: Dataset, dtype: str, tolerance: float) -> None:
+def test_half_precision_trains_nearly_like_float32(dataset: Dataset, dtype: str, tolerance: float) -> None:
     _, full = trained([tiny()], dataset, 12)
     stack, half = trained([tiny(f"precision={dtype}", "precision.initial_loss_scale=1024")], dataset, 12)
     np.testing.assert_allclose(column(half, "loss"), column(full, "loss"), rtol=tolerance)

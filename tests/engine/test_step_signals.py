@@ -118,7 +118,7 @@ def test_applied_norm_is_that_of_the_clipped_gradient(dataset: Dataset) -> None:
     assert 0 < column(tables, "clipped")[0].mean() < 1
 
 
-def test_nothing_is_applied_where_a_step_is_skipped(dataset: Dataset) -> None:
+def test_the_applied_norm_of_a_skipped_step_is_0(dataset: Dataset) -> None:
     """One trial fails; in fp16 one overflows and goes on at a smaller scale."""
     stack = stack_of([tiny("seed=1"), tiny("seed=2")], dataset)
     stack.parameters["out.bias"][1, 0] = math.nan

@@ -201,7 +201,7 @@ def test_progress_of_ours(tmp_path: Path) -> None:
     assert progress(tmp_path) == (3, 1)
 
 
-def test_a_training_that_ends_early_says_what_it_said(tmp_path: Path) -> None:
+def test_the_output_of_a_training_that_ends_early_is_in_the_error(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; sys.exit('CUDA out of memory')"]
     training = Training("official", command, tmp_path, tmp_path, partial(progress, tmp_path))
     with pytest.raises(StabilityError, match=r"(?s)official .* \(exit status 1\) after 0 of 9 .*CUDA out of memory"):
@@ -220,7 +220,7 @@ def test_our_training_is_watched_from_its_start_to_its_last_validation(cli: Comm
     assert np.isfinite(run.losses).all()
 
 
-def test_what_the_driver_says() -> None:
+def test_the_output_of_the_driver_is_read() -> None:
     said = "2026/11/22 18:40:57.123, 512, 0\n2026/11/22 18:40:57.223, 2048, 97\n2026/11/22 18:40:57.323, 2050, [N/A]\n"
     samples = parse_samples(said + "2026/11/22 18:40:57.4")
     begun = datetime(2026, 11, 22, 18, 40, 57, 123_000).timestamp()

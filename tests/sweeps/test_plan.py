@@ -25,7 +25,7 @@ def test_settings_that_vary_together_are_one_factor_with_a_usual_name() -> None:
     assert plan.jobs == 6
 
 
-def test_where_and_how_often_a_trial_is_written_is_no_factor() -> None:
+def test_settings_that_change_no_result_are_no_factor() -> None:
     trials = (planned("study=one", "validate_every=5"), planned("study=other", "validate_every=6"))
     assert Plan(trials, duplicates=0, invalid=()).factors == ()
 

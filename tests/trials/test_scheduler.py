@@ -176,7 +176,7 @@ def test_a_trial_whose_batch_cannot_be_read_ends_and_the_others_continue(
         (scheduler, "select", 1),
     ],
 )
-def test_out_of_memory_anywhere_makes_no_step_twice(
+def test_no_step_is_made_twice_wherever_memory_runs_out(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int
 ) -> None:
     monkeypatch.setattr(owner, name, disturbed(getattr(owner, name), {calls: out_of_memory}))
