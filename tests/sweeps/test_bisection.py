@@ -114,7 +114,7 @@ def test_a_bisection_that_was_killed_continues_and_a_crash_ends_only_its_own_sea
     (row,) = csv.DictReader((study / "boundary.csv").read_text().splitlines())
     assert row["brackets"] == f"{low:g} to {high:g}"
     assert float(row["lr"]) == pytest.approx(math.sqrt(low * high), rel=0.01)
-    assert "one seed, no interval" in row["notes"]
+    assert "one seed: no interval" in row["notes"]
     assert f"{low:g} to {high:g}" in end.out
     (_, _, message) = end.err.rpartition("error: ")
     assert "1 of 2 searches ended early; the others are finished." in message

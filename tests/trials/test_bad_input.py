@@ -144,7 +144,7 @@ def test_a_trial_continues_after_a_full_disk_and_a_read_only_disk_is_named(cli: 
     mount("-o", "remount,size=2m", str(disk))
     assert_continues(cli, disk)
     mount("-o", "remount,ro", str(disk))
-    assert "Read-only file system. Make room" in cli.fail(*ENDLESS, f"outputs={disk}")
+    assert "Read-only file system. Free some space" in cli.fail(*ENDLESS, f"outputs={disk}")
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="there is no prlimit here")
