@@ -16,27 +16,27 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments", "told"),
+    ("module", "arguments", "line"),
     [
         ("step_speed", (), "ratio ours/plain, median of 10 pairs: "),
         ("data_speed", (), "floor: a copy of the batch"),
         ("stack_speed", ("--quick", "--trials", "1", "2"), "stack of one / plain"),
     ],
 )
-def test_benchmark(cli: CommandLine, module: str, arguments: tuple[str, ...], told: str) -> None:
-    out = said(cli, module, *_TINY, *cli.synthetic, f"outputs={cli.folder}", *arguments)
-    assert told in out
+def test_a_benchmark_prints_its_result(cli: CommandLine, module: str, arguments: tuple[str, ...], line: str) -> None:
+    out = run_benchmark(cli, module, *_TINY, *cli.synthetic, f"outputs={cli.folder}", *arguments)
+    assert line in out
     assert "nan" not in out
 
 
 def test_benchmark_of_the_engines(cli: CommandLine) -> None:
-    out = said(cli, "engine_speed", "--units", "32", "--trials", "1", "2", "--rows", "4", "--frames", "6")
+    out = run_benchmark(cli, "engine_speed", "--units", "32", "--trials", "1", "2", "--rows", "4", "--frames", "6")
     assert "PyTorch's GRU, in turn" in out
     assert "nan" not in out
 
 
-def said(cli: CommandLine, module: str, *arguments: str) -> str:
-    """What the benchmark prints."""
+def run_benchmark(cli: CommandLine, module: str, *arguments: str) -> str:
+    """Run a benchmark and return what it prints."""
     command = [sys.executable, "-m", f"experiments.benchmarks.{module}", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "COLUMNS": "200"}
     return subprocess.run(command, cwd=cli.folder, env=environment, capture_output=True, text=True, check=True).stdout
