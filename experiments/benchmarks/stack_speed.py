@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def composed(*overrides: str) -> Config:
-    """The configuration that these overrides make of the defaults."""
+    """Return the default configuration with these overrides."""
     register_schema()
     with initialize_config_dir(str(conf_folder())):
         return resolve_config(compose("config", overrides=[*overrides]))
@@ -248,19 +248,19 @@ def _sweep(units: int, trials: int, launcher: Sequence[str], seconds: float) -> 
 
 
 def _watch(process: "subprocess.Popen[bytes]", outputs: Path, seconds: float) -> tuple[float, float]:
-    looks: list[tuple[float, int]] = []  # times at which more steps were found, and their number
+    readings: list[tuple[float, int]] = []  # times at which more steps were found, and their number
     begun, since, memory = 0, 0.0, 0.0
-    while len(looks) < 3 or looks[-1][0] - looks[0][0] < seconds:
+    while len(readings) < 3 or readings[-1][0] - readings[0][0] < seconds:
         if process.poll() is not None:
             raise RuntimeError
         now, tables = time.perf_counter(), [path.read_bytes().count(b"\n") for path in outputs.glob("*/*/signals.csv")]
         if len(tables) > begun:
-            begun, since, looks = len(tables), now, []
-        if now - since > _SETTLED and sum(tables) > (looks[-1][1] if looks else begun):  # each file has a header
-            looks.append((now, sum(tables)))
+            begun, since, readings = len(tables), now, []
+        if now - since > _SETTLED and sum(tables) > (readings[-1][1] if readings else begun):  # each file has a header
+            readings.append((now, sum(tables)))
         memory = max(memory, _own_memory(process.pid))
         time.sleep(0.05)
-    return (looks[-1][1] - looks[0][1]) / (looks[-1][0] - looks[0][0]), memory
+    return (readings[-1][1] - readings[0][1]) / (readings[-1][0] - readings[0][0]), memory
 
 
 def _own_memory(process: int) -> float:

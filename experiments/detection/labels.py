@@ -7,9 +7,9 @@ before the second.
 from dataclasses import dataclass
 from typing import Any
 
-LEARNED = 0.6  # validation error rate: what counts as a good end
-_WORSE = 3.0  # times the best validation loss: what a training must not end at, whatever its error rate
-_MUCH = 0.9  # share of the utterances that decode to nothing, or of what is said that two phonemes make up
+LEARNED = 0.6  # a training ended well if its validation error rate is at most this
+_WORSE = 3.0  # it did not end well if its validation loss is more than this many times its best
+_MUCH = 0.9  # share of the utterances that decode to nothing, or of the phonemes that are one of two
 _BENIGN = (None, "bad_batch", "rate_blip", "channels_swapped", "rate_cycles", "label_noise")
 _DATA = ("nan_input", "inf_input", "infeasible")
 _EXPLOSIVE = ("rate", "rate_climbs", "heavy_batch", "weight_drift", "not_zeroed", "sign_flip", "epsilon_switch")
@@ -18,9 +18,9 @@ _STEPS = ("small_step", "rate_ends", "gradient_lost", "clip_before_unscale")
 
 @dataclass(frozen=True)
 class Label:
-    """The outcomes and the causes that are right, and the step of the onset.
+    """The outcomes and the causes that count as right, and the step of the onset.
 
-    If two outcomes describe a training (it exploded, and has said only blank since), both are right.
+    If two outcomes describe a training (it exploded, and has output only blank since then), both are right.
     """
 
     outcomes: frozenset[str]
@@ -34,7 +34,7 @@ class Label:
 
 
 def label(facts: dict[str, Any]) -> Label | None:
-    """The label of a training; None if a fault hurt it and it has no clear end."""
+    """Return the label of a training; None if a fault harmed it and its end is not clear."""
     r, ends, later = facts["recipe"], facts["ends"], facts["later"]
     fault = r["fault"]
     causes = frozenset([r["cause"]] if r["cause"] else [])

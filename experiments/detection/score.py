@@ -38,8 +38,8 @@ _GROUPS = {
 }
 
 
-class Said(NamedTuple):
-    """What a detector said of one training: (step, kind) of each alarm, and its final outcomes and cause."""
+class Detection(NamedTuple):
+    """A detector's results for one training: (step, kind) of each alarm, and its final outcomes and cause."""
 
     alarms: list[tuple[int, str]]
     outcomes: set[str]
@@ -55,12 +55,12 @@ class Case:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """Ours."""
+        """The verdict of our detectors."""
         return judge(self.trace.signals, self.trace.validation)
 
     @cached_property
     def found(self) -> list[tuple[int, str]]:
-        """Each finding, at the step at which a live training reports it: fatal ones at once, others at a check."""
+        """The findings, each with the step at which a live training reports it: at once if fatal, else at a check."""
         found, end = [], int(self.trace.signals.steps[-1])
         for finding in findings(self.trace.signals, self.trace.validation):
             reported = finding.detected_step
@@ -71,32 +71,32 @@ class Case:
 
     @property
     def group(self) -> str:
-        """The group of its label's outcomes; the first, if there are several."""
+        """The group of its label's outcomes; the first one if there are several."""
         return next(name for name, kinds in _GROUPS.items() if self.label.outcomes & kinds)
 
 
 def cases(half: str) -> Iterator[Case]:
-    """The labelled trainings of one half."""
+    """Return the labelled trainings of one half."""
     for trace in unpack(PACKED):
         found = label(trace.facts | {"ended_below_start": _ended_below_start(trace)})
         if trace.facts["recipe"]["half"] == half and found is not None:
             yield Case(trace, _with_onset(found, trace))
 
 
-def ours(case: Case) -> Said:
-    """What our detectors find, and the verdict."""
+def ours(case: Case) -> Detection:
+    """Return the findings and the verdict of our detectors."""
     outcome = str(case.verdict.outcome)
     final = [(int(case.trace.signals.steps[-1]), outcome)] if outcome != "stable" else []
-    return Said(case.found + final, {outcome}, case.verdict.cause)
+    return Detection(case.found + final, {outcome}, case.verdict.cause)
 
 
-def peer(name: str) -> Callable[[Case], Said]:
-    """What that peer said when the training was made."""
+def peer(name: str) -> Callable[[Case], Detection]:
+    """Return the alarms that the peer raised when the training was made."""
 
-    def said(case: Case) -> Said:
+    def said(case: Case) -> Detection:
         alarms = [(alarm["step"], alarm["kind"]) for alarm in case.trace.facts["alarms"][name]]
         since = case.label.onset or 0
-        return Said(alarms, {kind for step, kind in alarms if step >= since}, None)
+        return Detection(alarms, {kind for step, kind in alarms if step >= since}, None)
 
     return said
 
@@ -119,7 +119,7 @@ def _with_onset(found: Label, trace: Trace) -> Label:
     return replace(found, onset=int(trace.signals.steps[nearer[-1]]) if ended > best else 0)
 
 
-def _row(half: list[Case], detector: Callable[[Case], Said], names_causes: bool) -> list[str]:
+def _row(half: list[Case], detector: Callable[[Case], Detection], names_causes: bool) -> list[str]:
     healthy = [case for case in half if case.label.healthy]
     faulty = [case for case in half if not case.label.healthy]
     alarmed = {id(case): any(k not in case.label.outcomes for _, k in detector(case).alarms) for case in healthy}
@@ -154,7 +154,7 @@ def _share(count: int, of: int) -> str:
 
 
 def _draw(path: Path, half: list[Case]) -> None:
-    """Draw outcomes named against false alarms, with a point for each detector."""
+    """Draw correct outcomes against false alarms, with a point for each detector."""
     figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")
     axes = figure.subplots()
     healthy = [case for case in half if case.label.healthy]
@@ -180,7 +180,7 @@ def _draw(path: Path, half: list[Case]) -> None:
 
 
 def _print_stopping(console: Console, half: list[Case]) -> None:
-    """Print what stopping at the first finding of a kind would have saved, and cost."""
+    """Print the steps that a stop at the first finding of a kind would have saved, and the trainings lost by it."""
     table = TextTable("stopped at", "trials", "steps saved", "would have recovered", "of them healthy", box=None)
     everything = sum(case.trace.facts["recipe"]["steps"] for case in half)
     for kind in ("non_finite", "bad_data", "exploded", "blank_collapse", "mode_collapse"):
