@@ -1,4 +1,4 @@
-"""How Hydra composes a configuration: the schema and resolvers we add to it, and its messages in plain words."""
+"""Connects the schema with Hydra: registers it, resolves what Hydra composed, and explains Hydra's errors."""
 
 import re
 from dataclasses import fields

@@ -87,7 +87,7 @@ def trial_name(config: Config) -> str:
 
 @cache
 def _last_parts() -> Counter[str]:
-    """How many dotted names of the schema end with each last part."""
+    """Count how many dotted names of the schema end with each last part."""
 
     def walk(kind: Any) -> Iterator[str]:
         for name, hint in get_type_hints(kind).items():

@@ -22,7 +22,7 @@ THRESHOLDS: dict[str, dict[str, float]] = tomllib.loads(Path(__file__).with_name
 
 @dataclass(frozen=True)
 class Finding:
-    """What one detector found.
+    """A finding: the fault that one detector found.
 
     Attributes:
         kind: The outcome of the training if nothing changes.

@@ -1,4 +1,4 @@
-"""How each outcome is shown, in terminals, on pages and in figures alike."""
+"""The letter, sign, style and colour of each outcome, for terminals, pages and figures alike."""
 
 from typing import Final, NamedTuple
 
@@ -6,7 +6,7 @@ from stability.core import palette
 
 
 class Mark(NamedTuple):
-    """How an outcome is shown.
+    """The letter, signs and colours that show an outcome.
 
     Attributes:
         letter: In the grid of a sweep.

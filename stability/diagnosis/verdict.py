@@ -1,4 +1,4 @@
-"""The verdict: what became of a training, since which step, on what evidence, and what to try."""
+"""The verdict on a training: its outcome, since which step, the evidence, and what to try."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -26,10 +26,10 @@ _FLAT = 0.01  # a loss is flat if it falls by a smaller share than this from one
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a training.
+    """The verdict on a training: how it ended, why, and what to try.
 
     Attributes:
-        outcome: One word for what became of it: `stable`, `slow`, `undecided`, or a fault.
+        outcome: `stable`, `slow`, `undecided`, or a fault.
         cause: Why, in one word; None if there is nothing to explain.
         onset_step: The step at which it began; None if there is none.
         detected_step: The step at which there was enough evidence; None if nothing was recorded.

@@ -25,7 +25,7 @@ from stability.sweeps.jobs import grid_jobs
 
 @dataclass(frozen=True)
 class Search:
-    """How many trials a search trains in all, and how many of them are done."""
+    """The number of trials that a search trains in all, and the number of those that are done."""
 
     total: int
     done: int

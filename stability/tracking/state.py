@@ -10,7 +10,7 @@ from stability.core.files import TRACKING, write_atomically
 
 @dataclass
 class Mark:
-    """How much of a table has been sent. Each field is a step, except for `time`.
+    """A mark in a table: the rows up to it have been sent. Each field is a step, except for `time`.
 
     Sending is idempotent because it is announced first: `announced` is written to the disk before the rows up to that
     step are sent, together with the `time` (ms since 1970) they are logged under. After a kill in between, the rows

@@ -13,7 +13,7 @@ from stability.diagnosis.table import Table
 
 @dataclass(frozen=True)
 class Recording:
-    """What a log says of one training. A signal that the log does not have is not in the tables.
+    """One training, as a log describes it. A signal that the log does not have is not in the tables.
 
     Attributes:
         name: The name of the file, the folder or the run.
