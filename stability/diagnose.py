@@ -1,6 +1,9 @@
 """Say what became of a training, from its log.
 
-python -m stability.diagnose training_log                                       the official trainer's log, CSV or JSONL
+python -m stability.diagnose training_log                                       a log of any program: text, CSV, JSON
+python -m stability.diagnose *.csv                                              several: a line each, and a table
+python -m stability.diagnose metrics.csv --run 2                                the second run in the log
+python -m stability.diagnose metrics.csv --map loss=train_loss_avg              a name that is not known
 python -m stability.diagnose outputs/single/TRIAL                               a trial's folder
 python -m stability.diagnose runs:/RUN_ID --uri http://localhost:5000           a run in MLflow
 python -m stability.diagnose --replay outputs/single/TRIAL                      repeat the step in which a trial failed
@@ -8,22 +11,27 @@ python -m stability.diagnose --replay outputs/single/TRIAL                      
 
 import argparse
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as TextTable
 
 from stability.core.errors import StabilityError
 from stability.core.extras import require
+from stability.core.text import counted
 from stability.diagnosis.display import reading_bar, show_outcome
 from stability.diagnosis.finding import readings
-from stability.diagnosis.readers import Recording, read_log, read_metrics
+from stability.diagnosis.outcomes import style_of
+from stability.diagnosis.readers import Recording, read_metrics, read_runs
 from stability.diagnosis.table import Table, read_table
-from stability.diagnosis.verdict import judge
+from stability.diagnosis.verdict import Verdict, judge
 
 _HEALTHY = Path(__file__).parent / "diagnosis" / "healthy.csv"
+_WIDE = 200  # characters of a line that goes to a file
 _RUN = "runs:/"  # how MLflow writes the address of a run
 
 
@@ -31,43 +39,60 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit status: 0, or 1 if the log cannot be read.
+        The exit status: 0, or 1 if a log cannot be read.
     """
     parser = argparse.ArgumentParser(
         prog="python -m stability.diagnose",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    subject = parser.add_mutually_exclusive_group(required=True)
-    subject.add_argument(
-        "log",
-        nargs="?",
-        help="a training_log, CSV or JSONL with a step per row, a trial's folder, or an MLflow run, runs:/RUN_ID",
+    parser.add_argument(
+        "logs",
+        nargs="*",
+        metavar="LOG",
+        help="a text log, CSV, JSON or JSONL, a trial's folder, or an MLflow run, runs:/RUN_ID",
     )
-    subject.add_argument("--replay", type=Path, metavar="FOLDER", help="the folder of a failed trial, with its flight/")
+    parser.add_argument("--replay", type=Path, metavar="FOLDER", help="the folder of a failed trial, with its flight/")
+    parser.add_argument("--run", type=int, metavar="NUMBER", help="show only this one of the runs in the log, from 1")
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        type=_name_in_log,
+        metavar="SIGNAL=NAME",
+        help="what the log calls step, loss, grad_norm, lr, per or val_loss (may be repeated)",
+    )
     parser.add_argument("--uri", default="sqlite:///outputs/mlflow.db", help="the run's store (default: %(default)s)")
     parser.add_argument("--figure", type=Path, help="where to write the figure (default: LOG.png in this folder)")
     parser.add_argument("--device", default="auto", help="the device of a replay: auto, cpu or cuda (default: auto)")
     options = parser.parse_args(arguments)
-    try:
-        if options.replay is not None:
-            _replay(options.replay, options.device)
-            return 0
-        recording = _read_run(options.log, options.uri) if options.log.startswith(_RUN) else _read_log(options.log)
-        diagnose(recording, options.figure or Path(f"{recording.name}.png"))
-    except StabilityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if bool(options.logs) == (options.replay is not None):
+        parser.error("give one or more logs, or --replay FOLDER")
+    if options.replay is not None:
+        return _replay(options.replay, options.device)
+    runs, failed = list[Recording](), False
+    for log in options.logs:
+        try:
+            found = [_read_run(log, options.uri)] if log.startswith(_RUN) else _read_log(log, dict(options.map))
+            runs += found if options.run is None else [_pick(found, options.run, log)]
+        except StabilityError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
+    if len(runs) > 1:
+        summarise(runs)
+    elif runs:
+        diagnose(runs[0], options.figure or Path(f"{runs[0].name}.png"))
+    return int(failed)
 
 
 def diagnose(recording: Recording, figure: Path) -> None:
     """Print the verdict on a recording, compare it with healthy official runs if it is one, and draw its figure."""
     console = Console(highlight=False, soft_wrap=True)
-    verdict = judge(recording.signals, recording.validation)
-    console.print(f"{recording.name}, steps {recording.signals.steps[0]} to {recording.signals.steps[-1]}")
+    verdict = _judge(recording)
+    first, last = _first_and_last_step(recording)
+    console.print(f"{recording.name}, steps {first} to {last}")
     for note in recording.notes:
-        console.print(f"  [dim]{note}[/]")
+        console.print(f"  [dim]{escape(note)}[/]")
     show_outcome(verdict)
     healthy = read_table(_HEALTHY) if recording.official else None
     if healthy is not None:
@@ -78,15 +103,79 @@ def diagnose(recording: Recording, figure: Path) -> None:
     console.print(f"[dim]figure[/] {figure}")
 
 
+def summarise(runs: Sequence[Recording]) -> None:
+    """Print a line for each of several recordings, and a table of them."""
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+    columns = ("run", "outcome", "cause", "since", "steps", "readings", "first loss", "last loss", "error rate")
+    table = TextTable(*columns, box=None, header_style="dim")
+    for run in runs:
+        verdict = _judge(run)
+        cause = f": {verdict.cause}" if verdict.cause else ""
+        since = "" if verdict.onset_step is None else str(verdict.onset_step)
+        console.print(
+            f"{escape(run.name)}: [{style_of(verdict.outcome)}]{verdict.outcome}[/]{cause}"
+            + (f", since step {since}" if since else "")
+        )
+        for note in run.notes:
+            console.print(f"  [dim]{escape(note)}[/]")
+        first, last = _first_and_last_step(run)
+        _, losses = readings(run.signals, "loss")
+        _, rates = readings(run.validation, "per")
+        table.add_row(
+            escape(run.name),
+            verdict.outcome,
+            verdict.cause or "",
+            since,
+            f"{first}–{last}",
+            str(len(run.signals.steps)),
+            *(f"{losses[place]:.4g}" if len(losses) else "" for place in (0, -1)),
+            f"{run.metric} {rates[-1]:.4g}" if len(rates) else "",
+        )
+    console.print()
+    console.print(table)
+    console.print("[dim]One of them in full: one LOG, and --run NUMBER if it holds several.[/]")
+
+
+def _judge(recording: Recording) -> Verdict:
+    """The verdict, in which the error rate has its own name."""
+    verdict = judge(recording.signals, recording.validation)
+    own = {name.replace("validation PER", f"validation {recording.metric}"): v for name, v in verdict.evidence.items()}
+    return replace(verdict, evidence=own)
+
+
+def _first_and_last_step(recording: Recording) -> tuple[int, int]:
+    steps = [*recording.signals.steps[[0, -1]]] if len(recording.signals.steps) else []
+    steps = steps or [*recording.validation.steps[[0, -1]]]
+    return int(steps[0]), int(steps[1])
+
+
+def _pick(runs: list[Recording], number: int, log: str) -> Recording:
+    if 1 <= number <= len(runs):
+        return runs[number - 1]
+    raise StabilityError(f"{log} has no run {number}: it holds {counted(len(runs), 'run')}, numbered from 1.")
+
+
+def _name_in_log(text: str) -> tuple[str, str]:
+    signal, separator, name = text.partition("=")
+    if not separator or not signal.strip() or not name.strip():
+        raise argparse.ArgumentTypeError(f"expected SIGNAL=NAME, such as loss=train_loss_avg, found {text!r}")
+    return signal.strip(), name.strip()
+
+
 # What follows is imported late: a log is diagnosed without PyTorch, and without the packages that only training needs.
 
 
-def _replay(folder: Path, device: str) -> None:
-    require("train")
-    from stability.trials.display import show_replay
-    from stability.trials.replay import replay
+def _replay(folder: Path, device: str) -> int:
+    try:
+        require("train")
+        from stability.trials.display import show_replay
+        from stability.trials.replay import replay
 
-    show_replay(folder, replay(folder, device))
+        show_replay(folder, replay(folder, device))
+    except StabilityError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _read_run(address: str, uri: str) -> Recording:
@@ -97,9 +186,9 @@ def _read_run(address: str, uri: str) -> Recording:
         return read_metrics(*read_run(address.removeprefix(_RUN), uri))
 
 
-def _read_log(log: str) -> Recording:
+def _read_log(log: str, names: dict[str, str]) -> list[Recording]:
     with reading_bar() as progress:
-        return read_log(Path(log), progress)
+        return read_runs(Path(log), progress, names)
 
 
 def _compare_with_healthy(console: Console, recording: Recording, healthy: Table) -> None:

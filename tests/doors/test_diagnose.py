@@ -67,3 +67,21 @@ def test_an_mlflow_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "non_finite: gradient, since step 200" in out
     assert diagnose.main(missing) == 1
     assert "Cannot read run nothing from" in capsys.readouterr().err
+
+
+def test_several_runs_are_a_line_each_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, other = tmp_path / "two.csv", tmp_path / "one.csv"
+    rows = "".join(f"{step},{9 / (1 + step)},{1 / (1 + step)}\n" for step in range(0, 400, 10))
+    log.write_text("step,loss,wer\n" + rows + "0,9,1\n10,nan,1\n")
+    other.write_text("step,loss,wer\n" + rows)
+    assert diagnose.main([str(log), str(other), str(tmp_path / "none.csv")]) == 1
+    out, error = capsys.readouterr()
+    assert "two.csv, run 1: stable\n" in out
+    assert "two.csv, run 2: non_finite" in out
+    assert "one.csv: stable\n" in out
+    assert "WER 0.002558" in out
+    assert "none.csv cannot be read" in error
+    assert diagnose.main([str(log), "--run", "2", "--figure", str(tmp_path / "figure.png")]) == 0
+    assert "validation WER" in capsys.readouterr().out
+    assert diagnose.main([str(log), "--run", "3"]) == 1
+    assert "has no run 3: it holds 2 runs" in capsys.readouterr().err

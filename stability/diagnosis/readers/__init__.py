@@ -1,32 +1,51 @@
 """Read a training from a log, whatever program wrote it.
 
-Each format has a file of its own here. To add one, write a module with a function `read(log)`, which returns the
-recording, or None if the log is of another format, and add that function to `_FORMATS`.
+Each format has a file of its own here. To add one, write a module with a function `read(log)`, which returns a
+recording of each run in the log, or None if the log is of another format, and add that function to `_FORMATS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from stability.core.errors import StabilityError
+from stability.core.text import first_of
 from stability.diagnosis.readers import delimited, folder, jsonl, official
+from stability.diagnosis.readers.columns import Naming, known_names, naming
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.metrics import read_metrics
-from stability.diagnosis.readers.recording import Recording
+from stability.diagnosis.readers.recording import Recording, last_of
 
-__all__ = ["Recording", "read_log", "read_metrics"]
+__all__ = ["Recording", "read_log", "read_metrics", "read_runs"]
 
-# In this order. The official trainer's comes last: its lines may stand anywhere in other output.
-_FORMATS: tuple[Callable[[Log], Recording | None], ...] = (jsonl.read, delimited.read, official.read)
+# In this order. Those whose lines may stand anywhere in other output come last.
+_FORMATS: tuple[Callable[[Log], list[Recording] | None], ...] = (jsonl.read, delimited.read, official.read)
 
 
-def read_log(path: Path, progress: Callable[[int, int], None] = lambda read, size: None) -> Recording:
-    """Read a training from a log file or from a trial's folder.
+def read_log(
+    path: Path,
+    progress: Callable[[int, int], None] = lambda read, size: None,
+    names: Mapping[str, str] | None = None,
+) -> Recording:
+    """Read a training from a log file or from a trial's folder. If the log holds several, the last one is returned.
+
+    The arguments are those of `read_runs`.
+    """
+    return last_of(read_runs(path, progress, names))
+
+
+def read_runs(
+    path: Path,
+    progress: Callable[[int, int], None] = lambda read, size: None,
+    names: Mapping[str, str] | None = None,
+) -> list[Recording]:
+    """Read all trainings in a log file, in the order of the log, or the one in a trial's folder.
 
     A file is read as a stream, in constant memory. If it is long, the newest rows and a sample of the others are kept.
 
     Args:
-        path: The official trainer's `training_log`, a CSV or JSONL file with a step per row, or a trial's folder.
+        path: The log, in one of the formats in this package, or a trial's folder.
         progress: Called every 10,000 lines with the number of characters read so far and the file's size in bytes.
+        names: What the log calls a signal, for names that are not known: `{"loss": "train_loss_avg"}`.
 
     Returns:
         The last run that the log contains.
@@ -34,10 +53,29 @@ def read_log(path: Path, progress: Callable[[int, int], None] = lambda read, siz
     Raises:
         StabilityError: The file cannot be read, or contains no training. The message says where and why.
     """
+    names = names or {}
+    if unknown := [*names.keys() - known_names().keys() - {"val_loss", "epoch"}]:
+        raise StabilityError(
+            f"{first_of(sorted(unknown), 4)} is not a signal. Choose from {', '.join(known_names())}, val_loss, epoch."
+        )
     try:
         if path.is_dir():
-            return folder.read(path)
-        with Log(path, progress) as log:
-            return next(recording for read in _FORMATS if (recording := read(log)) is not None)
+            return [folder.read(path)]
+        with naming(names) as seen, Log(path, progress) as log:
+            runs = next((found for read in _FORMATS if (found := read(log)) is not None), [])
     except OSError as error:
         raise StabilityError(f"{error.filename or path} cannot be read: {error.strerror}.") from None
+    if not runs:
+        raise StabilityError(_why_not(path, seen))
+    return runs
+
+
+def _why_not(path: Path, seen: Naming) -> str:
+    """What to answer if a log contains no training."""
+    known = "; ".join(f"{signal}: {', '.join(titles[:6])}" for signal, titles in known_names().items())
+    found = f"It has these names: {first_of([*seen.seen], 20)}. " if seen.seen else "It has no names with numbers. "
+    return (
+        f"{path} contains no training that can be read: no loss or gradient norm was found. {found}Known names are, "
+        f"also with val_, eval/ and the like, {known}. Explain other names with --map, such as "
+        "--map loss=train_loss_avg."
+    )

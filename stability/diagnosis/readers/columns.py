@@ -2,52 +2,190 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-# Names are compared in lower case, without what stands before a slash. If a log has several names for one signal, the
-# one that comes first here counts.
-_ALIASES = {
-    "step": ("global_step", "step", "_step", "train_step", "iteration", "iter", "batch"),
-    "loss": ("loss", "train_loss", "training_loss", "ctc_loss"),
-    "grad_norm": ("grad_norm", "gradient_norm", "gradnorm", "grad norm", "total_norm", "grad_norm_total"),
-    "lr": ("lr", "learning_rate"),
-    "blank_fraction": ("blank_fraction", "blank_share", "blank_rate"),
-    "per": ("per", "val_per", "eval_per", "wer", "val_wer", "cer", "val_cer"),
-    "val_loss": ("val_loss", "eval_loss", "validation_loss", "valid_loss"),
-}
-_RANKS = {alias: (name, rank) for name, aliases in _ALIASES.items() for rank, alias in enumerate(aliases)}
 TRAINING = ("loss", "grad_norm", "lr", "blank_fraction")  # what is measured in a training step
 VALIDATION = ("per", "val_loss")  # and in a validation
 
+# Names are compared in lower case, with `_` for blanks, dots and hyphens, without what stands before a slash, without
+# the part of the data (`val_`, `train_`) and without the kind of mean (`_step`, `_epoch`, `_avg`). If a log has several
+# names for one signal, the one that comes first here counts.
+_STEP = (
+    "global_step", "step", "train_step", "training_step", "iteration", "iter", "steps", "global_steps", "num_updates",
+    "nupdates", "updates", "optimizer_step", "trainer_global_step", "itr", "batch",
+)  # fmt: skip
+_CORES = {
+    "loss": (
+        "loss", "ctc_loss", "tot_loss", "total_loss", "lm_loss", "reduced_train_loss", "loss_ctc", "main_loss",
+    ),
+    "grad_norm": (
+        "grad_norm", "gradient_norm", "gradnorm", "total_norm", "grad_norm_total", "gnorm", "global_grad_norm",
+    ),
+    "lr": ("lr", "learning_rate", "optim0_lr0"),
+    "blank_fraction": ("blank_fraction", "blank_share", "blank_rate"),
+    "per": (
+        "per", "phoneme_error_rate", "phone_error_rate", "wer", "word_error_rate", "cer", "character_error_rate",
+        "char_error_rate", "error_rate", "ter", "token_error_rate", "ler", "letter_error_rate", "wer_ctc", "cer_ctc",
+    ),
+}  # fmt: skip
+_RANKS = {core: (signal, rank) for signal, cores in _CORES.items() for rank, core in enumerate(cores)}
+_RANKS |= {core: ("step", rank) for rank, core in enumerate(_STEP)}
+_TRAINED_ON = ("train", "training", "tr")
+_HELD_OUT = ("val", "eval", "validation", "valid", "dev", "evaluation", "devel", "heldout", "cv", "test")
+_MEANS = ("step", "avg", "mean", "average", "epoch")
+_OPTIMIZER = re.compile(r"(lr|learning_rate)_(0|pg1|group_?0|(\w*adam\w*|sgd|lion|adafactor)(_pg1)?)")
+
 _NAN_IN_C = re.compile(r"[-+]?nan\(\w*\)", re.IGNORECASE)
-_NOT_MEASURED = ("", "none", "null", "na")
+_NOT_MEASURED = ("", "none", "null", "na", "-", "n/a")
 _LARGEST_STEP = 2**53  # not every whole number beyond it is a float
+_SHOWN = 40  # titles that are remembered for a message
 
 Row = tuple[int | None, dict[str, float]]
-"""The step of a row, None if it has none, and its numbers under our names."""
+"""The step of a row, None if it has none, and its numbers under the names that the log uses."""
+
+
+class Known(NamedTuple):
+    """What a name in a log means.
+
+    Attributes:
+        signal: Our name for it; also `step` or `epoch`.
+        rank: If a log has several names for one signal, the one with the least rank counts.
+        part: `train` or `val` if the name says on which part of the data it was measured; else empty.
+    """
+
+    signal: str
+    rank: tuple[int, ...]
+    part: str
+
+
+class Naming:
+    """The names in one log: those that the user explains, and those that were seen."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self.explained = tuple((title.strip().lower(), signal) for signal, title in names.items())
+        self.seen: dict[str, None] = {}
+
+    def see(self, titles: Iterable[str]) -> None:
+        """Remember some of the names, in case none of them is known."""
+        for title in titles:
+            if len(self.seen) >= _SHOWN:
+                return
+            self.seen[title.strip()] = None
+
+
+_NAMING: ContextVar[Naming] = ContextVar("naming", default=Naming({}))  # noqa: B039 (nothing is added to this one)
+
+
+@contextmanager
+def naming(names: Mapping[str, str]) -> Iterator[Naming]:
+    """Read logs in a `with` statement, where `names` says what the log calls a signal of ours."""
+    current = Naming(names)
+    token = _NAMING.set(current)
+    try:
+        yield current
+    finally:
+        _NAMING.reset(token)
+
+
+def see_names(titles: Iterable[str]) -> None:
+    """Remember the names of a log in which no name is known, for the message."""
+    _NAMING.get().see(titles)
+
+
+def known_names() -> dict[str, tuple[str, ...]]:
+    """Return the names that are known for each signal, without prefixes and suffixes."""
+    return {"step": _STEP, **_CORES}
+
+
+def find_name(title: str) -> Known | None:
+    """Return what a name means; None if it is not known."""
+    return _find_name(title, _NAMING.get().explained)
+
+
+@lru_cache(maxsize=4096)
+def _find_name(title: str, explained: tuple[tuple[str, str], ...]) -> Known | None:
+    text = title.strip().lower()
+    for name, signal in explained:
+        if text == name:
+            return Known(signal, (-1,), "")
+    if any(signal == text for _, signal in explained) and text != "step":
+        return None  # the user says that another name has this meaning
+    text = re.sub(r"\([^)]*\)|\[[^]]*\]|%|\b(in )?(percent|pct)\b", "", text).strip(" _:")
+    *prefixes, plain = text.split("/")
+    if prefixes and plain in _TRAINED_ON + _HELD_OUT:  # `loss/train`
+        prefixes, plain = [*prefixes[:-1], plain], prefixes[-1]
+    words = [word for word in re.split(r"[\s_.-]+", plain) if word]
+    core = "_".join(words)
+    if core in ("epoch", "epochs"):
+        return Known("epoch", (0,), "")
+    validating = any(prefix.startswith(("val", "eval", "test", "dev")) for prefix in prefixes)
+    training = any(prefix.startswith("train") for prefix in prefixes)
+    if _OPTIMIZER.fullmatch(core):
+        core = "lr"
+    mean = part = 0
+    while core not in _RANKS and words:
+        word = words[-1] if words[-1] in _MEANS + _TRAINED_ON + _HELD_OUT else words[0]
+        if word in _MEANS:
+            mean = 1 + _MEANS.index(word)
+        elif word in _TRAINED_ON:
+            training = True
+        elif word in _HELD_OUT:
+            validating, part = True, _HELD_OUT.index(word)
+        else:
+            return None
+        words.remove(word)
+        core = "_".join(words)
+    if core not in _RANKS:
+        return None
+    signal, rank = _RANKS[core]
+    if signal == "step":
+        return Known("step", (rank,), "") if not (validating or mean) else None
+    if signal == "loss" and validating:
+        signal = "val_loss"
+    if (validating and signal in TRAINING) or (training and signal in VALIDATION):
+        return None
+    # A rate that does not say of which data it is comes after one that does: Keras' `wer` beside `val_wer`.
+    unsaid = int(signal in VALIDATION and not validating)
+    return Known(
+        signal, (rank, unsaid, mean, int(training), part), "val" if validating else "train" if training else ""
+    )
 
 
 @lru_cache(maxsize=64)
+def _find_columns(titles: tuple[str, ...], explained: tuple[tuple[str, str], ...]) -> dict[str, int]:
+    found: dict[str, tuple[tuple[int, ...], int]] = {}
+    for index, title in enumerate(titles):
+        name = _find_name(title, explained)
+        if name and (name.signal not in found or name.rank < found[name.signal][0]):
+            found[name.signal] = (name.rank, index)
+    return {name: index for name, (_, index) in found.items()}
+
+
 def find_columns(titles: tuple[str, ...]) -> dict[str, int]:
     """Find the step and the signals that are known.
 
     Returns:
         The index of each in `titles`, under our name for it.
     """
-    found: dict[str, tuple[int, int]] = {}
-    for index, title in enumerate(titles):
-        *prefixes, plain = title.strip().lower().split("/")
-        name, rank = _RANKS.get(plain, ("", 0))
-        validating = any(prefix.startswith(("val", "eval", "test")) for prefix in prefixes)
-        training = any(prefix.startswith("train") for prefix in prefixes)
-        if name == "loss" and validating:
-            name = "val_loss"
-        known = name and not (validating and name in TRAINING) and not (training and name in VALIDATION)
-        if known and (name not in found or rank < found[name][0]):
-            found[name] = (rank, index)
-    return {name: index for name, (_, index) in found.items()}
+    return _find_columns(titles, _NAMING.get().explained)
+
+
+@lru_cache(maxsize=64)
+def _known_columns(
+    titles: tuple[str, ...], explained: tuple[tuple[str, str], ...]
+) -> tuple[tuple[int, str, str, bool], ...]:
+    """Index, title and signal of each known column but a second step, and whether it is the signal's best one."""
+    best = _find_columns(titles, explained)
+    names = ((index, title, _find_name(title, explained)) for index, title in enumerate(titles))
+    return tuple(
+        (index, title.strip(), name.signal, best[name.signal] == index)
+        for index, title, name in names
+        if name and (name.signal not in ("step", "epoch") or best[name.signal] == index)
+    )
 
 
 def read_row(titles: tuple[str, ...], cells: Sequence[object]) -> Row:
@@ -57,16 +195,43 @@ def read_row(titles: tuple[str, ...], cells: Sequence[object]) -> Row:
         ValueError: A known column holds no number. The message names the column and what was found.
     """
     step, values = None, dict[str, float]()
-    for name, index in find_columns(titles).items():
+    current = _NAMING.get()
+    columns = _known_columns(titles, current.explained)
+    current.see(titles)
+    for index, title, signal, best in columns:
         try:
             number = _read_number(cells[index])
-            if name == "step":
+            if signal == "step":
                 step = read_step(number)
             elif number is not None:
-                values[name] = number
+                values["epoch" if signal == "epoch" else title] = number
         except ValueError as error:
-            raise ValueError(f"column {titles[index]!r}: {error}, found {str(cells[index])[:40]!r}") from None
+            if best and signal != "epoch":
+                raise ValueError(f"column {titles[index]!r}: {error}, found {str(cells[index])[:40]!r}") from None
     return step, values
+
+
+def choose_names(counts: Mapping[str, int]) -> dict[str, str]:
+    """Choose one of the names that a log has for each signal.
+
+    Args:
+        counts: How often each name was measured.
+
+    Returns:
+        The chosen name of each signal. A name that was measured far less often than another is not chosen: it may be a
+        summary at the end.
+    """
+    found = {title: name for title in counts if (name := find_name(title)) is not None}
+    signals = {title: name.signal for title, name in found.items()}
+    # A CTC loss next to a training loss is that of held-out data.
+    if "val_loss" not in signals.values() and any(n.part == "train" and n.signal == "loss" for n in found.values()):
+        signals |= {title: "val_loss" for title in found if title.lower().replace(" ", "_") == "ctc_loss"}
+    chosen: dict[str, str] = {}
+    for signal in dict.fromkeys(signals.values()):
+        titles = [title for title in counts if signals.get(title) == signal]
+        most = max(counts[title] for title in titles)
+        chosen[signal] = min((t for t in titles if 4 * counts[t] >= most), key=lambda t: found[t].rank)
+    return chosen
 
 
 def read_step(number: float | None) -> int | None:
@@ -92,6 +257,8 @@ def _read_number(cell: Any) -> float | None:
         text = str(cell).strip()
     if text.lower() in _NOT_MEASURED:
         return None
+    if text.endswith("%"):
+        return _read_number(text.removesuffix("%"))
     if _NAN_IN_C.fullmatch(text):
         return math.nan
     raise ValueError("expected a number or nothing")

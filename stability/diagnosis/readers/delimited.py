@@ -2,24 +2,29 @@
 
 import csv
 
-from stability.diagnosis.readers.columns import Row, find_columns, read_row
+from stability.diagnosis.readers.columns import Row, find_columns, read_row, see_names
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.recording import Recording, record_lines
 
 _SEPARATORS = ",;\t"
 
 
-def read(log: Log) -> Recording | None:
+def read(log: Log) -> list[Recording] | None:
     """Read a file whose first line names at least one column that is known."""
     header = log.first
+    if header.lstrip().startswith(("{", "[")):
+        return None
     separator = max(_SEPARATORS, key=lambda separator: len(find_columns(_split(header, separator))))
     titles = _split(header, separator)
     if not find_columns(titles):
+        by_commas = _split(header, ",")
+        if len(by_commas) > 1:
+            see_names(by_commas)
         return None
 
-    def read_line(line: str) -> Row:
-        if line is header:
-            return None, {}
+    def read_line(line: str) -> Row | None:
+        if line == header:  # also in the middle, where another run was appended
+            return None
         cells = _split(line, separator)
         if len(cells) != len(titles):
             raise ValueError(f"expected {len(titles)} cells, as in the header, found {len(cells)}")

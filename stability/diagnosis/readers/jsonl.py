@@ -11,7 +11,7 @@ from stability.diagnosis.readers.recording import Recording, record_lines
 _CONSTANT_IN_C = re.compile(r"(?<=:)\s*(-?)\+?(?:(nan)(?:\(\w*\))?|inf(?:inity)?)\s*(?=[,}])", re.IGNORECASE)
 
 
-def read(log: Log) -> Recording | None:
+def read(log: Log) -> list[Recording] | None:
     """Read a file whose first line begins an object."""
     return record_lines(log, _read_line) if log.first.lstrip().startswith("{") else None
 

@@ -27,6 +27,7 @@ class Log(AbstractContextManager["Log"]):
         self.path = path
         self.number, self.cut = 0, False
         self._progress = progress
+        self._begun = False
         file = path.open("rb")
         utf16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         # A byte that is no text must not end the reading.
@@ -45,7 +46,15 @@ class Log(AbstractContextManager["Log"]):
         return line
 
     def __iter__(self) -> Iterator[str]:
-        yield self.first
+        """All lines from the first one on, also if they have been read before."""
+        first = self.first
+        if self._begun:
+            self._file.seek(0)
+            self.number, self.cut = 0, False
+            self._lines = self._read_lines()
+            first = next(self._lines)
+        self._begun = True
+        yield first
         yield from self._lines
 
     def _read_lines(self) -> Iterator[str]:

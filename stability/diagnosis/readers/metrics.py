@@ -1,9 +1,11 @@
 """Reads a training from the metrics of an experiment tracker such as MLflow: each value has a name and a step."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from stability.diagnosis.readers.columns import find_columns
-from stability.diagnosis.readers.recording import Recording, RowCollector
+from stability.core.errors import StabilityError
+from stability.diagnosis.readers.columns import find_name
+from stability.diagnosis.readers.recording import Recording, RowCollector, last_of
 
 
 def read_metrics(name: str, history: Iterable[tuple[str, int, float]]) -> Recording:
@@ -18,7 +20,9 @@ def read_metrics(name: str, history: Iterable[tuple[str, int, float]]) -> Record
     """
     rows = RowCollector()
     for metric, step, value in history:
-        for known in find_columns((metric,)):
-            if known != "step":
-                rows.add(step, {known: value})
-    return rows.recording(name, f"{name} has no metric that is known as a training loss or gradient norm.")
+        if (known := find_name(metric)) is not None and known.signal not in ("step", "epoch"):
+            rows.add(step, {metric: value})
+    runs = rows.recordings(name)
+    if not runs:
+        raise StabilityError(f"{name} has no metric that is known as a training loss or gradient norm.")
+    return replace(last_of(runs), name=name)

@@ -11,9 +11,9 @@ _TRAINING = re.compile(rf"Train batch (\d+): loss: {_NUMBER} grad norm: {_NUMBER
 _VALIDATION = re.compile(rf"Val batch (\d+): PER \(avg\): {_NUMBER} CTC Loss \(avg\): {_NUMBER}\s", re.IGNORECASE)
 
 
-def read(log: Log) -> Recording:
-    """Read any text file: lines of other kinds are ignored."""
-    return record_lines(log, _read_line, official=True)
+def read(log: Log) -> list[Recording] | None:
+    """Read a text file that contains such a line. Lines of other kinds are ignored."""
+    return record_lines(log, _read_line, official=True) or None
 
 
 def _read_line(line: str) -> Row:

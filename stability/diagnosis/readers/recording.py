@@ -1,14 +1,19 @@
 """The recording of one training, and how it is made from the rows of a log."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from stability.core.errors import StabilityError
 from stability.core.text import counted
+from stability.diagnosis.error_rate import is_in_percent, metric_name
 from stability.diagnosis.readers.columns import Row
 from stability.diagnosis.readers.log import Log
-from stability.diagnosis.readers.runs import LastRun, training_part, validation_part
+from stability.diagnosis.readers.runs import Run, Runs, training_part, validation_part
 from stability.diagnosis.table import Table
+
+_READABLE = frozenset({"loss", "grad_norm", "val_loss"})  # a log without any of these contains no training
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class Recording:
         validation: A row per validation.
         notes: Sentences about what was left out of the log or mended in it.
         official: Whether the official trainer wrote the log. Then it can be compared with healthy official runs.
+        metric: The error rate's own name: PER, WER, CER.
     """
 
     name: str
@@ -28,73 +34,126 @@ class Recording:
     validation: Table
     notes: tuple[str, ...] = ()
     official: bool = False
+    metric: str = "PER"
 
 
-def record_lines(log: Log, read_line: Callable[[str], Row], *, official: bool = False) -> Recording:
-    """Make a recording of a log that has at most one row per line.
+def last_of(runs: Sequence[Recording]) -> Recording:
+    """Return the last of the recordings, with a note if there are several."""
+    if len(runs) == 1:
+        return runs[0]
+    note = f"The log holds {len(runs)} runs. The verdict is on the last one."
+    return replace(runs[-1], notes=(note, *runs[-1].notes))
 
-    Args:
-        log: The log.
-        read_line: Reads the row of a line. It returns a row without numbers if the line has no row, and raises
-            ValueError if it cannot read the line.
-        official: Whether the official trainer wrote the log.
+
+def record_lines(
+    log: Log, read_line: Callable[[str], Row | None], *, official: bool = False, notes: Sequence[str] = ()
+) -> list[Recording]:
+    """Make the recordings of a log that has at most one row per line: one for each run in it.
+
+    `read_line` returns a row without numbers for a line that is none, None for a line with which rows that have no
+    steps may begin again, and raises ValueError for a line it cannot read.
+    """
+    rows = RowCollector()
+    notes = [*notes, *read_lines(log, lambda line: rows.add_row(read_line(line)))]
+    return rows.recordings(log.path.name, notes, official=official)
+
+
+def read_lines(log: Log, read: Callable[[str], None]) -> list[str]:
+    """Read each line of a log. Return what was left out.
 
     Raises:
-        StabilityError: A line cannot be read, or the log contains no training.
+        StabilityError: `read` raised ValueError on a line that is not cut off. The message names the line.
     """
-    rows, notes = RowCollector(), list[str]()
     for line in log:
         try:
-            step, values = read_line(line)
+            read(line)
         except ValueError as error:
             if not log.cut:
                 raise StabilityError(f"{log.path}, line {log.number}: {error}.") from None
-            notes.append("The last line is cut off and was left out.")
-        else:
-            rows.add(step, values)
-    unknown = (
-        f"{log.path} contains no training that can be read: expected lines such as 'Train batch 200: loss: 94.31 "
-        "grad norm: 48.85', or CSV or JSONL with a step and a loss or gradient norm."
-    )
-    return rows.recording(log.path.name, unknown, notes, official=official)
+            return ["The last line is cut off and was left out."]
+    return []
 
 
 class RowCollector:
-    """Collects the rows of a log and makes a recording of them. Rows without a step are numbered if none has one."""
+    """Collects the rows of a log and makes recordings of them. Rows without a step are numbered if none has one."""
 
     def __init__(self) -> None:
-        self._with_step, self._numbered = LastRun(), LastRun()
+        self._with_step, self._numbered = Runs(), Runs()
         self._without_step = self._negative = 0
+        self._number = 0  # of the next row without a step
+        self._epochs: tuple[float, float] | None = None  # the first and the last one of the run
+
+    def add_row(self, row: Row | None) -> None:
+        """Add a row as `record_lines` takes it."""
+        if row is not None:
+            self.add(*row)
+        elif self._epochs is None:
+            self._number = 0
 
     def add(self, step: int | None, values: dict[str, float]) -> None:
         """Add a row. Rows without numbers are ignored."""
+        epoch = values.pop("epoch", None)
         if not values:
             return
         if step is None:
-            self._numbered.add(self._without_step, values)
             self._without_step += 1
+            self._follow_epochs(epoch)
+            self._numbered.add(self._number, values)
+            self._number += 1
         elif step < 0:
             self._negative += 1
         else:
             self._with_step.add(step, values)
 
-    def recording(self, name: str, unknown: str, notes: Sequence[str] = (), *, official: bool = False) -> Recording:
-        """Return the last run among the rows. Raise StabilityError with the message `unknown` if there is none."""
-        notes = [*notes]
-        table = self._with_step.table(notes)
-        if table is None:
-            table = self._numbered.table(notes)
-            notes.append("The log has no steps: its rows are numbered 0, 1, 2, …")
+    def recordings(self, name: str, notes: Sequence[str] = (), *, official: bool = False) -> list[Recording]:
+        """Return a recording of each run among the rows. It is empty if there is no training in them."""
+        own = [*notes]
+        runs = self._with_step.runs()
+        if not any(_READABLE.intersection(run.titles) for run in runs):
+            runs = self._numbered.runs()
+            own.append("The log has no steps: its rows are numbered 0, 1, 2, …")
         elif self._without_step:
-            notes.append(f"Left out {counted(self._without_step, 'row')} without a step.")
+            own.append(f"Left out {counted(self._without_step, 'row')} without a step.")
         if self._negative:
-            notes.append(f"Left out {counted(self._negative, 'row')} with a negative step.")
-        if table is None or not {"loss", "grad_norm"}.intersection(table.names):
-            raise StabilityError(unknown)
-        return Recording(
-            name=name,
-            signals=training_part(table),
-            validation=validation_part(table),
-            notes=tuple(notes),
-            official=official,
-        )
+            own.append(f"Left out {counted(self._negative, 'row')} with a negative step.")
+        runs = [run for run in runs if _READABLE.intersection(run.titles)]
+        percent = _titles_in_percent(runs)
+        recordings = [_recording(name, run, own, percent, official=official) for run in runs]
+        if len(recordings) == 1:
+            return recordings
+        return [replace(r, name=f"{name}, run {number}") for number, r in enumerate(recordings, 1)]
+
+    def _follow_epochs(self, epoch: float | None) -> None:
+        """Number rows from 0 again if their epochs begin again."""
+        if epoch is None or np.isnan(epoch):
+            return
+        if self._epochs is None or (epoch < self._epochs[1] and epoch <= self._epochs[0]):
+            if self._epochs is not None:
+                self._number = 0
+            self._epochs = epoch, epoch
+        else:
+            self._epochs = self._epochs[0], epoch
+
+
+def _titles_in_percent(runs: Sequence[Run]) -> set[str]:
+    """The error rates that are percentages, by all their values in all runs."""
+    rates: dict[str, list[np.ndarray[tuple[int], np.dtype[np.float32]]]] = {}
+    for run in runs:
+        if "per" in run.titles:
+            rates.setdefault(run.titles["per"], []).append(run.table["per"])
+    return {title for title, values in rates.items() if is_in_percent(np.concatenate(values))}
+
+
+def _recording(name: str, run: Run, notes: Sequence[str], percent: set[str], *, official: bool) -> Recording:
+    table, notes = run.table, [*run.notes, *notes]
+    title = run.titles.get("per", "")
+    if title and title in percent:
+        values = table.values.copy()
+        values[:, table.names.index("per")] /= 100
+        table = replace(table, values=values)
+        notes.append(f"{title} is in percent: its values were divided by 100.")
+    if not {"loss", "grad_norm"}.intersection(table.names):
+        notes.append("The log has a loss of held-out data, and none of training data.")
+    return Recording(
+        name, training_part(table), validation_part(table), (*notes,), official, metric_name(title) if title else "PER"
+    )

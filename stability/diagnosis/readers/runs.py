@@ -1,22 +1,50 @@
 """The runs in a log: where one starts, where it resumes, and what was logged twice."""
 
-from dataclasses import replace
+from collections import deque
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stability.core.text import counted
 from stability.diagnosis.history import History
-from stability.diagnosis.readers.columns import TRAINING, VALIDATION
+from stability.diagnosis.readers.columns import TRAINING, VALIDATION, choose_names, find_name
 from stability.diagnosis.table import Table
 
 _BLOCK = 1024  # rows that are converted at once
-_MANY = 1000  # more steps back than these, in over a quarter of the rows, are no resumes: the rows are in no order
+_MANY = 1000  # so many steps back, so often, are no resumes: the rows are in no order
+_KEPT = 200  # of more runs in one log, the last ones are kept
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-class LastRun:
-    """Collects rows in the order of the log, and keeps the last run among them.
+@dataclass(frozen=True)
+class Run:
+    """One of the runs in a log.
+
+    Attributes:
+        table: Its rows, sorted, one per step.
+        notes: Sentences about what was left out or mended.
+        titles: What the log calls each signal of the table.
+    """
+
+    table: Table
+    notes: tuple[str, ...]
+    titles: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A run that ended because another one began."""
+
+    table: Table
+    kept: int
+    thinned: bool
+    resumes: int
+    resumed: str
+
+
+class Runs:
+    """Collects rows in the order of the log, and divides them into runs.
 
     A step back to the first step starts a new run. A smaller step back is a resume: what follows replaces what it
     repeats. But if many rows step back and no step is repeated, the rows belong to one run and are in no order.
@@ -26,10 +54,11 @@ class LastRun:
         self._block: list[tuple[int, dict[str, float]]] = []
         self._all = History()
         self._last: History | None = History()
+        self._ended: deque[_Ended] = deque(maxlen=_KEPT - 1)
         self._first = -1  # step of a training row
-        self._previous = dict.fromkeys(TRAINING, -1)  # the last step at which each signal was measured
+        self._previous: dict[str, int] = {}  # the last step at which each training signal was measured
         self._rows = self._back = 0  # training rows, and how many of them step back
-        self._starts, self._resumes, self._resumed = 1, 0, ""
+        self._resumes, self._resumed = 0, ""
         self._repeated = 0
 
     def add(self, step: int, values: dict[str, float]) -> None:
@@ -43,34 +72,44 @@ class LastRun:
             self._flush()
         self._block.append((step, values))
 
-    def table(self, notes: list[str]) -> Table | None:
-        """Return the last run, sorted, one row per step; None if there are no rows. Add what was mended to `notes`."""
+    def runs(self) -> list[Run]:
+        """Return the runs in the order of the log."""
         self._flush()
         table = self._all.table()
         if not len(table.steps):
-            return None
+            return []
         training = table.steps[_has_any(table, TRAINING)]
         again = len(training) - len(np.unique(training))
-        history = self._last
-        if history is None or (4 * self._back > self._rows and again < self._back):
-            history = self._all
-            notes.append("The steps are in no order: the rows were sorted by step.")
-        else:
-            table = history.table()
-            if self._starts > 1:
-                notes.append(f"The log holds {self._starts} runs. The verdict is on the last one.")
-            if self._resumes:
-                times = "" if self._resumes == 1 else f" {self._resumes:,} times, the last time"
-                notes.append(f"The run resumed{times} {self._resumed}: later rows replace earlier ones.")
-        table, repeated = _merge_steps(table)
-        if self._repeated + repeated:
-            left_out = counted(self._repeated + repeated, "value")
-            notes.append(f"Left out {left_out}: the log has later ones for the same steps.")
-        if history.thinned:
+        if self._last is None or (4 * self._back > self._rows and again < self._back):
+            notes = ["The steps are in no order: the rows were sorted by step."]
+            return [self._run(_Ended(table, len(self._all), self._all.thinned, 0, ""), notes, self._repeated)]
+        self._end()
+        runs = [ended for ended in self._ended if len(ended.table.steps)]
+        return [self._run(ended, [], self._repeated if len(runs) == 1 else 0) for ended in runs]
+
+    def _end(self) -> None:
+        """Put the last run among those that have ended."""
+        assert self._last is not None
+        last = self._last
+        self._ended.append(_Ended(last.table(), len(last), last.thinned, self._resumes, self._resumed))
+
+    @staticmethod
+    def _run(ended: _Ended, notes: list[str], repeated: int) -> Run:
+        if ended.resumes:
+            times = "" if ended.resumes == 1 else f" {ended.resumes:,} times, the last time"
+            notes.append(f"The run resumed{times} {ended.resumed}: later rows replace earlier ones.")
+        counts = ended.table.measured.sum(axis=0).tolist()
+        titles = choose_names({title: n for title, n in zip(ended.table.names, counts, strict=True) if n})
+        places = [ended.table.names.index(title) for title in titles.values()]
+        chosen = Table((*titles,), ended.table.steps, ended.table.values[:, places], ended.table.measured[:, places])
+        table, merged = _merge_steps(chosen.take(_has_any(chosen, (*titles,))))
+        if repeated + merged:
+            notes.append(f"Left out {counted(repeated + merged, 'value')}: the log has later ones for the same steps.")
+        if ended.thinned:
             notes.append(
-                f"The log is long: the verdict uses {len(history):,} rows, the newest and a sample of all others."
+                f"The log is long: the verdict uses {ended.kept:,} rows, the newest and a sample of all others."
             )
-        return table
+        return Run(table, (*notes,), titles)
 
     def _flush(self) -> None:
         if not self._block:
@@ -97,7 +136,7 @@ class LastRun:
             end = self._next_back(rows, begin)
             self._last.append(rows.take(slice(begin, end)))
             for column, name in enumerate(rows.names):
-                if name in TRAINING and (there := rows.measured[begin:end, column]).any():
+                if _signal(name) in TRAINING and (there := rows.measured[begin:end, column]).any():
                     self._previous[name] = int(rows.steps[begin:end][there][-1])
             if end == len(rows.steps):
                 return
@@ -108,9 +147,9 @@ class LastRun:
         """The first row, from `begin` on, in which a training signal steps back; the number of rows if none does."""
         found = len(rows.steps)
         for column, name in enumerate(rows.names):
-            if name in TRAINING:
+            if _signal(name) in TRAINING:
                 places = begin + np.flatnonzero(rows.measured[begin:, column])
-                back = np.diff(rows.steps[places], prepend=self._previous[name]) < 0
+                back = np.diff(rows.steps[places], prepend=self._previous.get(name, -1)) < 0
                 found = min([found, *places[back][:1].tolist()])
         return found
 
@@ -122,7 +161,8 @@ class LastRun:
         if self._back > _MANY and 4 * self._back > self._rows:
             self._last = None
         elif step <= self._first:
-            self._last, self._starts, self._resumes = History(), self._starts + 1, 0
+            self._end()
+            self._last, self._resumes, self._resumed = History(), 0, ""
         else:
             self._last.truncate(step)
             self._resumes, self._resumed = self._resumes + 1, f"from step {step} after step {latest}"
@@ -140,14 +180,24 @@ def validation_part(table: Table) -> Table:
 
 
 def _part(table: Table, names: tuple[str, ...]) -> Table:
-    columns, rows = np.isin(table.names, names), _has_any(table, names)
+    columns, rows = _is_any(table, names), _has_any(table, names)
     kept = tuple(name for name in table.names if name in names)
     return Table(kept, table.steps[rows], table.values[rows][:, columns], table.measured[rows][:, columns])
 
 
 def _has_any(table: Table, names: tuple[str, ...]) -> NDArray[np.bool_]:
     """The rows that measured any of these signals."""
-    return np.asarray(table.measured[:, np.isin(table.names, names)].any(axis=1))
+    return np.asarray(table.measured[:, _is_any(table, names)].any(axis=1))
+
+
+def _is_any(table: Table, signals: tuple[str, ...]) -> NDArray[np.bool_]:
+    """The columns that hold any of these signals, under whatever name."""
+    return np.array([name in signals or _signal(name) in signals for name in table.names], bool)
+
+
+def _signal(title: str) -> str:
+    name = find_name(title)
+    return name.signal if name else ""
 
 
 def _merge_steps(table: Table) -> tuple[Table, int]:

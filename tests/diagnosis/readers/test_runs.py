@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stability.diagnosis.history import CAPACITY
-from stability.diagnosis.readers import read_log
+from stability.diagnosis.readers import read_log, read_runs
 from tests.support.logs import losses, official, read
 
 
@@ -86,3 +86,23 @@ def test_one_metric_after_the_other_is_no_restart(tmp_path: Path) -> None:
     recording = read(tmp_path, rows)
     assert recording.signals.measured.all()
     assert recording.notes == ()
+
+
+def test_every_run_of_a_log_is_read(tmp_path: Path) -> None:
+    log = tmp_path / "training_log"
+    log.write_text(official(range(0, 1000, 200)) + official(range(0, 600, 200), loss=7))
+    first, second = read_runs(log)
+    assert (first.name, second.name) == ("training_log, run 1", "training_log, run 2")
+    assert first.signals.steps.tolist() == [*range(0, 1000, 200)]
+    assert second.signals["loss"].tolist() == [7, 7, 7]
+    assert first.notes == ()
+
+
+def test_epochs_that_begin_again_are_another_run(tmp_path: Path) -> None:
+    log = tmp_path / "epochs.csv"
+    for header in ("", "epoch,loss,val_loss\n"):
+        log.write_text("epoch,loss,val_loss\n0,5,6\n1,4,5\n2,3,4\n" + header + "0,9,9\n1,8,8\n")
+        first, second = read_runs(log)
+        assert first.signals["loss"].tolist() == [5, 4, 3]
+        assert second.signals["loss"].tolist() == [9, 8]
+        assert second.signals.steps.tolist() == [0, 1]

@@ -1,0 +1,35 @@
+"""Error rates: which metric they are, and whether they are fractions or percentages."""
+
+import re
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+_METRIC = re.compile(r"(?:^|[^a-z])(per|wer|cer|ter|ler)(?:$|[^a-z])")
+_IN_FULL = {"phone": "PER", "word": "WER", "char": "CER", "token": "TER", "letter": "LER"}
+_NO_FRACTION = 20.0  # no fraction gets here: it would be twenty wrong insertions for each label
+_MORE_THAN_ALL = 1.5  # a fraction is above this only where a decoder inserts a lot
+
+
+def is_in_percent(rates: ArrayLike) -> bool:
+    """Return whether error rates are percentages, judged by all of them together.
+
+    A single rate can be ambiguous: 0.8 may be a bad fraction or a very good percentage. And a fraction may exceed 1 if
+    a decoder inserts labels. So percentages are rates of which one is too large for any fraction, or most are above
+    1.5 and the first one does not look like the 1 of a decoder that has learned nothing.
+    """
+    values = np.asarray(rates, np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values) or (values < 0).any():
+        return False
+    if values.max() >= _NO_FRACTION:
+        return True
+    return bool(np.median(values) > _MORE_THAN_ALL and values[0] > _MORE_THAN_ALL)
+
+
+def metric_name(title: str) -> str:
+    """Return the metric's own name, such as `WER` for `eval_wer`. PER if the title does not say."""
+    title = title.lower()
+    if match := _METRIC.search(title):
+        return match[1].upper()
+    return next((name for word, name in _IN_FULL.items() if word in title), "PER")
