@@ -9,7 +9,17 @@ from pathlib import Path
 
 from stability.core.errors import StabilityError
 from stability.core.text import first_of
-from stability.diagnosis.readers import delimited, folder, jsonl, official
+from stability.diagnosis.readers import (
+    console,
+    delimited,
+    document,
+    folder,
+    jsonl,
+    official,
+    tensorboard_csv,
+    text,
+    wandb,
+)
 from stability.diagnosis.readers.columns import Naming, known_names, naming
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.metrics import read_metrics
@@ -18,7 +28,16 @@ from stability.diagnosis.readers.recording import Recording, last_of
 __all__ = ["Recording", "read_log", "read_metrics", "read_runs"]
 
 # In this order. Those whose lines may stand anywhere in other output come last.
-_FORMATS: tuple[Callable[[Log], list[Recording] | None], ...] = (jsonl.read, delimited.read, official.read)
+_FORMATS: tuple[Callable[[Log], list[Recording] | None], ...] = (
+    document.read,
+    jsonl.read,
+    tensorboard_csv.read,
+    wandb.read,
+    delimited.read,
+    official.read,
+    console.read,
+    text.read,
+)
 
 
 def read_log(

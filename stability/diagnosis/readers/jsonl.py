@@ -12,8 +12,9 @@ _CONSTANT_IN_C = re.compile(r"(?<=:)\s*(-?)\+?(?:(nan)(?:\(\w*\))?|inf(?:inity)?
 
 
 def read(log: Log) -> list[Recording] | None:
-    """Read a file whose first line begins an object."""
-    return record_lines(log, _read_line) if log.first.lstrip().startswith("{") else None
+    """Read a file whose first line begins an object of JSON. A dict of Python has other quotes."""
+    first = log.first.lstrip()
+    return record_lines(log, _read_line) if first.startswith("{") and not first.startswith("{'") else None
 
 
 def _read_line(line: str) -> Row:

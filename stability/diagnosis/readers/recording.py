@@ -1,6 +1,6 @@
 """The recording of one training, and how it is made from the rows of a log."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -133,6 +133,14 @@ class RowCollector:
             self._epochs = epoch, epoch
         else:
             self._epochs = self._epochs[0], epoch
+
+
+def merge_collectors(name: str, collectors: Mapping[str, RowCollector], notes: Sequence[str] = ()) -> list[Recording]:
+    """Return the recordings of several runs that stand next to each other in one log."""
+    found = [(run, recording) for run, rows in collectors.items() for recording in rows.recordings(name, notes)]
+    if len(found) == 1:
+        return [found[0][1]]
+    return [replace(r, name=f"{name}, run {number} ({run})") for number, (run, r) in enumerate(found, 1)]
 
 
 def _titles_in_percent(runs: Sequence[Run]) -> set[str]:

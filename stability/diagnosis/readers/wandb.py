@@ -1,0 +1,44 @@
+"""What Weights & Biases exports from a chart as CSV: several runs in columns, `RUN - METRIC`, also with `__MIN`."""
+
+import csv
+
+from stability.diagnosis.readers.columns import find_columns, find_name, read_row
+from stability.diagnosis.readers.log import Log
+from stability.diagnosis.readers.recording import Recording, RowCollector, merge_collectors, read_lines
+
+_RANGES = ("__MIN", "__MAX")
+
+
+def read(log: Log) -> list[Recording] | None:
+    """Read a file whose header names a metric of a run."""
+    titles = _split(log.first)
+    runs: dict[str, list[int]] = {}
+    for index, title in enumerate(titles):
+        run, separator, metric = title.rpartition(" - ")
+        if separator and not title.endswith(_RANGES) and find_name(metric):
+            runs.setdefault(run, []).append(index)
+    if not runs:
+        return None
+    steps = tuple(title.rpartition(" - ")[2] if " - " not in title else "" for title in titles)
+    step = find_columns(steps).get("step")
+    collectors = {run: RowCollector() for run in runs}
+    names = {run: tuple(titles[index].rpartition(" - ")[2] for index in places) for run, places in runs.items()}
+
+    def read_line(line: str) -> None:
+        cells = _split(line)
+        if cells == titles:
+            return
+        if len(cells) != len(titles):
+            raise ValueError(f"expected {len(titles)} cells, as in the header, found {len(cells)}")
+        for run, places in runs.items():
+            own, found = names[run], [cells[index] for index in places]
+            if step is not None:
+                own, found = ("step", *own), [cells[step], *found]
+            collectors[run].add_row(read_row(own, found))
+
+    notes = read_lines(log, read_line)
+    return merge_collectors(log.path.name, collectors, notes)
+
+
+def _split(line: str) -> tuple[str, ...]:
+    return tuple(next(csv.reader([line])))
