@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     if len(runs) > 1:
         summarise(runs)
     elif runs:
-        diagnose(runs[0], options.figure or Path(f"{runs[0].name}.png"))
+        diagnose(runs[0], options.figure or Path(f"{runs[0].name.replace('/', '_')}.png"))
     return int(failed)
 
 

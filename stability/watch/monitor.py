@@ -19,6 +19,7 @@ from stability.core.files import write_atomically
 from stability.core.text import first_of
 from stability.data.phonemes import BLANK
 from stability.diagnosis.detectors import findings
+from stability.diagnosis.error_rate import is_in_percent
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.history import History
 from stability.diagnosis.signals import EXPENSIVE_EVERY
@@ -166,7 +167,8 @@ class Monitor:
         """Add the result of a validation.
 
         Args:
-            per: The phoneme, word or character error rate: 1 if all is wrong, not 100.
+            per: The phoneme, word or character error rate, as a fraction or in percent. Percent is recognised from all
+                validations together, and the evidence of the verdict says so.
             loss: The validation loss, if there is one.
         """
         self._validations.append((self._fetched + len(self._pending) - 1, per, loss))
@@ -183,7 +185,9 @@ class Monitor:
         if self._failure is not None:
             return self._failure
         verdict = judge(self._rows.table(), self.validation())
-        return replace(verdict, evidence=verdict.evidence | self._recording_error)
+        in_percent = is_in_percent([per for _, per, _ in self._validations])
+        unit: dict[str, float | str] = {"error rates were given in": "percent"} if in_percent else {}
+        return replace(verdict, evidence=verdict.evidence | unit | self._recording_error)
 
     @property
     def findings(self) -> list[Finding]:
@@ -196,9 +200,11 @@ class Monitor:
         return self._rows.table()
 
     def validation(self) -> Table:
-        """Return all validations so far."""
+        """Return all validations so far, with error rates as fractions."""
         steps = np.array([step for step, _, _ in self._validations], np.int64)
         values = np.array([rest for _, *rest in self._validations], np.float32).reshape(-1, 2)
+        if is_in_percent(values[:, 0]):
+            values[:, 0] /= 100
         return Table(("per", "loss"), steps, values, ~np.isnan(values))
 
     def _measure(self, loss: Tensor, logits: Tensor | None, lengths: Tensor | None) -> dict[str, Tensor]:

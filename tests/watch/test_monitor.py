@@ -48,7 +48,20 @@ def test_a_training_that_learns_is_stable(dtype: torch.dtype) -> None:
     assert float(verdict.evidence["share of second-moment roots below epsilon"]) < 0.5
 
 
-def test_epsilon_dominance_is_read_from_the_optimizer() -> None:
+def test_error_rates_in_percent_are_recognised_from_all_of_them() -> None:
+    model = Toy()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    monitor = Monitor(model, optimizer)
+    for rate in (95.0, 40.0, 0.8):
+        train(model, optimizer, monitor, 20)
+        monitor.validated(per=rate)
+    assert monitor.validation()["per"].tolist() == pytest.approx([0.95, 0.4, 0.008])
+    evidence = monitor.verdict().evidence
+    assert evidence["error rates were given in"] == "percent"
+    assert evidence["validation PER"] == pytest.approx(0.008)
+
+
+def test_epsilon_dominance_is_seen_in_the_optimizer() -> None:
     torch.manual_seed(0)
     model = Toy()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.005, eps=1e3)

@@ -57,12 +57,12 @@ def read_runs(
     progress: Callable[[int, int], None] = lambda read, size: None,
     names: Mapping[str, str] | None = None,
 ) -> list[Recording]:
-    """Read all trainings in a log file, in the order of the log, or the one in a trial's folder.
+    """Read all trainings in a log file, in the order of the log, or in a folder.
 
     A file is read as a stream, in constant memory. If it is long, the newest rows and a sample of the others are kept.
 
     Args:
-        path: The log, in one of the formats in this package, or a trial's folder.
+        path: The log, in one of the formats in this package, a trial's folder, or a folder of logs.
         progress: Called every 10,000 lines with the number of characters read so far and the file's size in bytes.
         names: What the log calls a signal, for names that are not known: `{"loss": "train_loss_avg"}`.
 
@@ -79,7 +79,7 @@ def read_runs(
         )
     try:
         if path.is_dir():
-            return [folder.read(path)]
+            return folder.read(path, lambda file: read_runs(file, progress, names))
         with naming(names) as seen, Log(path, progress) as log:
             runs = next((found for read in _FORMATS if (found := read(log)) is not None), [])
     except OSError as error:

@@ -1,0 +1,27 @@
+"""Error rates as fractions or percentages."""
+
+import pytest
+
+from stability.diagnosis.error_rate import is_in_percent, metric_name
+
+
+@pytest.mark.parametrize(
+    ("rates", "percent"),
+    [
+        ([95, 40, 5, 0.8], True),
+        ([4.5, 3.2, 2.9], True),
+        ([float("nan"), 100], True),
+        ([1.0, 0.5, 0.1], False),
+        ([1.0, 2.4, 3.1, 0.8], False),
+        ([1.0, 2.4, 3.1, 3.1], False),
+        ([0.0, -3.0, -40.0], False),
+        ([], False),
+    ],
+)
+def test_percent_is_judged_by_all_rates(rates: list[float], percent: bool) -> None:
+    assert is_in_percent(rates) == percent
+
+
+def test_the_name_of_a_metric() -> None:
+    titles = ("eval_wer", "val/CER", "WER (%)", "phone_error_rate", "error_rate", "per")
+    assert [metric_name(title) for title in titles] == ["WER", "CER", "WER", "PER", "PER", "PER"]
