@@ -50,8 +50,18 @@ def record_lines(
 ) -> list[Recording]:
     """Make the recordings of a log that has at most one row per line: one for each run in it.
 
-    `read_line` returns a row without numbers for a line that is none, None for a line with which rows that have no
-    steps may begin again, and raises ValueError for a line it cannot read.
+    Args:
+        log: The log.
+        read_line: Reads the row of a line. It returns a row without numbers if the line has no row, and None if rows
+            without steps may begin again after the line. It raises ValueError if it cannot read the line.
+        official: Whether the official trainer wrote the log.
+        notes: Notes that each recording gets.
+
+    Returns:
+        The recordings. There is none if the log contains no training.
+
+    Raises:
+        StabilityError: A line cannot be read.
     """
     rows = RowCollector()
     notes = [*notes, *read_lines(log, lambda line: rows.add_row(read_line(line)))]
@@ -163,5 +173,10 @@ def _recording(name: str, run: Run, notes: Sequence[str], percent: set[str], *, 
     if not {"loss", "grad_norm"}.intersection(table.names):
         notes.append("The log has a loss of held-out data, and none of training data.")
     return Recording(
-        name, training_part(table), validation_part(table), (*notes,), official, metric_name(title) if title else "PER"
+        name=name,
+        signals=training_part(table),
+        validation=validation_part(table),
+        notes=tuple(notes),
+        official=official,
+        metric=metric_name(title) if title else "PER",
     )
