@@ -15,10 +15,11 @@ _NUMBER = re.compile(
 )
 _DELIMITERS = re.compile(r"""[,|;:\[\](){}"'=\t]|\s-+\s|->""")
 _ESPNET = ((re.compile(r"(\d+)epoch"), r" epoch \1 "), (re.compile(r"(?:\d+)-(\d+)batch"), r" batch \1 "))
+_SOURCE = re.compile(r"[\w./-]+:\d+\]")  # the file and line that logged: `wer:318]`
 _BAR = re.compile(r"\|\s*(\d+)/\d+ \[\d")  # a progress bar: the step of how many
 _HELD_OUT = re.compile(r"\b(valid(ation|ating)?|val|eval(uation|uating)?|dev|test)\b", re.IGNORECASE)
 _TRAINED_ON = re.compile(r"\b(train(ing)?|train_inner)\b", re.IGNORECASE)
-_FILLERS = re.compile(r"(\s+(reached|is|of|was|at|to|now))+$", re.IGNORECASE)
+_FILLERS = re.compile(r"((^|\s+)(reached|is|of|was|at|to|now))+$", re.IGNORECASE)
 _PLAIN = ("average", "avg", "mean", "current", "running", "the", "and", "final", "last", "at", "for", "batch", "step")
 _IN_EPOCH = ("batch", "iter", "iteration", "itr", "step")
 _MOST_WORDS = 4
@@ -64,6 +65,7 @@ class _Steps:
 
 
 def _read_line(line: str, steps: _Steps) -> Row | None:
+    line = _SOURCE.sub("]", line)
     for pattern, words in _ESPNET:
         line = pattern.sub(words, line)
     bar = _BAR.search(line)
@@ -73,7 +75,7 @@ def _read_line(line: str, steps: _Steps) -> Row | None:
     for match in _NUMBER.finditer(line):
         before, end = line[end : match.start()], match.end()
         phrases = [phrase.strip(" /%*#>.") for phrase in _DELIMITERS.split(before)]
-        phrases = [_FILLERS.sub("", phrase) for phrase in phrases if phrase]
+        phrases = [own for phrase in phrases if (own := _FILLERS.sub("", phrase))]
         if not phrases:
             continue
         for phrase in phrases[:-1]:

@@ -112,3 +112,11 @@ def test_epochs_that_begin_again_are_another_run(tmp_path: Path) -> None:
 def test_the_loss_of_something_else_is_not_read(tmp_path: Path) -> None:
     recording = read(tmp_path, "step 1 kl loss 9 loss 2\nstep 2 loss scale 9 loss 3\n")
     assert recording.signals["loss"].tolist() == [2, 3]
+
+
+def test_the_place_that_logged_is_no_reading(tmp_path: Path) -> None:
+    recording = read(
+        tmp_path, "[NeMo I 10:00 wer:318] x\nstep 1 loss 2\nglobal step 2: 'val_wer' reached 0.95 (best 0.9)\n"
+    )
+    assert recording.validation["per"].tolist() == pytest.approx([0.95])
+    assert recording.signals["loss"].tolist() == [2]
