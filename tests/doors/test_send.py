@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.support.commandline import run_module
 from tests.support.mlflow_runs import add_rows, make_trial, read_runs, store_uri, write_verdict
 
 
-@pytest.mark.parametrize("module", ["stability.send", "stability.tracking"])
-def test_trials_trained_without_tracking_are_sent(tmp_path: Path, module: str) -> None:
+def test_the_room_of_tracking_is_the_same_command() -> None:
+    assert run_module("stability.tracking", "--help").stdout == run_module("stability.send", "--help").stdout
+
+
+def test_trials_trained_without_tracking_are_sent(tmp_path: Path) -> None:
     folder = make_trial(tmp_path / "study" / "trial")
     add_rows(folder, 0, 10)
     write_verdict(folder)
-    done = run_module(module, tmp_path / "study", "--uri", store_uri(tmp_path))
+    done = run_module("stability.send", tmp_path / "study", "--uri", store_uri(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{folder}: MLflow: run `")
     (run,) = read_runs(store_uri(tmp_path))

@@ -206,7 +206,9 @@ def test_a_loss_that_the_model_does_not_compute_is_refused(tmp_path: Path) -> No
 def test_the_metric_may_be_named(tmp_path: Path) -> None:
     callback = StabilityCallback("eval_loss")
     train(decoder(), callback, tmp_path, 2)
-    assert float(callback.verdict().evidence["validation PER"]) > 1
+    evidence = callback.verdict().evidence
+    assert evidence["error rates were given in"] == "percent", "as no fraction is as large as the loss"
+    assert float(evidence["validation PER"]) > 0.01
     with pytest.raises(StabilityError, match=r"no metric 'cer'.*: .*eval_wer"):
         train(decoder(), StabilityCallback("cer"), tmp_path, 2)
     with pytest.raises(ValueError, match="before the training has begun"):
