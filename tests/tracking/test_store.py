@@ -168,6 +168,7 @@ def server(folder: Path, port: int) -> Iterator[None]:
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_and_comes_back(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copy(outputs / "mlflow.db", outputs / "server.db")
     with socket.create_server(("127.0.0.1", 0)) as free:
