@@ -166,7 +166,7 @@ class ClipsBeforeUnscaling(ReferenceTrainer):
 def test_clip_before_unscale_is_the_fault_of_public_code(
     dataset: Dataset, dtype: str, scale: float, tolerance: float
 ) -> None:
-    """Ten steps beside a plain loop in float32 with PyTorch's own GradScaler."""
+    """Ten steps, compared with a plain loop in float32 with PyTorch's own GradScaler."""
     common = ("optimizer=adam_default", "optimizer.epsilon=1e-3", "optimizer.clip_norm=20", "optimizer.fused=false")
     config = tiny(*common, "precision=fp16_clip_before_unscale", f"precision.dtype={dtype}")
     stack = stack_of([config], dataset)

@@ -148,7 +148,7 @@ def _find_name(title: str, explained: tuple[tuple[str, str], ...]) -> Known | No
         signal = "val_loss"
     if (validating and signal in TRAINING) or (training and signal in VALIDATION):
         return None
-    # A rate that does not say of which data it is comes after one that does: Keras' `wer` beside `val_wer`.
+    # Prefer a rate whose name says that it is of held-out data: Keras logs both `wer` and `val_wer`.
     unsaid = int(signal in VALIDATION and not validating)
     return Known(
         signal, (rank, unsaid, mean, int(training), part), "val" if validating else "train" if training else ""
