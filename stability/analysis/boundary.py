@@ -27,7 +27,7 @@ from stability.config.names import short_name
 LR = "schedule.lr_max"
 HEALTHY = ("stable", "slow")
 
-_TOO_HIGH = ("exploded", "non_finite", "mode_collapse")
+_TOO_HIGH = ("exploded", "degraded", "non_finite", "mode_collapse")
 _LEVEL = 0.95
 
 

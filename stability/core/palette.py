@@ -1,6 +1,6 @@
 """The colours of figures and pages.
 
-Those of figures are Okabe and Ito's palette, which colour-blind readers can tell apart.
+Those of figures are Okabe and Ito's palette, which colour-blind readers can tell apart, and a brown.
 """
 
 from typing import Final
@@ -13,6 +13,8 @@ GREEN: Final = "#009E73"
 BLUE: Final = "#0072B2"
 VERMILION: Final = "#D55E00"
 PURPLE: Final = "#CC79A7"
+YELLOW: Final = "#F0E442"
+BROWN: Final = "#8C5A2B"
 RULE: Final = "#D5D9DE"  # of grids
 
 # The colours of a page, in a light and in a dark scheme, by what they are for. Words need more contrast than marks.

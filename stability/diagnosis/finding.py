@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from stability.diagnosis.table import Table
 
 Outcome = Literal[
-    "stable", "slow", "undecided", "blank_collapse", "mode_collapse", "exploded", "non_finite", "bad_data"
+    "stable",
+    "slow",
+    "undecided",
+    "degraded",
+    "blank_collapse",
+    "mode_collapse",
+    "not_training",
+    "exploded",
+    "non_finite",
+    "bad_data",
 ]
 Floats = NDArray[np.float64]
 Steps = NDArray[np.int64]

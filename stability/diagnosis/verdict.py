@@ -16,7 +16,9 @@ from stability.diagnosis.finding import THRESHOLDS, Finding, Outcome, finite_rea
 from stability.diagnosis.non_finite import not_finite_parts
 from stability.diagnosis.table import Table
 
-Fault = Literal["non_finite", "bad_data", "exploded", "blank_collapse", "mode_collapse"]
+Fault = Literal[
+    "non_finite", "bad_data", "not_training", "exploded", "degraded", "blank_collapse", "mode_collapse"
+]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 FATAL: tuple[Fault, ...] = ("non_finite", "bad_data")  # no training can go on after these
 _SOME, _WELL = THRESHOLDS["learned"]["some"], THRESHOLDS["learned"]["well"]

@@ -67,8 +67,8 @@ class Monitor:
             them have changed by then.
         scaler: The GradScaler of a training in fp16. Unscale the gradients before you call `step`.
         blank: The index of CTC's blank among the classes of the logits.
-        stop_on: The kinds of findings that end the training: any of `non_finite`, `bad_data`, `exploded`,
-            `blank_collapse` and `mode_collapse`.
+        stop_on: The kinds of findings that end the training: any of `non_finite`, `bad_data`, `not_training`,
+            `exploded`, `degraded`, `blank_collapse` and `mode_collapse`.
         folder: Where flight recordings are written. Without it there are none.
 
     Raises:
