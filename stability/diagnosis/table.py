@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from stability.core.errors import StabilityError
 from stability.core.files import write_atomically
@@ -64,12 +64,6 @@ def append_table(path: Path, table: Table) -> None:
         if file.tell() == 0:
             rows = ",".join(("step", *table.names)) + "\n" + rows
         file.write(rows.encode())
-
-
-def append_rows(path: Path, names: Sequence[str], steps: ArrayLike, values: ArrayLike) -> None:
-    """Append rows in which every signal was measured. See `append_table`."""
-    numbers = np.asarray(values, np.float32)
-    append_table(path, Table((*names,), np.asarray(steps, np.int64), numbers, np.ones(numbers.shape, bool)))
 
 
 def read_table(path: Path, after: int = -1, only: Collection[str] | None = None) -> Table:

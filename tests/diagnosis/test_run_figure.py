@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from stability.diagnosis import run_figure as figures
-from stability.diagnosis import table as signals
+from tests.support.tables import append_rows
 
 _NAMES = ("loss", "grad_norm", "blank_fraction")
 
 
 def _write(folder: Path, values: NDArray[np.float32], first: int = 0) -> None:
-    signals.append_rows(folder / "signals.csv", _NAMES, range(first, first + len(values)), values)
+    append_rows(folder / "signals.csv", _NAMES, range(first, first + len(values)), values)
 
 
 def _healthy(rows: int) -> NDArray[np.float32]:
@@ -52,7 +52,7 @@ def test_a_diverged_trial_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     values[440:, 2] = -np.inf
     _write(tmp_path, values)
     validation = np.array([[1.2, 300], [np.nan, np.nan]], np.float32)
-    signals.append_rows(tmp_path / "validation.csv", ("per", "loss"), [199, 399], validation)
+    append_rows(tmp_path / "validation.csv", ("per", "loss"), [199, 399], validation)
     verdict = {"outcome": "non_finite", "cause": "gradient_explosion", "onset_step": 350}
     (tmp_path / "verdict.json").write_text(json.dumps(verdict))
     panels = _panels(tmp_path, monkeypatch, clip=10)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from stability.core.errors import StabilityError
 from stability.diagnosis import table as signals
+from tests.support.tables import append_rows
 
 
 def _any_floats(rows: int, columns: int) -> NDArray[np.float32]:
@@ -21,7 +22,7 @@ def test_values_read_back_bit_identical(tmp_path: Path) -> None:
     values = _any_floats(5000, 3)
     values[:4, 0] = [np.nan, np.inf, -np.inf, -0.0]
     for first in range(0, len(values), 50):
-        signals.append_rows(path, ("a", "b.c", "d"), range(first, first + 50), values[first : first + 50])
+        append_rows(path, ("a", "b.c", "d"), range(first, first + 50), values[first : first + 50])
     table = signals.read_table(path)
     assert table.names == ("a", "b.c", "d")
     np.testing.assert_array_equal(table.steps, np.arange(len(values)))
@@ -47,7 +48,7 @@ def test_not_measured_differs_from_nan(tmp_path: Path) -> None:
 def test_rows_after_a_step(tmp_path: Path, after: int) -> None:
     path = tmp_path / "signals.csv"
     steps = np.arange(1, 20_001)
-    signals.append_rows(path, ("a", "b"), steps, _any_floats(len(steps), 2))
+    append_rows(path, ("a", "b"), steps, _any_floats(len(steps), 2))
     whole, tail = signals.read_table(path), signals.read_table(path, after)
     np.testing.assert_array_equal(tail.steps, steps[steps > after])
     np.testing.assert_array_equal(tail.values, whole.values[steps > after])
@@ -67,7 +68,7 @@ def test_some_of_the_columns(tmp_path: Path) -> None:
 
 def test_every_possible_cut_loses_the_cut_line_only(tmp_path: Path) -> None:
     path = tmp_path / "signals.csv"
-    signals.append_rows(path, ("a", "b"), range(3), np.array([[1.5, -2], [np.nan, 4], [5, 6]], np.float32))
+    append_rows(path, ("a", "b"), range(3), np.array([[1.5, -2], [np.nan, 4], [5, 6]], np.float32))
     whole = path.read_bytes()
     for length in range(len(whole) + 1):
         path.write_bytes(whole[:length])
@@ -76,7 +77,7 @@ def test_every_possible_cut_loses_the_cut_line_only(tmp_path: Path) -> None:
         signals.truncate(path, 2, ("a", "b"))  # as when a training goes on from step 2
         kept = list(range(min(2, max(0, lines - 1))))
         assert list(signals.read_table(path).steps) == kept
-        signals.append_rows(path, ("a", "b"), [2], np.array([[7, 8]], np.float32))
+        append_rows(path, ("a", "b"), [2], np.array([[7, 8]], np.float32))
         assert list(signals.read_table(path).steps) == [*kept, 2]
 
 
@@ -84,7 +85,7 @@ def test_truncate(tmp_path: Path) -> None:
     path = tmp_path / "signals.csv"
     signals.truncate(path, 3, ("a",))
     assert not path.exists()
-    signals.append_rows(path, ("a",), range(0, 10, 2), np.arange(5, dtype=np.float32)[:, None])
+    append_rows(path, ("a",), range(0, 10, 2), np.arange(5, dtype=np.float32)[:, None])
     before = path.read_bytes()
     signals.truncate(path, 9, ("a",))
     assert path.read_bytes() == before
@@ -98,13 +99,13 @@ def test_truncate(tmp_path: Path) -> None:
 @pytest.mark.parametrize("other", [("a",), ("a", "b", "c"), ("b", "a"), ("a", "x")])
 def test_rows_with_other_columns_are_not_gone_on_with(tmp_path: Path, other: tuple[str, ...]) -> None:
     path = tmp_path / "signals.csv"
-    signals.append_rows(path, other, range(3), np.ones((3, len(other)), np.float32))
+    append_rows(path, other, range(3), np.ones((3, len(other)), np.float32))
     before = path.read_bytes()
     with pytest.raises(StabilityError, match=r"signals\.csv has other columns .*fresh=true"):
         signals.truncate(path, 2, ("a", "b"))
     assert path.read_bytes() == before
     signals.truncate(path, 0, ("a", "b"))  # nothing of it stays
-    signals.append_rows(path, ("a", "b"), [0], np.ones((1, 2), np.float32))
+    append_rows(path, ("a", "b"), [0], np.ones((1, 2), np.float32))
     assert signals.read_table(path).names == ("a", "b")
 
 

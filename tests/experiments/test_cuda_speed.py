@@ -35,10 +35,10 @@ from stability.core.files import SIGNALS_FILE, VALIDATION_FILE
 from stability.data import synthetic
 from stability.data.t15_reader import open_dataset
 from stability.data.t15_writer import Utterance, write_session
-from stability.diagnosis.table import append_rows
 from stability.engine.decoder import forward, init_parameters
 from tests.support.commandline import CommandLine
 from tests.support.configs import tiny
+from tests.support.tables import append_rows
 
 ARGS = """
 model: {n_input_features: 512, n_units: 768}

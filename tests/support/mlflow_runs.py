@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stability.config.schema import Tracking
-from stability.diagnosis.table import append_rows
 from stability.tracking import api, senders
 from stability.tracking.api import Tracker
+from tests.support.tables import append_rows
 
 PARENT = "mlflow.parentRunId"
 NAMES = ("loss", "lr", "epsilon_dominance")

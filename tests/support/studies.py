@@ -11,8 +11,8 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
-from stability.diagnosis.table import append_rows
 from tests.support.configs import composed
+from tests.support.tables import append_rows
 
 EPSILON, LR, NOISE = "optimizer.epsilon", "schedule.lr_max", "aug.white_noise_std"
 NAMES = ("loss", "blank_fraction", "grad_norm", "distinct_phonemes", "frame_information", "lr", "weight_norm")

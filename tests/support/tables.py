@@ -1,11 +1,12 @@
 """Made-up signals, and what is found in them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from stability.diagnosis.table import Table
+from stability.diagnosis.table import Table, append_table
 
 Values = Sequence[float] | NDArray[np.float64]
 
@@ -36,3 +37,9 @@ def numbers(text: str) -> list[float]:
         except ValueError:
             continue
     return found
+
+
+def append_rows(path: Path, names: Sequence[str], steps: ArrayLike, values: ArrayLike) -> None:
+    """Append rows in which every signal was measured. See `append_table`."""
+    rows = np.asarray(values, np.float32)
+    append_table(path, Table((*names,), np.asarray(steps, np.int64), rows, np.ones(rows.shape, bool)))

@@ -8,8 +8,8 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from stability.analysis.trials import Trial, read_trials
-from stability.diagnosis.table import append_rows
 from tests.support.configs import composed
+from tests.support.tables import append_rows
 
 
 def trial(seed: int, *, per: float = 0.2, steps: int = 50, censored: bool = False, **changes: Any) -> Trial:
