@@ -17,6 +17,7 @@ from stability.diagnosis.readers import (
     jsonl,
     official,
     tensorboard_csv,
+    tensorboard_events,
     text,
     wandb,
 )
@@ -78,15 +79,22 @@ def read_runs(
             f"{first_of(sorted(unknown), 4)} is not a signal. Choose from {', '.join(known_names())}, val_loss, epoch."
         )
     try:
-        if path.is_dir():
-            return folder.read(path, lambda file: read_runs(file, progress, names))
-        with naming(names) as seen, Log(path, progress) as log:
-            runs = next((found for read in _FORMATS if (found := read(log)) is not None), [])
+        with naming(names) as seen:
+            if path.is_dir():
+                return folder.read(path, lambda file: read_runs(file, progress, names), progress)
+            runs = _read_file(path, progress)
     except OSError as error:
         raise StabilityError(f"{error.filename or path} cannot be read: {error.strerror}.") from None
     if not runs:
         raise StabilityError(_why_not(path, seen))
     return runs
+
+
+def _read_file(path: Path, progress: Callable[[int, int], None]) -> list[Recording]:
+    if tensorboard_events.is_event_file(path):
+        return tensorboard_events.read(path.parent, [path], path.name, progress)
+    with Log(path, progress) as log:
+        return next((found for read in _FORMATS if (found := read(log)) is not None), [])
 
 
 def _why_not(path: Path, seen: Naming) -> str:

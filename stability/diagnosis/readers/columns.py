@@ -96,6 +96,16 @@ def see_names(titles: Iterable[str]) -> None:
     _NAMING.get().see(titles)
 
 
+def part_in(name: str) -> str:
+    """Return the part of the data that the name of a folder or a column begins or ends with: train, val, or none."""
+    words = [word for word in re.split(r"[\s_.-]+", name.lower()) if word]
+    if not words:
+        return ""
+    if {words[0], words[-1]}.intersection(_HELD_OUT):
+        return "val"
+    return "train" if {words[0], words[-1]}.intersection(_TRAINED_ON) else ""
+
+
 def known_names() -> dict[str, tuple[str, ...]]:
     """Return the names that are known for each signal, without prefixes and suffixes."""
     return {"step": _STEP, **_CORES}
@@ -122,8 +132,8 @@ def _find_name(title: str, explained: tuple[tuple[str, str], ...]) -> Known | No
     core = "_".join(words)
     if core in ("epoch", "epochs"):
         return Known("epoch", (0,), "")
-    validating = any(prefix.startswith(("val", "eval", "test", "dev")) for prefix in prefixes)
-    training = any(prefix.startswith("train") for prefix in prefixes)
+    kinds = [part_in(prefix) for prefix in prefixes]
+    validating, training = "val" in kinds, "train" in kinds
     if _OPTIMIZER.fullmatch(core):
         core = "lr"
     mean = part = 0

@@ -1,42 +1,95 @@
 """A folder: of one of our own trials, or with logs of other programs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from stability.core.errors import StabilityError
 from stability.core.files import SIGNALS_FILE, VALIDATION_FILE
+from stability.core.text import first_of
+from stability.diagnosis.finding import readings
 from stability.diagnosis.readers.recording import Recording
+from stability.diagnosis.readers.tensorboard_events import group_by_run, is_event_file
+from stability.diagnosis.readers.tensorboard_events import read as read_events
 from stability.diagnosis.table import read_table
 
 _LOGS = (".csv", ".jsonl", ".json", ".log", ".txt")
 _NAMES = ("training_log",)
 _MOST = 200  # files that are tried
+_ENOUGH = 20  # losses that two trainings have in common only if they are one
+_AS_PRINTED = 1e-3  # how far a loss may be rounded
 
 
-def read(path: Path, read_file: Callable[[Path], list[Recording]]) -> list[Recording]:
+def read(
+    path: Path, read_file: Callable[[Path], list[Recording]], progress: Callable[[int, int], None]
+) -> list[Recording]:
     """Read a trial's signals and validations, or the trainings in the files of another folder.
 
-    Files without a training are ignored. Of Hugging Face's checkpoints the last one is read: it repeats the others.
+    Files without a training are ignored, and so are further logs of the same training, such as those in checkpoints.
     """
     if (path / SIGNALS_FILE).exists():
         return [_read_trial(path)]
-    files = sorted(file for file in path.rglob("*") if file.suffix in _LOGS or file.name in _NAMES)
-    checkpoints = [file for file in files if file.name == "trainer_state.json"]
-    checkpoints.sort(key=lambda file: file.stat().st_size)
-    runs = list[Recording]()
-    for file in [file for file in files if file not in checkpoints[:-1]][:_MOST]:
+    files = sorted(path.rglob("*"))
+    runs, unread = list[Recording](), ""
+    for run, events in group_by_run([file for file in files if is_event_file(file)]).items():
+        inside = run.relative_to(path).as_posix()
+        try:
+            runs += read_events(run, events, path.resolve().name if inside == "." else inside, progress)
+        except StabilityError as error:
+            unread = f"TensorBoard's event files were not read. {error}"
+    for file in [file for file in files if file.suffix in _LOGS or file.name in _NAMES][:_MOST]:
         with suppress(StabilityError):
             inside = str(file.relative_to(path).parent)
             prefix = "" if inside == "." else f"{inside}/"
             runs += [replace(run, name=f"{prefix}{run.name}") for run in read_file(file)]
     if not runs:
         raise StabilityError(
-            f"{path} has no {SIGNALS_FILE} with rows: it is not a trial's folder, or no step has been trained. It "
+            unread
+            or f"{path} has no {SIGNALS_FILE} with rows: it is not a trial's folder, or no step has been trained. It "
             "contains no other log that can be read."
         )
-    return runs
+    runs = _without_copies(runs)
+    return [replace(run, notes=(*run.notes, unread)) for run in runs] if unread else runs
+
+
+def _without_copies(runs: Sequence[Recording]) -> list[Recording]:
+    """Leave out what another log tells as well, with more readings."""
+    kept = list[int]()
+    copies: dict[int, list[str]] = {}
+    for place in sorted(range(len(runs)), key=lambda place: -_readings(runs[place])):
+        same = next((other for other in kept if _are_same(runs[other], runs[place])), None)
+        if same is None:
+            kept.append(place)
+        else:
+            copies.setdefault(same, []).append(runs[place].name)
+    return [_with_note(runs[place], copies.get(place, [])) for place in sorted(kept)]
+
+
+def _with_note(run: Recording, copies: Sequence[str]) -> Recording:
+    if not copies:
+        return run
+    return replace(run, notes=(*run.notes, f"Other logs of the same training were left out: {first_of(copies, 4)}."))
+
+
+def _readings(run: Recording) -> int:
+    return int(run.signals.measured.sum() + run.validation.measured.sum())
+
+
+def _are_same(run: Recording, other: Recording) -> bool:
+    """Whether two recordings have the same losses at the steps that both have, and enough such steps."""
+    (steps, losses), (others, other_losses) = (
+        readings(r.signals if "loss" in r.signals.names else r.validation, "loss") for r in (run, other)
+    )
+    common, here, there = np.intersect1d(steps, others, return_indices=True)
+    if not len(common) or len(common) < min(_ENOUGH, 0.8 * min(len(steps), len(others))):
+        return False
+    values = losses[here]
+    if len(common) > 1 and (values == values[0]).all():
+        return False  # any two trainings that are dead
+    return bool(np.allclose(values, other_losses[there], rtol=_AS_PRINTED, equal_nan=True))
 
 
 def _read_trial(path: Path) -> Recording:

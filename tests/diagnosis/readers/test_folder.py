@@ -19,7 +19,20 @@ def test_a_folder_of_other_logs(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing\n")
     for steps in (1, 2):
         (tmp_path / f"checkpoint-{steps}").mkdir()
-        rows = ", ".join(f'{{"step": {step}, "loss": 3}}' for step in range(steps))
+        rows = ", ".join(f'{{"step": {step}, "loss": {9 - step}}}' for step in range(steps))
         (tmp_path / f"checkpoint-{steps}/trainer_state.json").write_text(f'{{"log_history": [{rows}]}}')
     runs = read_runs(tmp_path)
     assert [run.name for run in runs] == ["checkpoint-2/trainer_state.json", "version_0/metrics.csv"]
+
+
+def test_logs_of_the_same_training_are_one(tmp_path: Path) -> None:
+    for name, digits, steps in (("a.csv", 6, range(30)), ("b.csv", 4, range(0, 30, 2)), ("c.csv", 4, range(5, 30))):
+        loss = 9.87654321 if name != "c.csv" else 8.0
+        rows = "".join(f"{step},{loss / (1 + step):.{digits}g}\n" for step in steps)
+        (tmp_path / name).write_text(f"step,loss\n{rows}")
+    first, other = read_runs(tmp_path)
+    assert (first.name, other.name) == ("a.csv", "c.csv")
+    assert first.notes == ("Other logs of the same training were left out: b.csv.",)
+    for name in ("a.csv", "b.csv", "c.csv"):
+        (tmp_path / name).write_text("step,loss\n" + "".join(f"{step},0\n" for step in range(30)))
+    assert len(read_runs(tmp_path)) == 3  # which have died in the same way

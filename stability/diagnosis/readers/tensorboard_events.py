@@ -1,0 +1,104 @@
+"""TensorBoard's event files, `events.out.tfevents.…`: a run per folder, as TensorBoard shows them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from stability.core.extras import require
+from stability.diagnosis.readers.columns import find_name, part_in, see_names
+from stability.diagnosis.readers.recording import Recording, RowCollector
+
+_REPORT_EVERY = 10_000  # events
+_AROUND = 16  # bytes around each record
+
+
+def is_event_file(path: Path) -> bool:
+    """Return whether a file has the name of an event file."""
+    return ".tfevents." in path.name
+
+
+def group_by_run(files: Sequence[Path]) -> dict[Path, list[Path]]:
+    """Group event files by the folder of the run that wrote them.
+
+    A run may write its validations to a folder of their own. Keras, ESPnet and fairseq have the folders `train` and
+    `validation`, and `SummaryWriter.add_scalars` makes `loss_train` and `loss_val`. Such folders are one run.
+    """
+    parts = {file.parent: part_in(file.parent.name) for file in files}
+    runs: dict[Path, list[Path]] = {}
+    for file in sorted(files):
+        folder = file.parent
+        beside = {part for other, part in parts.items() if other.parent == folder.parent}
+        joined = parts[folder] and (folder.parent in parts or {"train", "val"} <= beside)
+        runs.setdefault(folder.parent if joined else folder, []).append(file)
+    return runs
+
+
+def read(run: Path, files: Sequence[Path], name: str, progress: Callable[[int, int], None]) -> list[Recording]:
+    """Read the event files of one run.
+
+    Args:
+        run: The folder of the run. A tag from another folder gets the folder's name in front: `validation/loss`.
+        files: Its event files.
+        name: What to call the run.
+        progress: Called every 10,000 events with the number of bytes read so far and the size of all files.
+
+    Returns:
+        A recording, or several if the run was started anew. There is none if the files contain no training.
+
+    Raises:
+        StabilityError: The extra `tensorboard` is not installed.
+        OSError: A file cannot be read.
+    """
+    require("tensorboard")
+    rows = RowCollector()
+    size = sum(file.stat().st_size for file in files)
+    done = number = 0
+    for file in files:
+        part = "" if file.parent == run else f"{part_in(file.parent.name)}/"
+        for step, scalars, length in _events(file):
+            titles = {part + tag: value for tag, value in scalars.items()}
+            see_names(titles)
+            rows.add(step, {title: value for title, value in titles.items() if _is_signal(title)})
+            number, done = number + 1, done + length
+            if number % _REPORT_EVERY == 0:
+                progress(done, size)
+    return rows.recordings(name)
+
+
+def _is_signal(title: str) -> bool:
+    name = find_name(title)
+    return name is not None and name.signal not in ("step", "epoch")
+
+
+def _events(file: Path) -> Iterator[tuple[int, dict[str, float], int]]:
+    """The step, the scalars by their tags, and the size of each event. The end of a file may be incomplete."""
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.util.tensor_util import make_ndarray
+
+    with suppress(DecodeError):  # what follows in a damaged file is noise
+        for record in _records(file):
+            event, scalars = Event.FromString(record), dict[str, float]()
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    scalars[value.tag] = value.simple_value
+                elif value.HasField("tensor") and _is_signal(value.tag):  # as TensorFlow 2 writes them
+                    array = make_ndarray(value.tensor)
+                    if array.size == 1 and array.dtype.kind in "fiu":
+                        scalars[value.tag] = float(array.reshape(()))
+            yield event.step, scalars, len(record) + _AROUND
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file: a length, its checksum, the record, its checksum.
+
+    The package's own loader computes the checksums in Python, at a megabyte per second, and files have hundreds.
+    """
+    left = path.stat().st_size
+    with path.open("rb") as file:
+        while (left := left - _AROUND) >= 0:
+            length = int.from_bytes(file.read(12)[:8], "little")
+            if (left := left - length) < 0:
+                return
+            yield file.read(length)
+            file.read(4)
