@@ -90,16 +90,25 @@ def diagnose(recording: Recording, figure: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     verdict = _judge(recording)
     first, last = _first_and_last_step(recording)
-    console.print(f"{recording.name}, steps {first} to {last}")
+    console.print(f"{escape(recording.name)}, {recording.unit}s {first} to {last}")
     for note in recording.notes:
         console.print(f"  [dim]{escape(note)}[/]")
-    show_outcome(verdict)
+    show_outcome(verdict, recording.unit)
     healthy = read_table(_HEALTHY) if recording.official else None
     if healthy is not None:
         _compare_with_healthy(console, recording, healthy)
     from stability.diagnosis.run_figure import draw  # late: matplotlib takes a while to import
 
-    draw(figure, recording.name, recording.signals, recording.validation, verdict=asdict(verdict), healthy=healthy)
+    draw(
+        figure,
+        recording.name,
+        recording.signals,
+        recording.validation,
+        verdict=asdict(verdict),
+        healthy=healthy,
+        metric=recording.metric,
+        unit=recording.unit,
+    )
     console.print(f"[dim]figure[/] {figure}")
 
 
@@ -114,7 +123,7 @@ def summarise(runs: Sequence[Recording]) -> None:
         since = "" if verdict.onset_step is None else str(verdict.onset_step)
         console.print(
             f"{escape(run.name)}: [{style_of(verdict.outcome)}]{verdict.outcome}[/]{cause}"
-            + (f", since step {since}" if since else "")
+            + (f", since {run.unit} {since}" if since else "")
         )
         for note in run.notes:
             console.print(f"  [dim]{escape(note)}[/]")
@@ -126,7 +135,7 @@ def summarise(runs: Sequence[Recording]) -> None:
             verdict.outcome,
             verdict.cause or "",
             since,
-            f"{first}–{last}",
+            f"{first}–{last}" if run.unit == "step" else f"{run.unit}s {first}–{last}",
             str(len(run.signals.steps)),
             *(f"{losses[place]:.4g}" if len(losses) else "" for place in (0, -1)),
             f"{run.metric} {rates[-1]:.4g}" if len(rates) else "",

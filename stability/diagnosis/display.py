@@ -10,11 +10,16 @@ from stability.diagnosis.outcomes import style_of
 from stability.diagnosis.verdict import Verdict
 
 
-def show_outcome(verdict: Verdict) -> None:
-    """Print the outcome, the cause, the evidence and the advice of a verdict."""
+def show_outcome(verdict: Verdict, unit: str = "step") -> None:
+    """Print the outcome, the cause, the evidence and the advice of a verdict.
+
+    Args:
+        verdict: The verdict.
+        unit: What its steps count: `step`, `epoch` or `row`.
+    """
     console = Console(highlight=False, soft_wrap=True)
     cause = f": {verdict.cause}" if verdict.cause else ""
-    since = f", since step {verdict.onset_step}" if verdict.onset_step is not None else ""
+    since = f", since {unit} {verdict.onset_step}" if verdict.onset_step is not None else ""
     console.print(f"[{style_of(verdict.outcome)}]{verdict.outcome}[/]{cause}{since}")
     for name, value in verdict.evidence.items():
         console.print(f"  [dim]{name:<44}[/] {value if isinstance(value, str) else f'{value:.4g}'}")

@@ -46,6 +46,8 @@ def draw(
     *,
     clip: float | None = None,
     healthy: signals.Table | None = None,
+    metric: str = "PER",
+    unit: str = "step",
 ) -> Path:
     """Draw the figure of a training.
 
@@ -57,6 +59,8 @@ def draw(
         verdict: `outcome`, `cause` and `onset_step` are shown, as far as they are there.
         clip: The gradient norm above which gradients are clipped.
         healthy: The range of a healthy training, drawn behind: `NAME_low` and `NAME_high` by step.
+        metric: The error rate's own name.
+        unit: What the steps count: `step`, `epoch` or `row`.
 
     Returns:
         `path`.
@@ -65,14 +69,14 @@ def draw(
     panels = figure.subplots(4, 1, sharex=True)
     loss, per, blank, norm = panels
     _draw(loss, table, "loss", "training loss")
-    _draw(per, validation, "per", "validation PER", marker="o")
+    _draw(per, validation, "per", f"validation {metric}", marker="o")
     _draw(blank, table, "blank_fraction", "blank fraction")
     _draw(norm, table, "grad_norm", "gradient norm\nbefore the clip")
     for panel in (loss, norm):
         _use_log_scale(panel)
     for panel in (per, blank):
         panel.set_ylim(-0.03, max(1.03, panel.get_ylim()[1]))
-    if healthy is not None:
+    if healthy is not None and len(table.steps):
         _draw_healthy(panels, healthy, int(table.steps[-1]))
     if clip is not None:
         norm.axhline(clip, color=_CLIP, linewidth=1.4, linestyle="--")
@@ -85,7 +89,7 @@ def draw(
             offset=(0, 9),
             align="right",
         )
-    norm.set_xlabel("step")
+    norm.set_xlabel(unit)
     norm.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(table.steps):
         norm.set_xlim(_padded(int(table.steps[0]), int(table.steps[-1])))

@@ -85,3 +85,13 @@ def test_several_runs_are_a_line_each_and_a_table(tmp_path: Path, capsys: pytest
     assert "validation WER" in capsys.readouterr().out
     assert diagnose.main([str(log), "--run", "3"]) == 1
     assert "has no run 3: it holds 2 runs" in capsys.readouterr().err
+
+
+def test_a_log_of_epochs_speaks_of_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "epochs.csv"
+    log.write_text("epoch,loss,val_cer\n1,5,0.9\n2,4,0.8\n3,nan,1\n4,nan,1\n")
+    out = verdict_of(log, tmp_path / "figure.png", capsys)
+    assert "epochs.csv, epochs 1 to 4\n  The log has no steps: its rows are ordered by epoch.\n" in out
+    assert "since epoch 3" in out
+    assert diagnose.main([str(log), str(log)]) == 0
+    assert capsys.readouterr().out.count("since epoch 3") == 2

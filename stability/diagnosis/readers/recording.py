@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -10,10 +11,16 @@ from stability.core.text import counted
 from stability.diagnosis.error_rate import is_in_percent, metric_name
 from stability.diagnosis.readers.columns import Row
 from stability.diagnosis.readers.log import Log
-from stability.diagnosis.readers.runs import Run, Runs, training_part, validation_part
+from stability.diagnosis.readers.runs import Run, Runs, is_validation, training_part, validation_part
 from stability.diagnosis.table import Table
 
+Unit = Literal["step", "epoch", "row"]
+
 _READABLE = frozenset({"loss", "grad_norm", "val_loss"})  # a log without any of these contains no training
+_NO_STEPS = {
+    "epoch": "The log has no steps: its rows are ordered by epoch.",
+    "row": "The log has no steps: its rows are numbered 0, 1, 2, …",
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Recording:
         notes: Sentences about what was left out of the log or mended in it.
         official: Whether the official trainer wrote the log. Then it can be compared with healthy official runs.
         metric: The error rate's own name: PER, WER, CER.
+        unit: What the steps of the tables count: steps, or epochs or rows of the log if it has no steps.
     """
 
     name: str
@@ -35,6 +43,7 @@ class Recording:
     notes: tuple[str, ...] = ()
     official: bool = False
     metric: str = "PER"
+    unit: Unit = "step"
 
 
 def last_of(runs: Sequence[Recording]) -> Recording:
@@ -85,13 +94,20 @@ def read_lines(log: Log, read: Callable[[str], None]) -> list[str]:
 
 
 class RowCollector:
-    """Collects the rows of a log and makes recordings of them. Rows without a step are numbered if none has one."""
+    """Collects the rows of a log and makes recordings of them.
+
+    Rows are ordered by step. If the log has no steps, the epoch takes their place, or the number of the row if several
+    rows belong to one epoch.
+    """
 
     def __init__(self) -> None:
-        self._with_step, self._numbered = Runs(), Runs()
+        self._runs: dict[Unit, Runs] = {"step": Runs(), "epoch": Runs("epoch"), "row": Runs("row")}
         self._without_step = self._negative = 0
         self._number = 0  # of the next row without a step
+        self._step: int | None = None  # the last one
         self._epochs: tuple[float, float] | None = None  # the first and the last one of the run
+        self._titles = set[str]()  # what was measured in the last epoch
+        self._repeated = 0  # rows that repeat a title of their epoch, or have no whole epoch
 
     def add_row(self, row: Row | None) -> None:
         """Add a row as `record_lines` takes it."""
@@ -101,48 +117,60 @@ class RowCollector:
             self._number = 0
 
     def add(self, step: int | None, values: dict[str, float]) -> None:
-        """Add a row. Rows without numbers are ignored."""
+        """Add a row. Rows without numbers are ignored, and a validation without a step belongs to the last one."""
         epoch = values.pop("epoch", None)
         if not values:
             return
         if step is None:
-            self._without_step += 1
-            self._follow_epochs(epoch)
-            self._numbered.add(self._number, values)
-            self._number += 1
-        elif step < 0:
+            self._add_without_step(epoch, values)
+            if self._step is None or not is_validation(values):
+                self._without_step += 1
+                return
+            step = self._step
+        if step < 0:
             self._negative += 1
         else:
-            self._with_step.add(step, values)
+            self._step = step
+            self._runs["step"].add(step, values)
 
     def recordings(self, name: str, notes: Sequence[str] = (), *, official: bool = False) -> list[Recording]:
         """Return a recording of each run among the rows. It is empty if there is no training in them."""
         own = [*notes]
-        runs = self._with_step.runs()
-        if not any(_READABLE.intersection(run.titles) for run in runs):
-            runs = self._numbered.runs()
-            own.append("The log has no steps: its rows are numbered 0, 1, 2, …")
+        units: list[Unit] = ["step", "row"] if 10 * self._repeated > self._without_step else ["step", "epoch", "row"]
+        found = ((unit, [run for run in self._runs[unit].runs() if _is_readable(run)]) for unit in units)
+        unit, runs = next(((unit, runs) for unit, runs in found if runs), ("step", []))
+        if unit != "step":
+            own.append(_NO_STEPS[unit])
         elif self._without_step:
             own.append(f"Left out {counted(self._without_step, 'row')} without a step.")
         if self._negative:
             own.append(f"Left out {counted(self._negative, 'row')} with a negative step.")
-        runs = [run for run in runs if _READABLE.intersection(run.titles)]
         percent = _titles_in_percent(runs)
-        recordings = [_recording(name, run, own, percent, official=official) for run in runs]
+        recordings = [_recording(name, run, own, percent, official=official, unit=unit) for run in runs]
         if len(recordings) == 1:
             return recordings
         return [replace(r, name=f"{name}, run {number}") for number, r in enumerate(recordings, 1)]
 
-    def _follow_epochs(self, epoch: float | None) -> None:
-        """Number rows from 0 again if their epochs begin again."""
-        if epoch is None or np.isnan(epoch):
-            return
-        if self._epochs is None or (epoch < self._epochs[1] and epoch <= self._epochs[0]):
-            if self._epochs is not None:
-                self._number = 0
-            self._epochs = epoch, epoch
+    def _add_without_step(self, epoch: float | None, values: dict[str, float]) -> None:
+        if epoch is not None and np.isnan(epoch):
+            epoch = None
+        again = self._begins_again(epoch)
+        self._number = 0 if again else self._number
+        self._runs["row"].add(self._number, dict(values))
+        self._number += 1
+        if epoch is None or (self._epochs is not None and epoch == self._epochs[1]):
+            self._repeated += self._epochs is None or not self._titles.isdisjoint(values)
         else:
-            self._epochs = self._epochs[0], epoch
+            self._repeated += not epoch.is_integer() or epoch < 0
+            self._epochs = (epoch, epoch) if self._epochs is None or again else (self._epochs[0], epoch)
+            self._titles.clear()
+        self._titles.update(values)
+        if self._epochs is not None and self._epochs[1] >= 0:
+            self._runs["epoch"].add(int(self._epochs[1]), values)
+
+    def _begins_again(self, epoch: float | None) -> bool:
+        """Whether an epoch steps back to the first one of the run."""
+        return epoch is not None and self._epochs is not None and epoch < self._epochs[1] and epoch <= self._epochs[0]
 
 
 def merge_collectors(name: str, collectors: Mapping[str, RowCollector], notes: Sequence[str] = ()) -> list[Recording]:
@@ -151,6 +179,11 @@ def merge_collectors(name: str, collectors: Mapping[str, RowCollector], notes: S
     if len(found) == 1:
         return [found[0][1]]
     return [replace(r, name=f"{name}, run {number} ({run})") for number, (run, r) in enumerate(found, 1)]
+
+
+def _is_readable(run: Run) -> bool:
+    """Whether a run has a loss or a gradient norm, or at least several error rates."""
+    return bool(_READABLE.intersection(run.titles)) or ("per" in run.titles and len(run.table.steps) > 1)
 
 
 def _titles_in_percent(runs: Sequence[Run]) -> set[str]:
@@ -162,7 +195,9 @@ def _titles_in_percent(runs: Sequence[Run]) -> set[str]:
     return {title for title, values in rates.items() if is_in_percent(np.concatenate(values))}
 
 
-def _recording(name: str, run: Run, notes: Sequence[str], percent: set[str], *, official: bool) -> Recording:
+def _recording(
+    name: str, run: Run, notes: Sequence[str], percent: set[str], *, official: bool, unit: Unit
+) -> Recording:
     table, notes = run.table, [*run.notes, *notes]
     title = run.titles.get("per", "")
     if title and title in percent:
@@ -171,7 +206,7 @@ def _recording(name: str, run: Run, notes: Sequence[str], percent: set[str], *, 
         table = replace(table, values=values)
         notes.append(f"{title} is in percent: its values were divided by 100.")
     if not {"loss", "grad_norm"}.intersection(table.names):
-        notes.append("The log has a loss of held-out data, and none of training data.")
+        notes.append("The log has measurements of held-out data, and no loss of training data.")
     return Recording(
         name=name,
         signals=training_part(table),
@@ -179,4 +214,5 @@ def _recording(name: str, run: Run, notes: Sequence[str], percent: set[str], *, 
         notes=tuple(notes),
         official=official,
         metric=metric_name(title) if title else "PER",
+        unit=unit,
     )

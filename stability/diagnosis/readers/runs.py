@@ -1,6 +1,7 @@
 """The runs in a log: where one starts, where it resumes, and what was logged twice."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,16 +49,21 @@ class Runs:
 
     A step back to the first step starts a new run. A smaller step back is a resume: what follows replaces what it
     repeats. But if many rows step back and no step is repeated, the rows belong to one run and are in no order.
+
+    Args:
+        unit: What a step counts, for the notes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "step") -> None:
+        self._unit = unit
         self._block: list[tuple[int, dict[str, float]]] = []
         self._all = History()
         self._last: History | None = History()
         self._ended: deque[_Ended] = deque(maxlen=_KEPT - 1)
-        self._first = -1  # step of a training row
-        self._previous: dict[str, int] = {}  # the last step at which each training signal was measured
-        self._rows = self._back = 0  # training rows, and how many of them step back
+        self._followed: tuple[str, ...] = VALIDATION  # the signals of training as soon as there is one
+        self._first = -1  # step of a row with such a signal
+        self._previous: dict[str, int] = {}  # the last step at which each of them was measured
+        self._rows = self._back = 0  # rows with such a signal, and how many of them step back
         self._resumes, self._resumed = 0, ""
         self._repeated = 0
 
@@ -78,10 +84,10 @@ class Runs:
         table = self._all.table()
         if not len(table.steps):
             return []
-        training = table.steps[_has_any(table, TRAINING)]
-        again = len(training) - len(np.unique(training))
+        followed = table.steps[_has_any(table, self._followed)]
+        again = len(followed) - len(np.unique(followed))
         if self._last is None or (4 * self._back > self._rows and again < self._back):
-            notes = ["The steps are in no order: the rows were sorted by step."]
+            notes = [f"The {self._unit}s are in no order: the rows were sorted by {self._unit}."]
             return [self._run(_Ended(table, len(self._all), self._all.thinned, 0, ""), notes, self._repeated)]
         self._end()
         runs = [ended for ended in self._ended if len(ended.table.steps)]
@@ -93,8 +99,7 @@ class Runs:
         last = self._last
         self._ended.append(_Ended(last.table(), len(last), last.thinned, self._resumes, self._resumed))
 
-    @staticmethod
-    def _run(ended: _Ended, notes: list[str], repeated: int) -> Run:
+    def _run(self, ended: _Ended, notes: list[str], repeated: int) -> Run:
         if ended.resumes:
             times = "" if ended.resumes == 1 else f" {ended.resumes:,} times, the last time"
             notes.append(f"The run resumed{times} {ended.resumed}: later rows replace earlier ones.")
@@ -104,7 +109,9 @@ class Runs:
         chosen = Table((*titles,), ended.table.steps, ended.table.values[:, places], ended.table.measured[:, places])
         table, merged = _merge_steps(chosen.take(_has_any(chosen, (*titles,))))
         if repeated + merged:
-            notes.append(f"Left out {counted(repeated + merged, 'value')}: the log has later ones for the same steps.")
+            notes.append(
+                f"Left out {counted(repeated + merged, 'value')}: the log has later ones for the same {self._unit}s."
+            )
         if ended.thinned:
             notes.append(
                 f"The log is long: the verdict uses {ended.kept:,} rows, the newest and a sample of all others."
@@ -126,17 +133,20 @@ class Runs:
         self._follow(rows)
 
     def _follow(self, rows: Table) -> None:
-        """Append rows to the last run. Start it again, or cut it back, where a training signal steps back."""
-        training = rows.steps[_has_any(rows, TRAINING)]
-        if len(training) and self._first < 0:
-            self._first = int(training[0])
-        self._rows += len(training)
+        """Append rows to the last run. Start it again, or cut it back, where a signal that is followed steps back."""
+        if self._followed != TRAINING and _is_any(rows, TRAINING).any():
+            self._followed, self._first = TRAINING, -1
+            self._previous.clear()
+        followed = rows.steps[_has_any(rows, self._followed)]
+        if len(followed) and self._first < 0:
+            self._first = int(followed[0])
+        self._rows += len(followed)
         begin = 0
         while self._last is not None:
             end = self._next_back(rows, begin)
             self._last.append(rows.take(slice(begin, end)))
             for column, name in enumerate(rows.names):
-                if _signal(name) in TRAINING and (there := rows.measured[begin:end, column]).any():
+                if _signal(name) in self._followed and (there := rows.measured[begin:end, column]).any():
                     self._previous[name] = int(rows.steps[begin:end][there][-1])
             if end == len(rows.steps):
                 return
@@ -144,10 +154,10 @@ class Runs:
             begin = end
 
     def _next_back(self, rows: Table, begin: int) -> int:
-        """The first row, from `begin` on, in which a training signal steps back; the number of rows if none does."""
+        """The first row, from `begin` on, in which a signal steps back; the number of rows if none does."""
         found = len(rows.steps)
         for column, name in enumerate(rows.names):
-            if _signal(name) in TRAINING:
+            if _signal(name) in self._followed:
                 places = begin + np.flatnonzero(rows.measured[begin:, column])
                 back = np.diff(rows.steps[places], prepend=self._previous.get(name, -1)) < 0
                 found = min([found, *places[back][:1].tolist()])
@@ -165,7 +175,12 @@ class Runs:
             self._last, self._resumes, self._resumed = History(), 0, ""
         else:
             self._last.truncate(step)
-            self._resumes, self._resumed = self._resumes + 1, f"from step {step} after step {latest}"
+            self._resumes, self._resumed = self._resumes + 1, f"from {self._unit} {step} after {self._unit} {latest}"
+
+
+def is_validation(titles: Iterable[str]) -> bool:
+    """Return whether all these names are of what is measured in a validation."""
+    return all(_signal(title) in VALIDATION for title in titles)
 
 
 def training_part(table: Table) -> Table:

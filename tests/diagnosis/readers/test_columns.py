@@ -117,7 +117,13 @@ def test_a_log_with_only_a_held_out_loss(tmp_path: Path) -> None:
     recording = read(tmp_path, "step,val/loss\n0,9\n1,8\n")
     assert not len(recording.signals.steps)
     assert recording.validation["loss"].tolist() == [9, 8]
-    assert recording.notes == ("The log has a loss of held-out data, and none of training data.",)
+    assert recording.notes == ("The log has measurements of held-out data, and no loss of training data.",)
+
+
+def test_a_log_with_only_error_rates(tmp_path: Path) -> None:
+    recording = read(tmp_path, "epoch,wer\n1,0.9\n2,0.8\n")
+    assert not len(recording.signals.steps)
+    assert recording.validation["per"].tolist() == pytest.approx([0.9, 0.8])
 
 
 def test_a_user_explains_a_name(tmp_path: Path) -> None:

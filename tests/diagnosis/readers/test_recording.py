@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from stability.diagnosis.readers import read_runs
 from tests.support.logs import read
 
 
@@ -11,6 +14,53 @@ def test_rows_without_steps_are_numbered(tmp_path: Path) -> None:
         assert recording.signals.steps.tolist() == [0, 1, 2]
         assert recording.signals["loss"].tolist() == [5, 4, 3]
         assert recording.notes == ("The log has no steps: its rows are numbered 0, 1, 2, …",)
+        assert recording.unit == "row"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epoch,loss,val_loss,wer\n3,5,6,0.9\n4,4,5,0.8\n6,3,4,0.7\n",
+        "epoch,loss,val_loss,wer\n3,5,,\n3,,6,0.9\n4,4,,\n4,,5,0.8\n6,3,,\n6,,4,0.7\n",
+        '{"epoch": 3, "loss": 5}\n{"val_loss": 6, "wer": 0.9}\n{"epoch": 4, "loss": 4}\n{"val_loss": 5, "wer": 0.8}\n'
+        '{"epoch": 6, "loss": 3}\n{"val_loss": 4, "wer": 0.7}\n',
+    ],
+)
+def test_epochs_take_the_place_of_steps(tmp_path: Path, text: str) -> None:
+    recording = read(tmp_path, text)
+    assert recording.unit == "epoch"
+    assert recording.signals.steps.tolist() == recording.validation.steps.tolist() == [3, 4, 6]
+    assert recording.signals["loss"].tolist() == [5, 4, 3]
+    assert recording.validation["loss"].tolist() == [6, 5, 4]
+    assert recording.validation["per"].tolist() == pytest.approx([0.9, 0.8, 0.7])
+    assert recording.notes == ("The log has no steps: its rows are ordered by epoch.",)
+
+
+def test_an_epoch_that_is_trained_again(tmp_path: Path) -> None:
+    rows = [*range(1, 16), *range(12, 21)]
+    recording = read(tmp_path, "epoch,loss\n" + "".join(f"{epoch},{50 - row}\n" for row, epoch in enumerate(rows)))
+    assert recording.signals.steps.tolist() == [*range(1, 21)]
+    assert recording.signals["loss"][10:13].tolist() == [40, 35, 34]
+    assert "resumed from epoch 12 after epoch 15" in recording.notes[0]
+
+
+def test_a_validation_without_a_step_belongs_to_the_last_one(tmp_path: Path) -> None:
+    recording = read(
+        tmp_path,
+        '{"step": 10, "loss": 5}\n{"step": 20, "loss": 4}\n{"epoch": 1, "val_loss": 6, "val_wer": 0.9}\n'
+        '{"step": 30, "loss": 3}\n{"epoch": 2, "val_loss": 5, "val_wer": 0.8}\n',
+    )
+    assert recording.unit == "step"
+    assert recording.validation.steps.tolist() == [20, 30]
+    assert recording.notes == ()
+
+
+def test_validations_that_begin_again_are_another_run(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("epoch,val_loss,val_wer\n1,6,0.9\n2,5,0.8\n1,7,0.9\n2,8,0.9\n3,9,0.9\n")
+    first, second = read_runs(log)
+    assert first.validation["loss"].tolist() == [6, 5]
+    assert second.validation["loss"].tolist() == [7, 8, 9]
 
 
 def test_steps_that_are_floats_negative_or_missing(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ LOGS = {
     "speechbrain": (
         "Epoch: 1, lr: 1.00e+00 - train loss: 6.5 - valid loss: 7.5, valid PER: 90.5\n"
         "Epoch: 2, lr: 1.00e+00 - train loss: 5.5 - valid loss: 6.5, valid PER: 70.5\n",
-        [0, 1],
+        [1, 2],
         [6.5, 5.5],
         {"loss": [7.5, 6.5], "per": [0.905, 0.705]},
     ),
