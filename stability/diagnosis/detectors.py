@@ -9,13 +9,16 @@ losses are judged together; more than 1,000 gradient norms are put into groups, 
 whether a collapse is one of blank or of a few phonemes depends on all its steps.
 """
 
+import numpy as np
+
 from stability.diagnosis.collapse import other_labels, relapsed, stuck
+from stability.diagnosis.ctc_inputs import ctc_inputs
 from stability.diagnosis.explosion import exploded
-from stability.diagnosis.finding import Finding
+from stability.diagnosis.finding import Finding, readings
 from stability.diagnosis.non_finite import non_finite
 from stability.diagnosis.table import Table
 
-_DETECTORS = (non_finite, exploded, relapsed, stuck, other_labels)
+_DETECTORS = (ctc_inputs, non_finite, exploded, relapsed, stuck, other_labels)
 
 
 def findings(signals: Table, validation: Table) -> list[Finding]:
@@ -26,7 +29,15 @@ def findings(signals: Table, validation: Table) -> list[Finding]:
         validation: A row per validation, with `per` (the error rate, 1 if all is wrong) and `loss`.
 
     Returns:
-        What is wrong with the training, sorted by `detected_step`.
+        What is wrong with the training, sorted by `detected_step`. Steps whose batch was skipped do not count.
     """
+    signals = _without_skipped(signals)
     found = [finding for detect in _DETECTORS if (finding := detect(signals, validation)) is not None]
     return sorted(found, key=lambda finding: finding.detected_step)
+
+
+def _without_skipped(signals: Table) -> Table:
+    """The steps without those whose batch was refused, if the training went on without it."""
+    steps, skipped = readings(signals, "skipped")
+    refused = steps[skipped > 0]
+    return signals.take(~np.isin(signals.steps, refused)) if len(refused) else signals

@@ -1,6 +1,7 @@
 """The registry of signals: every number that is measured at a training step, in the order in which it is written.
 
-A trial writes all of them to `signals.csv`, one row a step. A Monitor measures those that its user's loop gives it.
+A trial writes its signals to `signals.csv`, one row a step. A Monitor measures those that its user's loop gives it, and
+some that a trial has no need of, because its data are checked before it trains.
 To add a signal, add it here, and compute it in `stability/engine/step.py`.
 """
 
@@ -13,14 +14,16 @@ EXPENSIVE_EVERY = 10  # steps between two measurements of a signal that costs a 
 class Signal:
     """One number, measured at a training step.
 
-    In a name, `N` stands for the number of a GRU layer. `every` is the number of steps between two measurements in a
-    trial. A Monitor measures inputs, targets and the applied norm only every 10th step, too.
+    In a name, `N` stands for the number of a GRU layer. `every` is the number of steps between two measurements. A
+    Monitor measures inputs and the applied norm only every 10th step, too. `in_trials` is false if only a Monitor
+    measures it.
     """
 
     name: str
     unit: str
     meaning: str
     every: int = 1
+    in_trials: bool = True
 
 
 _ORDER = (
@@ -49,6 +52,21 @@ _ORDER = (
     Signal("effective_lr", "", "lr / (median root of the second moments + epsilon)", EXPENSIVE_EVERY),
     Signal("epsilon_dominance", "share", "share of roots of the second moments below epsilon", EXPENSIVE_EVERY),
     Signal("loss_scale", "factor", "the factor on the loss in fp16; 1 otherwise"),
+    Signal("utterances", "utterances", "utterances of the batch", in_trials=False),
+    Signal("empty_targets", "utterances", "utterances of the batch without labels", in_trials=False),
+    Signal("blanks_in_labels", "utterances", "utterances whose labels contain the class of blank", in_trials=False),
+    Signal("labels_out_of_range", "utterances", "utterances with a label that is no class", in_trials=False),
+    Signal("lengths_too_long", "utterances", "utterances with more frames than the logits have", in_trials=False),
+    Signal("axes_swapped", "0 or 1", "1 if the logits have their frames before their batch", in_trials=False),
+    Signal("skipped", "0 or 1", "of a bad batch: 1 if training went on without it", in_trials=False),
+    Signal(
+        "unoptimized",
+        "share",
+        "parameters that have a gradient and that no optimizer changes",
+        EXPENSIVE_EVERY,
+        in_trials=False,
+    ),
+    Signal("no_gradient", "share", "parameters in the optimizer without a gradient", EXPENSIVE_EVERY, in_trials=False),
 )
 SIGNALS = {signal.name: signal for signal in _ORDER}
 
@@ -56,7 +74,7 @@ SIGNALS = {signal.name: signal for signal in _ORDER}
 def signals_of(layers: int) -> tuple[Signal, ...]:
     """Return the signals of a trial whose decoder has that many GRU layers, in the order in which they are written."""
     expanded: list[Signal] = []
-    for signal in SIGNALS.values():
+    for signal in filter(lambda signal: signal.in_trials, SIGNALS.values()):
         if signal.name.endswith(".N"):
             part = signal.name.removesuffix("N")
             expanded += [replace(signal, name=f"{part}{layer}") for layer in range(layers)]

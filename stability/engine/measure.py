@@ -92,6 +92,27 @@ def infeasible_targets(labels: Tensor, label_counts: Tensor, frames: Tensor) -> 
     return label_counts + repeats > frames
 
 
+def faulty_targets(labels: Tensor, label_counts: Tensor, blank: int, classes: int | None) -> dict[str, Tensor]:
+    """Find the utterances whose labels CTC cannot learn, by the signals that count them.
+
+    Args:
+        labels: (..., L).
+        label_counts: (...), on the same device.
+        blank: The class of CTC's blank.
+        classes: The number of classes, blank included; None if it is not known.
+
+    Returns:
+        bool (...), by the name of the signal.
+    """
+    inside = torch.arange(labels.shape[-1], device=labels.device) < label_counts.unsqueeze(-1)
+    outside = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
+    return {
+        "empty_targets": label_counts == 0,
+        "blanks_in_labels": ((labels == blank) & inside).any(-1),
+        "labels_out_of_range": (outside & inside).any(-1),
+    }
+
+
 def update_signals(before: Parameters, after: Parameters) -> dict[str, Tensor]:
     """Compute `update_ratio` and `weight_norm` from the weights before and after a step. Overwrites `before`."""
     by_parameter = torch.stack([torch.linalg.vector_norm(old.flatten(1), dim=1) for old in before.values()])

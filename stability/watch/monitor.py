@@ -1,12 +1,10 @@
 """The Monitor: watches a plain PyTorch training loop and gives a verdict on it, as on a trial."""
 
-import io
-import json
+import copy
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from stability.core.errors import StabilityError
-from stability.core.files import write_atomically
 from stability.core.text import first_of
 from stability.data.phonemes import BLANK
 from stability.diagnosis.detectors import findings
@@ -23,19 +20,42 @@ from stability.diagnosis.error_rate import is_in_percent
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.history import History
 from stability.diagnosis.signals import EXPENSIVE_EVERY
-from stability.diagnosis.table import Table, append_table
-from stability.diagnosis.verdict import FATAL, Fault, Verdict, is_check_due, judge, stopping_verdict
-from stability.engine.measure import (
-    frame_information,
-    infeasible_targets,
-    input_max,
-    output_signals,
-    sample_stride,
-)
+from stability.diagnosis.table import Table
+from stability.diagnosis.verdict import FATAL, FAULTS, Fault, Verdict, is_check_due, judge, stopping_verdict
+from stability.engine.measure import frame_information, input_max, output_signals
+from stability.watch.given import Given, Numbers, read_given
+from stability.watch.optimizer import Unoptimized, epsilon_signals, no_gradient
+from stability.watch.recording import write_recording
 
 _FETCH_EVERY = 10  # steps: one transfer from the GPU for many signals is faster
-_RECENT = 200  # steps whose signals and batches a flight recording holds
-_RECORD, _ROWS, _STATE = "flight.json", "flight.csv", "flight.pt"
+_RECENT = 200  # steps whose batches a flight recording names
+_NAMED = 8  # utterances that evidence names
+_COUNTED = {  # utterances that do no harm as long as they are few
+    "infeasible_targets": "utterances that CTC cannot align",
+    "empty_targets": "utterances without labels",
+}
+
+_Row = dict[str, Tensor | float]
+_Evidence = dict[str, float | str]
+
+
+@dataclass
+class _BadStep:
+    """A step whose batch should be skipped.
+
+    Attributes:
+        step: Its number.
+        row: Its signals.
+        utterances: Those to blame, or all of its batch.
+        verdict: What `step` returned, if the training was to stop.
+        applied: Whether an update followed, as far as that is known.
+    """
+
+    step: int
+    row: _Row
+    utterances: list[str]
+    verdict: Verdict | None
+    applied: bool
 
 
 class Monitor:
@@ -53,13 +73,16 @@ class Monitor:
         print(monitor.verdict())
 
     The Monitor changes nothing in the training: no gradient, and no random number. It judges only what it is given.
-    The detectors run every 10 steps, in a long training every 80 steps, and at once if a loss or gradient is not
-    finite.
+    What the CTC loss is given is checked at every step. The detectors run at the first step, then every 10 steps, in a
+    long training every 80 steps, and at once if a loss or gradient is not finite or a batch is wrong.
 
-    With a `folder`, each finding leaves a flight recording there, which replaces the last one: `flight.json` has all
-    findings so far and the names of the last 200 batches; `flight.csv` has the signals of the last 200 steps;
-    `flight.pt` has the state_dicts of the model and the optimizer before the update. If it cannot be written, the
-    training goes on, and the verdict's evidence says why.
+    A training may go on without a bad batch: call `continue` instead of `break`, before `optimizer.step()`. The batch
+    counts as skipped when a good step follows, and is evidence in the verdict, not the outcome.
+
+    With a `folder`, each finding leaves a flight recording there, which replaces the last one: `flight.json` has the
+    verdict, all findings so far and the names of the last 200 batches; `flight.csv` has the signals; `flight.pt` has
+    the state_dicts of the model and the optimizer before the update. `python -m stability.diagnose FOLDER` shows it.
+    If it cannot be written, the training goes on, and the verdict's evidence says why.
 
     Args:
         model: The model that is trained.
@@ -91,18 +114,24 @@ class Monitor:
                 f"Choose from {', '.join(get_args(Fault))}."
             )
         self._model, self._optimizer, self._scaler, self._blank = model, optimizer, scaler, blank
-        self._pending: list[dict[str, Tensor]] = []
+        self._pending: list[_Row] = []
         self._rows = History()
-        self._fetched = 0  # steps whose signals are on the host: all but the pending ones
+        self._fetched = 0  # steps whose signals are in the history: all but the pending ones
         self._validations: list[tuple[int, float, float]] = []
         self._stop_on = stop_on
         self._findings: list[Finding] = []
         self._failure: Verdict | None = None
+        self._bad_steps: list[_BadStep] = []  # since the last good step
+        self._skipped: list[tuple[int, list[str]]] = []  # steps, and the utterances to blame
+        self._seen: Counter[str] = Counter()  # utterances whose targets were checked, and those with a fault
+        self._faulty: list[tuple[int, str, list[str]]] = []  # steps, signals, and the utterances that were counted
         self._folder = None if folder is None else Path(folder)
-        self._recording_error: dict[str, float | str] = {}  # evidence that says why there is no flight recording
-        self._batches: deque[tuple[int, list[str | int]]] = deque(maxlen=_RECENT)
+        self._recording: _Evidence = {}  # evidence that says where the flight recording is, or why there is none
+        self._batches: deque[tuple[int, tuple[str | int, ...]]] = deque(maxlen=_RECENT)
         self._outputs: dict[str, Any] = {}  # of the modules in this step, in the order in which they ran
         self._weights_before: list[Tensor] = []  # a copy of the weights until the update whose size is measured
+        self._unoptimized = None if optimizer is None else Unoptimized(model, optimizer)
+        self._updated = False  # since the last step
         for name, module in model.named_modules():
             if not any(module.children()):
                 module.register_forward_hook(self._output_keeper(name))
@@ -112,56 +141,38 @@ class Monitor:
     def step(
         self,
         loss: Tensor | float,
-        logits: Tensor | None = None,
-        lengths: Tensor | None = None,
+        logits: Numbers | None = None,
+        lengths: Numbers | None = None,
         *,
         inputs: Tensor | None = None,
-        labels: Tensor | None = None,
-        label_counts: Tensor | None = None,
-        batch: Sequence[str | int] = (),
+        labels: Numbers | None = None,
+        label_counts: Numbers | None = None,
+        batch: Sequence[Any] = (),
     ) -> Verdict | None:
         """Measure the signals of one training step, after `backward()` and before the update.
+
+        Tensors, arrays and lists are taken alike.
 
         Args:
             loss: The loss of the step.
             logits: `[batch, frames, classes]`, the output of a CTC decoder.
-            lengths: `[batch]`, the number of frames of each utterance. By default all frames.
+            lengths: `[batch]`, the number of frames of each utterance in the logits. By default all frames.
             inputs: The inputs of the model, of any shape. Measured every 10th step, and when something is not finite.
-            labels: `[batch, labels]`, padded. Measured when the inputs are, if `label_counts` and `logits` are given.
-            label_counts: `[batch]`, the number of labels of each utterance.
-            batch: The names or numbers of the utterances, for a flight recording.
+            labels: The labels, checked at every step: `[batch, labels]`, padded; or of all utterances one after the
+                other, as PyTorch's CTC loss takes them; or a list of the labels of each utterance.
+            label_counts: `[batch]`, the number of labels of each utterance. A list of labels does not need them.
+            batch: The names or numbers of the utterances, for evidence and for a flight recording.
 
         Returns:
-            The verdict if the training must stop, now and at every later call; else None. If the loss or a gradient is
-            not finite, that is before the update which would spoil the weights.
+            The verdict if this batch must not be trained on, because its loss or gradient is not finite or what it
+            gives to the CTC loss is wrong; or if the training must stop for a finding of another kind in `stop_on`,
+            now and at every later call. Else None.
 
         Raises:
-            StabilityError: The logits have no class `blank`.
+            StabilityError: The arguments do not fit together, or the logits have no class `blank`.
         """
-        self._weights_before = []  # if the last update was never made
-        step = self._fetched + len(self._pending)
-        check = is_check_due(step)
-        if check or len(self._pending) >= _FETCH_EVERY:
-            self._fetch()
-        self._batches.append((step, [name if isinstance(name, int) else str(name) for name in batch]))
-        with torch.no_grad():
-            row = self._measure(torch.as_tensor(loss).detach(), logits, lengths)
-            self._pending.append(row)
-            # The only number that the host waits for on a GPU: a failure must be known before the update.
-            finite = math.isfinite(sum(row[name] for name in ("loss", "grad_norm") if name in row))
-            measure_batch = step % EXPENSIVE_EVERY == 0 or not finite
-            if inputs is not None and measure_batch:
-                row["input_max"] = input_max(inputs.detach().float().unsqueeze(0))[0]
-            if labels is not None and label_counts is not None and logits is not None and measure_batch:
-                frames = _frames(logits, lengths)
-                row["infeasible_targets"] = infeasible_targets(labels.cpu(), label_counts.cpu(), frames.cpu()).sum()
-            if not finite:
-                self._fetch()
-                check |= not any(finding.kind in FATAL for finding in self._findings)
-        if check:
-            self._run_detectors()
-        self._outputs.clear()
-        return self._failure
+        given = read_given(logits, lengths, labels, label_counts, batch, blank=self._blank)
+        return self._take_step(torch.as_tensor(loss).detach(), given, inputs)
 
     def validated(self, per: float, loss: float = math.nan) -> None:
         """Add the result of a validation.
@@ -171,23 +182,27 @@ class Monitor:
                 validations together, and the evidence of the verdict says so.
             loss: The validation loss, if there is one.
         """
-        self._validations.append((self._fetched + len(self._pending) - 1, per, loss))
+        self._validations.append((self._next_step - 1, float(per), float(loss)))
 
     def verdict(self) -> Verdict:
         """Return the verdict on the training so far.
 
+        If the training stopped at a bad batch, it is the verdict that `step` returned. A training that went on without
+        it is judged as a whole.
+
         Raises:
             ValueError: There was no step yet.
         """
-        self._fetch()
-        if not self._fetched:
+        if not self._next_step:
             raise ValueError("There is no verdict before the first step: call step(loss) after backward().")
         if self._failure is not None:
             return self._failure
-        verdict = judge(self._rows.table(), self.validation())
+        if self._bad_steps and (refusal := self._bad_steps[0].verdict) is not None:
+            return refusal
+        verdict = judge(self._table(), self.validation())
         in_percent = is_in_percent([per for _, per, _ in self._validations])
-        unit: dict[str, float | str] = {"error rates were given in": "percent"} if in_percent else {}
-        return replace(verdict, evidence=verdict.evidence | unit | self._recording_error)
+        unit: _Evidence = {"error rates were given in": "percent"} if in_percent else {}
+        return replace(verdict, evidence=verdict.evidence | unit | self._own_evidence() | self._recording)
 
     @property
     def findings(self) -> list[Finding]:
@@ -196,8 +211,7 @@ class Monitor:
 
     def signals(self) -> Table:
         """Return the signals so far: of all steps, or in a long training of the newest and a sample of the others."""
-        self._fetch()
-        return self._rows.table()
+        return self._table()
 
     def validation(self) -> Table:
         """Return all validations so far, with error rates as fractions."""
@@ -207,30 +221,162 @@ class Monitor:
             values[:, 0] /= 100
         return Table(("per", "loss"), steps, values, ~np.isnan(values))
 
-    def _measure(self, loss: Tensor, logits: Tensor | None, lengths: Tensor | None) -> dict[str, Tensor]:
-        expensive = (self._fetched + len(self._pending)) % EXPENSIVE_EVERY == 0
-        signals = {"loss": loss.float(), **self._gradient_norms()}
-        if logits is not None:
-            if not 0 <= self._blank < logits.shape[-1]:
-                raise StabilityError(
-                    f"blank={self._blank} is not one of the {logits.shape[-1]} classes of the logits, whose shape is "
-                    f"{tuple(logits.shape)}. Give the class, from 0, that the CTC loss uses for blank, and logits as "
-                    "(batch, frames, classes)."
-                )
-            by_time = logits.detach().float().transpose(0, 1).unsqueeze(0)
-            frames = _frames(logits, lengths).view(1, -1)
+    @property
+    def _next_step(self) -> int:
+        return self._fetched + len(self._pending)
+
+    def _take_step(self, loss: Tensor, given: Given, inputs: Tensor | None = None) -> Verdict | None:
+        """Measure and judge a step. See `step`."""
+        step = self._next_step
+        self._measure_unoptimized()
+        self._weights_before = []  # if the last update was never made
+        due = is_check_due(step)
+        if due or len(self._pending) >= _FETCH_EVERY:
+            self._fetch()
+        self._batches.append((step, given.names))
+        with torch.no_grad():
+            row = self._measure(loss, given)
+            self._pending.append(row)
+            counts = self._wait_for(row, given)
+            value, norm, scale = (float(row.get(name, 1)) for name in ("loss", "grad_norm", "loss_scale"))
+            finite = math.isfinite(value) and math.isfinite(norm)
+            if inputs is not None and (step % EXPENSIVE_EVERY == 0 or not finite):
+                row["input_max"] = input_max(inputs.detach().float().unsqueeze(0))[0]
+        overflow = math.isfinite(value) and not math.isfinite(norm) and scale > 1
+        negative = value < 0 and given.logits is not None
+        bad = not (finite or overflow) or negative or given.is_wrong(counts)
+        verdict = self._judge_step(step, urgent=bad or overflow, overflow=overflow) if bad or overflow or due else None
+        self._outputs.clear()
+        if bad or (verdict is not None and self._failure is None):
+            utterances = [name for check, count in counts.items() if count > 0 for name in given.names_of(check)]
+            utterances = utterances or [str(name) for name in given.names]
+            unknown = self._optimizer is None and finite
+            self._bad_steps.append(_BadStep(step, row, utterances, verdict, applied=unknown))
+        elif finite:
+            self._go_on()
+        return self._failure or verdict
+
+    def _measure(self, loss: Tensor, given: Given) -> _Row:
+        expensive = self._next_step % EXPENSIVE_EVERY == 0
+        signals: _Row = {"loss": loss.float(), **self._gradient_norms()}
+        if given.logits is not None and given.frames is not None:
+            by_time, frames = given.logits.float().transpose(0, 1).unsqueeze(0), given.frames.view(1, -1)
             signals |= {name: value[0] for name, value in output_signals(by_time, frames, self._blank).items()}
             if expensive:
                 signals["frame_information"] = frame_information(by_time, frames, self._blank)[0]
+        if given.labels is not None:
+            signals["labels"] = given.labels
+        if given.utterances is not None:
+            signals["utterances"] = float(given.utterances)
+        if given.swapped is not None:
+            signals["axes_swapped"] = float(given.swapped)
         if self._scaler is not None:
-            signals["loss_scale"] = torch.tensor(float(self._scaler.get_scale()))
+            signals["loss_scale"] = float(self._scaler.get_scale())
         if self._optimizer is not None:
-            signals["lr"] = torch.tensor(float(self._optimizer.param_groups[0]["lr"]))
+            signals["lr"] = float(self._optimizer.param_groups[0]["lr"])
             if expensive:
-                signals |= self._epsilon_signals()
-                self._weights_before = [p.detach().clone() for p in self._model.parameters()]
-                signals["weight_norm"] = _norm(self._weights_before)
+                signals |= self._measure_optimizer(self._optimizer)
         return signals
+
+    def _measure_optimizer(self, optimizer: torch.optim.Optimizer) -> _Row:
+        signals: _Row = {"no_gradient": no_gradient(optimizer), **epsilon_signals(optimizer)}
+        assert self._unoptimized is not None
+        if (share := self._unoptimized.before_update()) is not None:
+            signals["unoptimized"] = share
+        self._weights_before = [p.detach().clone() for p in self._model.parameters()]
+        signals["weight_norm"] = _norm(self._weights_before)
+        return signals
+
+    def _measure_unoptimized(self) -> None:
+        """Measure, if updates have been made since the last step, whether they changed all parameters."""
+        if self._updated and self._unoptimized is not None:
+            share = self._unoptimized.after_update()
+            if share is not None and self._pending:
+                self._pending[-1]["unoptimized"] = share
+        self._updated = False
+
+    def _wait_for(self, row: _Row, given: Given) -> dict[str, float]:
+        """Bring to the host what must be known before the update. On a GPU it waits for nothing else.
+
+        Returns:
+            The numbers of utterances with a fault.
+        """
+        names = [name for name in ("loss", "grad_norm") if name in row]
+        numbers = _to_host([*(torch.as_tensor(row[name]) for name in names), given.counts()])
+        row |= dict(zip((*names, *given.checks), numbers, strict=True))
+        counts = dict(zip(given.checks, numbers[len(names) :], strict=True))
+        for check, count in counts.items():
+            if count > 0:
+                self._seen[check] += int(count)
+                self._faulty.append((self._next_step - 1, check, given.names_of(check)))
+        if "infeasible_targets" in counts:
+            self._seen["utterances"] += given.utterances or 0
+        return counts
+
+    def _judge_step(self, step: int, *, urgent: bool, overflow: bool) -> Verdict | None:
+        """Run the detectors, and keep and record each finding of a kind that is new.
+
+        Args:
+            step: The number of the step.
+            urgent: Whether the step itself is to be judged. Otherwise those before it are.
+            overflow: Whether it is an overflow in fp16, which may be no fault.
+
+        Returns:
+            The verdict if the batch must not be trained on, or if the training must stop.
+        """
+        known = {finding.kind for finding in self._findings}
+        if urgent and known.intersection(FATAL) and not {*FATAL}.intersection(self._stop_on):
+            return None
+        signals = self._without_bad_steps() if urgent or not self._fetched else self._rows.table()
+        validation = self.validation()
+        found = findings(signals, validation)
+        new = [f for n, f in enumerate(found) if f.kind not in known | {earlier.kind for earlier in found[:n]}]
+        self._findings += new
+        own_kinds = ("non_finite",) if overflow else FATAL
+        deciding = [f for f in found if f.kind in self._stop_on and (f in new or (urgent and f.kind in own_kinds))]
+        deciding.sort(key=lambda finding: finding.detected_step != step)
+        verdict = stopping_verdict(signals, validation, self._stop_on, deciding)
+        if verdict is not None:
+            places = self._non_finite_places() if urgent else {}
+            evidence = self._utterances_of(deciding[0]) | verdict.evidence | self._own_evidence() | places
+            verdict = replace(verdict, evidence=evidence)
+        if new and self._folder is not None:
+            self._record(self._folder, signals, verdict or stopping_verdict(signals, validation, FAULTS, new))
+        if verdict is not None:
+            verdict = replace(verdict, evidence=verdict.evidence | self._recording)
+            if verdict.outcome not in FATAL:
+                self._failure = verdict
+        return verdict
+
+    def _go_on(self) -> None:
+        """Note that a good step follows the bad ones: they were skipped, unless their updates were made."""
+        for bad in self._bad_steps:
+            bad.row["skipped"] = float(not bad.applied)
+            if not bad.applied:
+                self._skipped.append((bad.step, bad.utterances))
+        self._bad_steps.clear()
+
+    def _utterances_of(self, finding: Finding) -> _Evidence:
+        """Name the utterances that a finding has counted, or else all in the batch."""
+        steps = range(finding.onset_step, finding.detected_step + 1)
+        names = [n for step, check, own in self._faulty if check == finding.signal and step in steps for n in own]
+        if names:
+            return {"utterances": first_of([*dict.fromkeys(names)], _NAMED)}
+        batch = [str(name) for step, own in self._batches if step == finding.onset_step for name in own]
+        return {"utterances of the batch": first_of(batch, _NAMED)} if batch else {}
+
+    def _own_evidence(self) -> _Evidence:
+        """What the Monitor knows about utterances, beside the signals."""
+        evidence: _Evidence = {}
+        for check, what in _COUNTED.items():
+            names = dict.fromkeys(name for _, kind, own in self._faulty if kind == check for name in own)
+            if names:
+                which = first_of([*names], _NAMED)
+                evidence[what] = f"{self._seen[check]} of {self._seen['utterances']} ({which})"
+        if self._skipped:
+            batches = [f"step {step}: {first_of(own, 4)}" if own else f"step {step}" for step, own in self._skipped]
+            evidence["batches skipped"] = f"{len(batches)} ({first_of(batches, 4, '; ')})"
+        return evidence
 
     def _gradient_norms(self) -> dict[str, Tensor]:
         parts: dict[str, list[Tensor]] = {}
@@ -252,31 +398,10 @@ class Monitor:
             if p.grad is not None:
                 yield name, p.grad.coalesce().values() if p.grad.is_sparse else p.grad
 
-    def _epsilon_signals(self) -> dict[str, Tensor]:
-        """The signals of `engine.measure.epsilon_signals`, from the state that PyTorch's Adam and AdamW keep."""
-        moments = [*self._second_moments()]
-        if not moments:
-            return {}
-        stride = sample_stride([second.shape for second, _, _ in moments])
-        roots = [(second.flatten()[::stride].float() / correction).sqrt() for second, correction, _ in moments]
-        below = [root < epsilon for root, (_, _, epsilon) in zip(roots, moments, strict=True)]
-        assert self._optimizer is not None
-        group = self._optimizer.param_groups[0]
-        return {
-            "epsilon_dominance": torch.cat(below).float().mean(),
-            "effective_lr": float(group["lr"]) / (torch.cat(roots).median() + group["eps"]),
-        }
-
-    def _second_moments(self) -> Iterator[tuple[Tensor, float, float]]:
-        """Yield second moment, bias correction and epsilon of each parameter that was updated at least once."""
-        assert self._optimizer is not None
-        for group in self._optimizer.param_groups:
-            for p in group["params"]:
-                state = self._optimizer.state.get(p, {})
-                if "exp_avg_sq" in state and state["step"] > 0:
-                    yield state["exp_avg_sq"], 1 - group["betas"][1] ** float(state["step"]), float(group["eps"])
-
     def _after_update(self, *_: Any) -> None:
+        self._updated = True
+        if self._bad_steps and self._bad_steps[-1].step == self._next_step - 1:
+            self._bad_steps[-1].applied = True
         if not self._weights_before:
             return
         with torch.no_grad():
@@ -295,61 +420,53 @@ class Monitor:
         return keep
 
     def _fetch(self) -> None:
-        """Move the pending signals to the host, from a GPU in one transfer."""
+        """Move the pending signals to the history. Those of bad steps wait until the training goes on or ends."""
+        waiting = [bad.step - self._fetched for bad in self._bad_steps if bad.step >= self._fetched]
+        count = waiting[0] if waiting and len(self._pending) <= _RECENT else len(self._pending)
+        self._rows.append(self._pending_rows(count))
+        del self._pending[:count]
+        self._fetched += count
+
+    def _pending_rows(self, count: int) -> Table:
+        """Return the first pending signals, from a GPU in one transfer."""
+        rows = self._pending[:count]
+        tensors = {(n, name): v for n, row in enumerate(rows) for name, v in row.items() if isinstance(v, Tensor)}
+        fetched = dict(zip(tensors, _to_host([*tensors.values()]), strict=True))
+        on_host = [{name: fetched.get((n, name), value) for name, value in row.items()} for n, row in enumerate(rows)]
+        return _as_table(on_host, self._fetched)
+
+    def _table(self) -> Table:
+        """Return the history with the pending signals."""
         if not self._pending:
-            return
-        device = next(self._model.parameters()).device
-        if device.type == "cpu":
-            fetched = [{name: float(value) for name, value in row.items()} for row in self._pending]
-        else:
-            flat = torch.stack([value.float().to(device) for row in self._pending for value in row.values()])
-            values = iter(flat.tolist())
-            fetched = [{name: next(values) for name in row} for row in self._pending]
-        self._pending.clear()
-        self._weights_before = []  # the row that the next update would be added to has been moved
-        table = _table(fetched, self._fetched)
-        self._fetched += len(fetched)
-        self._rows.append(table)
+            return self._rows.table()
+        history = copy.deepcopy(self._rows)
+        history.append(self._pending_rows(len(self._pending)))
+        return history.table()
 
-    def _run_detectors(self) -> None:
-        """Run the detectors. Keep and record each finding of a kind that is new."""
-        signals, validation = self._rows.table(), self.validation()
-        before = len(self._findings)
-        for finding in findings(signals, validation):
-            if finding.kind not in {known.kind for known in self._findings}:
-                self._findings.append(finding)
-        new = self._findings[before:]
-        if new and self._folder is not None:
-            self._record(self._folder, signals)
-        if self._failure is None and any(finding.kind in self._stop_on for finding in new):
-            failure = stopping_verdict(signals, validation, self._stop_on)
-            self._failure = failure and replace(
-                failure, evidence=failure.evidence | self._non_finite_places() | self._recording_error
-            )
+    def _without_bad_steps(self) -> Table:
+        """Return all signals, but of the steps since the last good one only those that were applied, and this one."""
+        table = self._table()
+        not_applied = [bad.step for bad in self._bad_steps if not bad.applied]
+        return table.take(~np.isin(table.steps, not_applied)) if not_applied else table
 
-    def _record(self, folder: Path, signals: Table) -> None:
-        """Write the flight recording, `flight.json` last. A failure to write must not end the training."""
-        record = {"findings": [asdict(finding) for finding in self._findings], "batches": dict(self._batches)}
+    def _record(self, folder: Path, signals: Table, verdict: Verdict | None) -> None:
+        """Write the flight recording. A failure to write must not end the training."""
         state = {"model_state_dict": self._model.state_dict()}
         if self._optimizer is not None:
             state["optimizer_state_dict"] = self._optimizer.state_dict()
-        recent = slice(-_RECENT, None)
-        rows = Table(signals.names, signals.steps[recent], signals.values[recent], signals.measured[recent])
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name in (_RECORD, _ROWS, _STATE):
-                (folder / name).unlink(missing_ok=True)
-            append_table(folder / _ROWS, rows)
-            write_atomically(folder / _STATE, buffer.getbuffer())
-            write_atomically(folder / _RECORD, json.dumps(record, indent=2).encode())
-            self._recording_error = {}
+            write_recording(
+                folder,
+                verdict=verdict,
+                findings=self._findings,
+                batches=self._batches,
+                signals=signals,
+                validation=self.validation(),
+                state=state,
+            )
+            self._recording = {"flight recording": f"python -m stability.diagnose {folder}"}
         except OSError as error:
-            self._recording_error = {"flight recording": f"{folder} cannot be written ({error.strerror or error})"}
-            for name in (_ROWS, _STATE):
-                with suppress(OSError):
-                    (folder / name).unlink(missing_ok=True)
+            self._recording = {"flight recording": f"{folder} cannot be written ({error.strerror or error})"}
 
     def _non_finite_places(self) -> dict[str, float | str]:
         """Find where the model is not finite now: the first module of the forward pass, the weights, the gradients."""
@@ -378,9 +495,13 @@ def _norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [norm.float().to(tensors[0].device) for norm in torch._foreach_norm(wide)]
 
 
-def _frames(logits: Tensor, lengths: Tensor | None) -> Tensor:
-    b, t, _ = logits.shape
-    return torch.full((b,), t, device=logits.device) if lengths is None else lengths.to(logits.device)
+def _to_host(values: Sequence[Tensor]) -> list[float]:
+    """Return all numbers of some tensors, from a GPU in one transfer."""
+    device = next((value.device for value in values if value.device.type != "cpu"), None)
+    if device is None:
+        return [float(number) for value in values for number in value.flatten().tolist()]
+    numbers: list[float] = torch.cat([value.float().flatten().to(device) for value in values]).tolist()
+    return numbers
 
 
 def _is_finite(output: Any) -> bool:
@@ -393,7 +514,7 @@ def _is_finite(output: Any) -> bool:
     return all(_is_finite(part) for part in output)
 
 
-def _table(rows: list[dict[str, float]], first_step: int) -> Table:
+def _as_table(rows: list[dict[str, Any]], first_step: int) -> Table:
     names = tuple(dict.fromkeys(name for row in rows for name in row))
     values = np.array([[row.get(name, np.nan) for name in names] for row in rows], np.float32)
     measured = np.array([[name in row for name in names] for row in rows], bool)

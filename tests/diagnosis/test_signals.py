@@ -20,12 +20,14 @@ def test_a_trial_measures_all_signals_of_the_registry_in_its_order(dataset: Data
 def test_parts_of_the_gradient_norm_are_numbered_by_layer() -> None:
     names = [name.removeprefix("grad_norm.") for name in signal_names(3) if name.startswith("grad_norm.")]
     assert names == ["day", "h0", "gru.0", "gru.1", "gru.2", "head"]
-    assert len({*signal_names(3)}) == len(SIGNALS) + 2
+    assert len({*signal_names(3)}) == sum(signal.in_trials for signal in SIGNALS.values()) + 2
 
 
 def test_every_signal_that_a_detector_reads_is_registered() -> None:
     folder = Path(stability.diagnosis.__file__).parent
-    sources = [(folder / f"{name}.py").read_text() for name in ("collapse", "explosion", "non_finite", "verdict")]
+    sources = [
+        (folder / f"{name}.py").read_text() for name in ("collapse", "ctc_inputs", "explosion", "non_finite", "verdict")
+    ]
     read = {name for source in sources for name in re.findall(r'\(signals, "(\w+)"', source)}
     assert len(read) > 10
     assert read <= {*SIGNALS}

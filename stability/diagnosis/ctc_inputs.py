@@ -1,0 +1,185 @@
+"""What the CTC loss is given: axes, lengths, labels and targets from which no optimizer can learn.
+
+A few utterances that CTC cannot align do no harm if the loss leaves them out (`zero_infinity`). They are evidence. They
+are a finding if the loss is spoilt by them, or if they are many.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stability.diagnosis.finding import Finding, finite_readings, readings
+from stability.diagnosis.table import Table
+
+_MANY = {"infeasible_targets": 0.1, "empty_targets": 0.5}  # shares of the utterances that no data set should exceed
+_CHANCE = 0.002  # at most, of so many such utterances if their share were no larger than that
+_LEAST = 3  # utterances of a batch that tell something if all of them are infeasible
+_BELOW_ZERO = -1e-3  # a loss that is rounded is not below this
+_UNLEARNED = 0.95  # an error rate from which on nothing has been learned
+_UNLEARNED = 0.95  # an error rate from which on nothing has been learned
+
+
+class _Fault(NamedTuple):
+    """A fault of what the loss is given: in one word, what it is, and what mends it."""
+
+    cause: str
+    what: str
+    mend: str
+
+
+_ALWAYS_WRONG = {
+    "axes_swapped": _Fault(
+        "axes_swapped",
+        "The logits have their frames before their batch: there are as many lengths or labels as their second axis is "
+        "long",
+        "Give the Monitor (batch, frames, classes), and CTC's loss in PyTorch (frames, batch, classes)",
+    ),
+    "lengths_too_long": _Fault(
+        "lengths_too_long",
+        "{utterances} {have} more frames than the logits have",
+        "Give the lengths after the subsampling, which are those of the logits and not those of the inputs",
+    ),
+    "labels_out_of_range": _Fault(
+        "label_out_of_range",
+        "{utterances} {have} a label that is no class of the logits",
+        "The decoder needs a class for each label and one for blank. Padding does not count as labels",
+    ),
+    "blanks_in_labels": _Fault(
+        "blank_in_labels",
+        "{utterances} {have} the class of blank among the labels, which CTC puts between labels",
+        "Shift the labels by one, or give blank a class of its own",
+    ),
+}
+_WRONG_IF_MANY = {
+    "infeasible_targets": _Fault(
+        "infeasible_target",
+        "CTC cannot align {utterances}: there must be as many frames as labels, and one more between equal labels",
+        "Leave such utterances out, or make the frames shorter (a smaller stride)",
+    ),
+    "empty_targets": _Fault(
+        "empty_target",
+        "{utterances} {have} no labels",
+        "Leave such utterances out, or divide by at least 1 where the loss is divided by the number of labels",
+    ),
+}
+
+
+def ctc_inputs(signals: Table, validation: Table) -> Finding | None:
+    """Detect the first step at which the loss is given what CTC cannot learn, or is negative."""
+    found = [_always_wrong(signals, name) for name in _ALWAYS_WRONG]
+    for name in _WRONG_IF_MANY:
+        found += [_spoilt_loss(signals, name), _many(signals, name)]
+    found.append(_negative_loss(signals, validation))
+    return min((f for f in found if f is not None), key=lambda finding: finding.detected_step, default=None)
+
+
+def _always_wrong(signals: Table, name: str) -> Finding | None:
+    row = _first_above_0(signals, name)
+    return None if row is None else _finding(_ALWAYS_WRONG[name], name, int(row.steps[0]), row[name][0])
+
+
+def _spoilt_loss(signals: Table, name: str) -> Finding | None:
+    """A loss or gradient that is not finite at the first step with such utterances. Later ones have other reasons."""
+    row = _first_above_0(signals, name)
+    if row is None or not _is_spoilt(row) or _is_not_finite(row, "input_max"):
+        return None
+    effect = "The loss or its gradient is not finite. "
+    return _finding(_WRONG_IF_MANY[name], name, int(row.steps[0]), row[name][0], effect)
+
+
+def _many(signals: Table, name: str) -> Finding | None:
+    """So many such utterances among all so far, or in a whole batch, that they are no exceptions."""
+    if not {name, "utterances"} <= {*signals.names}:
+        return None
+    signals = signals.take(np.isfinite(signals[name]) & np.isfinite(signals["utterances"]))
+    counts, sizes = signals[name].astype(np.float64), signals["utterances"].astype(np.float64)
+    bad, seen = counts.cumsum(), sizes.cumsum()
+    many = _chance_of_as_many(bad, seen, _MANY[name]) < _CHANCE
+    if name == "infeasible_targets":
+        many |= (counts >= sizes) & (sizes >= _LEAST)
+    if not many.any():
+        return None
+    row = int(many.argmax())
+    onset = int(signals.steps[(counts > 0).argmax()])
+    share = f"That is {100 * bad[row] / seen[row]:.3g}% of the utterances so far. "
+    return _finding(_WRONG_IF_MANY[name], name, onset, bad[row], share, detected=int(signals.steps[row]))
+
+
+def _negative_loss(signals: Table, validation: Table) -> Finding | None:
+    """A loss below 0 of a decoder with CTC, or of a training whose error rate stays at the start.
+
+    A log-likelihood is negative, too. But what is trained with it learns, and has no blank.
+    """
+    steps, loss = finite_readings(signals, "loss")
+    below = np.flatnonzero(loss < _BELOW_ZERO)
+    if not len(below):
+        return None
+    onset = int(steps[below[0]])
+    detected: int | None = onset
+    if "blank_fraction" not in signals.names:
+        detected = _not_learned(validation, onset)
+    if detected is None:
+        return None
+    return Finding(
+        kind="bad_data",
+        cause="negative_loss",
+        onset_step=onset,
+        detected_step=detected,
+        signal="loss",
+        value=float(loss[below[0]]),
+        expected="0 or more",
+        advice=f"The loss is {loss[below[0]]:.3g}, but the CTC loss of probabilities is never below 0. Either the "
+        "logits are not normalised (give the loss logits.log_softmax(-1)) or labels contain the class of blank.",
+    )
+
+
+def _not_learned(validation: Table, since: int) -> int | None:
+    """The step of the second validation since then, if no validation up to it has learned anything."""
+    steps, rates = finite_readings(validation, "per")
+    later = steps[steps >= since]
+    if len(later) < 2 or (rates[steps <= later[1]] < _UNLEARNED).any():
+        return None
+    return int(later[1])
+
+
+def _finding(
+    fault: _Fault, name: str, onset: int, count: float, effect: str = "", *, detected: int | None = None
+) -> Finding:
+    utterances = "1 utterance" if count == 1 else f"{count:.0f} utterances"
+    what = fault.what.format(utterances=utterances, have="has" if count == 1 else "have")
+    return Finding(
+        kind="bad_data",
+        cause=fault.cause,
+        onset_step=onset,
+        detected_step=onset if detected is None else detected,
+        signal=name,
+        value=float(count),
+        expected="none",
+        advice=f"{what}. {effect}{fault.mend}.",
+    )
+
+
+def _chance_of_as_many(bad: NDArray[np.float64], seen: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    """Bound the chance of so many bad utterances among those seen if their true share were `share` (Chernoff)."""
+    found = np.maximum(bad / np.maximum(seen, 1), share)
+    rest = 1 - found
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = found * np.log(found / share) + np.where(rest > 0, rest * np.log(rest / (1 - share)), 0)
+    chance: NDArray[np.float64] = np.exp(-seen * distance)
+    return chance
+
+
+def _first_above_0(signals: Table, name: str) -> Table | None:
+    rows = np.flatnonzero(signals[name] > 0)[:1] if name in signals.names else np.zeros(0, np.intp)
+    return signals.take(slice(rows[0], rows[0] + 1)) if len(rows) else None
+
+
+def _is_spoilt(row: Table) -> bool:
+    """Whether the loss or the gradient is not finite, and not because fp16 overflows."""
+    _, scale = readings(row, "loss_scale")
+    return _is_not_finite(row, "loss") or (_is_not_finite(row, "grad_norm") and not (scale > 1).any())
+
+
+def _is_not_finite(row: Table, name: str) -> bool:
+    return not np.isfinite(readings(row, name)[1]).all()

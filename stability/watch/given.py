@@ -1,0 +1,220 @@
+"""What a step was given beside its loss: logits, lengths, labels and names, checked as CTC's loss needs them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from stability.core.device import to_device
+from stability.core.errors import StabilityError
+from stability.core.text import listed
+from stability.engine.measure import faulty_targets, infeasible_targets
+
+Numbers = Tensor | NDArray[Any] | Sequence[Any]
+
+_ALWAYS_WRONG = ("blanks_in_labels", "labels_out_of_range", "lengths_too_long")
+_LEAST = 3  # utterances of a batch that tell something if CTC can align none of them
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a step was given beside its loss.
+
+    Attributes:
+        logits: `[batch, frames, classes]`, if they were given.
+        frames: `[batch]`, the frames of each utterance in the logits, on their device.
+        names: The names of the utterances; empty if there are none.
+        utterances: How many there are, if anything says it.
+        swapped: Whether the logits had their frames before their batch; None if nothing shows it.
+        labels: The mean number of labels of an utterance.
+        checks: The signals that count utterances with a fault.
+        faulty: `[checks, batch]` bool, the utterances that each of them counts.
+    """
+
+    logits: Tensor | None = None
+    frames: Tensor | None = None
+    names: tuple[str | int, ...] = ()
+    utterances: int | None = None
+    swapped: bool | None = None
+    labels: Tensor | None = None
+    checks: tuple[str, ...] = ()
+    faulty: Tensor | None = None
+
+    def counts(self) -> Tensor:
+        """Return the signals in `checks`, `[checks]`. The host does not wait for them."""
+        return torch.zeros(0) if self.faulty is None else self.faulty.sum(1)
+
+    def names_of(self, check: str) -> list[str]:
+        """Return the utterances that a check has found: their names, or their places in the batch."""
+        assert self.faulty is not None
+        places = self.faulty[self.checks.index(check)].nonzero().flatten().tolist()
+        named = len(self.names) == self.faulty.shape[1]
+        return [str(self.names[place]) if named else f"number {place + 1} of the batch" for place in places]
+
+    def is_wrong(self, counts: Mapping[str, float]) -> bool:
+        """Return whether the batch needs a verdict at once, by its counts of utterances with a fault."""
+        if self.swapped or any(counts.get(check, 0) > 0 for check in _ALWAYS_WRONG):
+            return True
+        least = max(_LEAST, self.utterances or 0)
+        return counts.get("infeasible_targets", 0) >= least
+
+
+def read_given(
+    logits: Numbers | None = None,
+    lengths: Numbers | None = None,
+    labels: Numbers | None = None,
+    label_counts: Numbers | None = None,
+    batch: Sequence[Any] = (),
+    *,
+    blank: int,
+) -> Given:
+    """Read and check the arguments of `Monitor.step`. On a GPU the host waits for nothing.
+
+    Raises:
+        StabilityError: They do not fit together.
+    """
+    names = _read_names(batch)
+    frames = None if lengths is None else _tensor(lengths).reshape(-1)
+    targets = None if labels is None else _read_labels(labels, label_counts)
+    entries = {} if frames is None else {"lengths": len(frames)}
+    entries |= {} if targets is None else {"labels": len(targets[1])}
+    scores, swapped = (None, None) if logits is None else _read_logits(logits, entries, len(names), blank)
+    if scores is not None:
+        entries["logits"] = len(scores)
+    if len({*entries.values()}) > 1:
+        sizes = listed(f"{name} hold {size}" for name, size in entries.items())
+        raise StabilityError(
+            f"The arguments of Monitor.step hold different numbers of utterances: {sizes}. Give those of one batch, "
+            "and logits as (batch, frames, classes)."
+        )
+    if frames is not None and frames.is_floating_point():
+        frames = _absolute(frames, scores)
+    faults = _find_faults(scores, frames, targets, blank)
+    return Given(
+        logits=scores,
+        frames=None if scores is None else _frames_of(scores, frames),
+        names=names,
+        utterances=next(iter(entries.values()), None),
+        swapped=swapped,
+        labels=None if targets is None else targets[1].float().mean(),
+        checks=tuple(faults),
+        faulty=torch.stack([*faults.values()]) if faults else None,
+    )
+
+
+def joined(batches: Sequence[Given]) -> Given:
+    """Return the batches of one step as one batch: all their utterances, and the logits of the last one."""
+    *others, last = batches
+    if not others:
+        return last
+    sizes = [given.utterances for given in batches if given.utterances is not None]
+    swaps = [given.swapped for given in batches if given.swapped is not None]
+    means = [given.labels for given in batches if given.labels is not None]
+    masks = [given.faulty for given in batches if given.faulty is not None]
+    alike = len({given.checks for given in batches}) == 1
+    return Given(
+        logits=last.logits,
+        frames=last.frames,
+        names=tuple(name for given in batches for name in given.names),
+        utterances=sum(sizes) if len(sizes) == len(batches) else None,
+        swapped=any(swaps) if swaps else None,
+        labels=torch.stack(means).mean() if means else None,
+        checks=last.checks if alike else (),
+        faulty=torch.cat(masks, 1) if alike and masks else None,
+    )
+
+
+def _find_faults(
+    logits: Tensor | None, frames: Tensor | None, targets: tuple[Tensor, Tensor] | None, blank: int
+) -> dict[str, Tensor]:
+    """Find the utterances with each fault, `[batch]` bool, on a GPU if anything but the logits is there."""
+    given = [tensor for tensor in (frames, *(targets or ())) if tensor is not None]
+    device = next((tensor.device for tensor in given if tensor.device.type != "cpu"), torch.device("cpu"))
+    most, classes = (None, None) if logits is None else logits.shape[1:]
+    available = None if frames is None else to_device(frames, device)
+    faults: dict[str, Tensor] = {}
+    if available is not None and most is not None:
+        faults["lengths_too_long"] = available > most
+        available = available.clamp(max=most)
+    if targets is not None:
+        labels, counts = (to_device(tensor, device) for tensor in targets)
+        faults |= faulty_targets(labels, counts, blank, classes)
+        if available is None and most is not None:
+            available = torch.full_like(counts, most)
+        if available is not None:
+            faults["infeasible_targets"] = infeasible_targets(labels, counts, available)
+    return faults
+
+
+def _read_names(batch: Sequence[Any] | Tensor) -> tuple[str | int, ...]:
+    names = batch.tolist() if isinstance(batch, Tensor) or hasattr(batch, "tolist") else batch
+    return tuple(name if isinstance(name, int) else str(name) for name in names)
+
+
+def _read_logits(logits: Numbers, entries: Mapping[str, int], names: int, blank: int) -> tuple[Tensor, bool | None]:
+    """Read the logits as (batch, frames, classes). Return them, and whether their first two axes were swapped."""
+    scores = _tensor(logits)
+    if scores.ndim != 3:
+        raise StabilityError(f"The logits have the shape {tuple(scores.shape)}. Give them as (batch, frames, classes).")
+    if not 0 <= blank < scores.shape[2]:
+        raise StabilityError(
+            f"blank={blank} is not one of the {scores.shape[2]} classes of the logits, whose shape is "
+            f"{tuple(scores.shape)}. Give the class, from 0, that the CTC loss uses for blank, and logits as "
+            "(batch, frames, classes)."
+        )
+    sizes = {*entries.values()} or ({names} if names > 1 else set())
+    if len(sizes) != 1:
+        return scores, None
+    (size,) = sizes
+    swapped = scores.shape[0] != size == scores.shape[1]
+    return (scores.transpose(0, 1) if swapped else scores), swapped
+
+
+def _read_labels(labels: Numbers, label_counts: Numbers | None) -> tuple[Tensor, Tensor]:
+    """Read labels in any of their forms. Return them padded, `[batch, labels]`, and their counts, `[batch]`."""
+    counts = None if label_counts is None else _tensor(label_counts).reshape(-1)
+    if isinstance(labels, Sequence) and any(isinstance(row, Sequence) or getattr(row, "ndim", 0) for row in labels):
+        rows = [_tensor(row).reshape(-1).long() for row in labels]
+        own = torch.tensor([len(row) for row in rows], device=rows[0].device)
+        return pad_sequence(rows, batch_first=True), own if counts is None else counts
+    if counts is None:
+        raise StabilityError(
+            "Monitor.step was given labels without label_counts, so it cannot tell labels from padding. Give the "
+            "number of labels of each utterance, or the labels as a list of the labels of each utterance."
+        )
+    flat = _tensor(labels)
+    return (flat if flat.ndim > 1 else _padded(flat, counts)), counts
+
+
+def _padded(flat: Tensor, counts: Tensor) -> Tensor:
+    """Return concatenated labels as `[batch, labels]`."""
+    counts = to_device(counts, flat.device)
+    if not len(flat):
+        return flat.new_zeros(len(counts), 1)
+    # On a GPU the host would have to wait for the largest count, so every row is as long as all labels together.
+    longest = int(counts.max()) if counts.device.type == "cpu" else len(flat)
+    starts = counts.cumsum(0) - counts
+    places = starts.unsqueeze(1) + torch.arange(longest, device=flat.device)
+    return flat[places.clamp(max=len(flat) - 1)]
+
+
+def _absolute(lengths: Tensor, logits: Tensor | None) -> Tensor:
+    """Return lengths as numbers of frames. Some programs give them as shares of the longest utterance of the batch."""
+    if logits is not None:
+        lengths = torch.where((lengths <= 1).all(), lengths * logits.shape[1], lengths)
+    return lengths.round().long()
+
+
+def _frames_of(logits: Tensor, frames: Tensor | None) -> Tensor:
+    b, t, _ = logits.shape
+    if frames is None:
+        return torch.full((b,), t, device=logits.device)
+    return to_device(frames, logits.device).clamp(max=t)
+
+
+def _tensor(numbers: Numbers) -> Tensor:
+    return numbers.detach() if isinstance(numbers, Tensor) else torch.tensor(numbers)

@@ -1,0 +1,77 @@
+"""The flight recording of a Monitor: what it has seen when it found something, and the state before the update.
+
+`flight.json` has the verdict, all findings so far, the validations, and the names of the last 200 batches; `flight.csv`
+the signals; `flight.pt` the state_dicts. `python -m stability.diagnose FOLDER` reads them.
+"""
+
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stability.core.files import write_atomically
+from stability.diagnosis.finding import Finding
+from stability.diagnosis.table import Table, append_table
+from stability.diagnosis.verdict import Verdict
+
+_RECORD, _ROWS, _STATE = "flight.json", "flight.csv", "flight.pt"
+
+
+def write_recording(
+    folder: Path,
+    *,
+    verdict: Verdict | None,
+    findings: Sequence[Finding],
+    batches: Iterable[tuple[int, Sequence[str | int]]],
+    signals: Table,
+    validation: Table,
+    state: Mapping[str, Any],
+) -> None:
+    """Write a recording, `flight.json` last. It replaces the one in the folder.
+
+    Args:
+        folder: Where it is written.
+        verdict: The verdict so far.
+        findings: All findings so far.
+        batches: The steps of the last batches, and the names of their utterances.
+        signals: The signals so far.
+        validation: All validations so far.
+        state: What is saved as `flight.pt`.
+
+    Raises:
+        OSError: It could not be written. The folder then has none.
+    """
+    record = {
+        "verdict": None if verdict is None else json.loads(verdict.to_json()),
+        "findings": [_strict(asdict(finding)) for finding in findings],
+        "validations": [
+            {"step": step, **_strict(dict(zip(validation.names, values, strict=True)))}
+            for step, values in zip(validation.steps.tolist(), validation.values.tolist(), strict=True)
+        ],
+        "batches": dict(batches),
+    }
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (_RECORD, _ROWS, _STATE):
+            (folder / name).unlink(missing_ok=True)
+        append_table(folder / _ROWS, signals)
+        write_atomically(folder / _STATE, buffer.getbuffer())
+        write_atomically(folder / _RECORD, json.dumps(record, indent=2, allow_nan=False).encode())
+    except OSError:
+        for name in (_ROWS, _STATE):
+            with suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+        raise
+
+
+def _strict(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for JSON, which has no NaN and no infinity: they become the text "nan", "inf" or "-inf"."""
+    return {n: str(v) if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}

@@ -1,0 +1,148 @@
+"""What a step is given, in all its forms, compared with CTC's loss itself."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stability.core.errors import StabilityError
+from stability.watch.given import Given, joined, read_given
+
+B, T, C = 40, 8, 5
+
+
+def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits, lengths, padded labels and their counts. Some targets are infeasible, some empty."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(1, 3, (B, 6), generator=generator)
+    counts, lengths = torch.randint(0, 7, (B,), generator=generator), torch.randint(1, T + 1, (B,), generator=generator)
+    counts[0], lengths[0] = 6, T  # the longest labels and frames
+    return torch.randn(B, T, C, generator=generator), lengths, labels, counts
+
+
+def utterances(given: Given, check: str) -> list[int]:
+    assert given.faulty is not None
+    return given.faulty[given.checks.index(check)].nonzero().flatten().tolist()
+
+
+def test_all_forms_of_labels_and_lengths_are_read_alike() -> None:
+    logits, lengths, labels, counts = example()
+    rows = [row[:count] for row, count in zip(labels, counts.tolist(), strict=True)]
+    log_probs = logits.log_softmax(-1).transpose(0, 1)
+    infinite = F.ctc_loss(log_probs, labels, lengths, counts, reduction="none").isinf().nonzero().flatten().tolist()
+    empty = (counts == 0).nonzero().flatten().tolist()
+    for own_labels, own_counts in (
+        (labels, counts),
+        (labels.numpy(), counts.numpy()),
+        (labels.tolist(), counts.tolist()),
+        (labels.int(), [*counts]),
+        (torch.cat(rows), counts),
+        (torch.cat(rows).tolist(), counts.tolist()),
+        ([*torch.cat(rows).numpy()], counts),
+        (rows, None),
+        ([row.tolist() for row in rows], None),
+        ([row.numpy() for row in rows], counts),
+    ):
+        for own_lengths in (lengths, lengths.tolist(), lengths.numpy(), lengths.float(), lengths / T):
+            given = read_given(logits, own_lengths, own_labels, own_counts, blank=0)
+            assert utterances(given, "infeasible_targets") == infinite
+            assert utterances(given, "empty_targets") == empty
+            assert given.frames is not None
+            assert given.frames.tolist() == lengths.tolist()
+            assert given.labels is not None
+            assert given.labels.item() == pytest.approx(counts.float().mean().item())
+            for check in ("blanks_in_labels", "labels_out_of_range", "lengths_too_long"):
+                assert utterances(given, check) == []
+    assert 0 < len(infinite) < B
+    assert 0 < len(empty) < B
+
+
+def test_logits_may_be_an_array() -> None:
+    logits = np.random.default_rng(0).normal(size=(2, 3, 4))
+    given = read_given(logits, blank=0)
+    assert given.logits is not None
+    assert given.logits.numpy() == pytest.approx(logits)
+    assert (given.utterances, given.swapped, given.checks) == (2, None, ())
+
+
+@pytest.mark.parametrize("form", ["padded", "concatenated"])
+def test_wrong_labels_are_found_but_not_in_the_padding(form: str) -> None:
+    logits = torch.zeros(4, T, C)
+    labels = torch.tensor([[1, 2, 0, 9], [1, 0, 3, 0], [5, 1, 0, 0], [-100, 1, 0, 0]])
+    counts = torch.tensor([2, 3, 2, 2])
+    given_labels = labels if form == "padded" else torch.cat([row[:n] for row, n in zip(labels, counts, strict=True)])
+    given = read_given(logits, None, given_labels, counts, ["a", "b", "c", "d"], blank=0)
+    assert given.names_of("blanks_in_labels") == ["b"]
+    assert given.names_of("labels_out_of_range") == ["c", "d"]
+    last = read_given(logits, None, given_labels, counts, blank=C - 1)
+    assert last.names_of("blanks_in_labels") == []
+
+
+def test_lengths_are_compared_with_the_logits() -> None:
+    logits, lengths, labels, counts = example()
+    given = read_given(logits, lengths * 4, labels, counts, blank=0)
+    assert utterances(given, "lengths_too_long") == (lengths * 4 > T).nonzero().flatten().tolist()
+    assert given.frames is not None
+    assert given.frames.max() == T, "a decoder has no frames behind its last one"
+
+
+@pytest.mark.parametrize("by", ["lengths", "labels", "names"])
+def test_swapped_axes_are_seen_and_mended(by: str) -> None:
+    logits, lengths, labels, counts = example()
+    arguments = {
+        "lengths": (lengths,),
+        "labels": (None, labels, counts),
+        "names": (None, None, None, range(B)),
+    }[by]
+    right = read_given(logits, *arguments, blank=0)  # type: ignore[arg-type]
+    swapped = read_given(logits.transpose(0, 1), *arguments, blank=0)  # type: ignore[arg-type]
+    assert (right.swapped, swapped.swapped) == (False, True)
+    assert swapped.logits is not None
+    assert torch.equal(swapped.logits, logits)
+
+
+def test_targets_are_checked_without_logits() -> None:
+    _, lengths, labels, counts = example()
+    given = read_given(None, lengths, labels, counts, blank=0)
+    with_logits = read_given(*example(), blank=0)
+    for check in ("infeasible_targets", "empty_targets", "blanks_in_labels"):
+        assert utterances(given, check) == utterances(with_logits, check)
+    assert given.utterances == B
+
+
+def test_arguments_that_do_not_fit_are_refused() -> None:
+    logits, lengths, labels, counts = example()
+    with pytest.raises(StabilityError, match=r"lengths hold 39, labels hold 40 and logits hold 40"):
+        read_given(logits, lengths[1:], labels, counts, blank=0)
+    with pytest.raises(StabilityError, match=r"shape \(8, 5\). Give them as \(batch, frames, classes\)"):
+        read_given(logits[0], blank=0)
+    with pytest.raises(StabilityError, match="blank=5 is not one of the 5 classes"):
+        read_given(logits, blank=5)
+    with pytest.raises(StabilityError, match="labels without label_counts"):
+        read_given(logits, lengths, labels, blank=0)
+
+
+def test_the_batches_of_a_step_are_joined() -> None:
+    first, second = (read_given(*example(seed), [f"{seed}-{n}" for n in range(B)], blank=0) for seed in (0, 1))
+    both = joined([first, second])
+    assert both.utterances == 2 * B
+    assert torch.equal(both.counts(), first.counts() + second.counts())
+    for check in both.checks:
+        assert both.names_of(check) == first.names_of(check) + second.names_of(check)
+    assert both.logits is second.logits
+    assert joined([first]) is first
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_host_does_not_wait_for_a_gpu() -> None:
+    logits, lengths, labels, counts = (tensor.cuda() for tensor in example())
+    flat = torch.cat([row[:count] for row, count in zip(labels, counts.tolist(), strict=True)])
+    forms = [(logits, lengths, labels, counts), (logits, lengths.cpu(), flat, counts.cpu())]
+    wanted = read_given(*example(), blank=0).counts().tolist()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = [read_given(*form, blank=0).counts() for form in forms]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [own.tolist() for own in found] == [wanted, wanted]
