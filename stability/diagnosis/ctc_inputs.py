@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from stability.diagnosis.finding import Finding, finite_readings, readings
 from stability.diagnosis.table import Table
 
-_MANY = {"infeasible_targets": 0.1, "empty_targets": 0.5}  # shares of the utterances that no data set should exceed
-_CHANCE = 0.002  # at most, of so many such utterances if their share were no larger than that
+_MANY = {
+    "infeasible_targets": 0.1,
+    "empty_targets": 0.5,
+}  # shares of the utterances from which on they are no exception
+_CHANCE = 0.002  # at most, that their true share is only half as large
 _LEAST = 3  # utterances of a batch that tell something if all of them are infeasible
 _BELOW_ZERO = -1e-3  # a loss that is rounded is not below this
 _UNLEARNED = 0.95  # an error rate from which on nothing has been learned
@@ -48,7 +51,8 @@ _ALWAYS_WRONG = {
     "blanks_in_labels": _Fault(
         "blank_in_labels",
         "{utterances} {have} the class of blank among the labels, which CTC puts between labels",
-        "Shift the labels by one, or give blank a class of its own",
+        "Shift the labels by one, or give blank a class of its own. If the loss uses another class for blank than the "
+        "Monitor, give it to both",
     ),
 }
 _WRONG_IF_MANY = {
@@ -95,7 +99,7 @@ def _many(signals: Table, name: str) -> Finding | None:
     signals = signals.take(np.isfinite(signals[name]) & np.isfinite(signals["utterances"]))
     counts, sizes = signals[name].astype(np.float64), signals["utterances"].astype(np.float64)
     bad, seen = counts.cumsum(), sizes.cumsum()
-    many = _chance_of_as_many(bad, seen, _MANY[name]) < _CHANCE
+    many = (bad >= _MANY[name] * seen) & (_chance_of_as_many(bad, seen, _MANY[name] / 2) < _CHANCE)
     if name == "infeasible_targets":
         many |= (counts >= sizes) & (sizes >= _LEAST)
     if not many.any():

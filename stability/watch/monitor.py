@@ -26,6 +26,17 @@ from stability.engine.measure import frame_information, input_max, output_signal
 from stability.watch.given import Given, Numbers, read_given
 from stability.watch.optimizer import Unoptimized, epsilon_signals, no_gradient
 from stability.watch.recording import write_recording
+from stability.watch.state import (
+    finding_of,
+    finding_state,
+    lost_state,
+    optimizer_state,
+    plain,
+    table_of,
+    table_state,
+    verdict_of,
+    verdict_state,
+)
 
 _FETCH_EVERY = 10  # steps: one transfer from the GPU for many signals is faster
 _RECENT = 200  # steps whose batches a flight recording names
@@ -126,6 +137,8 @@ class Monitor:
         self._seen: Counter[str] = Counter()  # utterances whose targets were checked, and those with a fault
         self._faulty: list[tuple[int, str, list[str]]] = []  # steps, signals, and the utterances that were counted
         self._folder = None if folder is None else Path(folder)
+        self._before_restart: dict[str, Any] | None = None  # of the optimizer, until the first step
+        self._restarts: list[tuple[int, list[str]]] = []  # steps, and what did not come back
         self._recording: _Evidence = {}  # evidence that says where the flight recording is, or why there is none
         self._batches: deque[tuple[int, tuple[str | int, ...]]] = deque(maxlen=_RECENT)
         self._outputs: dict[str, Any] = {}  # of the modules in this step, in the order in which they ran
@@ -202,7 +215,63 @@ class Monitor:
         verdict = judge(self._table(), self.validation())
         in_percent = is_in_percent([per for _, per, _ in self._validations])
         unit: _Evidence = {"error rates were given in": "percent"} if in_percent else {}
-        return replace(verdict, evidence=verdict.evidence | unit | self._own_evidence() | self._recording)
+        evidence = verdict.evidence | unit | self._own_evidence() | self._recording
+        return replace(verdict, evidence=evidence, advice=self._with_restarts(verdict.advice))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the Monitor knows, to be saved with a checkpoint of the training, as JSON or by torch.save.
+
+        Returns:
+            Numbers, texts, lists and dictionaries of them. It has some hundred numbers for each of up to 4,096 steps.
+        """
+        signals = self._table()
+        return {
+            "step": self._next_step,
+            "signals": table_state(signals),
+            "validations": [[step, plain(per), plain(loss)] for step, per, loss in self._validations],
+            "findings": [finding_state(finding) for finding in self._findings],
+            "failure": verdict_state(self._failure),
+            "bad steps": [
+                [bad.step, bad.utterances, verdict_state(bad.verdict), bad.applied] for bad in self._bad_steps
+            ],
+            "skipped": [[step, utterances] for step, utterances in self._skipped],
+            "seen": dict(self._seen),
+            "faulty": [[step, check, names] for step, check, names in self._faulty],
+            "restarts": [[step, lost] for step, lost in self._restarts],
+            "optimizer": optimizer_state(self._optimizer, signals),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another Monitor was, before the first step of this one.
+
+        The next step shows whether the optimizer's state and its learning rate came back, too. If they did not, the
+        verdict says so.
+
+        Args:
+            state: What `state_dict` returned.
+
+        Raises:
+            ValueError: This Monitor has already watched a step.
+        """
+        if self._next_step:
+            raise ValueError("load_state_dict comes before the first step: make a new Monitor and load into that.")
+        bad_steps = state["bad steps"]
+        signals, first_bad = table_of(state["signals"]), min((step for step, *_ in bad_steps), default=state["step"])
+        self._rows.append(signals.take(signals.steps < first_bad))
+        self._pending = _rows_of(signals.take(signals.steps >= first_bad))
+        self._fetched = state["step"] - len(self._pending)
+        self._validations = [(step, float(per), float(loss)) for step, per, loss in state["validations"]]
+        self._findings = [finding_of(finding) for finding in state["findings"]]
+        self._failure = verdict_of(state["failure"])
+        self._bad_steps = [
+            _BadStep(step, self._pending[step - self._fetched], names, verdict_of(verdict), applied)
+            for step, names, verdict, applied in bad_steps
+        ]
+        self._skipped = [(step, utterances) for step, utterances in state["skipped"]]
+        self._seen = Counter(state["seen"])
+        self._faulty = [(step, check, names) for step, check, names in state["faulty"]]
+        self._restarts = [(step, lost) for step, lost in state["restarts"]]
+        self._before_restart = state["optimizer"]
 
     @property
     def findings(self) -> list[Finding]:
@@ -228,6 +297,7 @@ class Monitor:
     def _take_step(self, loss: Tensor, given: Given, inputs: Tensor | None = None) -> Verdict | None:
         """Measure and judge a step. See `step`."""
         step = self._next_step
+        self._note_restart(step)
         self._measure_unoptimized()
         self._weights_before = []  # if the last update was never made
         due = is_check_due(step)
@@ -255,6 +325,12 @@ class Monitor:
         elif finite:
             self._go_on()
         return self._failure or verdict
+
+    def _note_restart(self, step: int) -> None:
+        """Note at the first step after a restart what of the optimizer did not come back."""
+        before, self._before_restart = self._before_restart, None
+        if before is not None and self._optimizer is not None and (lost := lost_state(self._optimizer, before)):
+            self._restarts.append((step, lost))
 
     def _measure(self, loss: Tensor, given: Given) -> _Row:
         expensive = self._next_step % EXPENSIVE_EVERY == 0
@@ -339,7 +415,7 @@ class Monitor:
         if verdict is not None:
             places = self._non_finite_places() if urgent else {}
             evidence = self._utterances_of(deciding[0]) | verdict.evidence | self._own_evidence() | places
-            verdict = replace(verdict, evidence=evidence)
+            verdict = replace(verdict, evidence=evidence, advice=self._with_restarts(verdict.advice))
         if new and self._folder is not None:
             self._record(self._folder, signals, verdict or stopping_verdict(signals, validation, FAULTS, new))
         if verdict is not None:
@@ -355,6 +431,14 @@ class Monitor:
             if not bad.applied:
                 self._skipped.append((bad.step, bad.utterances))
         self._bad_steps.clear()
+
+    def _with_restarts(self, advice: str) -> str:
+        """Return the advice of a training that is not well, with what did not come back at its restarts."""
+        if not advice:
+            return ""
+        lost = [f"After the restart at step {step}, {' and '.join(what)}." for step, what in self._restarts]
+        mend = ["Save and load the state_dict of the optimizer and of the schedule."] if lost else []
+        return " ".join([advice, *lost, *mend])
 
     def _utterances_of(self, finding: Finding) -> _Evidence:
         """Name the utterances that a finding has counted, or else all in the batch."""
@@ -373,6 +457,8 @@ class Monitor:
             if names:
                 which = first_of([*names], _NAMED)
                 evidence[what] = f"{self._seen[check]} of {self._seen['utterances']} ({which})"
+        for step, lost in self._restarts:
+            evidence[f"after the restart at step {step}"] = "; ".join(lost)
         if self._skipped:
             batches = [f"step {step}: {first_of(own, 4)}" if own else f"step {step}" for step, own in self._skipped]
             evidence["batches skipped"] = f"{len(batches)} ({first_of(batches, 4, '; ')})"
@@ -479,6 +565,14 @@ class Monitor:
             "gradients not finite": gradients,
         }
         return {what: first_of(names, 4) for what, names in found.items() if names}
+
+
+def _rows_of(table: Table) -> list[_Row]:
+    """Return the rows of a table, each with the signals that it measured."""
+    return [
+        {name: value for name, value, is_measured in zip(table.names, *row, strict=True) if is_measured}
+        for row in zip(table.values.tolist(), table.measured.tolist(), strict=True)
+    ]
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -6,10 +6,8 @@ the signals; `flight.pt` the state_dicts. `python -m stability.diagnose FOLDER` 
 
 import io
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from stability.core.files import write_atomically
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.table import Table, append_table
 from stability.diagnosis.verdict import Verdict
+from stability.watch.state import finding_state, plain, verdict_state
 
 _RECORD, _ROWS, _STATE = "flight.json", "flight.csv", "flight.pt"
 
@@ -48,11 +47,11 @@ def write_recording(
         OSError: It could not be written. The folder then has none.
     """
     record = {
-        "verdict": None if verdict is None else json.loads(verdict.to_json()),
-        "findings": [_strict(asdict(finding)) for finding in findings],
+        "verdict": verdict_state(verdict),
+        "findings": [finding_state(finding) for finding in findings],
         "validations": [
-            {"step": step, **_strict(dict(zip(validation.names, values, strict=True)))}
-            for step, values in zip(validation.steps.tolist(), validation.values.tolist(), strict=True)
+            {"step": step, "per": plain(per), "loss": plain(loss)}
+            for step, (per, loss) in zip(validation.steps.tolist(), validation.values.tolist(), strict=True)
         ],
         "batches": dict(batches),
     }
@@ -70,8 +69,3 @@ def write_recording(
             with suppress(OSError):
                 (folder / name).unlink(missing_ok=True)
         raise
-
-
-def _strict(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for JSON, which has no NaN and no infinity: they become the text "nan", "inf" or "-inf"."""
-    return {n: str(v) if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}
