@@ -20,6 +20,9 @@ LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
 FLIGHT = Path("flight")  # everything that is needed to repeat a step that failed
 FLIGHT_RECORD, FLIGHT_STATE = FLIGHT / "flight.json", FLIGHT / "state.pt"  # flight.json is written last
 
+# In the folder of a Monitor's flight recording.
+MONITOR_RECORD, MONITOR_SIGNALS, MONITOR_STATE = "flight.json", "flight.csv", "flight.pt"
+
 # In a study's folder.
 REPORT = "report"  # the beginning of the names of its reports, and of the folders with their figures
 

@@ -13,13 +13,11 @@ from typing import Any
 
 import torch
 
-from stability.core.files import write_atomically
+from stability.core.files import MONITOR_RECORD, MONITOR_SIGNALS, MONITOR_STATE, write_atomically
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.table import Table, append_table
 from stability.diagnosis.verdict import Verdict
 from stability.watch.state import finding_state, plain, verdict_state
-
-_RECORD, _ROWS, _STATE = "flight.json", "flight.csv", "flight.pt"
 
 
 def write_recording(
@@ -59,13 +57,13 @@ def write_recording(
     torch.save(dict(state), buffer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (_RECORD, _ROWS, _STATE):
+        for name in (MONITOR_RECORD, MONITOR_SIGNALS, MONITOR_STATE):
             (folder / name).unlink(missing_ok=True)
-        append_table(folder / _ROWS, signals)
-        write_atomically(folder / _STATE, buffer.getbuffer())
-        write_atomically(folder / _RECORD, json.dumps(record, indent=2, allow_nan=False).encode())
+        append_table(folder / MONITOR_SIGNALS, signals)
+        write_atomically(folder / MONITOR_STATE, buffer.getbuffer())
+        write_atomically(folder / MONITOR_RECORD, json.dumps(record, indent=2, allow_nan=False).encode())
     except OSError:
-        for name in (_ROWS, _STATE):
+        for name in (MONITOR_SIGNALS, MONITOR_STATE):
             with suppress(OSError):
                 (folder / name).unlink(missing_ok=True)
         raise

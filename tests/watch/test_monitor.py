@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stability import Monitor
+from stability import Monitor, diagnose, read_log
 from stability.core.errors import StabilityError
 from stability.diagnosis.table import read_table
 from stability.diagnosis.verdict import Verdict
@@ -182,6 +182,45 @@ def test_a_finding_leaves_a_flight_recording(tmp_path: Path) -> None:
     fresh = toy()[1]
     fresh.load_state_dict(state["optimizer_state_dict"])
     assert len(fresh.state_dict()["state"]) == 4
+
+
+def test_a_flight_recording_can_be_diagnosed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched = Watched(folder=tmp_path / "flight")
+    watched.train(range(40), {30: too_many_labels}, go_on=False)
+    watched.monitor.validated(0.8, 1.0)
+    monkeypatch.chdir(tmp_path)
+    command = str(watched.monitor.verdict().evidence["flight recording"])
+    assert command == f"python -m stability.diagnose {tmp_path / 'flight'}"
+    assert diagnose.main(command.split()[3:]) == 0
+    shown = capsys.readouterr().out
+    assert "bad_data: infeasible_target, since step 30" in shown
+    assert "recorded this at step 30" in shown
+    assert "utterances: 30-2\n" in shown
+    assert "gradients not finite: body.weight, body.bias, head.weight, head.bias\n" in shown
+    text = (tmp_path / "flight/flight.json").read_text()
+    record = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert record["verdict"]["cause"] == "infeasible_target"
+
+
+def test_a_damaged_flight_recording_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "flight.csv").write_text("step,loss\n0,1\n")
+    (tmp_path / "flight.json").write_text("{}")
+    assert diagnose.main([str(tmp_path)]) == 1
+    assert "flight.json is not a Monitor's flight recording" in capsys.readouterr().err
+
+
+def test_a_flight_recording_keeps_validations(tmp_path: Path) -> None:
+    monitor = Monitor(Toy(), folder=tmp_path)
+    for step in range(20):
+        if step == 10:
+            monitor.validated(0.8)
+        monitor.step(math.nan if step == 15 else 3.0 - step / 10)
+    validation = read_log(tmp_path).validation
+    assert validation.steps.tolist() == [9]
+    assert validation["per"].tolist() == pytest.approx([0.8])
+    assert validation.measured.tolist() == [[True, False]]
 
 
 def test_a_recording_that_cannot_be_written_is_evidence(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from stability.core.errors import StabilityError
 from stability.core.files import SIGNALS_FILE, VALIDATION_FILE
 from stability.core.text import first_of
 from stability.diagnosis.finding import readings
+from stability.diagnosis.readers.flight import is_flight
+from stability.diagnosis.readers.flight import read as read_flight
 from stability.diagnosis.readers.recording import Recording
 from stability.diagnosis.readers.tensorboard_events import group_by_run, is_event_file
 from stability.diagnosis.readers.tensorboard_events import read as read_events
@@ -26,12 +28,14 @@ _AS_PRINTED = 1e-3  # how far a loss may be rounded
 def read(
     path: Path, read_file: Callable[[Path], list[Recording]], progress: Callable[[int, int], None]
 ) -> list[Recording]:
-    """Read a trial's signals and validations, or the trainings in the files of another folder.
+    """Read a trial's signals and validations, a Monitor's recording, or the trainings in the files of another folder.
 
     Files without a training are ignored, and so are further logs of the same training, such as those in checkpoints.
     """
     if (path / SIGNALS_FILE).exists():
         return [_read_trial(path)]
+    if is_flight(path):
+        return [read_flight(path)]
     files = sorted(path.rglob("*"))
     runs, unread = list[Recording](), ""
     for run, events in group_by_run([file for file in files if is_event_file(file)]).items():
