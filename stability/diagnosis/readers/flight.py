@@ -11,6 +11,8 @@ from stability.core.files import MONITOR_RECORD, MONITOR_SIGNALS, MONITOR_STATE
 from stability.diagnosis.readers.recording import Recording
 from stability.diagnosis.table import Table, read_table
 
+_NUMBERS = ("nan", "inf", "-inf")  # as strict JSON writes them
+
 
 def is_flight(folder: Path) -> bool:
     """Return whether the folder has a Monitor's recording."""
@@ -30,7 +32,7 @@ def read(folder: Path) -> Recording:
             [[float(row[name]) for name in ("step", "per", "loss")] for row in record["validations"]]
         ).reshape(-1, 3)
         signals = read_table(folder / MONITOR_SIGNALS)
-        notes = _notes(record, signals, folder)
+        notes = _notes(record, folder)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise StabilityError(f"{path} is not a Monitor's flight recording ({error!r}).") from None
     values = validations[:, 1:].astype(np.float32)
@@ -38,11 +40,11 @@ def read(folder: Path) -> Recording:
     return Recording(folder.resolve().name, signals, validation, tuple(notes))
 
 
-def _notes(record: dict[str, Any], signals: Table, folder: Path) -> list[str]:
+def _notes(record: dict[str, Any], folder: Path) -> list[str]:
     verdict = record["verdict"]
     notes = [f"A Monitor recorded this at step {max(map(int, record['batches']), default=0)}."]
     if verdict is not None:
-        texts = {name: what for name, what in verdict["evidence"].items() if isinstance(what, str)}
-        own = [name for name in texts if name not in signals.names and not name.endswith(" expected")]
-        notes += [f"{name}: {texts[name]}" for name in own]
+        told = {name: what for name, what in verdict["evidence"].items() if isinstance(what, str)}
+        own = [name for name, what in told.items() if what not in _NUMBERS and not name.endswith(" expected")]
+        notes += [f"{name}: {told[name]}" for name in own]
     return [*notes, f"The state before the update is in {folder / MONITOR_STATE}, for torch.load."]
