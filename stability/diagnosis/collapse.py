@@ -17,8 +17,8 @@ from stability.diagnosis.finding import (
     Series,
     finite_readings,
     running_median,
-    update_in_words,
 )
+from stability.diagnosis.no_progress import why_no_progress
 from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["collapsed"]
@@ -193,108 +193,13 @@ def stuck(signals: Table, validation: Table) -> Finding | None:
     return None
 
 
-def other_labels(signals: Table, validation: Table) -> Finding | None:
-    """Detect a training loss that was learned while the error rate stays near 1: the splits have different labels."""
-    loss = finite_readings(signals, "loss")
-    # If a training blew up at once, only its first loss is that of the start.
-    start = float(min(loss.values[0], np.median(loss.values[:_SMOOTH]))) if len(loss.values) else math.nan
-    for step, rate in zip(*finite_readings(validation, "per"), strict=True):
-        recent = loss.up_to(int(step))[_SMOOTH:][-_SMOOTH:]
-        # A loss that may be negative, as a log-likelihood, cannot be given as a share of its start.
-        if rate < _SOME or not len(recent) or not 0 <= np.median(recent) < _T["labels_loss"] * start:
-            continue
-        narrow = narrow_output_since(signals, int(step))
-        if narrow is not None and narrow[1]:  # only blank: then the loss is low for another reason
-            continue
-        return Finding(
-            kind="mode_collapse",
-            cause="labels",
-            onset_step=int(step) if narrow is None else narrow[0],
-            detected_step=int(step),
-            signal="per",
-            value=float(rate),
-            expected="well below 1",
-            advice=f"The training loss fell to {np.median(recent) / start:.0%} of its start, but the validation error "
-            f"rate is {rate:.2f}. Either the labels of training and validation differ, or the model knows its "
-            "training data by heart. Compare the labels and the class tables of both splits.",
-        )
-    return None
-
-
-def why_no_progress(signals: Table, step: int) -> tuple[str, str]:
-    """Find out why a decoder does not learn, from what the optimiser did up to a step.
-
-    Returns:
-        Cause and advice.
-    """
-    update = finite_readings(signals, "update_ratio").up_to(step)
-    weights = finite_readings(signals, "weight_norm").up_to(step)
-    if len(weights) and weights[-1] < 0.7 * weights.max():
-        return "decay", (
-            f"The weights have shrunk from {weights.max():.3g} to {weights[-1]:.3g}: the weight decay is stronger than "
-            "the gradients. Lower it."
-        )
-    if (advice := _clipped_before_unscaling(signals, step)) is not None:
-        return "precision", advice
-    size = float(np.median(update[-3:])) if len(update) else math.nan
-    if size > 3 * _T["small_update"]:
-        return "no_information", (
-            f"Updates are {update_in_words(size)}, which is enough to learn. Look at the data: do the inputs and "
-            "labels still belong together?"
-        )
-    return "step_too_small", _small_step_advice(signals, step, size)
-
-
-def _small_step_advice(signals: Table, step: int, size: float) -> str:
-    names = ("epsilon_dominance", "lr", "effective_lr")
-    share, rate, effective = (finite_readings(signals, name).up_to(step) for name in names)
-    if not len(share) or not len(rate) or not len(effective):
-        return (
-            "The optimiser's state was not recorded. Check whether the roots of its second moments are below epsilon, "
-            "and whether the lr is still high enough."
-        )
-    updates = f"Updates are {update_in_words(size)}. " if not math.isnan(size) else ""
-    fell = rate[-1] < 0.5 * rate.max()
-    if share[-1] < 0.5:
-        fallen = f", down from {rate.max():.2g}," if fell else ""
-        return f"{updates}Epsilon is not the reason: the lr of {rate[-1]:.2g}{fallen} is too small. Raise it."
-    advice = (
-        f"{updates}The roots of the second moments are below epsilon for {share[-1]:.0%} of the parameters, so this is "
-        f"momentum SGD with lr/ε = {effective[-1]:.2g}."
-    )
-    if fell:
-        return f"{advice} The lr has fallen from {rate.max():.2g} to {rate[-1]:.2g}: let it fall later."
-    loss, per_label = (finite_readings(signals, name).up_to(step) for name in ("loss", "loss_per_label"))
-    if len(loss) == len(per_label) and len(loss) and np.median(loss - 1.01 * per_label) < 0:
-        labels = finite_readings(signals, "labels").up_to(step)
-        times = f"{np.median(labels):.2g} times smaller" if len(labels) else "as many times smaller as there are labels"
-        advice += f" The loss is a mean per label: its gradients are {times} than those of a sum per utterance."
-        return f"{advice} Try loss=per_utterance_sum, a smaller optimizer.epsilon, or a higher schedule.lr_max."
-    return f"{advice} Try a smaller optimizer.epsilon, or a higher schedule.lr_max."
-
-
-def _clipped_before_unscaling(signals: Table, step: int) -> str | None:
-    """Return advice if the applied gradient is always as small as the clip's limit divided by the loss scale."""
-    scale, applied = (finite_readings(signals, name).up_to(step) for name in ("loss_scale", "applied_norm"))
-    applied = applied[applied > 0]
-    if len(applied) < 3 or not len(scale) or scale[-1] <= 1:
-        return None
-    middle = float(np.median(applied))
-    limit = middle * float(scale[-1])
-    if middle > 0.01 or not 0.01 < limit < 1000 or np.ptp(applied[-3:]) > 0.05 * middle:
-        return None
-    return (
-        f"The applied gradient always has the norm {middle:.2g}, which is {limit:.3g} divided by the loss scale of "
-        f"{scale[-1]:.10g}: it is clipped before it is unscaled. Call scaler.unscale_(optimizer) before the clip."
-    )
-
-
 def _what_changed(signals: Table, step: int, now: int) -> str:
     """Return a sentence about what else changed at a relapse."""
+    wide = max(100, 5 * finite_readings(signals, "loss").distance(step))
     suspects = {"weight_norm": "the norm of the weights", "lr": "the lr", "input_max": "the largest input"}
     for name, description in suspects.items():
         series = finite_readings(signals, name)
-        before, after = series.between(step - 100, step - 11), series.between(step, min(step + 60, now))
+        before, after = series.between(step - wide, step - 11), series.between(step, min(step + wide, now))
         if not len(before) or not len(after):
             continue
         old, new = float(np.median(before)), float(np.median(after))

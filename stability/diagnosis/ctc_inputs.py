@@ -20,7 +20,6 @@ _CHANCE = 0.002  # at most, that their true share is only half as large
 _LEAST = 3  # utterances of a batch that tell something if all of them are infeasible
 _BELOW_ZERO = -1e-3  # a loss that is rounded is not below this
 _UNLEARNED = 0.95  # an error rate from which on nothing has been learned
-_UNLEARNED = 0.95  # an error rate from which on nothing has been learned
 
 
 class _Fault(NamedTuple):

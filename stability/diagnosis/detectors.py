@@ -11,14 +11,17 @@ whether a collapse is one of blank or of a few phonemes depends on all its steps
 
 import numpy as np
 
-from stability.diagnosis.collapse import other_labels, relapsed, stuck
+from stability.diagnosis.collapse import relapsed, stuck
 from stability.diagnosis.ctc_inputs import ctc_inputs
+from stability.diagnosis.error_rates import degraded
 from stability.diagnosis.explosion import exploded
 from stability.diagnosis.finding import Finding, readings
-from stability.diagnosis.non_finite import non_finite
+from stability.diagnosis.mismatch import other_labels
+from stability.diagnosis.non_finite import non_finite, reveal_masked
+from stability.diagnosis.not_training import not_training
 from stability.diagnosis.table import Table
 
-_DETECTORS = (ctc_inputs, non_finite, exploded, relapsed, stuck, other_labels)
+_DETECTORS = (ctc_inputs, non_finite, not_training, exploded, relapsed, stuck, degraded, other_labels)
 
 
 def findings(signals: Table, validation: Table) -> list[Finding]:
@@ -31,13 +34,14 @@ def findings(signals: Table, validation: Table) -> list[Finding]:
     Returns:
         What is wrong with the training, sorted by `detected_step`. Steps whose batch was skipped do not count.
     """
-    signals = _without_skipped(signals)
+    signals = as_judged(signals, validation)
     found = [finding for detect in _DETECTORS if (finding := detect(signals, validation)) is not None]
     return sorted(found, key=lambda finding: finding.detected_step)
 
 
-def _without_skipped(signals: Table) -> Table:
-    """The steps without those whose batch was refused, if the training went on without it."""
+def as_judged(signals: Table, validation: Table) -> Table:
+    """Return the signals as they are judged: without steps whose batch was skipped, and with NaN where it was hidden."""
     steps, skipped = readings(signals, "skipped")
     refused = steps[skipped > 0]
-    return signals.take(~np.isin(signals.steps, refused)) if len(refused) else signals
+    trained = signals.take(~np.isin(signals.steps, refused)) if len(refused) else signals
+    return reveal_masked(trained, validation)

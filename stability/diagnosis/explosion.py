@@ -24,6 +24,8 @@ _SMOOTH = int(_T["smooth"])
 _PAST = 60  # readings of a signal that are its past
 _BACK = 10  # readings of what is measured every 10th step that are its past
 _TYPICAL_UPDATE = 0.01  # size of an update over that of the weights, if none was measured before
+_EVERY_STEP = 5  # steps: readings at most so far apart show single batches
+_SPARSE = 10  # steps: between readings at least so far apart a loss that leaps at the start has time to come back
 _MOST_POINTS = 1000  # of gradient norms: those of a longer run are reduced to medians of groups
 
 
@@ -47,10 +49,7 @@ def exploded(signals: Table, validation: Table) -> Finding | None:
     first = min(found, key=lambda sign: sign.detected)
     from_start = first.onset <= signals.steps[0]
     grew = f"is {first.value:.3g} from the start" if from_start else f"grew from {first.usual:.3g} to {first.value:.3g}"
-    cause, advice = why_exploded(signals, first.onset, first.detected) or (
-        "unknown",
-        f"The signal {first.signal} {grew} and stays there. Lower the lr, or warm up for longer.",
-    )
+    cause, advice = why_grew(signals, first.onset, first.detected)
     return Finding(
         kind="exploded",
         cause=cause,
@@ -59,7 +58,7 @@ def exploded(signals: Table, validation: Table) -> Finding | None:
         signal=first.signal,
         value=first.value,
         expected=f"about {first.usual:.3g}{'' if from_start else ', as before'}",
-        advice=advice,
+        advice=f"The signal {first.signal} {grew} and stays there. {advice}" if cause == "unknown" else advice,
     )
 
 
@@ -69,7 +68,7 @@ def recovered(signals: Table, finding: Finding) -> bool:
     if len(loss) <= 2 * _SMOOTH:
         return False
     smooth = running_median(loss, _SMOOTH)
-    start, best, now = np.median(loss[:_SMOOTH]), smooth.min(), np.median(loss[-2 * _SMOOTH :])
+    start, best, now = min(loss[0], np.median(loss[:_SMOOTH])), smooth.min(), np.median(loss[-2 * _SMOOTH :])
     grown = finite_readings(signals, finding.signal).up_to(int(signals.steps[-1]))[-_SMOOTH:]
     if finding.signal == "weight_norm" and np.median(grown) > 0.75 * finding.value:
         return False
@@ -86,9 +85,10 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
         Cause and advice; None if there is no evidence for any cause.
     """
     lr, update = finite_readings(signals, "lr"), finite_readings(signals, "update_ratio")
-    before, now = lr.up_to(onset - 8)[-1:], lr.up_to(detected)[-1:]
-    largest = update.between(onset - 15, detected).max(initial=0)
-    past = update.up_to(onset - 15)[-_BACK:]
+    before, now = lr.up_to(onset - max(8, lr.distance(onset)))[-1:], lr.up_to(detected)[-1:]
+    earlier_than = onset - max(15, update.distance(onset))
+    largest = update.between(earlier_than, detected).max(initial=0)
+    past = update.up_to(earlier_than)[-_BACK:]
     usual = float(np.median(np.minimum(past, 0.02))) if len(past) else _TYPICAL_UPDATE
     raised = bool(len(before) and len(now) and now[0] > 3 * before[0] > 0)
     spike = None if raised else _find_spike(finite_readings(signals, "grad_norm"), onset - 10, detected)
@@ -123,12 +123,48 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
             f"The weights grew from {former[0]:.3g} to {present[0]:.3g}. Updates of {update_in_words(largest)} do not "
             "explain that: something other than the optimiser changes the weights."
         )
-    if len(finite_readings(signals, "loss").up_to(onset)) > _SMOOTH and onset < detected:
+    loss = finite_readings(signals, "loss").up_to(onset)
+    if len(loss) > _SMOOTH and onset < detected and len(update.between(onset, detected)):
         return "drift", (
             f"The loss rises step by step, but updates are no larger than before ({update_in_words(largest)}). Either "
             "the gradient points uphill or the data have changed: look at the sign of the loss and the newest batches."
         )
     return None
+
+
+def why_grew(signals: Table, onset: int, detected: int) -> tuple[str, str]:
+    """Find the cause of growth of the loss: as `why_exploded`, and else the learning rate.
+
+    Where no update was measured, the learning rate is to blame if it rose, or if the loss grew from the start.
+
+    Returns:
+        Cause and advice. The cause is `unknown` if there is no evidence for any.
+    """
+    lr = finite_readings(signals, "lr")
+    reason = why_exploded(signals, onset, detected) or _why_by_rate_alone(signals, lr, onset, detected)
+    return reason or (
+        "unknown",
+        "What was recorded does not show why. Lower the lr, or warm up for longer, and log the size of the updates.",
+    )
+
+
+def _why_by_rate_alone(signals: Table, lr: Series, onset: int, detected: int) -> tuple[str, str] | None:
+    rates = lr.up_to(detected)
+    if not len(rates) or rates[-1] <= 0 or len(finite_readings(signals, "update_ratio").up_to(detected)):
+        return None
+    calm = lr.up_to(onset)[-2 * _BACK :]
+    if len(calm) and rates[-1] > 1.2 * calm.min() > 0:
+        return "rate_too_high", (
+            f"The lr rose from {calm.min():.3g} to {rates[-1]:.3g} while the loss grew: the lr is too high. Lower it, "
+            "or warm up for longer."
+        )
+    loss = finite_readings(signals, "loss").up_to(detected)
+    if np.searchsorted(signals.steps, onset) > 1 or (len(loss) and loss.min() < 0.8 * loss[0]):
+        return None
+    return "rate_too_high", (
+        f"The loss grew from the first steps on, at an lr of {rates[-1]:.3g}. Lower the lr, or warm up for longer. The "
+        "size of updates was not recorded: it would show whether the lr is the reason."
+    )
 
 
 def _weights_shrink(signals: Table, step: int) -> bool:
@@ -140,14 +176,20 @@ def _weights_shrink(signals: Table, step: int) -> bool:
 def _risen_loss(signals: Table) -> _Sign | None:
     """A loss that lost much of what it had gained, or rose far above its start."""
     steps, loss = finite_readings(signals, "loss")
-    if len(loss) < 2 * _SMOOTH:
+    if len(loss) < 3:
         return None
     smooth = running_median(loss, _SMOOTH)
     best = np.minimum.accumulate(smooth)
-    start = float(np.median(loss[:_SMOOTH]))
+    start = (
+        float(np.median(loss[:_SMOOTH]))
+        if finite_readings(signals, "loss").distance(int(steps[2])) < _SPARSE
+        else float(loss[0])
+    )
     gained = start - best
     lost = (gained > 0.2 * start) & (smooth - best > _T["lost"] * gained) & (smooth > _T["worse"] * best)
     lost |= smooth > _T["above_start"] * np.maximum(start, best)
+    first = 2 * _SMOOTH - 1 if steps[2] - steps[0] < 2 * _SPARSE else 2
+    lost[:first] = False  # a few steps say nothing, but a few readings of a log with many steps between them do
     lost &= (start > 0) & (best >= 0)  # a ratio of losses that may be negative, as of log-likelihoods, says nothing
     optimizer = _read_optimizer(signals)
     for row in np.flatnonzero(lost):
@@ -182,11 +224,12 @@ def _may_have_stepped_far(optimizer: _Optimizer, step: int) -> bool:
     update, lr, norm = optimizer
     if not len(update.up_to(step)):
         return True
-    recent, past = update.between(step - 12, step), update.up_to(step - 13)[-_BACK:]
+    window = max(12, 2 * update.distance(step))
+    recent, past = update.between(step - window, step), update.up_to(step - window - 1)[-_BACK:]
     usual = float(np.median(past)) if len(past) else 0.0
     if len(recent) and recent.max() > max(_T["driven"], _T["driven_more"] * usual):
         return True
-    before, now = lr.up_to(step - 12)[-1:], lr.up_to(step)[-1:]
+    before, now = lr.up_to(step - window)[-1:], lr.up_to(step)[-1:]
     if len(before) and len(now) and now[0] > 3 * before[0]:
         return True
     return _find_spike(norm, step - 10, step) is not None
@@ -302,7 +345,9 @@ def _bad_batch(signals: Table) -> _Sign | None:
 
 
 def _find_spike(norm: Series, first: int, last: int) -> tuple[int, float, float] | None:
-    """Find one gradient between two steps whose norm is far above the usual, and is not followed by others like it.
+    """Find one gradient between two steps whose norm is far above the usual, without others like it before or after.
+
+    Only readings of nearly every step show that it was one batch.
 
     Returns:
         Its step, its norm and the usual norm; None if there is none.
@@ -315,6 +360,7 @@ def _find_spike(norm: Series, first: int, last: int) -> tuple[int, float, float]
     usual = float(np.median(norms[max(0, row - _PAST) : row])) if row else np.inf
     after = norms[row + 1 : high]
     alone = not len(after) or float(np.median(after)) < 0.25 * norms[row]
+    alone &= norm.distance(int(steps[row])) <= _EVERY_STEP and bool(norms[row - 1] < _T["norm"] * usual)
     if not usual or norms[row] < _T["spike"] * usual or not alone:
         return None
     return int(steps[row]), float(norms[row]), usual

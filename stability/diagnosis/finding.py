@@ -23,6 +23,7 @@ Outcome = Literal[
     "non_finite",
     "bad_data",
 ]
+_NEAR = 10  # readings by which the distance between two of them is measured
 Floats = NDArray[np.float64]
 Steps = NDArray[np.int64]
 
@@ -68,6 +69,11 @@ class Series(NamedTuple):
         """Return the values from one step to another, both included."""
         return self.values[np.searchsorted(self.steps, first) : np.searchsorted(self.steps, last, "right")]
 
+    def distance(self, step: int) -> int:
+        """Return the usual number of steps between two readings at that time: a log may have one in 200 steps."""
+        recent = self.steps[: np.searchsorted(self.steps, step, "right")][-_NEAR:]
+        return max(1, int(np.median(np.diff(recent)))) if len(recent) > 1 else 1
+
 
 def readings(signals: Table, name: str) -> tuple[Steps, NDArray[np.float32]]:
     """Return the steps and values at which a signal was measured: none if the table does not have it."""
@@ -82,6 +88,17 @@ def finite_readings(signals: Table, name: str) -> Series:
     steps, values = readings(signals, name)
     finite = np.isfinite(values)
     return Series(steps[finite], values[finite].astype(np.float64))
+
+
+def noise_of(logarithms: Floats) -> float:
+    """Return the standard deviation of the noise in a curve, from the differences of neighbours, robustly.
+
+    A curve that falls or rises steadily has none. Without two differences it is unknown, and taken for 0.1.
+    """
+    if len(logarithms) < 3:
+        return 0.1
+    differences = np.diff(logarithms)
+    return float(1.4826 * np.median(np.abs(differences - np.median(differences))) / np.sqrt(2))
 
 
 def update_in_words(ratio: float) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stability.diagnosis.explosion import why_exploded
-from stability.diagnosis.finding import THRESHOLDS, Finding, finite_readings
+from stability.diagnosis.finding import THRESHOLDS, Finding, finite_readings, readings
 from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["fp16"]
@@ -16,8 +16,50 @@ def non_finite(signals: Table, validation: Table) -> Finding | None:
 
     In fp16 an overflow is no fault if a smaller loss scale mends it. Overflows that do not end are a fault.
     """
-    found = (_first_non_finite(signals), _endless_overflow(signals))
+    found = (_first_non_finite(signals, 0), _endless_overflow(signals))
     return min((f for f in found if f is not None), key=lambda finding: finding.detected_step, default=None)
+
+
+def non_finite_at_the_end(signals: Table) -> Finding | None:
+    """Return the finding on the last loss or gradient norm if it is not finite: since when it has not been.
+
+    A training that went on with finite numbers has recovered: the step was skipped, as fp16's scaler does.
+    """
+    since = [row for name in ("loss", "grad_norm") if (row := _row_of_last_run(signals, name)) is not None]
+    return _first_non_finite(signals, min(since)) if since else None
+
+
+def count_non_finite(signals: Table) -> dict[str, str]:
+    """Return, for the loss and the gradient norm, how many of the readings were NaN or infinite, in words.
+
+    An infinite gradient norm alone is usual in fp16: its step was skipped.
+    """
+    counts = dict[str, str]()
+    for name, what in (("loss", "losses"), ("grad_norm", "gradient norms")):
+        _, values = readings(signals, name)
+        for kind, bad in (("infinite", np.isinf(values)), ("non_finite", np.isnan(values))):
+            if bad.any():
+                counts[f"{kind} {what}"] = f"{bad.sum()} of {len(values)}"
+    return counts
+
+
+def reveal_masked(signals: Table, validation: Table) -> Table:
+    """Return the signals with NaN for losses of exactly 0 in which a trainer hides a NaN.
+
+    Losses of exactly 0 up to the end are NaN if others came before, and the gradient norm or the validation loss is
+    NaN at the same time.
+    """
+    loss = finite_readings(signals, "loss")
+    if loss.values.all() or not loss.values.any():
+        return signals
+    others = readings(signals, "grad_norm"), readings(validation, "loss")
+    nan = np.concatenate([steps[np.isnan(values)] for steps, values in others])
+    first = int(np.flatnonzero(loss.values)[-1]) + 1  # since there all are 0
+    if first == len(loss.values) or nan.max(initial=-1) < loss.steps[first - 1]:
+        return signals
+    values = signals.values.copy()
+    values[signals.steps >= loss.steps[first], signals.names.index("loss")] = np.nan
+    return Table(signals.names, signals.steps, values, signals.measured)
 
 
 def not_finite_parts(signals: Table, row: int) -> list[str]:
@@ -25,10 +67,21 @@ def not_finite_parts(signals: Table, row: int) -> list[str]:
     return [name.removeprefix("grad_norm.") for name in _part_norms(signals) if _is_not_finite(signals, name)[row]]
 
 
-def _first_non_finite(signals: Table) -> Finding | None:
+def _row_of_last_run(signals: Table, name: str) -> int | None:
+    """The row since which no reading is finite; None if the last one is."""
+    bad = _is_not_finite(signals, name)
+    rows = np.flatnonzero(signals.measured[:, signals.names.index(name)]) if name in signals.names else np.zeros(0, int)
+    if not len(rows) or not bad[rows[-1]]:
+        return None
+    finite = np.flatnonzero(~bad[rows])
+    return int(rows[finite[-1] + 1]) if len(finite) else int(rows[0])
+
+
+def _first_non_finite(signals: Table, since: int) -> Finding | None:
     in_loss, in_norm = _is_not_finite(signals, "loss"), _is_not_finite(signals, "grad_norm")
     scale = _column(signals, "loss_scale", 1)
     bad = in_loss | (in_norm & (scale <= 1))
+    bad[:since] = False
     if not bad.any():
         return None
     row = int(bad.argmax())
@@ -54,13 +107,15 @@ def _first_non_finite(signals: Table) -> Finding | None:
     # If the logits are finite, CTC's loss is infinite for no other reason.
     if name == "loss" and (count > 0 or (value == np.inf and calm and "blank_fraction" in signals.names)):
         return _infeasible_target(step, float(count))
-    if (reason := why_exploded(signals, step, step)) is not None:
+    if (advice := _infinite_update(signals, step)) is not None:
+        cause = "precision"
+    elif (reason := why_exploded(signals, step, step)) is not None:
         cause, advice = reason
     elif scale[row] > 1:
         cause, advice = "precision", "The loss overflowed in fp16: train in bf16 or fp32."
     elif name == "loss":
         cause = "loss"
-        advice = "The inputs are finite and nothing had grown: look in the loss itself for a log or quotient of 0."
+        advice = _loss_advice(signals, row)
     else:
         cause, advice = "gradient", _backward_advice(signals, row)
     return Finding(
@@ -72,6 +127,31 @@ def _first_non_finite(signals: Table) -> Finding | None:
         value=value,
         expected="a finite number",
         advice=advice,
+    )
+
+
+def _infinite_update(signals: Table, step: int) -> str | None:
+    """Return advice if the last measured update was not finite, though its gradient was: the optimiser divides by 0."""
+    steps, sizes = readings(signals, "update_ratio")
+    before = np.flatnonzero(steps < step)
+    if not len(before) or np.isfinite(sizes[before[-1]]):
+        return None
+    return (
+        f"The gradient of step {steps[before[-1]]} was finite, and its update was not, so the weights are spoilt: the "
+        "optimiser divided by 0. In half precision an epsilon of 1e-8 is 0: keep the weights and the optimiser's state "
+        "in fp32 (autocast does), or set a larger epsilon. Begin again from a checkpoint before that step."
+    )
+
+
+def _loss_advice(signals: Table, row: int) -> str:
+    loss = finite_readings(signals, "loss")
+    step = int(signals.steps[row])
+    gap = step - int(loss.up_to(step).size and loss.steps[np.searchsorted(loss.steps, step) - 1])
+    inputs = "The inputs are finite and nothing" if "input_max" in signals.names else "Nothing"
+    before = "" if gap <= 1 or not len(loss.up_to(step)) else f" at the last reading, {gap} steps before"
+    return (
+        f"{inputs} had grown{before}: look in the loss itself for a log or quotient of 0, and at the inputs and the "
+        "lengths of that batch."
     )
 
 
@@ -126,7 +206,7 @@ def _backward_advice(signals: Table, row: int) -> str:
     subject = f"The loss is {loss:.3g}, but its" if np.isfinite(loss) else "The"
     return (
         f"{subject} gradient is not finite{where}, though nothing had grown before: a backward pass there divides by "
-        "0. If the trial left a flight recording, repeat that step: python -m stability.diagnose --replay FOLDER."
+        "0, or takes the root or the logarithm of 0."
     )
 
 

@@ -58,7 +58,7 @@ def test_an_mlflow_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     run = client.create_run(client.create_experiment("theirs", (tmp_path / "artifacts").as_uri()), run_name="my-run")
     for step in range(30):
         client.log_metric(run.info.run_id, "train/loss", 50 - step, step=10 * step)
-        client.log_metric(run.info.run_id, "grad_norm", math.nan if step == 20 else 5, step=10 * step)
+        client.log_metric(run.info.run_id, "grad_norm", math.nan if step >= 20 else 5, step=10 * step)
     client.log_metric(run.info.run_id, "val_per", 0.4, step=290)
 
     assert diagnose.main([f"runs:/{run.info.run_id}", "--uri", uri, "--figure", str(tmp_path / "figure.png")]) == 0

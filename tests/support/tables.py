@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +26,23 @@ def table(steps: Sequence[int] | NDArray[np.int64] | None = None, every: int = 1
 
 
 NOTHING = table()
+
+
+def blank_plateau(steps: int = 300, **changes: Any) -> Table:
+    """The signals of a decoder that says only blank from the start, and learns nothing behind it."""
+    signals: dict[str, Any] = {
+        "loss": np.full(steps, 60.0),
+        "loss_per_label": np.full(steps, 3.0),
+        "blank_fraction": np.ones(steps),
+        "distinct_phonemes": np.zeros(steps),
+        "frame_information": np.full(steps // 10, 1e-3),
+        "lr": np.full(steps, 2e-3),
+        "update_ratio": np.full(steps // 10, 5e-4),
+        "weight_norm": np.full(steps // 10, 20.0),
+        "effective_lr": np.full(steps // 10, 0.02),
+        "epsilon_dominance": np.full(steps // 10, 0.98),
+    }
+    return table(**(signals | changes))
 
 
 def numbers(text: str) -> list[float]:

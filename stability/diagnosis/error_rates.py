@@ -1,0 +1,129 @@
+"""What the error rates of the validations say: whether it learned, lost again what it had learned, or came to rest."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from stability.diagnosis.finding import (
+    THRESHOLDS,
+    Finding,
+    Floats,
+    Steps,
+    finite_readings,
+    noise_of,
+    running_median,
+    update_in_words,
+)
+from stability.diagnosis.table import Table
+
+_T = THRESHOLDS["error_rate"]
+_SMOOTH = 3
+
+
+class Best(NamedTuple):
+    """The best error rate of a training, and its step. The median of three, so that one lucky validation is none."""
+
+    step: int
+    rate: float
+
+
+def best_of(steps: Steps, rates: Floats) -> Best:
+    """Return the best error rate. There must be one."""
+    smooth = running_median(rates, _SMOOTH)
+    row = int(smooth.argmin())
+    return Best(int(steps[row]), float(smooth[row]))
+
+
+def degraded(signals: Table, validation: Table) -> Finding | None:
+    """Detect an error rate that lost a good part of what it had learned, at two validations in a row."""
+    steps, rates = finite_readings(validation, "per")
+    for row in range(2, len(rates)):
+        best = best_of(steps[: row - 1], rates[: row - 1])
+        if is_lost(rates[: row + 1], best.rate, float(rates[row - 1 : row + 1].min())):
+            return _finding(signals, best, int(steps[row]), float(rates[row]))
+    return None
+
+
+def is_lost(rates: Floats, best: float, now: float) -> bool:
+    """Return whether `now` is so much worse than the best that a good part of what was learned is lost.
+
+    What was learned is the way from an error rate of 1, at which nothing was, to the best one. The first rate counts
+    instead if it is lower. Fluctuations of the rates are no loss.
+    """
+    learned = min(1.0, float(rates[0])) - best
+    risen = now - best
+    much = risen > _T["lost"] * learned or (now > _T["times"] * best and risen > _T["rise"])
+    return learned > _T["learned"] and much and risen > _T["noises"] * noise_of(rates)
+
+
+def has_improved(rates: Floats) -> bool:
+    """Return whether the last rates are better than the first ones by more than they fluctuate."""
+    if len(rates) < 2:
+        return False
+    gained = min(float(rates[0]), 1.0) - float(rates[-1])
+    return gained > max(_T["gain"], _T["noises"] * noise_of(rates) if len(rates) > 2 * _SMOOTH else 0.0)
+
+
+def has_come_to_rest(values: Floats) -> bool:
+    """Return whether the last third of error rates or losses is no better than the third before it."""
+    third = len(values) // 3
+    if third < 2:
+        return False
+    before, last = float(np.median(values[-2 * third : -third])), float(np.median(values[-third:]))
+    return before - last < _T["rest"] * max(1.0, abs(before))
+
+
+def _finding(signals: Table, best: Best, step: int, rate: float) -> Finding:
+    cause, advice = _why(signals, best.step, step)
+    return Finding(
+        kind="degraded",
+        cause=cause,
+        onset_step=best.step,
+        detected_step=step,
+        signal="per",
+        value=rate,
+        expected=f"about {best.rate:.2g}, as at step {best.step}",
+        advice=f"The error rate had come down to {best.rate:.2g} at step {best.step}, and is {rate:.2g} now. {advice}",
+    )
+
+
+def _why(signals: Table, best: int, now: int) -> tuple[str, str]:
+    """Find out why it lost what it had learned, from the training loss and the optimiser since the best step."""
+    loss, lr, update = (finite_readings(signals, name) for name in ("loss", "lr", "update_ratio"))
+    rates_then, rates_now = lr.up_to(best)[-1:], lr.up_to(now)[-1:]
+    window = min(5, 1 + len(loss.up_to(now)) // 10)
+    losses = loss.up_to(best)[-window:], loss.up_to(now)[-window:]
+    fell = bool(len(losses[0]) and len(losses[1]) and np.median(losses[1]) <= np.median(losses[0]))
+    weights = finite_readings(signals, "weight_norm")
+    then, present = weights.up_to(best)[-1:], weights.up_to(now)[-1:]
+    if len(then) and len(present) and present[0] < 0.7 * then[0]:
+        return "decay", (
+            f"The weights have shrunk from {then[0]:.3g} to {present[0]:.3g}: the weight decay is stronger than the "
+            "gradients. Lower it."
+        )
+    if fell and now > best:
+        return "overfitting", (
+            f"Meanwhile the training loss went from {np.median(losses[0]):.3g} to {np.median(losses[1]):.3g}: it "
+            "learns its training data by heart. Stop at the best validation, add augmentation, dropout or weight "
+            "decay, or train on more data."
+        )
+    if len(rates_then) and len(rates_now) and rates_now[0] > 1.2 * rates_then[0]:
+        return "rate_too_high", (
+            f"Meanwhile the lr rose from {rates_then[0]:.3g} to {rates_now[0]:.3g} and the training loss rose, too: "
+            "the lr is too high. Lower its maximum, or let it fall earlier."
+        )
+    sizes = update.between(best + 1, now)
+    if len(sizes) and sizes.max() > _T["update"]:
+        return "rate_too_high", (
+            f"Updates are up to {update_in_words(float(sizes.max()))}, and the training loss rose, too: the lr is "
+            "too high. Lower it."
+        )
+    missing = [
+        what
+        for what, series in (("the lr", lr), ("the size of updates", update), ("the training loss", loss))
+        if not len(series.steps)
+    ]
+    return "unknown", (
+        "The training loss did not fall meanwhile, and the lr did not rise. Look at what else changed since then, the "
+        "data first." + (f" Not recorded: {', '.join(missing)}." if missing else "")
+    )

@@ -1,0 +1,130 @@
+"""A loss that is learned while the error rate is not: the metric, the labels, or another mode of the model."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stability.diagnosis.collapse import narrow_output_since
+from stability.diagnosis.finding import THRESHOLDS, Finding, Steps, finite_readings, running_median
+from stability.diagnosis.table import Table
+
+_T = THRESHOLDS["mismatch"]
+_LEARNED = THRESHOLDS["learned"]["surely"]
+_SPOKE = THRESHOLDS["collapsed"]["spoke"]
+_SMOOTH = 5
+
+
+def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | None:
+    """Find out why the error rate does not follow a training loss that was learned.
+
+    Returns:
+        Cause and advice; None if nothing shows that the training loss was learned.
+    """
+    _, loss = finite_readings(signals, "loss")
+    since = _learned_since(signals)
+    steps, _ = finite_readings(validation, "per")
+    if since is None or (steps >= since).sum() < _T["validations"]:
+        return None
+    trained = float(np.median(loss[-_SMOOTH:]))
+    _, losses = finite_readings(validation, "loss")
+    if not len(losses):
+        return "labels", (
+            f"The training loss fell to {trained:.3g}, and the error rate did not follow. Either the labels of "
+            "training and validation differ, or the decoder of the metric is wrong (its class of blank, its class "
+            "table), or the model knows its training data by heart. Log the validation loss: it would tell."
+        )
+    held_out, best, first = float(np.median(losses[-3:])), float(losses.min()), float(losses[0])
+    both = f"The training loss is {trained:.3g}, and the validation loss {held_out:.3g}"
+    if held_out < _T["both"] * trained or held_out < _T["fallen"] * first:
+        return "metric", (
+            f"{both}: it is learned in both splits, but the error rate is not. So look at what computes the error "
+            "rate: its class of blank, its class table, whether it removes repeats, and the text that it compares with."
+        )
+    if best < _T["fallen"] * first:
+        return "overfitting", (
+            f"{both}, after {best:.3g} at its best: the model knows its training data by heart. Add data, augmentation "
+            "or dropout."
+        )
+    if _normalises_batches(signals):
+        return "train_eval", (
+            f"{both}, as if nothing had been learned. The model normalises by batches: in model.eval() it uses running "
+            "statistics, which may be wrong. Validate in train mode once. If that is good, look at their momentum, at "
+            "padding and at the scale of the inputs; else compare the labels."
+        )
+    return "labels", (
+        f"{both}, as if nothing had been learned. Either the validation labels differ (another class table, shifted by "
+        "one, <unk> everywhere), or the model differs in model.eval() (batch norm, padding). Validate on utterances of "
+        "the training once, and in train mode. If both are good, the model knows its training data by heart."
+    )
+
+
+def other_labels(signals: Table, validation: Table) -> Finding | None:
+    """Detect a decoder that has learned its training data with a few labels, and gets others wrong in validation."""
+    loss = finite_readings(signals, "loss")
+    # If a training blew up at once, only its first loss is that of the start.
+    start = float(min(loss.values[0], np.median(loss.values[:_SMOOTH]))) if len(loss.values) else math.nan
+    for step, rate in zip(*finite_readings(validation, "per"), strict=True):
+        recent = loss.up_to(int(step))[_SMOOTH:][-_SMOOTH:]
+        # A loss that may be negative, as a log-likelihood, has no share of its start.
+        if rate < _LEARNED or not len(recent) or not 0 <= np.median(recent) < _T["few_labels"] * start:
+            continue
+        narrow = narrow_output_since(signals, int(step))
+        if narrow is None or narrow[1]:  # only blank: then the loss is low for another reason
+            continue
+        return Finding(
+            kind="mode_collapse",
+            cause="labels",
+            onset_step=narrow[0],
+            detected_step=int(step),
+            signal="per",
+            value=float(rate),
+            expected="well below 1",
+            advice=f"The training loss fell to {np.median(recent) / start:.0%} of its start, but the decoder outputs "
+            f"one or two phonemes, and the validation error rate is {rate:.2f}. The labels of training and validation "
+            "differ: compare the labels and the class tables of both splits.",
+        )
+    return None
+
+
+def is_far_from_training(signals: Table, validation: Table) -> bool:
+    """Return whether the validation loss is many times the training loss, which is nearly 0."""
+    _, loss = finite_readings(signals, "loss")
+    _, losses = finite_readings(validation, "loss")
+    if len(loss) < _SMOOTH or not len(losses):
+        return False
+    trained = float(np.median(loss[-_SMOOTH:]))
+    return 0 <= trained < _T["by_heart"] * float(np.median(losses[-3:])) and trained < 0.1 * loss.max()
+
+
+def _learned_since(signals: Table) -> int | None:
+    """The step since which the training loss is below the blank plateau, not only below its start; None if it is not.
+
+    The plateau may lie anywhere between the first loss and a few per cent of it. What the decoder outputs tells best;
+    else a loss of less than a nat, one of nearly nothing of its start, or a second fall after the plateau.
+    """
+    loss, information = finite_readings(signals, "loss"), finite_readings(signals, "frame_information")
+    if len(loss.values) < 3 or np.median(loss.values[-_SMOOTH:]) < 0:  # negative, as log-likelihoods may be
+        return None
+    if len(information.values):
+        return _since(information.steps, running_median(information.values, 3) >= _SPOKE)
+    _, blank = finite_readings(signals, "blank_fraction")
+    if len(blank) and np.median(blank[-_SMOOTH:]) > THRESHOLDS["collapsed"]["blank"]:
+        return None
+    smooth = running_median(loss.values, _SMOOTH)
+    low = (smooth < _T["nats"]) | (smooth < _T["nothing"] * loss.values[0])
+    if len(smooth) >= _T["late_readings"]:
+        low |= smooth < _T["late"] * smooth[len(smooth) // 3]  # by then, the first fall is over
+    return _since(loss.steps, low)
+
+
+def _since(steps: Steps, holds: NDArray[np.bool_]) -> int | None:
+    """The step since which it holds up to the end; None if it does not."""
+    if not holds[-1]:
+        return None
+    return int(steps[len(holds) - (len(holds) if holds.all() else int(np.argmin(holds[::-1])))])
+
+
+def _normalises_batches(signals: Table) -> bool:
+    _, batch_norm = finite_readings(signals, "batch_norm")
+    return bool(len(batch_norm) and not math.isnan(batch_norm[-1]) and batch_norm[-1] > 0)

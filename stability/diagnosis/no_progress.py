@@ -1,0 +1,95 @@
+"""Why a training makes no progress: what the optimiser did says so, if it was recorded."""
+
+import math
+
+import numpy as np
+
+from stability.diagnosis.finding import THRESHOLDS, finite_readings, update_in_words
+from stability.diagnosis.table import Table
+
+_T = THRESHOLDS["collapsed"]
+_FELL = 0.05  # a learning rate that fell below this share of its largest value has fallen
+_TINY = 1e-6  # a learning rate below this is too small for any model, if nothing else is known
+_TO_LOG = {
+    "lr": "the learning rate",
+    "update_ratio": "the size of the updates over that of the weights",
+    "grad_norm": "the gradient norm",
+}
+
+
+def why_no_progress(signals: Table, step: int) -> tuple[str, str]:
+    """Find out why a training does not learn, from what the optimiser did up to a step.
+
+    Returns:
+        Cause and advice. The cause is `no_evidence` if too little was recorded.
+    """
+    update = finite_readings(signals, "update_ratio").up_to(step)
+    weights = finite_readings(signals, "weight_norm").up_to(step)
+    rates = finite_readings(signals, "lr").up_to(step)
+    if len(weights) and weights[-1] < 0.7 * weights.max():
+        return "decay", (
+            f"The weights have shrunk from {weights.max():.3g} to {weights[-1]:.3g}: the weight decay is stronger than "
+            "the gradients. Lower it."
+        )
+    if (advice := clipped_before_unscaling(signals, step)) is not None:
+        return "precision", advice
+    size = float(np.median(update[-3:])) if len(update) else math.nan
+    if size > 3 * _T["small_update"]:
+        return "no_information", (
+            f"Updates are {update_in_words(size)}, which is enough to learn. Look at the data: do the inputs and "
+            "labels still belong together?"
+        )
+    if not math.isnan(size) or len(finite_readings(signals, "epsilon_dominance").up_to(step)):
+        return "step_too_small", _small_step_advice(signals, step, size)
+    if len(rates) and (rates[-1] < _FELL * rates.max() or rates.max() < _TINY):
+        fell = f"has fallen from {rates.max():.2g} to" if rates[-1] < _FELL * rates.max() else "is"
+        return "step_too_small", f"The lr {fell} {rates[-1]:.2g}, which is too small to go on learning. Raise it."
+    missing = [what for name, what in _TO_LOG.items() if not len(finite_readings(signals, name).up_to(step))]
+    return "no_evidence", (
+        "What was recorded does not show why. Look at the inputs and targets of one batch, and log "
+        f"{' and '.join(missing) or 'more'}, or watch the training with stability.Monitor, which measures all this."
+    )
+
+
+def _small_step_advice(signals: Table, step: int, size: float) -> str:
+    names = ("epsilon_dominance", "lr", "effective_lr")
+    share, rate, effective = (finite_readings(signals, name).up_to(step) for name in names)
+    if not len(share) or not len(rate) or not len(effective):
+        return (
+            "The optimiser's state was not recorded. Check whether the roots of its second moments are below epsilon, "
+            "and whether the lr is still high enough."
+        )
+    updates = f"Updates are {update_in_words(size)}. " if not math.isnan(size) else ""
+    fell = rate[-1] < 0.5 * rate.max()
+    if share[-1] < 0.5:
+        fallen = f", down from {rate.max():.2g}," if fell else ""
+        return f"{updates}Epsilon is not the reason: the lr of {rate[-1]:.2g}{fallen} is too small. Raise it."
+    advice = (
+        f"{updates}The roots of the second moments are below epsilon for {share[-1]:.0%} of the parameters, so this is "
+        f"momentum SGD with lr/ε = {effective[-1]:.2g}."
+    )
+    if fell:
+        return f"{advice} The lr has fallen from {rate.max():.2g} to {rate[-1]:.2g}: let it fall later."
+    loss, per_label = (finite_readings(signals, name).up_to(step) for name in ("loss", "loss_per_label"))
+    if len(loss) == len(per_label) and len(loss) and np.median(loss - 1.01 * per_label) < 0:
+        labels = finite_readings(signals, "labels").up_to(step)
+        times = f"{np.median(labels):.2g} times smaller" if len(labels) else "as many times smaller as there are labels"
+        advice += f" The loss is a mean per label: its gradients are {times} than those of a sum per utterance."
+        return f"{advice} Try a sum per utterance as the loss, a smaller epsilon, or a higher lr."
+    return f"{advice} Try a smaller epsilon, or a higher lr."
+
+
+def clipped_before_unscaling(signals: Table, step: int) -> str | None:
+    """Return advice if the applied gradient is always as small as the clip's limit divided by the loss scale."""
+    scale, applied = (finite_readings(signals, name).up_to(step) for name in ("loss_scale", "applied_norm"))
+    applied = applied[applied > 0]
+    if len(applied) < 3 or not len(scale) or scale[-1] <= 1:
+        return None
+    middle = float(np.median(applied))
+    limit = middle * float(scale[-1])
+    if middle > 0.01 or not 0.01 < limit < 1000 or np.ptp(applied[-3:]) > 0.05 * middle:
+        return None
+    return (
+        f"The applied gradient always has the norm {middle:.2g}, which is {limit:.3g} divided by the loss scale of "
+        f"{scale[-1]:.10g}: it is clipped before it is unscaled. Call scaler.unscale_(optimizer) before the clip."
+    )
