@@ -40,7 +40,7 @@ def findings(signals: Table, validation: Table) -> list[Finding]:
 
 
 def as_judged(signals: Table, validation: Table) -> Table:
-    """Return the signals as they are judged: without steps whose batch was skipped, and with NaN where it was hidden."""
+    """Return the signals as they are judged: without skipped batches, and with NaN where a trainer hides it."""
     steps, skipped = readings(signals, "skipped")
     refused = steps[skipped > 0]
     trained = signals.take(~np.isin(signals.steps, refused)) if len(refused) else signals
