@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 _METRIC = re.compile(r"(?:^|[^a-z])(per|wer|cer|ter|ler)(?:$|[^a-z])")
 _IN_FULL = {"phone": "PER", "word": "WER", "char": "CER", "token": "TER", "letter": "LER"}
+_PERCENT = re.compile(r"%|(?<![a-z])(percent|percentage|pct)(?![a-z])", re.IGNORECASE)
 _NO_FRACTION = 20.0  # no fraction gets here: it would be twenty wrong insertions for each label
 _MORE_THAN_ALL = 1.5  # a fraction is above this only where a decoder inserts a lot
 
@@ -25,6 +26,11 @@ def is_in_percent(rates: ArrayLike) -> bool:
     if values.max() >= _NO_FRACTION:
         return True
     return bool(np.median(values) > _MORE_THAN_ALL and values[0] > _MORE_THAN_ALL)
+
+
+def says_percent(title: str) -> bool:
+    """Return whether the name of an error rate says that it is in percent, such as `wer_pct` and `WER (%)`."""
+    return bool(_PERCENT.search(title))
 
 
 def metric_name(title: str) -> str:

@@ -21,26 +21,54 @@ _STEP = (
 _CORES = {
     "loss": (
         "loss", "ctc_loss", "tot_loss", "total_loss", "lm_loss", "reduced_train_loss", "loss_ctc", "main_loss",
+        "loss_total", "rnnt_loss", "transducer_loss", "ce_loss", "cross_entropy_loss", "cross_entropy", "nll_loss",
+        "xent",
     ),
     "grad_norm": (
         "grad_norm", "gradient_norm", "gradnorm", "total_norm", "grad_norm_total", "gnorm", "global_grad_norm",
+        "grad_norm_before_clip", "grad_norm_pre_clip", "unclipped_grad_norm", "grad_l2_norm", "l2_grad_norm",
+        "total_grad_norm", "grad_2_0_norm_total",
     ),
-    "lr": ("lr", "learning_rate", "optim0_lr0"),
+    "lr": ("lr", "learning_rate", "lrate", "optim0_lr0", "last_lr", "current_lr", "cur_lr"),
     "blank_fraction": ("blank_fraction", "blank_share", "blank_rate"),
     "per": (
         "per", "phoneme_error_rate", "phone_error_rate", "wer", "word_error_rate", "cer", "character_error_rate",
-        "char_error_rate", "error_rate", "ter", "token_error_rate", "ler", "letter_error_rate", "wer_ctc", "cer_ctc",
+        "char_error_rate", "error_rate", "ter", "token_error_rate", "ler", "letter_error_rate", "uer",
+        "unit_error_rate", "wer_ctc", "cer_ctc",
     ),
 }  # fmt: skip
 _RANKS = {core: (signal, rank) for signal, cores in _CORES.items() for rank, core in enumerate(cores)}
 _RANKS |= {core: ("step", rank) for rank, core in enumerate(_STEP)}
-_TRAINED_ON = ("train", "training", "tr")
-_HELD_OUT = ("val", "eval", "validation", "valid", "dev", "evaluation", "devel", "heldout", "cv", "test")
-_MEANS = ("step", "avg", "mean", "average", "epoch")
+_RATES = ("per", "wer", "cer", "ter", "ler", "uer")
+_TRAINED_ON = ("train", "training", "tr", "trn")
+_HELD_OUT = (
+    "val", "eval", "validation", "valid", "dev", "evaluation", "devel", "heldout", "cv", "validating", "evaluating",
+    "test", "testing",
+)  # fmt: skip
+_MEANS = ("step", "avg", "mean", "average", "epoch", "running", "smoothed", "batch", "iter")
+_DATA_SETS = ("clean", "other")  # of LibriSpeech
+_OF_ANOTHER = ("best", "min", "max", "lowest", "ema", "ma", "target", "goal", "previous", "prev")  # not the present one
+_SETTINGS = ("config", "configs", "args", "hparams", "hyperparameters", "hyper_parameters", "params")
+_ONE = {
+    "losses": "loss", "lrs": "lr", "pers": "per", "wers": "wer", "cers": "cer", "norms": "norm", "rates": "rate",
+    "iters": "iter", "iterations": "iteration", "ep": "epoch", "epochs": "epoch",
+}  # fmt: skip
+_GLUED = re.compile(r"(train|val|valid|dev|test|eval)(loss|per|wer|cer)")
 _OPTIMIZER = re.compile(r"(lr|learning_rate)_(0|pg1|group_?0|(\w*adam\w*|sgd|lion|adafactor)(_pg1)?)")
+_FIRST_GROUP = ("0", "pg1", "group0", "group_0")
 
+_BRACKETS = re.compile(r"\([^)]*\)|\[[^]]*\]|%")
+_PERCENT = re.compile(r"(?<![^\s_.-])(in )?(percent|percentage|pct)(?![^\s_.-])", re.IGNORECASE)
 _NAN_IN_C = re.compile(r"[-+]?nan\(\w*\)", re.IGNORECASE)
-_NOT_MEASURED = ("", "none", "null", "na", "-", "n/a")
+_THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(\.\d*)?")
+_FIRST_OF_LIST = re.compile(r"\[\s*([-+.\deE]+)")
+_NOT_MEASURED = ("", "none", "null", "na", "-", "n/a", "no log")
+_EXPLAINED = (-1,)  # the rank of a name that the user explains
+_ROLES = (
+    ("split", "phase", "mode", "stage", "subset", "partition", "eval_split", "dataset", "data", "set"),
+    ("tag", "metric", "name", "key", "metric_name"),
+    ("value", "metric_value"),
+)
 _LARGEST_STEP = 2**53  # not every whole number beyond it is a float
 _SHOWN = 40  # titles that are remembered for a message
 
@@ -121,22 +149,55 @@ def _find_name(title: str, explained: tuple[tuple[str, str], ...]) -> Known | No
     text = title.strip().lower()
     for name, signal in explained:
         if text == name:
-            return Known(signal, (-1,), "")
+            return Known(signal, _EXPLAINED, "")
     if any(signal == text for _, signal in explained) and text != "step":
         return None  # the user says that another name has this meaning
-    text = re.sub(r"\([^)]*\)|\[[^]]*\]|%|\b(in )?(percent|pct)\b", "", text).strip(" _:")
-    *prefixes, plain = text.split("/")
-    if prefixes and plain in _TRAINED_ON + _HELD_OUT:  # `loss/train`
+    *prefixes, plain = _PERCENT.sub("", _BRACKETS.sub("", _camel_as_snake(title))).lower().strip(" _:").split("/")
+    if {*prefixes}.intersection(_SETTINGS + _OF_ANOTHER):
+        return None
+    if prefixes and (plain in _TRAINED_ON + _HELD_OUT):  # `loss/train`
         prefixes, plain = [*prefixes[:-1], plain], prefixes[-1]
-    words = [word for word in re.split(r"[\s_.-]+", plain) if word]
-    core = "_".join(words)
-    if core in ("epoch", "epochs"):
-        return Known("epoch", (0,), "")
+    elif prefixes and plain in _FIRST_GROUP:  # `lr-AdamW/pg1`
+        *prefixes, plain = *prefixes[:-1], f"{prefixes[-1]}_{plain}"
+    words = _words(plain)
+    if prefixes and "_".join(words) not in _RANKS:
+        words = _with_prefix(prefixes[-1], words)
+    if prefixes and words == ["norm"]:
+        return None  # of weights, say
+    return _known("_".join(words), words, prefixes)
+
+
+def _camel_as_snake(title: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", title)
+
+
+def _words(text: str) -> list[str]:
+    words = [_GLUED.sub(r"\1_\2", word).split("_") for word in re.split(r"[\s_.-]+", text) if word]
+    return [_ONE.get(word, word) for parts in words for word in parts]
+
+
+def _with_prefix(prefix: str, words: list[str]) -> list[str]:
+    """The words of `loss/ctc` and `grad/norm` in the usual order, and all others as they are."""
+    if prefix in ("loss", "losses") and "_".join([*words, "loss"]) in _RANKS:
+        return [*words, "loss"]
+    if prefix in ("grad", "grads", "gradient", "gradients") and "_".join(["grad", *words]) in _RANKS:
+        return ["grad", *words]
+    return words
+
+
+def _known(core: str, words: list[str], prefixes: Sequence[str]) -> Known | None:
     kinds = [part_in(prefix) for prefix in prefixes]
     validating, training = "val" in kinds, "train" in kinds
+    part = max((_HELD_OUT.index(prefix) for prefix in prefixes if prefix in _HELD_OUT), default=0)
+    if core in ("per_batch", "per_step", "per_iter"):
+        return None
+    if core == "epoch":
+        return Known("epoch", (0,), "")
+    if core == "norm":
+        return Known("grad_norm", (len(_CORES["grad_norm"]),), "")
     if _OPTIMIZER.fullmatch(core):
         core = "lr"
-    mean = part = 0
+    mean = other = 0
     while core not in _RANKS and words:
         word = words[-1] if words[-1] in _MEANS + _TRAINED_ON + _HELD_OUT else words[0]
         if word in _MEANS:
@@ -145,6 +206,8 @@ def _find_name(title: str, explained: tuple[tuple[str, str], ...]) -> Known | No
             training = True
         elif word in _HELD_OUT:
             validating, part = True, _HELD_OUT.index(word)
+        elif word in _DATA_SETS or (validating and words[-1] in _RATES and word not in _OF_ANOTHER):
+            other = 1  # `eval_librispeech_wer`
         else:
             return None
         words.remove(word)
@@ -161,7 +224,7 @@ def _find_name(title: str, explained: tuple[tuple[str, str], ...]) -> Known | No
     # Prefer a rate whose name says that it is of held-out data: Keras logs both `wer` and `val_wer`.
     unsaid = int(signal in VALIDATION and not validating)
     return Known(
-        signal, (rank, unsaid, mean, int(training), part), "val" if validating else "train" if training else ""
+        signal, (rank, unsaid, other, mean, int(training), part), "val" if validating else "train" if training else ""
     )
 
 
@@ -184,18 +247,46 @@ def find_columns(titles: tuple[str, ...]) -> dict[str, int]:
     return _find_columns(titles, _NAMING.get().explained)
 
 
+class _Columns(NamedTuple):
+    """What the columns of a log hold.
+
+    Attributes:
+        known: Index, title and signal of each known column but a second step, and whether it is the signal's best one.
+        part: Index of the column that says on which part of the data a row was measured.
+        named: Indices of the columns with the name and with the value of a measurement, if each row has one.
+    """
+
+    known: tuple[tuple[int, str, str, bool], ...]
+    part: int | None
+    named: tuple[int, int] | None
+
+
 @lru_cache(maxsize=64)
-def _known_columns(
-    titles: tuple[str, ...], explained: tuple[tuple[str, str], ...]
-) -> tuple[tuple[int, str, str, bool], ...]:
-    """Index, title and signal of each known column but a second step, and whether it is the signal's best one."""
+def _known_columns(titles: tuple[str, ...], explained: tuple[tuple[str, str], ...]) -> _Columns:
     best = _find_columns(titles, explained)
     names = ((index, title, _find_name(title, explained)) for index, title in enumerate(titles))
-    return tuple(
+    known = tuple(
         (index, title.strip(), name.signal, best[name.signal] == index)
         for index, title, name in names
         if name and (name.signal not in ("step", "epoch") or best[name.signal] == index)
     )
+    plain = [title.strip().lower() for title in titles]
+    part, name, value = (next((plain.index(title) for title in some if title in plain), None) for some in _ROLES)
+    return _Columns(known, part, None if name is None or value is None else (name, value))
+
+
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row without objects in it: `{"val": {"loss": 2}}` becomes `{"val/loss": 2}`."""
+    cells = dict[str, Any]()
+    for title, cell in row.items():
+        cells |= {f"{title}/{inner}": c for inner, c in flat(cell).items()} if isinstance(cell, dict) else {title: cell}
+    return cells
+
+
+def has_measurements(titles: tuple[str, ...]) -> bool:
+    """Return whether columns have known names, or one has the names of measurements and another one the values."""
+    columns = _known_columns(titles, _NAMING.get().explained)
+    return bool(columns.known or columns.named)
 
 
 def read_row(titles: tuple[str, ...], cells: Sequence[object]) -> Row:
@@ -208,17 +299,34 @@ def read_row(titles: tuple[str, ...], cells: Sequence[object]) -> Row:
     current = _NAMING.get()
     columns = _known_columns(titles, current.explained)
     current.see(titles)
-    for index, title, signal, best in columns:
+    part = "" if columns.part is None else part_in(str(cells[columns.part]).strip())
+    for index, title, signal, best in columns.known:
         try:
-            number = _read_number(cells[index])
+            number = _read_number(cells[index], signal)
             if signal == "step":
                 step = read_step(number)
-            elif number is not None:
-                values["epoch" if signal == "epoch" else title] = number
+            elif signal == "epoch":
+                values |= {} if number is None else {"epoch": number}
+            elif number is not None and (own := _in_part(title, cells[index], part)):
+                values[own] = number
         except ValueError as error:
             if best and signal != "epoch":
                 raise ValueError(f"column {titles[index]!r}: {error}, found {str(cells[index])[:40]!r}") from None
+    if columns.named:
+        title, cell = str(cells[columns.named[0]]), cells[columns.named[1]]
+        current.see([title])
+        own = _in_part(title, cell, part)
+        name = find_name(own)
+        if name and name.signal not in ("step", "epoch") and (number := _read_number(cell, name.signal)) is not None:
+            values[own] = number
     return step, values
+
+
+def _in_part(title: str, cell: object, part: str) -> str:
+    """The name of a measurement in this row: with the part of the data, and with a percent sign if it has one."""
+    if part and (name := find_name(title)) and name.signal != "lr" and not name.part and name.rank != _EXPLAINED:
+        title = f"{part}/{title}" if find_name(f"{part}/{title}") else ""
+    return f"{title} %" if title and isinstance(cell, str) and cell.rstrip().endswith("%") else title
 
 
 def choose_names(counts: Mapping[str, int]) -> dict[str, str]:
@@ -253,10 +361,12 @@ def read_step(number: float | None) -> int | None:
     return int(number)
 
 
-def _read_number(cell: Any) -> float | None:
+def _read_number(cell: Any, signal: str = "") -> float | None:
     """The number in a cell; None if it is empty or holds an object. ValueError if it holds other text."""
     if isinstance(cell, bool):
         return None
+    if isinstance(cell, list) and (len(cell) == 1 or (cell and signal == "lr")):  # the rate of each parameter group
+        cell = cell[0]
     try:
         return float(cell)
     except TypeError:  # an object, a list, null
@@ -271,4 +381,8 @@ def _read_number(cell: Any) -> float | None:
         return _read_number(text.removesuffix("%"))
     if _NAN_IN_C.fullmatch(text):
         return math.nan
+    if _THOUSANDS.fullmatch(text):
+        return float(text.replace(",", ""))
+    if signal == "lr" and (match := _FIRST_OF_LIST.match(text)):
+        return float(match[1])
     raise ValueError("expected a number or nothing")

@@ -1,12 +1,18 @@
-"""CSV, also with semicolons or tabs: a header, then a row per step."""
+"""CSV, also with semicolons, tabs, bars or blanks: a header, then a row per step."""
 
 import csv
+import re
+from collections.abc import Callable
 
-from stability.diagnosis.readers.columns import Row, find_columns, read_row, see_names
+from stability.diagnosis.readers.columns import Row, find_columns, has_measurements, read_row, see_names
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.recording import Recording, record_lines
 
+_Split = Callable[[str], tuple[str, ...]]
+
 _SEPARATORS = ",;\t"
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+([eE][-+]?\d+)?")
+_RULE = re.compile(r"[\s|:=+-]+")  # the line below the header of a table
 
 
 def read(log: Log) -> list[Recording] | None:
@@ -14,18 +20,24 @@ def read(log: Log) -> list[Recording] | None:
     header = log.first
     if header.lstrip().startswith(("{", "[")):
         return None
-    separator = max(_SEPARATORS, key=lambda separator: len(find_columns(_split(header, separator))))
-    titles = _split(header, separator)
-    if not find_columns(titles):
-        by_commas = _split(header, ",")
+    split = max(_SPLITS, key=lambda split: len(find_columns(split(header))) if len(split(header)) > 1 else 0)
+    titles = split(header)
+    if not has_measurements(titles) or not _is_header(titles) or (split is _split_blanks and not _is_table(titles)):
+        by_commas = _split_commas(header)
         if len(by_commas) > 1:
             see_names(by_commas)
         return None
 
     def read_line(line: str) -> Row | None:
-        if line == header:  # also in the middle, where another run was appended
+        nonlocal titles
+        if _RULE.fullmatch(line) and split in (_split_bars, _split_blanks):
+            return None, {}
+        cells = split(line)
+        if cells == titles:  # also in the middle, where another run was appended
             return None
-        cells = _split(line, separator)
+        if cells[0] in titles and _is_header(cells) and find_columns(cells):  # with other columns from here on
+            titles = cells
+            return None
         if len(cells) != len(titles):
             raise ValueError(f"expected {len(titles)} cells, as in the header, found {len(cells)}")
         return read_row(titles, cells)
@@ -33,10 +45,40 @@ def read(log: Log) -> list[Recording] | None:
     return record_lines(log, read_line)
 
 
-def _split(line: str, separator: str) -> tuple[str, ...]:
-    if '"' not in line:
-        return tuple(line.rstrip("\n").split(separator))
-    try:
-        return tuple(next(csv.reader([line], delimiter=separator)))
-    except csv.Error:  # a cell that is too long for it
-        return tuple(line.split(separator))
+def _is_header(cells: tuple[str, ...]) -> bool:
+    """Whether no cell is a number."""
+    return not any(re.fullmatch(r"\s*[-+]?[.,]?\d[\d.,]*([eE][-+]?\d+)?\s*%?\s*", cell) for cell in cells)
+
+
+def _is_table(titles: tuple[str, ...]) -> bool:
+    """Whether a line of words is a header: its first word counts, and it has the name of a measurement."""
+    found = find_columns(titles)
+    return 0 in (found.get("step"), found.get("epoch")) and bool(found.keys() - {"step", "epoch"})
+
+
+def _split_at(separator: str) -> _Split:
+    def split(line: str) -> tuple[str, ...]:
+        if '"' not in line:
+            cells = tuple(line.rstrip("\n").split(separator))
+        else:
+            try:
+                cells = tuple(next(csv.reader([line], delimiter=separator)))
+            except csv.Error:  # a cell that is too long for it
+                cells = tuple(line.split(separator))
+        if separator == ",":
+            return cells
+        return tuple(cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell.strip()) else cell for cell in cells)
+
+    return split
+
+
+def _split_bars(line: str) -> tuple[str, ...]:
+    return tuple(cell.strip() for cell in line.strip().strip("|").split("|"))
+
+
+def _split_blanks(line: str) -> tuple[str, ...]:
+    return tuple(line.strip().lstrip("#").split())
+
+
+_split_commas = _split_at(",")
+_SPLITS = (*(_split_at(separator) for separator in _SEPARATORS), _split_bars, _split_blanks)

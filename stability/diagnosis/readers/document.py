@@ -1,16 +1,15 @@
 """A JSON document: Hugging Face's `trainer_state.json`, an array of rows, or an object of lists, a list per metric."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stability.core.errors import StabilityError
-from stability.diagnosis.readers.columns import find_columns, read_row, see_names
+from stability.diagnosis.readers.columns import find_columns, find_name, flat, read_row, see_names
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.recording import Recording, RowCollector
 
 _LARGEST = 1 << 28  # characters of a document: it has to be in memory as a whole
-_HISTORIES = ("log_history", "history", "logs", "metrics")
 
 
 def read(log: Log) -> list[Recording] | None:
@@ -27,16 +26,17 @@ def read(log: Log) -> list[Recording] | None:
         document = json.loads("".join(lines))
     except (ValueError, RecursionError) as error:
         raise StabilityError(f"{log.path} begins as a JSON document, but is none: {error}.") from None
-    rows = RowCollector()
-    for number, row in enumerate(_rows(document), 1):
+    rows, notes = RowCollector(), list[str]()
+    for number, row in enumerate(_rows(document, notes), 1):
         try:
             rows.add_row(read_row(tuple(row), tuple(row.values())))
         except ValueError as error:
             raise StabilityError(f"{log.path}, row {number}: {error}.") from None
-    return rows.recordings(log.path.name)
+    return rows.recordings(log.path.name, notes)
 
 
 def _is_document(first: str) -> bool:
+    """Whether a file is one document, by its first line. Else it may be an object per line."""
     if first.startswith("["):
         return first[1:].lstrip()[:1] in ("", "{", "[")
     if not first.startswith("{"):
@@ -45,30 +45,69 @@ def _is_document(first: str) -> bool:
         row = json.loads(first)
     except (ValueError, RecursionError):
         return first == "{" or (first[1:].lstrip().startswith('"') and not first.endswith("}") and len(first) < 1000)
-    known = find_columns(tuple(row))
-    return any(isinstance(row.get(name), list | dict) for name in _HISTORIES) or (
-        bool(known) and all(isinstance([*row.values()][index], list | dict) for index in known.values())
-    )
+    cells = {title: cell for title, cell in flat(row).items() if not any(map(str.isdigit, title.split("/")))}
+    known = find_columns(tuple(cells))
+    signals = [[*cells.values()][place] for signal, place in known.items() if signal not in ("step", "epoch")]
+    return bool(_lists_of_rows(row) or _columns(row)) and all(isinstance(cell, list) for cell in signals)
 
 
-def _rows(document: Any) -> Iterator[dict[str, Any]]:
+def _rows(document: Any, notes: list[str]) -> Iterator[dict[str, Any]]:
     """The rows of a document, in any of its forms."""
-    if isinstance(document, dict):
-        for name in _HISTORIES:
-            if isinstance(document.get(name), list | dict):
-                yield from _rows(document[name])
-                return
-        columns = {
-            title: [*column.values()] if isinstance(column, dict) else column
-            for title, column in document.items()
-            if isinstance(column, list | dict)
-        }
-        see_names(document)
-        for number in range(max((len(column) for column in columns.values()), default=0)):
-            yield {title: column[number] for title, column in columns.items() if number < len(column)}
-    elif isinstance(document, list):
+    if isinstance(document, list):
         for row in document:
             if isinstance(row, dict):
-                yield row
+                yield flat(row)
             elif isinstance(row, list) and len(row) == 3:  # TensorBoard's page: the time, the step and the value
                 yield {"step": row[1], "loss": row[2]}
+    elif isinstance(document, dict):
+        if lists := _lists_of_rows(document):
+            yield from _rows(max(lists, key=len), notes)
+        else:
+            see_names(document)
+            yield from _rows_of_columns(_columns(document), notes)
+
+
+def _lists_of_rows(document: Mapping[str, Any]) -> list[list[Any]]:
+    """The lists of objects in a document, such as the `log_history` of Hugging Face's trainer."""
+    found = list[list[Any]]()
+    for cell in document.values():
+        if isinstance(cell, dict):
+            found += (
+                [[*cell.values()]] if _is_numbered(cell) and _holds_rows([*cell.values()]) else _lists_of_rows(cell)
+            )
+        elif isinstance(cell, list) and _holds_rows(cell):
+            found.append(cell)
+    return found
+
+
+def _holds_rows(cells: list[Any]) -> bool:
+    return any(isinstance(cell, dict) and find_columns(tuple(flat(cell))) for cell in cells[:3])
+
+
+def _is_numbered(cell: Mapping[str, Any]) -> bool:
+    return bool(cell) and all(key.isdigit() for key in cell)
+
+
+def _columns(document: Mapping[str, Any], prefix: str = "") -> dict[str, list[Any]]:
+    """The lists of numbers in a document, by their names: `val/loss` if it has `{"val": {"loss": […]}}`."""
+    columns = dict[str, list[Any]]()
+    for title, cell in document.items():
+        if isinstance(cell, dict):
+            own = {title: [*cell.values()]} if _is_numbered(cell) else _columns(cell, f"{title}/")
+            columns |= {f"{prefix}{name}": column for name, column in own.items()}
+        elif isinstance(cell, list):
+            columns[f"{prefix}{title}"] = cell
+    return {title: column for title, column in columns.items() if find_name(title)}
+
+
+def _rows_of_columns(columns: Mapping[str, list[Any]], notes: list[str]) -> Iterator[dict[str, Any]]:
+    """Row for row. What has far fewer values than the longest column was measured at the end of equal parts of it."""
+    length = max((len(column) for column in columns.values()), default=0)
+    places = dict[str, dict[int, int]]()
+    for title, column in columns.items():
+        places[title] = {place: place for place in range(len(column))}
+        if column and length >= 2 * len(column):
+            places[title] = {(place + 1) * length // len(column) - 1: place for place in range(len(column))}
+            notes.append(f"{title} has {len(column):,} of {length:,} values: they were spread evenly.")
+    for row in range(length):
+        yield {title: column[places[title][row]] for title, column in columns.items() if row in places[title]}

@@ -3,7 +3,7 @@
 import json
 import re
 
-from stability.diagnosis.readers.columns import Row, read_row
+from stability.diagnosis.readers.columns import Row, flat, read_row
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.recording import Recording, record_lines
 
@@ -27,4 +27,5 @@ def _read_line(line: str) -> Row:
         row = None
     if not isinstance(row, dict):
         raise ValueError("expected an object with a step and its metrics")
+    row = flat(row)
     return read_row(tuple(row), tuple(row.values()))

@@ -3,6 +3,7 @@
 import codecs
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from stability.core.errors import StabilityError
 
+_COLORS = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")  # what tells a terminal to change its colors
 _LONGEST = 1 << 22  # characters of a line
 _REPORT_EVERY = 10_000  # lines
 
@@ -69,5 +71,7 @@ class Log(AbstractContextManager["Log"]):
             read += len(line)
             if self.number % _REPORT_EVERY == 0:
                 self._progress(read, size)
+            if "\x1b" in line:
+                line = _COLORS.sub("", line)
             if not line.isspace():
                 yield line

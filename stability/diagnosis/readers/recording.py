@@ -8,8 +8,8 @@ import numpy as np
 
 from stability.core.errors import StabilityError
 from stability.core.text import counted
-from stability.diagnosis.error_rate import is_in_percent, metric_name
-from stability.diagnosis.readers.columns import Row
+from stability.diagnosis.error_rate import is_in_percent, metric_name, says_percent
+from stability.diagnosis.readers.columns import Row, find_name
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.runs import Run, Runs, is_validation, training_part, validation_part
 from stability.diagnosis.table import Table
@@ -155,16 +155,17 @@ class RowCollector:
         if epoch is not None and np.isnan(epoch):
             epoch = None
         again = self._begins_again(epoch)
+        titles = {title for title in values if (name := find_name(title)) and name.signal != "lr"}
         self._number = 0 if again else self._number
         self._runs["row"].add(self._number, dict(values))
         self._number += 1
         if epoch is None or (self._epochs is not None and epoch == self._epochs[1]):
-            self._repeated += self._epochs is None or not self._titles.isdisjoint(values)
+            self._repeated += self._epochs is None or not self._titles.isdisjoint(titles)
         else:
             self._repeated += not epoch.is_integer() or epoch < 0
             self._epochs = (epoch, epoch) if self._epochs is None or again else (self._epochs[0], epoch)
             self._titles.clear()
-        self._titles.update(values)
+        self._titles.update(titles)
         if self._epochs is not None and self._epochs[1] >= 0:
             self._runs["epoch"].add(int(self._epochs[1]), values)
 
@@ -187,12 +188,18 @@ def _is_readable(run: Run) -> bool:
 
 
 def _titles_in_percent(runs: Sequence[Run]) -> set[str]:
-    """The error rates that are percentages, by all their values in all runs."""
+    """The error rates that are percentages: by their names, or by all their values in all runs."""
     rates: dict[str, list[np.ndarray[tuple[int], np.dtype[np.float32]]]] = {}
     for run in runs:
         if "per" in run.titles:
             rates.setdefault(run.titles["per"], []).append(run.table["per"])
-    return {title for title, values in rates.items() if is_in_percent(np.concatenate(values))}
+    return {
+        title
+        for title, values in rates.items()
+        if title.endswith("%")
+        or is_in_percent(every := np.concatenate(values))
+        or (says_percent(title) and (every > 1).any())
+    }
 
 
 def _recording(
@@ -204,7 +211,7 @@ def _recording(
         values = table.values.copy()
         values[:, table.names.index("per")] /= 100
         table = replace(table, values=values)
-        notes.append(f"{title} is in percent: its values were divided by 100.")
+        notes.append(f"{title.removesuffix(' %')} is in percent: its values were divided by 100.")
     if not {"loss", "grad_norm"}.intersection(table.names):
         notes.append("The log has measurements of held-out data, and no loss of training data.")
     return Recording(

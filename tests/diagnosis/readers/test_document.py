@@ -9,7 +9,7 @@ import pytest
 from stability.core.errors import StabilityError
 from tests.support.logs import read
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"step": 0, "loss": 5, "note": "x"},
     {"step": 0, "eval_loss": 6, "eval_cer": 0.9},
     {"step": 10, "loss": 4.0},
@@ -23,6 +23,13 @@ ROWS = [
         ROWS,
         {"best_metric": None, "global_step": 10, "log_history": [*ROWS, {"step": 10, "train_loss": 4.5}]},
         {"step": [0, 10], "loss": [5.0, 4.0], "val_loss": [6.0, None], "val_cer": [0.9, None]},
+        {
+            "params": {"epochs": 1},
+            "history": {"step": [0, 10], "loss": [5, 4], "val_loss": [6, None], "val_cer": [0.9, None]},
+        },
+        {"step": [0, 10], "train": {"loss": [5, 4]}, "val": {"loss": [6, None], "cer": [0.9, None]}},
+        {"args": {"lr": 1}, "results": ROWS, "best": {"step": 0, "val_cer": 0.1}},
+        {"epochs": {"1": ROWS[0] | {"eval_loss": 6, "eval_cer": 0.9}, "2": ROWS[2]}},
         {"step": {"0": 0, "1": 10}, "loss": {"0": 5.0, "1": 4.0}, "val_loss": {"0": 6}, "val_cer": {"0": 0.9}},
     ],
 )
@@ -47,3 +54,22 @@ def test_a_document_that_is_cut_off(tmp_path: Path) -> None:
         read(tmp_path, '[{"step": 1, "loss": 2}, {"step": 2, "loss": "low"}]')
     with pytest.raises(StabilityError, match="It has these names: objective"):
         read(tmp_path, '[{"objective": 1}]')
+
+
+def test_lists_of_other_lengths_are_spread_evenly(tmp_path: Path) -> None:
+    recording = read(tmp_path, '{"train_losses": [9, 8, 7, 6, 5, 4], "val_losses": [6, 5]}')
+    assert recording.signals["loss"].tolist() == [9, 8, 7, 6, 5, 4]
+    assert recording.validation.steps.tolist() == [2, 5]
+    assert "val_losses has 2 of 6 values: they were spread evenly." in recording.notes
+
+
+def test_objects_within_a_line(tmp_path: Path) -> None:
+    rows = [
+        {"step": s, "train": {"loss": 5 - s, "lr": [1e-4, 1e-5]}, "val": {"loss": 6, "wer": 0.9}, "config": {"lr": 3}}
+        for s in (0, 1)
+    ]
+    recording = read(tmp_path, "".join(json.dumps(row) + "\n" for row in rows))
+    assert recording.signals["loss"].tolist() == [5, 4]
+    assert recording.signals["lr"].tolist() == pytest.approx([1e-4, 1e-4])
+    assert recording.validation["loss"].tolist() == [6, 6]
+    assert recording.metric == "WER"

@@ -28,7 +28,7 @@ from tests.support.logs import losses, official, read
         ("step,loss\n1,2\ninf,3\n3,4\n", "line 3: column 'step': expected a whole number, found 'inf'"),
         ("step,loss\n1,2\n1e300,3\n3,4\n", "line 3: column 'step': expected a whole number"),
         ("step,loss\n1,2\n2,3,4\n3,4\n", "line 3: expected 2 cells, as in the header, found 3"),
-        ("step;loss\n1;2\n2;3,5\n3;4\n", "line 3: column 'loss': expected a number or nothing, found '3,5'"),
+        ("step,loss\n1,2\n2,'3,5'\n3,4\n", "line 3: expected 2 cells, as in the header, found 3"),
         ('{"step": "one", "loss": 2}\n', "line 1: column 'step': expected a number or nothing, found 'one'"),
         ('{"step": 1, "loss": 2}\n[1, 2]\n', "line 2: expected an object"),
         ('{"step": 1, "loss": 2}\n' + "[" * 100_000 + "\n", "line 2: expected an object"),

@@ -33,7 +33,7 @@ LOGS = {
         "[host] 2023-01-01 10:00:00,100 (trainer:300) INFO: 1epoch results: [train] iter_time=0.1, loss=6, "
         "[valid] loss_ctc=8, cer_ctc=0.9, loss=7.5, time=3\n",
         [100, 200],
-        [6.5, 6.0],
+        [6.5, 5.5],
         {"loss": [7.5], "per": [0.9]},
     ),
     "speechbrain": (
@@ -82,9 +82,130 @@ LOGS = {
     "progress bar": (
         "Epoch 0:  10%|#   | 10/100 [00:01<00:09, loss=6.5, v_num=1]\rEpoch 0:  20%|##  | 20/100 [00:02, loss=5.5]\n"
         "Epoch 1:  10%|#   | 10/100 [00:01<00:09, loss=4.5, v_num=1]\n",
-        [10, 20, 30],
+        [10, 20, 110],
         [6.5, 5.5, 4.5],
         {},
+    ),
+    "progress bars without epochs": (
+        " 50%|##  | 50/100 [00:02, loss=6.5]\r100%|####| 100/100 [00:04, loss=6]\n 50%|##  | 50/100 [00:02, loss=5]\n",
+        [50, 100, 150],
+        [6.5, 6, 5],
+        {},
+    ),
+    "fairseq, as JSON": (
+        '2023-01-01 10:00:00 | INFO | train_inner | {"epoch": 1, "update": 0.05, "loss": "6.5", "nll_loss": "6", '
+        '"num_updates": "100", "lr": "1e-05", "gnorm": "2.5"}\n'
+        '2023-01-01 10:00:00 | INFO | valid | {"epoch": 1, "valid_loss": "7.5", "valid_raw_wer": "92", '
+        '"valid_wer": "90.5", "valid_num_updates": "100", "valid_best_wer": "80"}\n',
+        [100],
+        [6.5],
+        {"loss": [7.5], "per": [0.905]},
+    ),
+    "wav2letter, several held-out sets": (
+        "epoch: 1 | nupdates: 1000 | loss: 6.5 | train-TER: 95.5 | dev-clean-loss: 7.5 | dev-clean-TER: 90.5 | "
+        "dev-other-loss: 9.5 | dev-other-TER: 97.5\n",
+        [1000],
+        [6.5],
+        {"loss": [7.5], "per": [0.905]},
+    ),
+    "megatron, with a validation": (
+        " iteration       10/  500000 | lm loss: 6.5 | loss scale: 4.0E+09 | number of nan iterations:   0 |\n"
+        " validation loss at iteration 10 | lm loss value: 7.500000E+00 | lm loss PPL: 4.0E+02 |\n",
+        [10],
+        [6.5],
+        {"loss": [7.5]},
+    ),
+    "llm.c": (
+        "step    1/18865 | loss 6.500000 (+nanz)| norm 15.3214 (+nanz)| lr 8.57e-07 | 3084.98 ms | 169961 tok/s\n"
+        "step    2/18865 | loss 5.5 (+nanz)| norm 14.5 (+nanz)| lr 1.71e-06 | 3000 ms\nval loss 7.5\n",
+        [1, 2],
+        [6.5, 5.5],
+        {"loss": [7.5]},
+    ),
+    "modded-nanogpt": (
+        "step:0/5100 val_loss:9.5 train_time:0ms step_avg:nanms\nstep:1/5100 train_loss:6.5 train_time:10ms\n"
+        "step:2/5100 train_loss:5.5 train_time:20ms step_avg:10.0ms\nstep:2/5100 val_loss:7.5 train_time:30ms\n",
+        [1, 2],
+        [6.5, 5.5],
+        {"loss": [9.5, 7.5]},
+    ),
+    "torchtitan, in colors": (
+        "\x1b[32m[titan] 2024-10-01 10:00:00,123 - root - INFO - \x1b[36mstep:  1  \x1b[32mloss: 6.5000  \x1b[39m"
+        "grad_norm: 1.5  \x1b[33mmemory: 20.12GiB(25.00%)  \x1b[34mtps: 3,000\x1b[0m\n",
+        [1],
+        [6.5],
+        {},
+    ),
+    "keras": (
+        "Epoch 1/50\n  1/100 [......] - ETA: 10s - loss: 9.5"
+        + 30 * "\b"
+        + " 50/100 [==>...] - ETA: 5s - loss: 8.5"
+        + 30 * "\b"
+        + "100/100 [======] - 12s 110ms/step - loss: 6.5 - val_loss: 7.5\n"
+        "Epoch 2/50\n\x1b[1m100/100\x1b[0m \x1b[32m━━━━━━━━\x1b[0m\x1b[37m\x1b[0m \x1b[1m12s\x1b[0m 110ms/step - "
+        "loss: 5.5 - val_loss: 6.5\n",
+        [100, 200],
+        [6.5, 5.5],
+        {"loss": [7.5, 6.5]},
+    ),
+    "pytorch's examples": (
+        "Train Epoch: 1 [0/60000 (0%)]\tLoss: 6.500000\nTrain Epoch: 1 [6400/60000 (11%)]\tLoss: 5.5\n"
+        "\nTest set: Average loss: 7.5, Average CER: 0.8 Average WER: 0.905\n\n"
+        "Train Epoch: 2 [0/60000 (0%)]\tLoss: 4.5\n",
+        [0, 6400, 60000],
+        [6.5, 5.5, 4.5],
+        {"loss": [7.5], "per": [0.905]},
+    ),
+    "pytorch's tutorial": (
+        "Epoch 1\n-------------\nloss: 6.5  [   64/60000]\nloss: 5.5  [ 6464/60000]\n"
+        "Test Error: \n Accuracy: 44.7%, Avg loss: 7.5 \n\nEpoch 2\n-------------\nloss: 4.5  [   64/60000]\n",
+        [64, 6464, 60064],
+        [6.5, 5.5, 4.5],
+        {"loss": [7.5]},
+    ),
+    "pytorch's imagenet": (
+        "Epoch: [0][  10/5005]\tTime  0.500 ( 0.600)\tLoss 6.5000e+00 (7.1000e+00)\tAcc@1   0.00 (  0.10)\n"
+        "Epoch: [1][   0/5005]\tTime  0.500 ( 0.600)\tLoss 5.5000e+00 (7.1000e+00)\tAcc@1   0.00 (  0.10)\n",
+        [10, 5005],
+        [6.5, 5.5],
+        {},
+    ),
+    "openmmlab": (
+        "2023/01/01 10:00:00 - mmengine - INFO - Epoch(train)  [1][  50/100]  lr: 1.0000e-04  time: 0.5  loss: 6.5\n"
+        "2023/01/01 10:00:00 - mmengine - INFO - Epoch(train)  [1][ 100/100]  lr: 1.0000e-04  time: 0.5  loss: 5.5\n"
+        "2023/01/01 10:00:00 - mmengine - INFO - Epoch(val)  [1][20/20]    wer: 0.905  data_time: 0.1\n",
+        [50, 100],
+        [6.5, 5.5],
+        {"per": [0.905]},
+    ),
+    "crnn.pytorch": (
+        "[0/25][500/1000] Loss: 6.5\n[1/25][0/1000] Loss: 5.5\nTest loss: 7.5, accuray: 0.000000\n",
+        [500, 1000],
+        [6.5, 5.5],
+        {"loss": [7.5]},
+    ),
+    "wenet": (
+        "2023-01-01 10:00:00,123 DEBUG TRAIN Batch 0/100 loss 6.5 loss_att 9 loss_ctc 8 lr 0.00000020 rank 0\n"
+        "2023-01-01 10:00:00,123 DEBUG CV Batch 0/0 loss 7.5 loss_att 3 loss_ctc 4 history loss 1.5 rank 0\n"
+        "2023-01-01 10:00:00,123 DEBUG TRAIN Batch 1/0 loss 5.5 loss_att 9 loss_ctc 8 lr 0.00000020 rank 0\n",
+        [100, 101],
+        [6.5, 5.5],
+        {"loss": [7.5]},
+    ),
+    "deepspeech": (
+        "Epoch 0 |   Training | Elapsed Time: 0:00:10 | Steps: 10 | Loss: 6.5\n"
+        "Epoch 0 | Validation | Elapsed Time: 0:00:01 | Steps: 5 | Loss: 7.5 | Dataset: dev.csv\n"
+        "Epoch 1 |   Training | Elapsed Time: 0:00:10 | Steps: 10 | Loss: 5.5\n",
+        [10, 20],
+        [6.5, 5.5],
+        {"loss": [7.5]},
+    ),
+    "epochs in headings": (
+        "Epoch 1/9\nTrain Loss: 6.5\nVal Loss: 7.5 | CER: 0.905\n"
+        "Epoch 2/9\nTrain Loss: 5.5\nVal Loss: 6.5 | CER: 0.8\n",
+        [1, 2],
+        [6.5, 5.5],
+        {"loss": [7.5, 6.5], "per": [0.905, 0.8]},
     ),
 }
 
@@ -120,3 +241,40 @@ def test_the_place_that_logged_is_no_reading(tmp_path: Path) -> None:
     )
     assert recording.validation["per"].tolist() == pytest.approx([0.95])
     assert recording.signals["loss"].tolist() == [2]
+
+
+def test_an_epoch_that_is_trained_again_is_a_resume(tmp_path: Path) -> None:
+    lines = [(epoch, batch) for epochs in ((1, 2, 3), (3, 4)) for epoch in epochs for batch in (0, 50)]
+    recording = read(
+        tmp_path, "".join(f"Epoch {epoch}, batch {batch}, loss {9 - n / 2}\n" for n, (epoch, batch) in enumerate(lines))
+    )
+    assert recording.signals.steps.tolist() == [0, 50, 51, 101, 102, 152, 153, 203]
+    assert recording.signals["loss"].tolist() == [9, 8.5, 8, 7.5, 6, 5.5, 5, 4.5]
+    assert "resumed from step 102 after step 152" in recording.notes[0]
+
+
+def test_thousands_and_percent_signs(tmp_path: Path) -> None:
+    recording = read(
+        tmp_path,
+        "Step 1,000 | loss 1,234.5 | WER: 4.5%\nStep 12,000 | loss inf | WER: 3.5 %\nstep nan loss 9\n",
+    )
+    assert recording.signals.steps.tolist() == [1000, 12000]
+    assert recording.signals["loss"].tolist() == pytest.approx([1234.5, float("inf")])
+    assert recording.validation["per"].tolist() == pytest.approx([0.045, 0.035])
+    assert recording.notes == ("WER is in percent: its values were divided by 100.",)
+
+
+def test_the_best_and_the_loss_of_something_else_count_less(tmp_path: Path) -> None:
+    recording = read(
+        tmp_path,
+        "step 1 | KL Loss: 9 | CTC Loss: 2 | val loss: 4 | best val loss: 1 | Best WER: 0.1 | WER: 0.9\n"
+        "step 2 | KL Loss: 9 | CTC Loss: 3 | val loss: 5 | best val loss: 1 | Best WER: 0.1 | WER: 0.8\n",
+    )
+    assert recording.signals["loss"].tolist() == [2, 3]
+    assert recording.validation["loss"].tolist() == [4, 5]
+    assert recording.validation["per"].tolist() == pytest.approx([0.9, 0.8])
+
+
+def test_tensors(tmp_path: Path) -> None:
+    recording = read(tmp_path, "step 1 loss: tensor(2.5, device='cuda:0')\nstep 2 loss: np.float64(1.5)\n")
+    assert recording.signals["loss"].tolist() == [2.5, 1.5]

@@ -1,5 +1,7 @@
 """Charts of Weights & Biases."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,43 @@ def test_a_held_out_loss_of_one_run(tmp_path: Path) -> None:
     assert run.name == "chart.csv"
     assert run.validation["loss"].tolist() == [5, 4]
     assert run.validation["per"].tolist() == pytest.approx([0.9, 0.8])
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_the_history_of_a_run(tmp_path: Path, form: str) -> None:
+    log = tmp_path / f"history.{form}"
+    rows: list[dict[str, float | str | None]] = [
+        {
+            "_step": 0,
+            "_runtime": 1.5,
+            "_timestamp": 1.7e9,
+            "train/loss": 5.5,
+            "train/global_step": 10,
+            "eval/wer": None,
+        },
+        {
+            "_step": 1,
+            "_runtime": 2.5,
+            "_timestamp": 1.7e9,
+            "train/loss": None,
+            "train/global_step": 10,
+            "eval/wer": 0.9,
+        },
+        {
+            "_step": 2,
+            "_runtime": 3.5,
+            "_timestamp": 1.7e9,
+            "train/loss": "NaN",
+            "train/global_step": 20,
+            "eval/wer": None,
+        },
+    ]
+    lines = [",".join(["", *rows[0]])] + [
+        ",".join([str(n), *("" if cell is None else str(cell) for cell in row.values())]) for n, row in enumerate(rows)
+    ]
+    log.write_text(json.dumps(rows) if form == "json" else "\n".join(lines))
+    (run,) = read_runs(log)
+    assert run.signals.steps.tolist() == [10, 20]
+    assert run.signals["loss"].tolist() == pytest.approx([5.5, math.nan], nan_ok=True)
+    assert run.validation.steps.tolist() == [10]
+    assert run.metric == "WER"
