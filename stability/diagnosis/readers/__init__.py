@@ -20,6 +20,7 @@ from stability.diagnosis.readers import (
     tensorboard_events,
     text,
     wandb,
+    wandb_folder,
 )
 from stability.diagnosis.readers.columns import Naming, known_names, naming
 from stability.diagnosis.readers.log import Log
@@ -93,6 +94,8 @@ def read_runs(
 def _read_file(path: Path, progress: Callable[[int, int], None]) -> list[Recording]:
     if tensorboard_events.is_event_file(path):
         return tensorboard_events.read(path.parent, [path], path.name, progress)
+    if wandb_folder.is_history(path):
+        raise StabilityError(wandb_folder.why_not(path))
     with Log(path, progress) as log:
         return next((found for read in _FORMATS if (found := read(log)) is not None), [])
 

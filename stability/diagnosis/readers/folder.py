@@ -11,14 +11,13 @@ from stability.core.errors import StabilityError
 from stability.core.files import SIGNALS_FILE, VALIDATION_FILE
 from stability.core.text import first_of
 from stability.diagnosis.finding import readings
+from stability.diagnosis.readers import tensorboard_events, wandb_folder
 from stability.diagnosis.readers.flight import is_flight
 from stability.diagnosis.readers.flight import read as read_flight
 from stability.diagnosis.readers.recording import Recording
-from stability.diagnosis.readers.tensorboard_events import group_by_run, is_event_file
-from stability.diagnosis.readers.tensorboard_events import read as read_events
 from stability.diagnosis.table import read_table
 
-_LOGS = (".csv", ".jsonl", ".json", ".log", ".txt")
+_LOGS = (".csv", ".tsv", ".jsonl", ".json", ".log", ".txt", ".out", ".err")
 _NAMES = ("training_log",)
 _MOST = 200  # files that are tried
 _ENOUGH = 20  # losses that two trainings have in common only if they are one
@@ -37,26 +36,36 @@ def read(
     if is_flight(path):
         return [read_flight(path)]
     files = sorted(path.rglob("*"))
+    consoles, others = wandb_folder.outputs(files)
     runs, unread = list[Recording](), ""
-    for run, events in group_by_run([file for file in files if is_event_file(file)]).items():
+    for run, events in tensorboard_events.group_by_run(
+        [f for f in files if tensorboard_events.is_event_file(f)]
+    ).items():
         inside = run.relative_to(path).as_posix()
+        name = path.resolve().name if inside == "." else inside
         try:
-            runs += read_events(run, events, path.resolve().name if inside == "." else inside, progress)
+            runs += tensorboard_events.read(run, events, name, progress)
         except StabilityError as error:
             unread = f"TensorBoard's event files were not read. {error}"
-    for file in [file for file in files if file.suffix in _LOGS or file.name in _NAMES][:_MOST]:
+    logs = [file for file in others if file.suffix in _LOGS or file.name in _NAMES][:_MOST]
+    for file in (*sorted(consoles), *logs):
         with suppress(StabilityError):
             inside = str(file.relative_to(path).parent)
             prefix = "" if inside == "." else f"{inside}/"
-            runs += [replace(run, name=f"{prefix}{run.name}") for run in read_file(file)]
+            notes = (wandb_folder.NOTE,) if file in consoles else ()
+            runs += [replace(r, name=f"{prefix}{r.name}", notes=(*notes, *r.notes)) for r in read_file(file)]
     if not runs:
-        raise StabilityError(
-            unread
-            or f"{path} has no {SIGNALS_FILE} with rows: it is not a trial's folder, or no step has been trained. It "
-            "contains no other log that can be read."
-        )
+        histories = [file for file in files if wandb_folder.is_history(file)]
+        raise StabilityError(unread or (wandb_folder.why_not(histories[0]) if histories else _nothing(path)))
     runs = _without_copies(runs)
     return [replace(run, notes=(*run.notes, unread)) for run in runs] if unread else runs
+
+
+def _nothing(path: Path) -> str:
+    return (
+        f"{path} has no {SIGNALS_FILE} with rows: it is not a trial's folder, or no step has been trained. It contains "
+        "no other log that can be read."
+    )
 
 
 def _without_copies(runs: Sequence[Recording]) -> list[Recording]:
