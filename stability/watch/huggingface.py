@@ -28,8 +28,11 @@ _LENGTH_METHODS = ("_get_feat_extract_output_lengths", "_get_subsampling_output_
 class StabilityCallback(MonitorOwner, TrainerCallback):
     """Watches a training by the Trainer, stops it before an update that would spoil it, and gives a verdict at the end.
 
-    Loss and logits are taken from the model's output. In a …ForCTC model the CTC blank is watched too. The error rate
-    is taken from the metrics of an evaluation. The verdict is printed, and added to the log history.
+    Loss and logits are taken from the model's output. In a …ForCTC model the CTC blank is watched too, and what the
+    loss is given is checked, as by `Monitor.step`: the labels in the model's inputs, of which negative ones are
+    padding, and the frames of each utterance, which the model computes from `input_lengths` or `attention_mask`.
+    `names` in the model's inputs or output name the utterances in the evidence. The error rate is taken from the
+    metrics of an evaluation. The verdict is printed, and added to the log history.
 
     A step is an optimizer step. If batches are accumulated, it has the loss of all of them and the last logits.
     Gradient norms are measured before the Trainer clips. In fp16 a step that the scaler skips is not counted. With DDP
@@ -81,10 +84,9 @@ class StabilityCallback(MonitorOwner, TrainerCallback):
             if not module.training:
                 return
             self._summed = inputs.get("num_items_in_batch") is not None
-            loss, logits, lengths = _loss(output), None, None
-            if blank is not None and isinstance(output, Mapping):
-                logits, lengths = output.get("logits"), _lengths(module, inputs.get("attention_mask"))
-            monitor.add_batch(loss * shares if self._summed else loss, logits, lengths)
+            loss = _loss(output)
+            given = _given(module, inputs, output) if blank is not None and isinstance(output, Mapping) else {}
+            monitor.add_batch(loss * shares if self._summed else loss, **given)
 
         self._hooks = [model.register_forward_hook(read_output, with_kwargs=True), *monitor.hooks]
 
@@ -172,10 +174,35 @@ def _ctc_blank(model: nn.Module) -> int | None:
     return blank
 
 
-def _lengths(model: nn.Module, attention_mask: Tensor | None) -> Tensor | None:
-    """Return the number of frames of each utterance, if the model can compute it from the samples."""
+def _given(model: nn.Module, inputs: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `Monitor.step` that are in a model's inputs and output."""
+    logits, labels = output.get("logits"), inputs.get("labels")
+    found = {"logits": logits, "batch": output.get("names", inputs.get("names", ()))}
+    if isinstance(logits, Tensor):
+        found["lengths"] = _lengths(model, inputs, logits.shape[1])
+    if isinstance(labels, Tensor) and labels.ndim == 2:
+        found |= _without_padding(labels)
+    return found
+
+
+def _lengths(model: nn.Module, inputs: Mapping[str, Any], frames: int) -> Tensor | None:
+    """Return the number of frames of each utterance, if the model or its inputs tell it."""
+    mask = inputs.get("attention_mask")
+    samples = inputs.get("input_lengths")
+    if samples is None and isinstance(mask, Tensor):
+        samples = mask.sum(-1)
+    if samples is None:
+        return None
     for name in _LENGTH_METHODS:
-        if attention_mask is not None and hasattr(model, name):
-            lengths: Tensor = getattr(model, name)(attention_mask.sum(-1))
+        if hasattr(model, name):
+            lengths: Tensor = getattr(model, name)(samples)
             return lengths
-    return None
+    is_by_frame = isinstance(mask, Tensor) and mask.shape[-1] == frames
+    return samples if is_by_frame else None
+
+
+def _without_padding(labels: Tensor) -> dict[str, Tensor]:
+    """Return labels with the negative ones, which are padding, behind the others, and the counts of the others."""
+    padding = labels < 0
+    order = padding.int().argsort(dim=1, stable=True)
+    return {"labels": labels.gather(1, order), "label_counts": (~padding).sum(1)}

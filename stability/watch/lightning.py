@@ -24,14 +24,19 @@ else:
                 "stability.lightning needs Lightning, which is not installed. Run: pip install lightning"
             ) from None
 
+_OF_BATCH = ("labels", "label_counts", "names")
 _SHARDED = {"DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"}  # in either package
 
 
 class StabilityCallback(MonitorOwner, Callback):
     """Watches a Lightning training, stops it before an update that would spoil it, and gives a verdict at the end.
 
-    If `training_step` returns a dictionary with "logits", `[batch, frames, classes]`, and perhaps "lengths",
-    `[batch]`, the CTC blank is watched too. The error rate is taken from the metrics that a validation logs.
+    If `training_step` returns a dictionary with "logits", the CTC blank is watched too; with "lengths", "labels",
+    "label_counts" and "names" as well, what the CTC loss was given is checked, as in `Monitor.step`, whose arguments
+    they are ("names" is its `batch`). What the dictionary lacks of labels, their counts and names is taken from the
+    batch, if that is a dictionary with these keys. The error rate is taken from the metrics that a validation logs.
+
+    What the callback knows is saved in Lightning's checkpoints, and a training that is resumed from one goes on.
 
     A step is an optimizer step. If batches are accumulated, it has their mean loss and the last logits. In fp16 a step
     that the scaler skips is not counted. With DDP the loss is the mean over all processes, so that they stop together;
@@ -53,6 +58,15 @@ class StabilityCallback(MonitorOwner, Callback):
         super().__init__()
         self._error_rate, self._blank, self._stop_on = error_rate, blank, stop_on
         self._restore_module: Callable[[], object] = lambda: None
+        self._saved: dict[str, Any] | None = None  # the Monitor's state in the checkpoint that is resumed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the Monitor knows, for a checkpoint."""
+        return {} if self._monitor is None else self._monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the Monitor's state from a checkpoint."""
+        self._saved = state_dict or None
 
     def on_fit_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Raise StabilityError if the training cannot be watched."""
@@ -74,6 +88,9 @@ class StabilityCallback(MonitorOwner, Callback):
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Make the Monitor, and wrap the training step."""
         self._monitor = self._new_monitor(trainer, pl_module)
+        if self._saved is not None:
+            self._monitor.load_state_dict(self._saved)
+            self._saved = None
         self._wrap_training_step(pl_module)
 
     def on_before_optimizer_step(
@@ -130,7 +147,7 @@ class StabilityCallback(MonitorOwner, Callback):
             output = training_step(*args, **kwargs)
             loss, rest = (output.get("loss"), output) if isinstance(output, Mapping) else (output, {})
             if loss is not None:
-                monitor.add_batch(loss, rest.get("logits"), rest.get("lengths"))
+                monitor.add_batch(loss, **_given(rest, args[0] if args else None))
             return output
 
         def restore() -> None:
@@ -140,3 +157,15 @@ class StabilityCallback(MonitorOwner, Callback):
 
         own["training_step"] = wrapped
         self._restore_module = restore
+
+
+def _given(output: Mapping[str, Any], batch: Any) -> dict[str, Any]:
+    """Return the arguments of `Monitor.step` that are in the output of a training step, or else in its batch."""
+    found = {name: output[name] for name in ("logits", "lengths", *_OF_BATCH) if output.get(name) is not None}
+    if isinstance(batch, Mapping) and ("label_counts" in batch or "label_counts" in found):
+        found |= {name: batch[name] for name in ("labels", "label_counts") if name in batch and name not in found}
+    if isinstance(batch, Mapping) and "names" in batch:
+        found.setdefault("names", batch["names"])
+    if "names" in found:
+        found["batch"] = found.pop("names")
+    return found

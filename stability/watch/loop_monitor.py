@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stability.core.errors import StabilityError
 from stability.diagnosis.display import show_outcome
 from stability.diagnosis.verdict import FATAL, Fault, Verdict
+from stability.watch.given import Given, joined, read_given
 from stability.watch.monitor import Monitor
 
 _ERROR_RATE = re.compile(r"(^|[^a-z])(per|wer|cer|error_rate)$")
@@ -34,12 +35,12 @@ class LoopMonitor(Monitor):
         super().__init__(_innermost(model), optimizer, blank=blank, stop_on=stop_on)
         self._error_rate, self._scaler = error_rate, scaler
         self._losses: list[Tensor] = []
-        self._output: tuple[Tensor | None, Tensor | None] = None, None
+        self._given: list[Given] = []
 
-    def add_batch(self, loss: Tensor, logits: Tensor | None = None, lengths: Tensor | None = None) -> None:
-        """Add one of the batches of a step: its loss, and its logits and lengths as in `step`."""
+    def add_batch(self, loss: Tensor, **given: Any) -> None:
+        """Add one of the batches of a step: its loss, and what else `step` takes, which is checked here."""
         self._losses.append(loss.detach().clone())
-        self._output = None if logits is None else logits.detach(), lengths
+        self._given.append(read_given(**given, blank=self._blank))
 
     def must_skip_update(self, *, summed: bool = False) -> bool:
         """Measure a step after the backward pass of its last batch.
@@ -56,14 +57,14 @@ class LoopMonitor(Monitor):
             return False
         losses = torch.stack(self._losses).float()
         loss = mean_over_ranks(losses.sum() if summed else losses.mean())
-        logits, lengths = self._output
-        self._losses, self._output = [], (None, None)
+        given = joined(self._given)
+        self._losses, self._given = [], []
         if self._scaler is not None and self._scaler.get_scale() > 1 and loss.isfinite():
             norms = [norm for _, norm in self._norms()]
             if not torch.stack(norms).isfinite().all():
                 return False
         # Each process has its own logits, so the processes may find different things.
-        if not _on_any_rank(self.step(loss, logits, lengths) is not None, loss.device):
+        if not _on_any_rank(self._take_step(loss, given) is not None, loss.device):
             return False
         for p in self._model.parameters():
             p.grad = None  # a parameter without a gradient is not updated, not even by decay or momentum

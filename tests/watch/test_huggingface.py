@@ -95,7 +95,8 @@ def plain_loop(model: Any, steps: int, accumulate: int = 1, *, summed: bool = Fa
             loss.backward()
             total += loss.detach()
         lengths = (inputs["attention_mask"].sum(-1) // 8 - 4) // 2 + 1  # two convolutions
-        assert monitor.step(total, output.logits, lengths) is None
+        given: dict[str, Any] = {"labels": inputs["labels"], "label_counts": [3] * BATCH}
+        assert monitor.step(total, output.logits, lengths, **given) is None
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     return monitor
@@ -107,7 +108,8 @@ def test_it_measures_as_in_a_plain_loop(accumulate: int, tmp_path: Path, capsys:
     trainer = train(decoder(), callback, tmp_path, 20, gradient_accumulation_steps=accumulate)
     wanted = plain_loop(decoder(), 20, accumulate, summed=trainer.model_accepts_loss_kwargs)
     assert callback.monitor.signals()["grad_norm"].max() > 2  # before the Trainer clips it to 1
-    assert_same_signals(callback.monitor, wanted)
+    assert_same_signals(callback.monitor, wanted, but="utterances")  # the plain loop gives only those of the last batch
+    assert callback.monitor.signals()["utterances"].tolist() == [BATCH * accumulate] * 20
     wanted.validated(0.25, trainer.state.log_history[-3]["eval_loss"])
     assert callback.verdict() == wanted.verdict()
     assert callback.verdict().outcome == "stable"
@@ -158,6 +160,42 @@ def test_a_loss_that_is_not_finite_stops_it(tmp_path: Path) -> None:
     trainer = train(decoder(), callback, tmp_path, 5, train_dataset=Unalignable())
     assert trainer.state.global_step == 1
     assert callback.verdict().cause == "infeasible_target"
+
+
+class Labelled(Speech):
+    """Every third utterance has these labels."""
+
+    def __init__(self, labels: list[int]) -> None:
+        self.labels = torch.tensor(labels)
+
+    def __iter__(self) -> Iterator[Example]:
+        for number, example in enumerate(super().__iter__()):
+            padded = torch.nn.functional.pad(example["labels"], (0, len(self.labels) - 3), value=-100)
+            yield {**example, "labels": self.labels if number % 3 == 1 else padded}
+
+
+@pytest.mark.parametrize(
+    ("labels", "cause"),
+    [
+        ([1, 2, 3, 5], "blank_in_labels"),  # padded with the pad token, which is blank, and not with -100
+        ([1] * 12, "infeasible_target"),
+    ],
+)
+def test_labels_are_checked_at_the_first_step(labels: list[int], cause: str, tmp_path: Path) -> None:
+    callback, model = StabilityCallback(), decoder(ctc_zero_infinity=False)
+    trainer = train(model, callback, tmp_path, 5, train_dataset=Labelled(labels))
+    assert trainer.state.global_step == 1
+    assert (callback.verdict().cause, callback.verdict().onset_step) == (cause, 0)
+    assert callback.verdict().evidence["utterances"] == "number 2 of the batch"
+
+
+def test_padding_is_no_label_wherever_it_is(tmp_path: Path) -> None:
+    callback = StabilityCallback()
+    train(decoder(), callback, tmp_path, 5, train_dataset=Labelled([-100, 1, -100, 2, 3]))
+    signals = callback.monitor.signals()
+    assert signals["labels"].tolist() == [3] * 5
+    for name in ("infeasible_targets", "labels_out_of_range", "blanks_in_labels", "lengths_too_long"):
+        assert not signals[name].any(), name
 
 
 def test_a_second_training_gets_a_new_monitor(tmp_path: Path) -> None:

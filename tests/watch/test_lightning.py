@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -96,7 +97,8 @@ def test_it_measures_as_in_a_plain_loop(accumulate: int, tmp_path: Path, capsys:
     settings = {"accumulate_grad_batches": accumulate, "logger": logger, "gradient_clip_val": 1e9}
     trainer(tmp_path, callback, **settings).fit(module, loader(60 * accumulate), loader(1))
     wanted = plain_loop(60, accumulate)
-    assert_same_signals(callback.monitor, wanted)
+    assert_same_signals(callback.monitor, wanted, but="utterances")  # the plain loop gives only those of the last batch
+    assert callback.monitor.signals()["utterances"].tolist() == [6 * accumulate] * 60
     wanted.validated(0.25)
     assert callback.verdict() == wanted.verdict()
     assert callback.verdict().outcome == "stable"
@@ -174,6 +176,56 @@ def test_blank_is_another_class(tmp_path: Path) -> None:
     callback = StabilityCallback(blank=4)
     trainer(tmp_path, callback).fit(Shifted(), loader(20))
     assert_same_signals(callback.monitor, plain_loop(20, lengths=torch.full((6,), 12)))
+
+
+class Targets(Batches):
+    """Batches with their targets. Batch 4 has two utterances that CTC cannot align."""
+
+    def __getitem__(self, step: int) -> Any:
+        x, labels = batch(step)
+        lengths = torch.full((6,), 12)
+        if step == 4:
+            lengths[[1, 3]] = 2
+        names = [f"{step}-{n}" for n in range(6)]
+        return {"x": x, "labels": labels, "label_counts": torch.full((6,), 3), "lengths": lengths, "names": names}
+
+
+class TargetsDecoder(Decoder):
+    """Returns what its loss was given, or only that its batch does not have."""
+
+    def __init__(self, returns: tuple[str, ...]) -> None:
+        super().__init__()
+        self.returns = returns
+
+    def training_step(self, batch: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        logits = self.model(batch["x"])
+        log_probs = logits.log_softmax(-1).transpose(0, 1)
+        loss = F.ctc_loss(log_probs, batch["labels"], batch["lengths"], batch["label_counts"])
+        return {"loss": loss, "logits": logits.detach(), **{name: batch[name] for name in self.returns}}
+
+
+@pytest.mark.parametrize("returns", [("lengths", "labels", "label_counts", "names"), ("lengths",)])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_targets_are_checked_in_every_batch(returns: tuple[str, ...], accumulate: int, tmp_path: Path) -> None:
+    callback = StabilityCallback()
+    data: Any = DataLoader(Targets(12), batch_size=None)
+    trainer(tmp_path, callback, accumulate_grad_batches=accumulate).fit(TargetsDecoder(returns), data)
+    verdict = callback.verdict()
+    assert (verdict.outcome, verdict.cause) == ("bad_data", "infeasible_target")
+    assert verdict.onset_step == 4 // accumulate
+    assert verdict.evidence["utterances"] == "4-1, 4-3"
+
+
+def test_a_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    first, second = StabilityCallback(), StabilityCallback()
+    fitted = trainer(tmp_path, first)
+    fitted.fit(Decoder(), loader(20))
+    fitted.save_checkpoint(tmp_path / "last.ckpt")
+    resumed = trainer(tmp_path, second, max_epochs=2)
+    resumed.fit(Decoder(), loader(20), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert second.monitor.signals().steps.tolist() == [*range(40)]
+    assert second.monitor.signals()["loss"][:20].tolist() == first.monitor.signals()["loss"].tolist()
+    assert not any(name.startswith("after the restart") for name in second.verdict().evidence)
 
 
 def test_manual_optimization_is_refused(tmp_path: Path) -> None:
