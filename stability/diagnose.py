@@ -12,7 +12,7 @@ python -m stability.diagnose --replay outputs/single/TRIAL                      
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -146,10 +146,18 @@ def summarise(runs: Sequence[Recording]) -> None:
 
 
 def _judge(recording: Recording) -> Verdict:
-    """The verdict, in which the error rate has its own name."""
-    verdict = judge(recording.signals, recording.validation)
-    own = {name.replace("validation PER", f"validation {recording.metric}"): v for name, v in verdict.evidence.items()}
-    return replace(verdict, evidence=own)
+    return judge(
+        recording.signals, recording.validation, metric=recording.metric, healthy=_healthy_error_rate(recording)
+    )
+
+
+def _healthy_error_rate(recording: Recording) -> float | None:
+    """The error rate of healthy official runs at the last step that is known, if the recording is of such a run."""
+    if not recording.official or not len(recording.validation.steps):
+        return None
+    steps, rates = readings(read_table(_HEALTHY), "per_high")
+    rates = rates[steps <= recording.validation.steps[-1]]
+    return float(rates[-1]) if len(rates) else None
 
 
 def _first_and_last_step(recording: Recording) -> tuple[int, int]:

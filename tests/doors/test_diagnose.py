@@ -10,6 +10,7 @@ import pytest
 from stability import diagnose
 from stability.diagnosis.readers import read_log
 from stability.diagnosis.verdict import judge
+from tests.support.logs import official
 
 LOGS = Path(__file__).parents[3] / "shared" / "logs"
 real_logs = pytest.mark.skipif(not LOGS.is_dir(), reason="the real training logs are not here")
@@ -95,3 +96,13 @@ def test_a_log_of_epochs_speaks_of_epochs(tmp_path: Path, capsys: pytest.Capture
     assert "since epoch 3" in out
     assert diagnose.main([str(log), str(log)]) == 0
     assert capsys.readouterr().out.count("since epoch 3") == 2
+
+
+def test_an_official_run_is_compared_with_healthy_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "training_log"
+    log.write_text(
+        official(range(0, 10_001, 200))
+        + "".join(f"Val batch {s}: PER (avg): {1 - s / 22_000} CTC Loss (avg): 20 time: 3\n" for s in (0, 5000, 10_000))
+    )
+    out = verdict_of(log, tmp_path / "figure.png", capsys)
+    assert "A healthy training has a PER of 0.13 here, and this one 0.55" in out
