@@ -21,7 +21,7 @@ _SMOOTH = 3
 
 
 class Best(NamedTuple):
-    """The best error rate of a training, and its step. The median of three, so that one lucky validation is none."""
+    """The best error rate of a training, and its step. Of many, the median of three: one lucky validation is none."""
 
     step: int
     rate: float
@@ -29,7 +29,7 @@ class Best(NamedTuple):
 
 def best_of(steps: Steps, rates: Floats) -> Best:
     """Return the best error rate. There must be one."""
-    smooth = running_median(rates, _SMOOTH)
+    smooth = running_median(rates, _SMOOTH) if len(rates) > 2 * _SMOOTH else rates
     row = int(smooth.argmin())
     return Best(int(steps[row]), float(smooth[row]))
 
@@ -47,13 +47,21 @@ def degraded(signals: Table, validation: Table) -> Finding | None:
 def is_lost(rates: Floats, best: float, now: float) -> bool:
     """Return whether `now` is so much worse than the best that a good part of what was learned is lost.
 
-    What was learned is the way from an error rate of 1, at which nothing was, to the best one. The first rate counts
-    instead if it is lower. Fluctuations of the rates are no loss.
+    What this training learned is the way from its first error rate to the best one. Fluctuations are no loss.
     """
-    learned = min(1.0, float(rates[0])) - best
     risen = now - best
-    much = risen > _T["lost"] * learned or (now > _T["times"] * best and risen > _T["rise"])
-    return learned > _T["learned"] and much and risen > _T["noises"] * noise_of(rates)
+    learned = min(1.0, float(rates[0])) - best
+    much = risen > _T["lost"] * learned or now > _T["times"] * best
+    return 1 - best > _T["learned"] and much and risen > max(_T["rise"], _T["noises"] * noise_of(rates))
+
+
+def has_slipped(rates: Floats, best: float) -> bool:
+    """Return whether the last quarter of many error rates is worse than the best one, if only by a smaller part."""
+    quarter = len(rates) // 4
+    if quarter < _SMOOTH:
+        return False
+    risen = float(np.median(rates[-quarter:])) - best
+    return risen > max(_T["rise"], _T["slipped"] * best, 2 * _T["noises"] * noise_of(rates))
 
 
 def has_improved(rates: Floats) -> bool:
@@ -74,7 +82,7 @@ def has_come_to_rest(values: Floats) -> bool:
 
 
 def _finding(signals: Table, best: Best, step: int, rate: float) -> Finding:
-    cause, advice = _why(signals, best.step, step)
+    cause, advice = why_lost(signals, best.step, step)
     return Finding(
         kind="degraded",
         cause=cause,
@@ -87,8 +95,12 @@ def _finding(signals: Table, best: Best, step: int, rate: float) -> Finding:
     )
 
 
-def _why(signals: Table, best: int, now: int) -> tuple[str, str]:
-    """Find out why it lost what it had learned, from the training loss and the optimiser since the best step."""
+def why_lost(signals: Table, best: int, now: int) -> tuple[str, str]:
+    """Find out why it lost what it had learned, from the training loss and the optimiser since the best step.
+
+    Returns:
+        Cause and advice.
+    """
     loss, lr, update = (finite_readings(signals, name) for name in ("loss", "lr", "update_ratio"))
     rates_then, rates_now = lr.up_to(best)[-1:], lr.up_to(now)[-1:]
     window = min(5, 1 + len(loss.up_to(now)) // 10)

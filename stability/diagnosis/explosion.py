@@ -14,6 +14,7 @@ from stability.diagnosis.finding import (
     Series,
     Steps,
     finite_readings,
+    noise_of,
     running_median,
     update_in_words,
 )
@@ -26,6 +27,7 @@ _BACK = 10  # readings of what is measured every 10th step that are its past
 _TYPICAL_UPDATE = 0.01  # size of an update over that of the weights, if none was measured before
 _EVERY_STEP = 5  # steps: readings at most so far apart show single batches
 _SPARSE = 10  # steps: between readings at least so far apart a loss that leaps at the start has time to come back
+_NOISE_OF = 200  # readings of the loss from which its noise is known
 _MOST_POINTS = 1000  # of gradient norms: those of a longer run are reduced to medians of groups
 
 
@@ -133,22 +135,23 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
 
 
 def why_grew(signals: Table, onset: int, detected: int) -> tuple[str, str]:
-    """Find the cause of growth of the loss: as `why_exploded`, and else the learning rate.
+    """Find the cause of growth of the loss: as `why_exploded`, or else the learning rate.
 
-    Where no update was measured, the learning rate is to blame if it rose, or if the loss grew from the start.
+    Where no update was measured, the learning rate is to blame if it rose, or was near its largest value so far.
 
     Returns:
         Cause and advice. The cause is `unknown` if there is no evidence for any.
     """
-    lr = finite_readings(signals, "lr")
-    reason = why_exploded(signals, onset, detected) or _why_by_rate_alone(signals, lr, onset, detected)
+    reason = why_exploded(signals, onset, detected) or _why_by_rate_alone(signals, onset, detected)
     return reason or (
         "unknown",
-        "What was recorded does not show why. Lower the lr, or warm up for longer, and log the size of the updates.",
+        "What was recorded does not show why. Lower the lr, or warm up for longer, and log the lr and the size of the "
+        "updates.",
     )
 
 
-def _why_by_rate_alone(signals: Table, lr: Series, onset: int, detected: int) -> tuple[str, str] | None:
+def _why_by_rate_alone(signals: Table, onset: int, detected: int) -> tuple[str, str] | None:
+    lr = finite_readings(signals, "lr")
     rates = lr.up_to(detected)
     if not len(rates) or rates[-1] <= 0 or len(finite_readings(signals, "update_ratio").up_to(detected)):
         return None
@@ -158,12 +161,11 @@ def _why_by_rate_alone(signals: Table, lr: Series, onset: int, detected: int) ->
             f"The lr rose from {calm.min():.3g} to {rates[-1]:.3g} while the loss grew: the lr is too high. Lower it, "
             "or warm up for longer."
         )
-    loss = finite_readings(signals, "loss").up_to(detected)
-    if np.searchsorted(signals.steps, onset) > 1 or (len(loss) and loss.min() < 0.8 * loss[0]):
+    if rates[-1] < 0.5 * rates.max():  # larger rates did no harm
         return None
     return "rate_too_high", (
-        f"The loss grew from the first steps on, at an lr of {rates[-1]:.3g}. Lower the lr, or warm up for longer. The "
-        "size of updates was not recorded: it would show whether the lr is the reason."
+        f"The loss grew at an lr of {rates[-1]:.3g}, the largest so far. Lower the lr, or warm up for longer. The size "
+        "of the updates was not recorded: it would show whether the lr is the reason."
     )
 
 
@@ -175,24 +177,24 @@ def _weights_shrink(signals: Table, step: int) -> bool:
 
 def _risen_loss(signals: Table) -> _Sign | None:
     """A loss that lost much of what it had gained, or rose far above its start."""
-    steps, loss = finite_readings(signals, "loss")
+    series = finite_readings(signals, "loss")
+    steps, loss = series
     if len(loss) < 3:
         return None
+    # Between readings that are far apart, a loss that leapt at the start has had time to come down again.
+    sparse = series.distance(int(steps[2])) >= _SPARSE
     smooth = running_median(loss, _SMOOTH)
     best = np.minimum.accumulate(smooth)
-    start = (
-        float(np.median(loss[:_SMOOTH]))
-        if finite_readings(signals, "loss").distance(int(steps[2])) < _SPARSE
-        else float(loss[0])
-    )
+    start = float(loss[0] if sparse else np.median(loss[:_SMOOTH]))
     gained = start - best
     lost = (gained > 0.2 * start) & (smooth - best > _T["lost"] * gained) & (smooth > _T["worse"] * best)
     lost |= smooth > _T["above_start"] * np.maximum(start, best)
-    first = 2 * _SMOOTH - 1 if steps[2] - steps[0] < 2 * _SPARSE else 2
-    lost[:first] = False  # a few steps say nothing, but a few readings of a log with many steps between them do
+    lost[: 2 if sparse else 2 * _SMOOTH - 1] = False
     lost &= (start > 0) & (best >= 0)  # a ratio of losses that may be negative, as of log-likelihoods, says nothing
     optimizer = _read_optimizer(signals)
     for row in np.flatnonzero(lost):
+        if not _is_above_noise(loss[: row + 1], float(smooth[row]), float(best[row])):
+            continue
         if _may_have_stepped_far(optimizer, int(steps[row])) or _stays_lost(steps, smooth, lost, int(row)):
             near = np.flatnonzero(smooth[:row] <= best[row] + 0.25 * (smooth[row] - best[row]))
             onset = int(near[-1]) + 1 if len(near) else 0
@@ -205,6 +207,14 @@ def _risen_loss(signals: Table) -> _Sign | None:
                 usual=float(best[row]),
             )
     return None
+
+
+def _is_above_noise(loss: Floats, value: float, usual: float) -> bool:
+    """Whether the value is larger than the usual one by more than the noise of the loss explains."""
+    recent = loss[-_NOISE_OF:]
+    noise = noise_of(np.log(recent[recent > 0]))
+    least = _T["early"] if len(loss) < 2 * _SMOOTH else 1.0
+    return value > usual * max(least, float(np.exp(_T["noises"] * noise)))
 
 
 class _Optimizer(NamedTuple):

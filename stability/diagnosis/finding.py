@@ -90,15 +90,17 @@ def finite_readings(signals: Table, name: str) -> Series:
     return Series(steps[finite], values[finite].astype(np.float64))
 
 
-def noise_of(logarithms: Floats) -> float:
-    """Return the standard deviation of the noise in a curve, from the differences of neighbours, robustly.
+def noise_of(values: Floats) -> float:
+    """Return the standard deviation of the noise in a curve, robustly, from first and second differences.
 
-    A curve that falls or rises steadily has none. Without two differences it is unknown, and taken for 0.1.
+    A curve that falls or rises smoothly has none. Of fewer than four points it is not known, and 0 is returned.
     """
-    if len(logarithms) < 3:
-        return 0.1
-    differences = np.diff(logarithms)
-    return float(1.4826 * np.median(np.abs(differences - np.median(differences))) / np.sqrt(2))
+    if len(values) < 4:
+        return 0.0
+    first, second = np.diff(values), np.diff(values, 2)
+    # Differences of independent noise have two and six times its variance. A bend is no noise: the smaller one counts.
+    deviations = np.median(np.abs(first - np.median(first))) / np.sqrt(2), np.median(np.abs(second)) / np.sqrt(6)
+    return 1.4826 * float(min(deviations))
 
 
 def update_in_words(ratio: float) -> str:

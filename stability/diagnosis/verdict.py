@@ -11,9 +11,9 @@ import numpy as np
 
 from stability.diagnosis.collapse import forecast, narrow_output_since
 from stability.diagnosis.detectors import as_judged, findings
-from stability.diagnosis.error_rates import best_of, has_come_to_rest, has_improved, is_lost
+from stability.diagnosis.error_rates import best_of, has_come_to_rest, has_improved, has_slipped, is_lost, why_lost
 from stability.diagnosis.explosion import recovered, why_grew
-from stability.diagnosis.finding import THRESHOLDS, Finding, Floats, Outcome, Steps, finite_readings, readings
+from stability.diagnosis.finding import THRESHOLDS, Finding, Floats, Outcome, Steps, finite_readings, noise_of, readings
 from stability.diagnosis.growth import growth_until
 from stability.diagnosis.mismatch import is_far_from_training, why_the_error_stays
 from stability.diagnosis.no_progress import clipped_before_unscaling, why_no_progress
@@ -36,6 +36,7 @@ _FEW = 3  # readings, below which nothing can be said
 _CUT_OFF = 10  # readings: growth that lasted longer was not cut off; it is found by detectors, or has come to rest
 _MULTIPLE = 3.0  # losses ended well if the last validation loss is at most this many times the best one
 _BACK = 0.8  # and the training loss at most this share of its first value
+_RISEN = 1.5  # times its best; a validation loss that ended above this is that of an overfitted training
 _YARDSTICK = 4.0  # a training is not stable at this many times the error rate of a healthy one
 _FLAT = 0.01  # a loss is flat if it falls by a smaller share than this from one quarter of the plateau to the next
 
@@ -163,7 +164,7 @@ def judge(
         return Verdict("undecided", "no signals", advice="No training step was recorded.", confidence="low")
     found = findings(signals, validation) if found is None else found
     training = _Training(as_judged(signals, validation), validation, found, metric, healthy)
-    for decide in (_by_finding, _by_growth, _by_good_rates, _by_mismatch, _without_rates, _by_progress):
+    for decide in (_by_finding, _by_growth, _by_best_rate, _by_good_rates, _by_mismatch, _without_rates, _by_progress):
         if (verdict := decide(training)) is not None:
             return verdict
     return _by_plateau(training)
@@ -175,10 +176,20 @@ def _by_finding(t: _Training) -> Verdict | None:
     if at_the_end is not None:
         return _verdict_on(at_the_end, t)
     # If a decoder outputs little and the labels may differ, the labels explain it better.
-    for finding in sorted(t.found, key=lambda f: (f.kind != "bad_data", f.kind != "not_training", f.cause != "labels")):
+    # If it exploded or collapsed, that says more than that it lost what it had learned.
+    for finding in sorted(t.found, key=_rank):
         if _still_holds(finding, t):
             return _verdict_on(finding, t)
     return None
+
+
+def _rank(finding: Finding) -> tuple[bool, ...]:
+    return (
+        finding.kind != "bad_data",
+        finding.kind != "not_training",
+        finding.cause != "labels",
+        finding.kind == "degraded",
+    )
 
 
 def _by_growth(t: _Training) -> Verdict | None:
@@ -195,14 +206,23 @@ def _by_growth(t: _Training) -> Verdict | None:
     return t.conclude("exploded", cause, grew + advice, confidence, growth.onset)
 
 
+def _by_best_rate(t: _Training) -> Verdict | None:
+    """The verdict on a training whose last error rate lost a good part of what was learned, or which slipped back."""
+    steps, rates = t.rates
+    if len(rates) <= _FEW:
+        return None
+    best = best_of(steps, rates)
+    if not is_lost(rates, best.rate, t.last) and not has_slipped(rates, best.rate):
+        return None
+    cause, advice = why_lost(t.signals, best.step, int(steps[-1]))
+    lost = f"The last {t.metric} is {t.last:.2g}; the best one was {best.rate:.2g} at step {best.step}."
+    return t.conclude("degraded", cause, f"{lost} {advice}", "low", best.step)
+
+
 def _by_good_rates(t: _Training) -> Verdict | None:
     """The verdict on a training whose last error rate is good."""
     if not t.last <= _WELL:
         return None
-    best = best_of(*t.rates)
-    if is_lost(t.rates[1], best.rate, t.last) and len(t.rates[1]) > _FEW:
-        advice = f"The last {t.metric} is {t.last:.2g}; the best one was {best.rate:.2g} at step {best.step}."
-        return t.conclude("degraded", "unknown", f"{advice} Validate again before you trust either.", "low", best.step)
     if t.healthy is not None and t.last > _YARDSTICK * t.healthy:
         return t.conclude(
             "slow",
@@ -243,7 +263,7 @@ def _without_rates(t: _Training) -> Verdict | None:
     if _is_short(t):
         return t.conclude("undecided", "too_few_readings", _too_few(t), "low")
     steps, finite = finite_readings(t.validation, "loss")
-    if len(finite) > _FEW and finite[-1] > _WELL * 2 * finite.min() > 0:
+    if _has_risen(finite):
         best = int(steps[finite.argmin()])
         return t.conclude(
             "degraded",
@@ -255,6 +275,15 @@ def _without_rates(t: _Training) -> Verdict | None:
         )
     learns = "The loss alone does not show whether it learned" if not len(finite) else "A loss alone does not show it"
     return t.conclude("undecided", "no validation", f"No error rate was recorded. {learns}: log one.", "low")
+
+
+def _has_risen(losses: Floats) -> bool:
+    """Whether the validation loss ended far above its best, against its noise."""
+    if len(losses) <= _FEW or losses.min() <= 0:
+        return False
+    logs = np.log(losses)
+    risen = np.median(logs[-3:]) - np.median(np.sort(logs)[:3])
+    return bool(risen > max(np.log(_RISEN), 4 * noise_of(logs)))
 
 
 def _by_progress(t: _Training) -> Verdict | None:
