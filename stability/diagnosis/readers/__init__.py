@@ -16,6 +16,7 @@ from stability.diagnosis.readers import (
     folder,
     jsonl,
     official,
+    table_in_text,
     tensorboard_csv,
     tensorboard_events,
     text,
@@ -38,6 +39,7 @@ _FORMATS: tuple[Callable[[Log], list[Recording] | None], ...] = (
     delimited.read,
     official.read,
     console.read,
+    table_in_text.read,
     text.read,
 )
 

@@ -65,7 +65,21 @@ _FIRST_OF_LIST = re.compile(r"\[\s*([-+.\deE]+)")
 _NOT_MEASURED = ("", "none", "null", "na", "-", "n/a", "no log")
 _EXPLAINED = (-1,)  # the rank of a name that the user explains
 _ROLES = (
-    ("split", "phase", "mode", "stage", "subset", "partition", "eval_split", "dataset", "data", "set"),
+    (
+        "split",
+        "phase",
+        "mode",
+        "stage",
+        "subset",
+        "partition",
+        "eval_split",
+        "dataset",
+        "data",
+        "set",
+        "event",
+        "type",
+        "kind",
+    ),
     ("tag", "metric", "name", "key", "metric_name"),
     ("value", "metric_value"),
 )
@@ -168,7 +182,7 @@ def _find_name(title: str, explained: tuple[tuple[str, str], ...]) -> Known | No
 
 
 def _camel_as_snake(title: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", title)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=Loss)", "_", title)
 
 
 def _words(text: str) -> list[str]:

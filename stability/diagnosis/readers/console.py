@@ -32,7 +32,8 @@ def read(log: Log) -> list[Recording] | None:
             with_bar.add(steps.of_bar(training=training) if step is None else step, values)
 
     notes = read_lines(log, read_line)
-    return (with_bar if steps.reliable else without_bar).recordings(log.path.name, notes) or None
+    runs = (with_bar if steps.reliable else without_bar).recordings(log.path.name, notes)
+    return runs if any(len(run.signals.steps) for run in runs) else None  # lines of another kind may have the training
 
 
 class _Steps:
@@ -79,7 +80,7 @@ class _Steps:
 
 
 def _read_dict(line: str) -> Row:
-    found = _DICT.search(line)
+    found = _DICT.search(line) if line.count("{") == 1 else None
     pairs = [pair for pair in _PAIR.findall(found[1]) if _is_number(pair[1])] if found else []
     if not pairs:
         return None, {}

@@ -8,7 +8,7 @@ from stability.diagnosis.readers.columns import Row, find_columns, has_measureme
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.recording import Recording, record_lines
 
-_Split = Callable[[str], tuple[str, ...]]
+Split = Callable[[str], tuple[str, ...]]
 
 _SEPARATORS = ",;\t"
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+([eE][-+]?\d+)?")
@@ -20,9 +20,9 @@ def read(log: Log) -> list[Recording] | None:
     header = log.first
     if header.lstrip().startswith(("{", "[")):
         return None
-    split = max(_SPLITS, key=lambda split: len(find_columns(split(header))) if len(split(header)) > 1 else 0)
+    split = max(SPLITS, key=lambda split: len(find_columns(split(header))) if len(split(header)) > 1 else 0)
     titles = split(header)
-    if not has_measurements(titles) or not _is_header(titles) or (split is _split_blanks and not _is_table(titles)):
+    if not has_measurements(titles) or not is_header(titles) or (split in _BLANKS and not _is_table(titles)):
         by_commas = _split_commas(header)
         if len(by_commas) > 1:
             see_names(by_commas)
@@ -30,12 +30,14 @@ def read(log: Log) -> list[Recording] | None:
 
     def read_line(line: str) -> Row | None:
         nonlocal titles
-        if _RULE.fullmatch(line) and split in (_split_bars, _split_blanks):
+        if is_rule(line) and split in (_split_bars, *_BLANKS):
             return None, {}
         cells = split(line)
+        if len(cells) == len(titles) + 1 and not cells[-1].strip():  # a comma at the end
+            cells = cells[:-1]
         if cells == titles:  # also in the middle, where another run was appended
             return None
-        if cells[0] in titles and _is_header(cells) and find_columns(cells):  # with other columns from here on
+        if cells[0] in titles and is_header(cells) and find_columns(cells):  # with other columns from here on
             titles = cells
             return None
         if len(cells) != len(titles):
@@ -45,8 +47,13 @@ def read(log: Log) -> list[Recording] | None:
     return record_lines(log, read_line)
 
 
-def _is_header(cells: tuple[str, ...]) -> bool:
-    """Whether no cell is a number."""
+def is_rule(line: str) -> bool:
+    """Return whether a line is the rule between the header of a table and its rows."""
+    return bool(_RULE.fullmatch(line))
+
+
+def is_header(cells: tuple[str, ...]) -> bool:
+    """Return whether no cell is a number."""
     return not any(re.fullmatch(r"\s*[-+]?[.,]?\d[\d.,]*([eE][-+]?\d+)?\s*%?\s*", cell) for cell in cells)
 
 
@@ -56,7 +63,7 @@ def _is_table(titles: tuple[str, ...]) -> bool:
     return 0 in (found.get("step"), found.get("epoch")) and bool(found.keys() - {"step", "epoch"})
 
 
-def _split_at(separator: str) -> _Split:
+def _split_at(separator: str) -> Split:
     def split(line: str) -> tuple[str, ...]:
         if '"' not in line:
             cells = tuple(line.rstrip("\n").split(separator))
@@ -80,5 +87,10 @@ def _split_blanks(line: str) -> tuple[str, ...]:
     return tuple(line.strip().lstrip("#").split())
 
 
+def _split_wide_blanks(line: str) -> tuple[str, ...]:
+    return tuple(re.split(r"\s{2,}", line.strip()))
+
+
 _split_commas = _split_at(",")
-_SPLITS = (*(_split_at(separator) for separator in _SEPARATORS), _split_bars, _split_blanks)
+_BLANKS = (_split_blanks, _split_wide_blanks)
+SPLITS = (*(_split_at(separator) for separator in _SEPARATORS), _split_bars, *_BLANKS)

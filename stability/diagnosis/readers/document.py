@@ -1,6 +1,7 @@
 """A JSON document: Hugging Face's `trainer_state.json`, an array of rows, or an object of lists, a list per metric."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from stability.diagnosis.readers.columns import find_columns, find_name, flat, r
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.recording import Recording, RowCollector
 
+_BLANKS = re.compile(r"\s*")
 _LARGEST = 1 << 28  # characters of a document: it has to be in memory as a whole
 
 
@@ -23,7 +25,7 @@ def read(log: Log) -> list[Recording] | None:
         if size > _LARGEST:
             raise StabilityError(f"{log.path} is longer than {_LARGEST:,} characters, too long for a JSON document.")
     try:
-        document = json.loads("".join(lines))
+        document = _parse("".join(lines))
     except (ValueError, RecursionError) as error:
         raise StabilityError(f"{log.path} begins as a JSON document, but is none: {error}.") from None
     rows, notes = RowCollector(), list[str]()
@@ -33,6 +35,23 @@ def read(log: Log) -> list[Recording] | None:
         except ValueError as error:
             raise StabilityError(f"{log.path}, row {number}: {error}.") from None
     return rows.recordings(log.path.name, notes)
+
+
+def _parse(text: str) -> Any:
+    """The document in a text. Several, one after the other, are a list."""
+    text = text.strip()
+    documents, place = list[Any](), 0
+    while place < len(text):
+        document, end = json.JSONDecoder().raw_decode(text, place)
+        documents.append(document)
+        place = _next(text, end)
+    return documents[0] if len(documents) == 1 else documents
+
+
+def _next(text: str, place: int) -> int:
+    """The next character from a place on that is no blank."""
+    match = _BLANKS.match(text, place)
+    return match.end() if match else place
 
 
 def _is_document(first: str) -> bool:
@@ -93,15 +112,26 @@ def _columns(document: Mapping[str, Any], prefix: str = "") -> dict[str, list[An
     columns = dict[str, list[Any]]()
     for title, cell in document.items():
         if isinstance(cell, dict):
-            own = {title: [*cell.values()]} if _is_numbered(cell) else _columns(cell, f"{title}/")
+            own = {title: _numbered(cell)} if _is_numbered(cell) else _columns(cell, f"{title}/")
             columns |= {f"{prefix}{name}": column for name, column in own.items()}
         elif isinstance(cell, list):
             columns[f"{prefix}{title}"] = cell
     return {title: column for title, column in columns.items() if find_name(title)}
 
 
+def _numbered(cell: Mapping[str, Any]) -> list[Any]:
+    """The numbers of an object whose keys are the places in a list, or else steps."""
+    keys = [int(key) for key in cell]
+    return (
+        [*cell.values()] if keys == [*range(len(keys))] else [[*pair] for pair in zip(keys, cell.values(), strict=True)]
+    )
+
+
 def _rows_of_columns(columns: Mapping[str, list[Any]], notes: list[str]) -> Iterator[dict[str, Any]]:
     """Row for row. What has far fewer values than the longest column was measured at the end of equal parts of it."""
+    for title in [title for title, column in columns.items() if _are_pairs(column)]:
+        yield from ({"step": step, title: value} for step, value in columns[title])
+    columns = {title: column for title, column in columns.items() if not _are_pairs(column)}
     length = max((len(column) for column in columns.values()), default=0)
     places = dict[str, dict[int, int]]()
     for title, column in columns.items():
@@ -111,3 +141,8 @@ def _rows_of_columns(columns: Mapping[str, list[Any]], notes: list[str]) -> Iter
             notes.append(f"{title} has {len(column):,} of {length:,} values: they were spread evenly.")
     for row in range(length):
         yield {title: column[places[title][row]] for title, column in columns.items() if row in places[title]}
+
+
+def _are_pairs(column: list[Any]) -> bool:
+    """Whether each number in a list has its step."""
+    return bool(column) and all(isinstance(cell, list) and len(cell) == 2 for cell in column)

@@ -12,6 +12,7 @@ from stability.diagnosis.error_rate import is_in_percent, metric_name, says_perc
 from stability.diagnosis.readers.columns import Row, find_name
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.runs import Run, Runs, is_validation, training_part, validation_part
+from stability.diagnosis.readers.steps import Steps
 from stability.diagnosis.table import Table
 
 Unit = Literal["step", "epoch", "row"]
@@ -104,7 +105,7 @@ class RowCollector:
         self._runs: dict[Unit, Runs] = {"step": Runs(), "epoch": Runs("epoch"), "row": Runs("row")}
         self._without_step = self._negative = 0
         self._number = 0  # of the next row without a step
-        self._step: int | None = None  # the last one
+        self._steps = Steps()
         self._epochs: tuple[float, float] | None = None  # the first and the last one of the run
         self._titles = set[str]()  # what was measured in the last epoch
         self._repeated = 0  # rows that repeat a title of their epoch, or have no whole epoch
@@ -123,15 +124,16 @@ class RowCollector:
             return
         if step is None:
             self._add_without_step(epoch, values)
-            if self._step is None or not is_validation(values):
+            if self._steps.last is None or not is_validation(values):
                 self._without_step += 1
-                return
-            step = self._step
-        if step < 0:
+            else:
+                self._runs["step"].add(self._steps.last, values)
+        elif step < 0:
             self._negative += 1
         else:
-            self._step = step
-            self._runs["step"].add(step, values)
+            if epoch is not None and np.isfinite(epoch):
+                self._steps.see_epoch(epoch)
+            self._runs["step"].add(self._steps.whole(step, values), values)
 
     def recordings(self, name: str, notes: Sequence[str] = (), *, official: bool = False) -> list[Recording]:
         """Return a recording of each run among the rows. It is empty if there is no training in them."""

@@ -11,6 +11,7 @@ from stability.diagnosis.readers.columns import Known, Row, find_name, part_in, 
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.recording import Recording, RowCollector, read_lines
 from stability.diagnosis.readers.runs import is_validation
+from stability.diagnosis.readers.steps import Steps
 
 _NUMBER = re.compile(
     r"(?<![\w.])([-+]?(?:\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
@@ -18,36 +19,37 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 _DELIMITERS = re.compile(r"""[,|;:\[\](){}"'=\t]|\s-+\s|->""")
+_BAR = "batch"  # the step of a progress bar
+# Spellings of some trainers, and how they are read. A line without the first text is left alone, which saves time.
 _SPELLINGS = tuple(
-    (re.compile(pattern), words)
-    for pattern, words in (
-        (r"[\w./-]+:\d+\]", "]"),  # the file and line that logged: `wer:318]`
-        (r"\b(?:np\.float\d+|tensor|array)\(", " "),
-        (r"(\d+)epoch\b", r" epoch \1 "),  # ESPnet
-        (r"\b\d+-(\d+)batch\b", r" batch \1 "),
-        (r"\b(TRAIN|CV) Batch (\d+)/(\d+)", r"\1 | epoch \2 | batch \3 "),  # WeNet
-        (r"\b(Epoch|Iter)\((\w+)\)\s*\[\s*(\d+)[^\]]*\]", r"\2 | \1 \3 | "),  # OpenMMLab
-        (r"\[(\d+)/\d+\]\s*\[\s*(\d+/\d+)\]", r"| epoch \1 | batch \2 | "),  # `[0/25][100/1000]`
-        (r"\[(\d+)\]\s*\[\s*(\d+/\d+)\]", r" \1 | batch \2 | "),  # `Epoch: [0][10/5005]`
-        (
-            r"((?:^|[^a-zA-Z\s:=]|\s\s)\s*)\[\s*(\d+/\d+)( \(\d+%\))?\]",
-            r"\1 | batch \2 | ",
-        ),  # `Epoch: 1 [640/28539 (2%)]`
-        (r"(?:\||^)\s*(\d+/\d+) (\[|━)", r"| batch \1 | "),  # a progress bar
+    (needed, re.compile(pattern), words)
+    for needed, pattern, words in (
+        ("]", r"(?<![\w./-])[\w./-]+:\d+\]", "]"),  # the file and line that logged: `wer:318]`
+        ("(", r"\b(?:np\.float\d+|tensor|array)\(", " "),
+        ("epoch", r"(\d+)epoch\b", r" epoch \1 "),  # ESPnet
+        ("batch", r"\b\d+-(\d+)batch\b", r" batch \1 "),
+        ("Batch", r"\b(TRAIN|CV) Batch (\d+)/(\d+)", r"\1 | epoch \2 | batch \3 "),  # WeNet
+        ("(", r"\b(Epoch|Iter)\((\w+)\)\s*\[\s*(\d+)[^\]]*\]", r"\2 | \1 \3 | "),  # OpenMMLab
+        ("/", r"\[(\d+)/\d+\]\s*\[\s*(\d+/\d+)\]", r"| epoch \1 | batch \2 | "),  # `[0/25][100/1000]`
+        ("/", r"\[(\d+)\]\s*\[\s*(\d+/\d+)\]", r" \1 | batch \2 | "),  # `Epoch: [0][10/5005]`
+        # `Epoch: 1 [640/28539 (2%)]`, but not `Step [640/28539]`
+        ("/", r"((?:^|[^a-zA-Z\s:=]|\s\s)\s*)\[\s*(\d+/\d+)( \(\d+%\))?\]", r"\1 | batch \2 | "),
+        ("/", r"(?:\||^)\s*(\d+/\d+) (\[|━)", r"| batch \1 | "),  # a progress bar
+        ("━", r"[━╸╺]\s+(\d+/\d+)\s", r"| batch \1 | "),  # that of rich
+        ("Saving dict", r"\bSaving dict for global step", "valid | global step"),  # TensorFlow's estimators
     )
 )
-_LINE_IN_PLACE = re.compile(r".*\x08", re.DOTALL)  # what a progress bar has written over
 _HELD_OUT = re.compile(r"\b(valid(ation|ating)?|val|eval(uation|uating)?|dev|test(ing)?|cv)\b", re.IGNORECASE)
 _TRAINED_ON = re.compile(r"\b(train(ing)?|train_inner)\b", re.IGNORECASE)
 _HEADING = re.compile(r"\W*([A-Za-z]+(?: [A-Za-z]+){,2}):\s*")  # `Validation:`, with its numbers on the lines below
-_FILLERS = re.compile(r"((^|\s+)(reached|is|of|was|at|to|now|value))+$", re.IGNORECASE)
+_FILLERS = ("reached", "is", "of", "was", "at", "to", "now", "value")
 _PLAIN = (
     "average", "avg", "mean", "current", "running", "the", "and", "final", "last", "at", "for", "batch", "step", "info",
     "debug", "epoch", "train", "training",
 )  # fmt: skip
 _OF_ANOTHER = ("best", "min", "lowest", "previous", "target")
-_IN_TOTAL = ("global_step", "num_updates", "nupdates", "updates")  # are never counted from 0 again
 _MOST_WORDS = 4
+_LONGEST = 20_000  # characters of a line with readings
 
 
 def read(log: Log) -> list[Recording] | None:
@@ -87,14 +89,18 @@ class _Lines:
     """Reads the lines of a log, one after the other."""
 
     def __init__(self) -> None:
-        self._steps = _Steps()
+        self._steps = Steps()
         self._part = ""  # the part of the data that a heading names
+        self._shown = dict[str, float]()  # the validations that a progress bar shows until there are others
 
     def read(self, line: str) -> Row | None:
         """The row of a line. None if it has no known name."""
-        line = _LINE_IN_PLACE.sub("", line)
-        for pattern, words in _SPELLINGS:
-            line = pattern.sub(words, line)
+        if len(line) > _LONGEST:
+            return None
+        line = line.rpartition("\b")[2]  # what comes before was written over
+        for needed, pattern, words in _SPELLINGS:
+            if needed in line:
+                line = pattern.sub(words, line)
         if heading := _HEADING.fullmatch(line):
             self._part = part_in(heading[1]) or self._part
         found = _find(line)
@@ -102,8 +108,9 @@ class _Lines:
             self._part = ""
         elif self._part == "val":
             found = _find(line, held_out=True)
-        epoch = found.pop("epoch", None)
-        step = found.pop("step", None)
+        epoch, step = found.pop("epoch", None), found.pop("step", None)
+        if step and not step.value.is_integer():
+            step = None
         if not found:
             see_names(number.title for number in (epoch, step) if number)
             self._count(epoch, step)
@@ -114,75 +121,37 @@ class _Lines:
         """Follow a line that only counts, such as `Epoch 1/50`."""
         if epoch and epoch.alone and epoch.title.lower() == "epoch":
             self._steps.see_epoch(epoch.value)
-        if step and step.alone and step.value.is_integer():
-            self._steps.whole(step)
+        if step and step.alone:
+            self._steps.whole(int(step.value), total=step.total)
 
     def _row(self, epoch: _Number | None, step: _Number | None, values: dict[str, float]) -> Row | None:
         if epoch:
             self._steps.see_epoch(epoch.value)
-        if step and is_validation(values) and self._steps.counts_own(step, epoch):
+        if step and is_validation(values) and self._counts_own(step, epoch):
             step = None
-        if step and step.value.is_integer():
-            return self._steps.whole(step, values), values
-        if (last := self._steps.last) is not None:
+        if step:
+            return self._row_at(step, values)
+        if self._steps.last is not None:
             values = self._steps.new_values(values)
-            return (last, values) if values else None
+            return (self._steps.last, values) if values else None
         if self._steps.epoch is not None:
             values["epoch"] = self._steps.epoch
         return None, values
 
-
-class _Steps:
-    """Counts on where the batches of an epoch begin again."""
-
-    def __init__(self) -> None:
-        self.epoch: float | None = None
-        self._begins: dict[int, int] = {}  # where each epoch began
-        self._offset, self._last = 0, -1
-        self._turned = False  # whether another epoch has begun since the last step
-        self._titles = set[str]()  # what was measured at the last step
-
-    def see_epoch(self, epoch: float) -> None:
-        """Follow the epochs. A smaller one is a resume, or another run if it is the first one."""
-        if self.epoch is None or int(epoch) > int(self.epoch):
-            self._turned = True
-        elif int(epoch) < int(self.epoch):
-            self._turned = False
-            self._offset, self._last = self._begins.get(int(epoch), 0), -1
-            if epoch <= min(self._begins, default=0):
-                self._begins.clear()
-        self.epoch = epoch
-
-    def whole(self, number: _Number, titles: "dict[str, float] | None" = None) -> int:
-        """The step since the start of the training."""
-        step, total = int(number.value), number.total
-        if number.title.lower() in _IN_TOTAL:
-            self._offset = 0
-        elif self._turned and step + self._offset <= self._last:
-            self._offset = max(self._last + 1 - min(step, 1), self._offset + (total or 0))
-        if self.epoch is not None:
-            self._begins.setdefault(int(self.epoch), self._offset)
-        if step + self._offset != self._last:
-            self._titles.clear()
-        self._titles.update(titles or ())
-        self._last = step + self._offset
-        # A bar that is full is followed by that of the next epoch.
-        self._turned = number.title == "batch" and step == total
-        return self._last
-
-    @property
-    def last(self) -> int | None:
-        """The last step, for a validation that is logged without one."""
-        return self._last if self._last >= 0 else None
-
-    def counts_own(self, step: _Number, epoch: _Number | None) -> bool:
+    def _counts_own(self, step: _Number, epoch: _Number | None) -> bool:
         """Whether a step in a validation counts the batches of the validation."""
-        again = epoch is not None and step.value <= self._last - self._offset
-        return self.last is not None and (step.total is not None or again)
+        last = self._steps.last_in_epoch
+        return last is not None and (step.total is not None or (epoch is not None and step.value <= last))
 
-    def new_values(self, values: dict[str, float]) -> dict[str, float]:
-        """What was not measured yet at the last step. The rest are means over the epoch."""
-        return {title: value for title, value in values.items() if is_validation([title]) or title not in self._titles}
+    def _row_at(self, step: _Number, values: dict[str, float]) -> Row:
+        whole = self._steps.whole(int(step.value), values, step.total)
+        if step.title == _BAR:
+            if step.value == step.total:
+                self._steps.end_epoch()
+            shown = {title: value for title, value in values.items() if is_validation([title])}
+            values = {title: n for title, n in values.items() if title not in shown or self._shown.get(title) != n}
+            self._shown |= shown
+        return whole, values
 
 
 def _find(line: str, *, held_out: bool = False) -> dict[str, _Number]:
@@ -192,8 +161,7 @@ def _find(line: str, *, held_out: bool = False) -> dict[str, _Number]:
     end = 0
     for match in _NUMBER.finditer(line):
         before, end = line[end : match.start()], match.end()
-        phrases = [phrase.strip(" /%*#>.") for phrase in _DELIMITERS.split(before)]
-        phrases = [own for phrase in phrases if (own := _FILLERS.sub("", phrase))]
+        phrases = [own for phrase in _DELIMITERS.split(before) if (own := _without_fillers(phrase))]
         if not phrases:
             continue
         named = _name(phrases[-1])
@@ -226,6 +194,13 @@ def _find(line: str, *, held_out: bool = False) -> dict[str, _Number]:
                 alone=phrases == [title] and not re.search(r"\w", line[end + (total.end() if total else 0) :]),
             )
     return found
+
+
+def _without_fillers(phrase: str) -> str:
+    words = phrase.strip(" /%*#>.").split()
+    while words and words[-1].lower() in _FILLERS:
+        words.pop()
+    return " ".join(words)
 
 
 def _value(text: str, signal: str) -> float:

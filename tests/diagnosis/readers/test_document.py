@@ -73,3 +73,18 @@ def test_objects_within_a_line(tmp_path: Path) -> None:
     assert recording.signals["lr"].tolist() == pytest.approx([1e-4, 1e-4])
     assert recording.validation["loss"].tolist() == [6, 6]
     assert recording.metric == "WER"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"loss": [[0, 5.0], [100, 4.0]], "val_wer": [[100, 0.9]]}',
+        '{"loss": {"0": 5.0, "100": 4.0}, "val_wer": {"100": 0.9}}',
+        '{\n "step": 0,\n "loss": 5.0\n}\n{\n "step": 100,\n "loss": 4.0,\n "val_wer": 0.9\n}\n',
+    ],
+)
+def test_values_with_their_steps(tmp_path: Path, text: str) -> None:
+    recording = read(tmp_path, text)
+    assert recording.signals.steps.tolist() == [0, 100]
+    assert recording.signals["loss"].tolist() == [5, 4]
+    assert recording.validation.steps.tolist() == [100]

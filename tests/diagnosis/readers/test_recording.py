@@ -77,3 +77,14 @@ def test_gaps_are_not_filled(tmp_path: Path) -> None:
     recording = read(tmp_path, "step,loss,per\n0,5,\n10,,0.9\n5000,3,null\n5001,,\n")
     assert recording.signals.steps.tolist() == [0, 5000]
     assert recording.validation.steps.tolist() == [10]
+
+
+@pytest.mark.parametrize(("batches", "steps"), [((0, 10), [0, 10, 11, 21, 22, 32]), ((100,), [100, 200, 300])])
+def test_batches_that_are_counted_in_each_epoch(tmp_path: Path, batches: tuple[int, ...], steps: list[int]) -> None:
+    rows = [(epoch, batch) for epoch in (0, 1, 2) for batch in batches]
+    recording = read(
+        tmp_path, "epoch,batch,loss\n" + "".join(f"{epoch},{batch},{9 - n}\n" for n, (epoch, batch) in enumerate(rows))
+    )
+    assert recording.signals.steps.tolist() == steps
+    assert recording.signals["loss"].tolist() == [9.0 - n for n in range(len(rows))]
+    assert recording.notes == ()

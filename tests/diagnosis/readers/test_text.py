@@ -200,6 +200,54 @@ LOGS = {
         [6.5, 5.5],
         {"loss": [7.5]},
     ),
+    "lightning's bars, which show the last validation": (
+        "Epoch 0:  50%|#  | 50/100 [00:01<00:09, train_loss=6.5, val_loss=7.5]\r"
+        "Epoch 0: 100%|###| 100/100 [00:02<00:00, train_loss=5.5, val_loss=7.5]\r"
+        "\x1b[35mEpoch 1/9\x1b[0m ━━━━╺━━━━━ 50/100 0:00:01 • 0:00:09 9.9it/s train_loss: 4.5 val_loss: 6.5\n",
+        [50, 100, 150],
+        [6.5, 5.5, 4.5],
+        {"loss": [7.5, 6.5]},
+    ),
+    "tensorflow's estimators": (
+        "INFO:tensorflow:loss = 6.5, step = 0\nINFO:tensorflow:global_step/sec: 10.1\n"
+        "INFO:tensorflow:loss = 5.5, step = 100 (12.3 sec)\n"
+        "INFO:tensorflow:Saving dict for global step 100: global_step = 100, loss = 7.5, wer = 0.905\n",
+        [0, 100],
+        [6.5, 5.5],
+        {"loss": [7.5], "per": [0.905]},
+    ),
+    "mxnet": (
+        "Epoch[0] Batch [50]\tSpeed: 100 samples/sec\tCTCLoss=6.5\nEpoch[0] Batch [100]\tCTCLoss=5.5\n"
+        "Epoch[0] Train-CTCLoss=6\nEpoch[0] Validation-CTCLoss=7.5\n",
+        [50, 100],
+        [6.5, 5.5],
+        {"loss": [7.5]},
+    ),
+    "dicts of dicts": (
+        "epoch 1 {'train': {'loss': 6.5, 'per': 0.5}, 'val': {'loss': 7.5, 'per': 0.905}}\n"
+        "epoch 2 {'train': {'loss': 5.5, 'per': 0.4}, 'val': {'loss': 6.5, 'per': 0.8}}\n",
+        [1, 2],
+        [6.5, 5.5],
+        {"loss": [7.5, 6.5], "per": [0.905, 0.8]},
+    ),
+    "a dict per validation": (
+        "step 10 loss 6.5\nepoch 0: {'wer': 0.905}\nstep 20 loss 5.5\nepoch 1: {'wer': 0.8}\n",
+        [10, 20],
+        [6.5, 5.5],
+        {"per": [0.905, 0.8]},
+    ),
+    "steps in headings": (
+        "Step 100/1000\n  loss: 6.5\n  grad_norm: 1.5\nStep 200/1000\n  loss: 5.5\n  grad_norm: 1.25\n",
+        [100, 200],
+        [6.5, 5.5],
+        {},
+    ),
+    "epochs that are named when they end": (
+        "[batch 100] loss 6.5\n[batch 200] loss 5.5\nEpoch 1 finished, val loss: 7.5\n[batch 100] loss 4.5\n",
+        [100, 200, 300],
+        [6.5, 5.5, 4.5],
+        {"loss": [7.5]},
+    ),
     "epochs in headings": (
         "Epoch 1/9\nTrain Loss: 6.5\nVal Loss: 7.5 | CER: 0.905\n"
         "Epoch 2/9\nTrain Loss: 5.5\nVal Loss: 6.5 | CER: 0.8\n",
