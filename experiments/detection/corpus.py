@@ -403,11 +403,18 @@ def pack(path: Path) -> None:
         with np.load(FOLDER / f"{r.name}.npz") as one:
             facts = json.loads(str(one["facts"]))
             facts["recipe"]["half"] = r.half  # a half can be renamed after a test
-            arrays[f"{r.name}/facts"] = json.dumps(facts)
-            arrays[f"{r.name}/names"] = one["names"]
-            arrays[f"{r.name}/values"] = _rounded(np.where(one["measured"], one["values"], _UNMEASURED)).T
-            arrays[f"{r.name}/validation"] = one["validation"].astype(np.float32)
+            arrays |= packed_columns(r.name, json.dumps(facts), one, one["validation"])
     np.savez_compressed(path, **arrays)
+
+
+def packed_columns(name: str, facts: str, one: Any, validation: np.ndarray) -> dict[str, Any]:
+    """Return the arrays of one training, as they are packed: numbers rounded to three digits."""
+    return {
+        f"{name}/facts": facts,
+        f"{name}/names": one["names"],
+        f"{name}/values": _rounded(np.where(one["measured"], one["values"], _UNMEASURED)).T,
+        f"{name}/validation": validation.astype(np.float32),
+    }
 
 
 def unpack(path: Path) -> Iterator[Trace]:

@@ -1,19 +1,23 @@
 """Score detectors on the corpus: ours on its traces, each peer by the alarms it raised while the traces were made.
 
     python -m experiments.detection.score [--half first_test] [--wrong]      # make benchmark-detection
+    python -m experiments.detection.score --half field_design [--distance 100] [--signals log] [--wrong]
 
-No training is needed: the traces are in `corpus.npz`. Any alarm on a healthy training is false, except the alarm that a
+No training is needed: the traces are in `corpus.npz`. A half of the field corpus is scored as logs have it: at several
+distances between readings, and with some of the signals. What is right there is said in `field_labels.py`.
+
+Any alarm on a healthy training is false, except the alarm that a
 slow training is slow. On a faulty training, alarms count from the onset on. A training is healthy if it ends well, even
 if it was made faulty and recovered. False alarms on trainings that were made healthy are also counted alone. Another
 tool has named the outcome if any of its alarms did; ours only if its verdict did.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,6 +26,8 @@ from rich.table import Table as TextTable
 from scipy.stats import binomtest
 
 from experiments.detection.corpus import PACKED, Trace, unpack
+from experiments.detection.field_cases import DISTANCES, SIGNALS, Signals, field_cases
+from experiments.detection.field_recipes import Half as FieldHalf
 from experiments.detection.labels import LEARNED, Label, label
 from experiments.detection.peers import PEERS
 from stability.core import palette
@@ -149,8 +155,10 @@ def _row(half: list[Case], detector: Callable[[Case], Detection], names_causes: 
 
 
 def _share(count: int, of: int) -> str:
+    if not of:
+        return "–"
     interval = binomtest(count, of).proportion_ci()
-    return f"{count}/{of} ({interval.low:.1%}–{interval.high:.1%})" if of else "–"
+    return f"{count}/{of} ({interval.low:.1%}–{interval.high:.1%})"
 
 
 def _draw(path: Path, half: list[Case]) -> None:
@@ -211,15 +219,49 @@ def _print_wrong(half: list[Case]) -> None:
             )
 
 
+def _field_row(half: list[Case]) -> list[str]:
+    """Score ours on logs of a field half: on healthy ones any finding, and the verdict; on faulty ones the verdict."""
+    healthy = [case for case in half if case.label.healthy]
+    faulty = [case for case in half if not case.label.healthy]
+    found = sum(any(kind not in case.label.outcomes for _, kind in case.found) for case in healthy)
+    condemned = sum(ours(case).outcomes.isdisjoint(case.label.outcomes) for case in healthy)
+    named = sum(not ours(case).outcomes.isdisjoint(case.label.outcomes) for case in faulty)
+    causes = sum(ours(case).cause in case.label.causes for case in faulty)
+    of = len(healthy), len(healthy), len(faulty), len(faulty)
+    return [_share(n, total) for n, total in zip((found, condemned, named, causes), of, strict=True)]
+
+
+def _score_field(half: FieldHalf, distances: Sequence[int], signals: Sequence[Signals], wrong: bool) -> None:
+    heads = ("signals", "steps between readings", "false findings", "false verdicts", "outcome named", "cause named")
+    table = TextTable(*heads, box=None)
+    for some in signals:
+        for distance in distances:
+            seen = [Case(*case) for case in field_cases(half, distance, some)]
+            table.add_row(some, str(distance), *_field_row(seen))
+            if wrong:
+                print(f"\n{some}, {distance} steps between readings")
+                _print_wrong(seen)
+    Console(width=160).print(table)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--half", choices=["design", "first_test", "test"], default="test", help="peers did not watch `design`"
+        "--half",
+        choices=["design", "first_test", "test", *get_args(FieldHalf)],
+        default="test",
+        help="peers did not watch `design`",
     )
+    parser.add_argument("--distance", type=int, help="only this number of steps between readings, of a field half")
+    parser.add_argument("--signals", choices=SIGNALS, help="only these signals, of a field half")
     parser.add_argument("--wrong", action="store_true", help="list what ours got wrong")
     parser.add_argument("--figure", type=Path, help="draw false alarms against outcomes named")
     options = parser.parse_args()
+    if options.half in get_args(FieldHalf):
+        distances = DISTANCES if options.distance is None else (options.distance,)
+        _score_field(options.half, distances, (options.signals,) if options.signals else SIGNALS, options.wrong)
+        return
     half = [*cases(options.half)]
     healthy = sum(case.label.healthy for case in half)
     print(f"half {options.half}: {healthy} healthy trainings, {len(half) - healthy} faulty")

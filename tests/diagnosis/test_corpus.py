@@ -1,6 +1,13 @@
 """The detection corpus: what is in it, and that the detectors still say of it what was published."""
 
+from dataclasses import asdict
+
+import numpy as np
+
 from experiments.detection.corpus import PACKED, unpack
+from experiments.detection.field import packed
+from experiments.detection.field_cases import field_cases, view
+from experiments.detection.field_recipes import field_recipes
 from experiments.detection.labels import label
 from experiments.detection.recipes import recipes
 from experiments.detection.score import cases, ours
@@ -44,3 +51,39 @@ def test_what_is_wrong_with_the_data_or_not_finite_is_known_at_once() -> None:
         if case.label.outcomes & {"bad_data", "non_finite"} and "precision" not in case.label.causes:
             known = [step for step, kind in ours(case).alarms if kind in case.label.outcomes]
             assert min(known) == case.label.onset, case.trace.name
+
+
+def test_the_field_test_half_shares_no_family_and_no_seed_with_the_design_half() -> None:
+    drawn = field_recipes()
+    assert len({r.name for r in drawn}) == len(drawn)
+    design, test = ([r for r in drawn if r.half == half] for half in ("field_design", "field_test"))
+    assert not {r.family for r in design} & {r.family for r in test}
+    assert not {r.seed for r in design} & {r.seed for r in test}
+
+
+def test_every_field_recipe_of_the_design_half_has_its_trace() -> None:
+    traces = {trace.name: trace.facts["recipe"] for trace in unpack(packed("field_design"))}
+    assert traces == {r.name: asdict(r) for r in field_recipes() if r.half == "field_design"}
+
+
+def test_a_log_has_readings_at_a_distance_and_no_signals_that_it_lacks() -> None:
+    trace = next(unpack(packed("field_design")))
+    log = view(trace, 100, "log")
+    assert set(np.diff(log.signals.steps)) == {100}
+    assert set(log.signals.names) == {"loss", "lr", "grad_norm"}
+    assert log.validation.names == ("per", "loss")
+    assert view(trace, 100, "loss").validation.names == ("loss",)
+
+
+def test_half_of_the_logs_have_the_mean_loss_since_their_last_reading() -> None:
+    plain, means = (next(t for t in unpack(packed("field_design")) if t.name == f"plain-{seed}") for seed in (0, 1))
+    assert view(plain, 10, "bare").signals["loss"][1] == plain.signals["loss"][10]
+    assert view(means, 10, "bare").signals["loss"][0] == means.signals["loss"][1:11].mean()
+
+
+def test_what_a_log_does_not_show_need_not_be_named() -> None:
+    dense, sparse = ({c.trace.name: c.label for c in field_cases("field_design", 1, kind)} for kind in ("all", "loss"))
+    small = next(name for name in dense if name.startswith("step_too_small"))
+    assert dense[small].causes == {"step_too_small"}
+    assert "no_evidence" in sparse[small].causes
+    assert not any(name.startswith("metric_at_one") for name in sparse)

@@ -1,0 +1,316 @@
+"""Label the trainings of the field corpus by how they were made and how they ended, without any detector.
+
+The rules were written before a detector was run on the corpus. `true_per` is the error rate with the right labels, the
+right decoder and in evaluation mode, whatever the trainer reports.
+
+- A training without a fault, or with one that it bears (a blip of the rate, a bad batch, a restart), is healthy if its
+  `true_per` ended at `LEARNED` or below and within 0.1 of its best, and its losses below those of a decoder that knows
+  nothing. If it ended above twice its best, and 0.05 above it, nobody knows what to call it: it has no label.
+  If it is not there yet, it is continued, unwatched, to twice its budget: it is slow, or undecided, if it gets there.
+  Otherwise it has no label.
+- A training without a fault that ends above `LEARNED` is healthy too if it converged: within 0.05 of its best, and
+  within 0.1 of what it reaches when it is continued.
+- A loss that is not finite is `bad_data` if it was the data, and else `non_finite`, or `exploded` if the fault is one.
+- An explosion without NaN is one if the loss ends above twice what a decoder has that knows nothing. Below that the
+  training has lost what it had learned: it is `degraded`, and above half of what it had gained, `exploded` is right
+  too. A decoder that says nothing, or only two labels, has collapsed besides. A training that is cut off has exploded,
+  since it is cut at twice the loss of its start.
+- It is overfitting if the validation loss rose to 1.5 times its best while the training loss fell below half of it. To
+  less than 1.15 times, it is none; between the two it has no label. If the error rate did not rise by 0.1, that is no
+  harm yet, and `stable` is right too.
+- A wrong metric, decoder, class table or mode of evaluation is labelled by its cause. Several outcomes describe it.
+- Labels that do not belong to the inputs, and steps that are too small, leave a decoder on the blank plateau. Whether
+  that is a collapse or undecided is a matter of words: both are right. What is learned in the continuation was slow.
+
+`in_view` says what is right of a log in which something is missing: what leaves no evidence in it need not be named.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from experiments.detection.labels import Label
+
+LEARNED = 0.6
+_MUCH = 0.9  # share of the utterances that decode to nothing, or of the labels that are one of two
+_HARM = 0.15  # rise of the error rate
+# The loss of a decoder that knows nothing but how often each label occurs: measured with inputs of zeros.
+_KNOWS_NOTHING = {
+    ("short", "per_label_mean"): 2.65,
+    ("short", "per_utterance_sum"): 10.3,
+    ("long", "per_label_mean"): 3.27,
+    ("long", "per_utterance_sum"): 29.0,
+}
+_UNKNOWN = frozenset({"unknown", "no_evidence", "too_few_readings", "in_warmup", "no validation"})
+
+_DEAD = {
+    "gradient_zero": {"no_gradient", "no_update"},
+    "gradient_none": {"no_gradient", "no_update"},
+    "frozen": {"no_gradient", "no_update", "not_in_optimizer"},
+    "not_in_optimizer": {"not_in_optimizer", "no_update"},
+    "rate_zero": {"no_update", "rate_zero"},
+    "no_step": {"no_update", "not_in_optimizer"},
+    "scale_stuck": {"precision", "no_update", "gradient"},
+    "all_infeasible": {"zero_loss", "infeasible_target", "no_gradient"},
+}
+_DATA = {
+    "nan_input": "non_finite_input",
+    "inf_input": "non_finite_input",
+    "infeasible": "infeasible_target",
+    "repeats": "infeasible_target",
+    "empty_target": "empty_target",
+}
+_RATES = ("rate_start", "rate_jump", "rate_jump_cut", "rate_grows", "rate_ramp", "restart")
+_DRIFTS = ("weight_drift", "weight_drift_cut", "masked_explosion", "sign_flip")
+_BORNE = (None, "rate_blip", "augmented", "silent_batches", "reduction_changed")
+_UNRELATED = ("shuffled_labels", "sorted_inputs", "frames_mixed", "dead_input")
+_MISMATCH = {
+    "decoder_blank": {"metric"},
+    "metric_at_one": {"metric"},
+    "repeats_not_merged": {"metric"},
+    "labels_reversed": {"labels", "train_eval"},
+    "features_not_normalised": {"train_eval", "labels"},
+    "labels_permuted": {"labels", "train_eval"},
+    "labels_shifted": {"labels", "train_eval"},
+    "labels_unknown": {"labels", "train_eval"},
+    "half_labels_shifted": {"labels", "train_eval", "metric", "overfitting"},
+    "norm_frozen": {"train_eval", "labels"},
+}
+# A cause, and the signals of which one at least must be in a log that shows it.
+_EVIDENCE: dict[str, set[str]] = {
+    "rate_too_high": {"lr", "update_ratio"},
+    "step_too_small": {"update_ratio", "effective_lr", "lr"},
+    "no_information": {"update_ratio"},
+    "drift": {"weight_norm"},
+    "decay": {"weight_norm"},
+    "precision": {"applied_norm"},
+    "no_gradient": {"grad_norm"},
+    "no_update": {"update_ratio"},
+    "in_warmup": {"lr"},
+    "bad_batch": {"grad_norm"},
+}
+_MEASURED = {"non_finite_input": "input_max", "infeasible_target": "infeasible_targets", "empty_target": "labels"}
+
+
+def field_label(facts: dict[str, Any]) -> Label | None:
+    """Return the label of a training; None if it is not clear what is true of it."""
+    r, ends = facts["recipe"], facts["ends"]
+    fault = r["fault"]
+    if facts["failed_at"] is not None:
+        return _failed(fault, r["onset"], facts["failed_at"])
+    if fault in ("blank_in_labels", "not_normalised"):
+        causes = frozenset({"negative_loss", "blank_in_labels", "not_normalised", "labels"})
+        return Label(frozenset({"bad_data"}), causes, 0) if facts["least_loss"] < 0 else None
+    if fault in _DEAD:
+        also = {"all_infeasible": {"bad_data"}, "scale_stuck": {"non_finite"}}.get(fault, set())
+        return Label(frozenset({"not_training"} | also), frozenset(_DEAD[fault]), 0)
+    if fault in _MISMATCH:
+        return _mismatched(facts)
+    if fault == "short":
+        return _short(facts)
+    if not ends:
+        return Label(frozenset({"exploded"}), _causes(fault, set()), r["onset"]) if fault in _RATES + _DRIFTS else None
+    if fault in ("small_step", "clip_before_unscale", "rate_falls"):
+        return _small_steps(facts)
+    if fault in _UNRELATED and r["onset"] == 0:
+        return _never_learned(facts, frozenset({"no_information", "labels"}))
+    if not r["fresh_noise"]:
+        return _overfitted(facts)
+    return _hurt_or_not(facts)
+
+
+def knows_nothing(facts: dict[str, Any]) -> float:
+    """Return the loss of a decoder that knows nothing, on the data of a training."""
+    r = facts["recipe"]
+    return min(_KNOWS_NOTHING[r["task"], r["reduction"]], facts["start_loss"] if not r["pretrained"] else float("inf"))
+
+
+def in_view(label: Label, signals: Collection[str], distance: int) -> Label:
+    """Return what is right of a log that has these signals, in readings at this distance.
+
+    Args:
+        label: What is true of the training.
+        signals: The names of the signals in the log, those of its validations included.
+        distance: The number of steps between two readings.
+    """
+    outcomes, causes = set(label.outcomes), set(label.causes)
+    hidden = {cause for cause in label.causes if cause in _EVIDENCE and not _EVIDENCE[cause] & {*signals}}
+    vague = {"relapse", "unknown"} | ({"labels"} if "no_information" in label.causes else set())
+    if hidden and not label.causes - hidden - vague:
+        causes |= _UNKNOWN
+    measured = {_MEASURED[cause] for cause in label.causes & _MEASURED.keys()}
+    if measured and "not_training" not in label.outcomes and (distance > 1 or not measured <= {*signals}):
+        # The first bad utterance is not in the log, or nobody counted: what is seen is a loss that is not finite.
+        outcomes |= {"non_finite"}
+        causes |= _UNKNOWN | {"loss", "gradient"}
+    if "drift" in causes and "weight_norm" not in signals:
+        causes |= {"rate_too_high"}
+    if "bad_batch" in causes and distance > 1:  # one batch falls between two readings
+        causes |= _UNKNOWN | {"rate_too_high", "relapse"}
+    if "gradient" in causes and (distance > 1 or "grad_norm" not in signals):  # the next loss is not finite either
+        causes |= _UNKNOWN | {"loss"}
+    if "not_training" in outcomes and not _shows_death(label, signals):
+        outcomes |= {"undecided", "blank_collapse", "mode_collapse"}
+        causes |= _UNKNOWN
+    if "per" not in signals and outcomes & {"stable", "slow"}:
+        outcomes |= {"undecided"}
+    return replace(label, outcomes=frozenset(outcomes), causes=frozenset(causes))
+
+
+def _shows_death(label: Label, signals: Collection[str]) -> bool:
+    if "zero_loss" in label.causes:
+        return True
+    return "update_ratio" in signals or ("no_gradient" in label.causes and "grad_norm" in signals)
+
+
+def _failed(fault: str | None, onset: int, failed_at: int) -> Label | None:
+    if fault in _DATA:
+        return Label(frozenset({"bad_data"}), frozenset({_DATA[fault]}), failed_at)
+    if fault == "log_of_zero":
+        return Label(frozenset({"non_finite"}), frozenset({"loss", "gradient", "precision"}), failed_at)
+    if fault == "nan_gradient":
+        return Label(frozenset({"non_finite"}), frozenset({"gradient"}), failed_at)
+    if fault == "masked_nan":
+        return Label(frozenset({"non_finite"}), frozenset({"loss", "gradient", "masked", "unknown"}), failed_at)
+    if fault == "not_normalised":
+        return Label(frozenset({"bad_data", "non_finite"}), frozenset({"negative_loss", "not_normalised"}), 0)
+    if fault in (*_RATES, *_DRIFTS, "bad_batch", "not_zeroed"):
+        return Label(frozenset({"exploded", "non_finite"}), _causes(fault, set()), onset)
+    return None
+
+
+def _causes(fault: str, state: set[str]) -> frozenset[str]:
+    """The causes that are right for a training that was hurt by a fault and is in that state since."""
+    also = {"relapse"} if state else set[str]()
+    if fault in _RATES:
+        return frozenset({"rate_too_high"} | also)
+    if fault in _DRIFTS:
+        return frozenset({"drift", "unknown"} | also)
+    own = {
+        "bad_batch": {"bad_batch"},
+        "not_zeroed": {"drift", "unknown", "rate_too_high", *also},
+        "decay": {"decay", "relapse"},
+        "other_room": {"relapse", "unknown", "labels", "train_eval", "overfitting"},
+        "channels_lost": {"relapse", "unknown", "data"},
+        "shuffled_labels": {"relapse", "unknown", "no_information", "labels"},
+    }
+    return frozenset(own[fault])
+
+
+def _mismatched(facts: dict[str, Any]) -> Label | None:
+    end, fault = facts["ends"][-1], facts["recipe"]["fault"]
+    learned = min(end["true_per"], end["train_per"]) <= LEARNED or fault == "labels_unknown"
+    apart = end["per"] - min(end["true_per"], end["train_per"]) >= 0.25
+    if not learned or facts["end_loss"] > 0.5 * knows_nothing(facts):
+        return None
+    if fault != "half_labels_shifted" and (end["per"] < 0.8 or not (apart or fault == "labels_unknown")):
+        return None
+    outcomes = {"undecided", "slow", "mode_collapse", "blank_collapse", "bad_data"}
+    if fault == "half_labels_shifted":
+        outcomes |= {"degraded"}
+    return Label(frozenset(outcomes), frozenset(_MISMATCH[fault]), 0)
+
+
+def _short(facts: dict[str, Any]) -> Label | None:
+    r, ends = facts["recipe"], facts["ends"]
+    if ends[-1]["true_per"] <= LEARNED:
+        return None
+    causes = {"too_few_readings", "no_evidence"} | ({"in_warmup"} if r["warmup"] > r["steps"] else set())
+    return Label(frozenset({"undecided"} | ({"slow"} if ends[-1]["true_per"] < 0.9 else set())), frozenset(causes), 0)
+
+
+def _small_steps(facts: dict[str, Any]) -> Label | None:
+    end, later = facts["ends"][-1], facts["later"]
+    fault = facts["recipe"]["fault"]
+    causes = frozenset({"precision"} if fault == "clip_before_unscale" else {"step_too_small"})
+    if end["true_per"] <= LEARNED:
+        return Label(frozenset({"stable", "slow"}))
+    state = _state(end)
+    if fault == "rate_falls":  # the rate is soon 0 in float32, and nothing changes any more
+        outcomes = {"slow" if end["true_per"] < 0.9 else "undecided", "not_training"} | state
+        return Label(frozenset(outcomes), causes | {"no_update", "rate_zero"}, 0)
+    if (later and later[-1]["true_per"] <= LEARNED) or not state:
+        return Label(frozenset({"slow", "undecided"} | state), causes, 0)
+    return Label(frozenset(state | {"undecided"}), causes, 0)
+
+
+def _never_learned(facts: dict[str, Any], causes: frozenset[str]) -> Label | None:
+    end, later = facts["ends"][-1], facts["later"]
+    if min(e["true_per"] for e in [end, *later]) < 0.85:
+        return None
+    return Label(frozenset({"undecided"} | _state(end)), causes, 0)
+
+
+def _converged(facts: dict[str, Any]) -> bool:
+    ends, later = facts["ends"], facts["later"]
+    best, end = min(e["true_per"] for e in ends), ends[-1]["true_per"]
+    gained = end - min((e["true_per"] for e in later), default=end)
+    return bool(end < 0.85 and end < best + 0.05 and gained < 0.1)
+
+
+def _overfitted(facts: dict[str, Any]) -> Label | None:
+    ends = facts["ends"]
+    least = min(ends, key=lambda e: e["loss"])
+    best, end = min(e["true_per"] for e in ends), ends[-1]
+    if end["loss"] < 1.5 * least["loss"] or facts["end_loss"] > 0.5 * end["loss"]:
+        mild = end["loss"] > 1.15 * least["loss"]
+        return Label(frozenset({"stable", "slow"})) if end["true_per"] <= LEARNED and not mild else None
+    outcomes = {"degraded"}
+    if end["true_per"] < best + 0.1:
+        outcomes |= {"stable"} if end["true_per"] <= LEARNED else {"slow", "undecided"}
+    return Label(frozenset(outcomes), frozenset({"overfitting"}), int(least["step"]))
+
+
+def _hurt_or_not(facts: dict[str, Any]) -> Label | None:
+    r, ends, later = facts["recipe"], facts["ends"], facts["later"]
+    fault, onset, end = r["fault"], r["onset"], ends[-1]
+    state = _state(end) if end["step"] >= onset else set[str]()
+    known = [facts["initial"], *ends] if r["pretrained"] else ends
+    best = min(known, key=lambda e: e["true_per"])
+    if facts["cut"]:
+        return Label(frozenset({"exploded"} | state), _causes(fault, state), onset)
+    nothing = knows_nothing(facts)
+    low = max(end["loss"], facts["end_loss"]) < nothing or fault in _BORNE
+    lost = end["true_per"] - best["true_per"]
+    if end["true_per"] <= LEARNED and lost <= 0.1 and low:
+        if lost > 0.05 and end["true_per"] > 2 * best["true_per"]:
+            return None
+        return Label(frozenset({"stable"} | ({"slow"} if end["true_per"] > 0.3 else set())))
+    if fault is None and _converged(facts):
+        return Label(frozenset({"stable", "slow"}))
+    if fault in _BORNE:
+        recovers = bool(later) and later[-1]["true_per"] <= LEARNED
+        return Label(frozenset({"stable", "slow", "undecided"})) if recovers else None
+    if fault == "rate_start" and not r["pretrained"]:
+        return _bad_from_start(facts, state)
+    if fault == "rate_ramp":  # it does harm since the error rate was at its best
+        onset = int(best["step"])
+    if best["true_per"] > LEARNED:  # it had hardly learned anything that it could lose
+        decayed = fault == "decay" and end["true_per"] > 0.85
+        return Label(frozenset({"undecided"} | state), frozenset({"decay"}), onset) if decayed else None
+    gained = nothing - best["loss"]
+    if facts["end_loss"] > 2 * nothing:
+        outcomes = {"exploded"}
+    elif lost < _HARM:
+        return None
+    elif facts["end_loss"] > nothing - 0.5 * gained:
+        outcomes = {"exploded", "degraded"}
+    else:
+        outcomes = {"degraded"}
+    return Label(frozenset(outcomes | state), _causes(fault, state), onset)
+
+
+def _bad_from_start(facts: dict[str, Any], state: set[str]) -> Label | None:
+    if (facts["later"] and facts["later"][-1]["true_per"] <= LEARNED) or facts["ends"][-1]["true_per"] < 0.85:
+        return None
+    high = facts["end_loss"] > 1.5 * knows_nothing(facts)
+    outcomes = {"exploded"} | state | (set() if high else {"slow", "undecided"})
+    if min(e["true_per"] for e in facts["ends"]) <= LEARNED:
+        outcomes |= {"degraded"}
+    return Label(frozenset(outcomes), frozenset({"rate_too_high"}), 0)
+
+
+def _state(end: dict[str, float]) -> set[str]:
+    """The words for a decoder that says nothing, or only two labels."""
+    state = {"mode_collapse"} if end["two_commonest"] >= _MUCH and end["silent"] < _MUCH else set[str]()
+    return state | ({"blank_collapse"} if end["silent"] > 1 - _MUCH and (state or end["silent"] >= _MUCH) else set())
