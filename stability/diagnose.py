@@ -10,9 +10,10 @@ python -m stability.diagnose --replay outputs/single/TRIAL                      
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from stability.diagnosis.verdict import Verdict, judge
 
 _HEALTHY = Path(__file__).parent / "diagnosis" / "healthy.csv"
 _WIDE = 200  # characters of a line that goes to a file
+_STEP = re.compile(r"\bstep(?=s? \d)")  # in a text of the judge
 _RUN = "runs:/"  # how MLflow writes the address of a run
 
 
@@ -146,9 +148,12 @@ def summarise(runs: Sequence[Recording]) -> None:
 
 
 def _judge(recording: Recording) -> Verdict:
-    return judge(
+    """The verdict, whose texts speak of epochs if the steps of the recording are epochs."""
+    verdict = judge(
         recording.signals, recording.validation, metric=recording.metric, healthy=_healthy_error_rate(recording)
     )
+    evidence = {name: _STEP.sub(recording.unit, v) if isinstance(v, str) else v for name, v in verdict.evidence.items()}
+    return replace(verdict, evidence=evidence, advice=_STEP.sub(recording.unit, verdict.advice))
 
 
 def _healthy_error_rate(recording: Recording) -> float | None:

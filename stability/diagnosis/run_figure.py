@@ -68,7 +68,10 @@ def draw(
     figure = Figure(figsize=(9, 9), dpi=120, layout="constrained")
     panels = figure.subplots(4, 1, sharex=True)
     loss, per, blank, norm = panels
-    _draw(loss, table, "loss", "training loss")
+    if "loss" in validation.names and "loss" not in table.names:
+        _draw(loss, validation, "loss", "validation loss", marker="o")
+    else:
+        _draw(loss, table, "loss", "training loss")
     _draw(per, validation, "per", f"validation {metric}", marker="o")
     _draw(blank, table, "blank_fraction", "blank fraction")
     _draw(norm, table, "grad_norm", "gradient norm\nbefore the clip")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stability import diagnose
@@ -106,3 +107,13 @@ def test_an_official_run_is_compared_with_healthy_ones(tmp_path: Path, capsys: p
     )
     out = verdict_of(log, tmp_path / "figure.png", capsys)
     assert "A healthy training has a PER of 0.13 here, and this one 0.55" in out
+
+
+def test_the_advice_on_a_log_of_epochs_speaks_of_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "epochs.csv"
+    rates = [*np.linspace(0.95, 0.2, 20), *np.linspace(0.25, 0.8, 20)]
+    log.write_text("epoch,val_loss,val_cer\n" + "".join(f"{e},{5 * r},{r}\n" for e, r in enumerate(rates, 1)))
+    out = verdict_of(log, tmp_path / "figure.png", capsys)
+    assert "degraded" in out
+    assert "at epoch 20" in out
+    assert "step 20" not in out

@@ -96,6 +96,8 @@ def read_runs(
 def _read_file(path: Path, progress: Callable[[int, int], None]) -> list[Recording]:
     if tensorboard_events.is_event_file(path):
         return tensorboard_events.read(path.parent, [path], path.name, progress)
+    if folder.is_table_of_trial(path):
+        return [folder.read_trial(path.parent)]
     if wandb_folder.is_history(path):
         raise StabilityError(wandb_folder.why_not(path))
     with Log(path, progress) as log:

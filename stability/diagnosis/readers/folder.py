@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stability.core.errors import StabilityError
-from stability.core.files import SIGNALS_FILE, VALIDATION_FILE
+from stability.core.files import CONFIG, SIGNALS_FILE, VALIDATION_FILE
 from stability.core.text import first_of
 from stability.diagnosis.finding import readings
 from stability.diagnosis.readers import tensorboard_events, wandb_folder
@@ -32,7 +32,7 @@ def read(
     Files without a training are ignored, and so are further logs of the same training, such as those in checkpoints.
     """
     if (path / SIGNALS_FILE).exists():
-        return [_read_trial(path)]
+        return [read_trial(path)]
     if is_flight(path):
         return [read_flight(path)]
     files = sorted(path.rglob("*"))
@@ -105,7 +105,20 @@ def _are_same(run: Recording, other: Recording) -> bool:
     return bool(np.allclose(values, other_losses[there], rtol=_AS_PRINTED, equal_nan=True))
 
 
-def _read_trial(path: Path) -> Recording:
+def is_table_of_trial(path: Path) -> bool:
+    """Return whether a file is the table of signals in the folder of one of our trials."""
+    if path.name != SIGNALS_FILE or not (path.parent / CONFIG).exists():
+        return False
+    with path.open() as file:
+        return file.readline().startswith("step,loss,loss_per_label,")
+
+
+def read_trial(path: Path) -> Recording:
+    """Read the tables in the folder of one of our trials.
+
+    Raises:
+        StabilityError: There is no row in the table of signals.
+    """
     signals = read_table(path / SIGNALS_FILE)
     if not len(signals.steps):
         raise StabilityError(
