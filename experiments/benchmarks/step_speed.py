@@ -21,7 +21,7 @@ from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.config.schema import Config
 from stability.core.device import DTYPES, choose_precision
 from stability.data.augment import smooth
-from stability.data.batches import training_batch
+from stability.data.batches import Batch, training_batch
 from stability.data.records import Dataset
 from stability.engine.decoder import frames_of, init_parameters
 from stability.engine.schedule import learning_rates
@@ -59,7 +59,7 @@ class PlainDecoder(nn.Module):
         return logits
 
 
-AfterBackward = Callable[[int, Tensor, Tensor, Tensor, Tensor], object]  # of step, loss, logits, frames, inputs
+AfterBackward = Callable[[int, Tensor, Tensor, Tensor, Tensor, Batch], object]  # step, loss, logits, frames, inputs
 
 
 def plain_loop(  # type: ignore[no-untyped-def]
@@ -94,7 +94,7 @@ def plain_loop(  # type: ignore[no-untyped-def]
             loss = F.ctc_loss(log_probs, batch.labels.to(device), frames, batch.label_counts, reduction="none").mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            after_backward(step, loss, logits, frames, x)
+            after_backward(step, loss, logits, frames, x, batch)
             nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rates(c.schedule, step)[0]

@@ -19,6 +19,7 @@ from experiments.benchmarks.step_speed import AfterBackward, plain_loop
 from experiments.detection.peers import Peer, installed_peers
 from stability import Monitor
 from stability.config.hydra import conf_folder, register_schema, resolve_config
+from stability.data.batches import Batch
 from stability.trials.setup import open_data
 
 _ROUNDS, _STEPS = 8, 10
@@ -26,13 +27,18 @@ _ROUNDS, _STEPS = 8, 10
 
 def _ours(model: nn.Module, optimizer: torch.optim.Optimizer) -> AfterBackward:
     monitor = Monitor(model, optimizer)
-    return lambda step, loss, logits, frames, inputs: monitor.step(loss, logits, frames, inputs=inputs)
+
+    def watch(step: int, loss: Tensor, logits: Tensor, frames: Tensor, inputs: Tensor, batch: Batch) -> None:
+        targets = {"labels": batch.labels, "label_counts": batch.label_counts}
+        monitor.step(loss, logits, frames, inputs=inputs, **targets, batch=batch.utterances)
+
+    return watch
 
 
 def _peer(kind: type[Peer], model: nn.Module, optimizer: torch.optim.Optimizer) -> AfterBackward:
     peer = kind(model, optimizer, 1000)
 
-    def watch(step: int, loss: Tensor, logits: Tensor, frames: Tensor, inputs: Tensor) -> None:
+    def watch(step: int, loss: Tensor, logits: Tensor, frames: Tensor, inputs: Tensor, batch: Batch) -> None:
         peer.before_update(step, loss.detach(), logits.detach(), inputs, frames)
         peer.after_update(step, loss.detach())
 

@@ -110,7 +110,11 @@ def update_in_words(ratio: float) -> str:
 
 def running_median(values: Floats, width: int) -> Floats:
     """Return, at each point, the median of the last `width` values, or of all values if there are fewer."""
-    first = [np.median(values[: n + 1]) for n in range(min(width - 1, len(values)))]
+    begin = values[: width - 1]
+    each = np.sort(np.where(np.tri(len(begin), dtype=bool), begin, np.inf))  # the first n + 1 values in row n
+    rows = np.arange(len(begin))
+    first: Floats = (each[rows, rows // 2] + each[rows, (rows + 1) // 2]) / 2
     if len(values) < width:
-        return np.array(first)
-    return np.concatenate([first, np.median(sliding_window_view(values, width), axis=1)])
+        return first
+    whole: Floats = np.concatenate([first, np.median(sliding_window_view(values, width), axis=1)])
+    return whole

@@ -37,7 +37,7 @@ class Given:
 
     logits: Tensor | None = None
     frames: Tensor | None = None
-    names: tuple[str | int, ...] = ()
+    names: tuple[Any, ...] = ()
     utterances: int | None = None
     swapped: bool | None = None
     labels: Tensor | None = None
@@ -77,7 +77,7 @@ def read_given(
     Raises:
         StabilityError: They do not fit together.
     """
-    names = _read_names(batch)
+    names = tuple(batch.tolist() if isinstance(batch, Tensor) or hasattr(batch, "tolist") else batch)
     frames = None if lengths is None else _tensor(lengths).reshape(-1)
     targets = None if labels is None else _read_labels(labels, label_counts)
     entries = {} if frames is None else {"lengths": len(frames)}
@@ -133,7 +133,7 @@ def _find_faults(
 ) -> dict[str, Tensor]:
     """Find the utterances with each fault, `[batch]` bool, on a GPU if anything but the logits is there."""
     given = [tensor for tensor in (frames, *(targets or ())) if tensor is not None]
-    device = next((tensor.device for tensor in given if tensor.device.type != "cpu"), torch.device("cpu"))
+    device = _device_of(*given)
     most, classes = (None, None) if logits is None else logits.shape[1:]
     available = None if frames is None else to_device(frames, device)
     faults: dict[str, Tensor] = {}
@@ -148,11 +148,6 @@ def _find_faults(
         if available is not None:
             faults["infeasible_targets"] = infeasible_targets(labels, counts, available)
     return faults
-
-
-def _read_names(batch: Sequence[Any] | Tensor) -> tuple[str | int, ...]:
-    names = batch.tolist() if isinstance(batch, Tensor) or hasattr(batch, "tolist") else batch
-    return tuple(name if isinstance(name, int) else str(name) for name in names)
 
 
 def _read_logits(logits: Numbers, entries: Mapping[str, int], names: int, blank: int) -> tuple[Tensor, bool | None]:
@@ -179,7 +174,7 @@ def _read_labels(labels: Numbers, label_counts: Numbers | None) -> tuple[Tensor,
     counts = None if label_counts is None else _tensor(label_counts).reshape(-1)
     if isinstance(labels, Sequence) and any(isinstance(row, Sequence) or getattr(row, "ndim", 0) for row in labels):
         rows = [_tensor(row).reshape(-1).long() for row in labels]
-        own = torch.tensor([len(row) for row in rows], device=rows[0].device)
+        own = torch.tensor([len(row) for row in rows])
         return pad_sequence(rows, batch_first=True), own if counts is None else counts
     if counts is None:
         raise StabilityError(
@@ -192,13 +187,14 @@ def _read_labels(labels: Numbers, label_counts: Numbers | None) -> tuple[Tensor,
 
 def _padded(flat: Tensor, counts: Tensor) -> Tensor:
     """Return concatenated labels as `[batch, labels]`."""
-    counts = to_device(counts, flat.device)
+    device = _device_of(flat, counts)
+    flat, counts = to_device(flat, device), to_device(counts, device)
     if not len(flat):
         return flat.new_zeros(len(counts), 1)
     # On a GPU the host would have to wait for the largest count, so every row is as long as all labels together.
-    longest = int(counts.max()) if counts.device.type == "cpu" else len(flat)
+    longest = int(counts.max()) if device.type == "cpu" else len(flat)
     starts = counts.cumsum(0) - counts
-    places = starts.unsqueeze(1) + torch.arange(longest, device=flat.device)
+    places = starts.unsqueeze(1) + torch.arange(longest, device=device)
     return flat[places.clamp(max=len(flat) - 1)]
 
 
@@ -214,6 +210,11 @@ def _frames_of(logits: Tensor, frames: Tensor | None) -> Tensor:
     if frames is None:
         return torch.full((b,), t, device=logits.device)
     return to_device(frames, logits.device).clamp(max=t)
+
+
+def _device_of(*tensors: Tensor) -> torch.device:
+    """Return the device of the tensors; a GPU if any of them is there."""
+    return next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), torch.device("cpu"))
 
 
 def _tensor(numbers: Numbers) -> Tensor:

@@ -140,7 +140,8 @@ class Monitor:
         self._before_restart: dict[str, Any] | None = None  # of the optimizer, until the first step
         self._restarts: list[tuple[int, list[str]]] = []  # steps, and what did not come back
         self._recording: _Evidence = {}  # evidence that says where the flight recording is, or why there is none
-        self._batches: deque[tuple[int, tuple[str | int, ...]]] = deque(maxlen=_RECENT)
+        self._batches: deque[tuple[int, tuple[Any, ...]]] = deque(maxlen=_RECENT)
+        self._parameters = [*model.named_parameters()]  # looked up anew every 10th step: it takes a while
         self._outputs: dict[str, Any] = {}  # of the modules in this step, in the order in which they ran
         self._weights_before: list[Tensor] = []  # a copy of the weights until the update whose size is measured
         self._unoptimized = None if optimizer is None else Unoptimized(model, optimizer)
@@ -334,6 +335,8 @@ class Monitor:
 
     def _measure(self, loss: Tensor, given: Given) -> _Row:
         expensive = self._next_step % EXPENSIVE_EVERY == 0
+        if expensive:
+            self._parameters = [*self._model.named_parameters()]
         signals: _Row = {"loss": loss.float(), **self._gradient_norms()}
         if given.logits is not None and given.frames is not None:
             by_time, frames = given.logits.float().transpose(0, 1).unsqueeze(0), given.frames.view(1, -1)
@@ -480,7 +483,7 @@ class Monitor:
 
     def _gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each gradient, with the name of its parameter. A sparse one is given by its stored numbers."""
-        for name, p in self._model.named_parameters():
+        for name, p in self._parameters:
             if p.grad is not None:
                 yield name, p.grad.coalesce().values() if p.grad.is_sparse else p.grad
 
@@ -545,7 +548,7 @@ class Monitor:
                 folder,
                 verdict=verdict,
                 findings=self._findings,
-                batches=self._batches,
+                batches={step: [n if isinstance(n, int) else str(n) for n in names] for step, names in self._batches},
                 signals=signals,
                 validation=self.validation(),
                 state=state,

@@ -6,7 +6,7 @@ the signals; `flight.pt` the state_dicts. `python -m stability.diagnose FOLDER` 
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def write_recording(
     *,
     verdict: Verdict | None,
     findings: Sequence[Finding],
-    batches: Iterable[tuple[int, Sequence[str | int]]],
+    batches: Mapping[int, Sequence[str | int]],
     signals: Table,
     validation: Table,
     state: Mapping[str, Any],
@@ -51,7 +51,7 @@ def write_recording(
             {"step": step, "per": plain(per), "loss": plain(loss)}
             for step, (per, loss) in zip(validation.steps.tolist(), validation.values.tolist(), strict=True)
         ],
-        "batches": dict(batches),
+        "batches": batches,
     }
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
