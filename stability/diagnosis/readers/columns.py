@@ -22,7 +22,7 @@ _CORES = {
     "loss": (
         "loss", "ctc_loss", "tot_loss", "total_loss", "lm_loss", "reduced_train_loss", "loss_ctc", "main_loss",
         "loss_total", "rnnt_loss", "transducer_loss", "ce_loss", "cross_entropy_loss", "cross_entropy", "nll_loss",
-        "xent",
+        "xent", "cost", "ctc_cost",
     ),
     "grad_norm": (
         "grad_norm", "gradient_norm", "gradnorm", "total_norm", "grad_norm_total", "gnorm", "global_grad_norm",
@@ -34,7 +34,7 @@ _CORES = {
     "per": (
         "per", "phoneme_error_rate", "phone_error_rate", "wer", "word_error_rate", "cer", "character_error_rate",
         "char_error_rate", "error_rate", "ter", "token_error_rate", "ler", "letter_error_rate", "uer",
-        "unit_error_rate", "wer_ctc", "cer_ctc",
+        "unit_error_rate", "label_error_rate", "wer_ctc", "cer_ctc",
     ),
 }  # fmt: skip
 _RANKS = {core: (signal, rank) for signal, cores in _CORES.items() for rank, core in enumerate(cores)}
@@ -61,6 +61,7 @@ _BRACKETS = re.compile(r"\([^)]*\)|\[[^]]*\]|%")
 _PERCENT = re.compile(r"(?<![^\s_.-])(in )?(percent|percentage|pct)(?![^\s_.-])", re.IGNORECASE)
 _NAN_IN_C = re.compile(r"[-+]?nan\(\w*\)", re.IGNORECASE)
 _THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(\.\d*)?")
+DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+([eE][-+]?\d+)?")
 _FIRST_OF_LIST = re.compile(r"\[\s*([-+.\deE]+)")
 _NOT_MEASURED = ("", "none", "null", "na", "-", "n/a", "no log")
 _EXPLAINED = (-1,)  # the rank of a name that the user explains
@@ -397,6 +398,8 @@ def _read_number(cell: Any, signal: str = "") -> float | None:
         return math.nan
     if _THOUSANDS.fullmatch(text):
         return float(text.replace(",", ""))
+    if DECIMAL_COMMA.fullmatch(text):
+        return float(text.replace(",", "."))
     if signal == "lr" and (match := _FIRST_OF_LIST.match(text)):
         return float(match[1])
     raise ValueError("expected a number or nothing")

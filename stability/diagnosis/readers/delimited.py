@@ -4,14 +4,13 @@ import csv
 import re
 from collections.abc import Callable
 
-from stability.diagnosis.readers.columns import Row, find_columns, has_measurements, read_row, see_names
+from stability.diagnosis.readers.columns import DECIMAL_COMMA, Row, find_columns, has_measurements, read_row, see_names
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.recording import Recording, record_lines
 
 Split = Callable[[str], tuple[str, ...]]
 
 _SEPARATORS = ",;\t"
-_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+([eE][-+]?\d+)?")
 _RULE = re.compile(r"[\s|:=+-]+")  # the line below the header of a table
 
 
@@ -74,7 +73,7 @@ def _split_at(separator: str) -> Split:
                 cells = tuple(line.split(separator))
         if separator == ",":
             return cells
-        return tuple(cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell.strip()) else cell for cell in cells)
+        return tuple(cell.replace(",", ".") if DECIMAL_COMMA.fullmatch(cell.strip()) else cell for cell in cells)
 
     return split
 

@@ -73,5 +73,6 @@ class Log(AbstractContextManager["Log"]):
                 self._progress(read, size)
             if "\x1b" in line:
                 line = _COLORS.sub("", line)
+            line = line.replace("\0", "")  # of UTF-16 without its mark, or of a disk that was full
             if not line.isspace():
                 yield line

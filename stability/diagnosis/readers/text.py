@@ -39,6 +39,8 @@ _SPELLINGS = tuple(
         ("Saving dict", r"\bSaving dict for global step", "valid | global step"),  # TensorFlow's estimators
     )
 )
+_QUALIFIER = re.compile(r"\(([^()\d]*)\)(?=\s*[:=]?\s*$)")  # `PER (avg): `
+_TOTAL = re.compile(r"\s*/\s*(\d[\d,]*)(?!\s*/)")
 _HELD_OUT = re.compile(r"\b(valid(ation|ating)?|val|eval(uation|uating)?|dev|test(ing)?|cv)\b", re.IGNORECASE)
 _TRAINED_ON = re.compile(r"\b(train(ing)?|train_inner)\b", re.IGNORECASE)
 _HEADING = re.compile(r"\W*([A-Za-z]+(?: [A-Za-z]+){,2}):\s*")  # `Validation:`, with its numbers on the lines below
@@ -81,8 +83,8 @@ class _Number(NamedTuple):
     rank: tuple[int, ...]
     title: str
     value: float
-    total: int | None
-    alone: bool
+    total: int | None = None
+    alone: bool = False
 
 
 class _Lines:
@@ -157,47 +159,70 @@ class _Lines:
 def _find(line: str, *, held_out: bool = False) -> dict[str, _Number]:
     """The numbers on a line that have a known name: the best one for each signal."""
     found: dict[str, _Number] = {}
-    training = False
+    part = "val" if held_out else ""
     end = 0
     for match in _NUMBER.finditer(line):
         before, end = line[end : match.start()], match.end()
+        qualifier = _QUALIFIER.search(before) if ")" in before else None
+        if qualifier:
+            before = before[: qualifier.start()]
         phrases = [own for phrase in _DELIMITERS.split(before) if (own := _without_fillers(phrase))]
-        if not phrases:
-            continue
-        named = _name(phrases[-1])
+        named = _name(phrases[-1]) if phrases else None
         counts = named is None or named[0].signal in ("step", "epoch")
         for phrase in phrases if counts else phrases[:-1]:
-            if _HELD_OUT.search(phrase) and "." not in phrase:
-                held_out, training = True, False
-            elif _TRAINED_ON.search(phrase) and "." not in phrase:
-                held_out, training = False, True
-        if named is None:
-            continue
-        name, title, unsure = named
-        if held_out and not name.part:
-            if name.signal == "loss":
-                title = f"val_{title}"
-                name = find_name(title) or name
-            elif name.signal in ("grad_norm", "lr", "blank_fraction"):
-                continue
-        elif training and name.signal == "per" and not name.part:
-            continue
-        rank = (int(unsure), *name.rank)
-        if name.signal not in found or rank < found[name.signal].rank:
-            total = re.match(r"\s*/\s*(\d+)", line[end:])
-            found[name.signal] = _Number(
-                name,
-                rank,
-                f"{title} %" if match[2] and name.signal == "per" else title,
-                _value(match[1], name.signal),
-                int(total[1]) if total else None,
-                alone=phrases == [title] and not re.search(r"\w", line[end + (total.end() if total else 0) :]),
-            )
+            part = _part_after(phrase, part)
+        part = (part_in(qualifier[1]) if qualifier else "") or part
+        if named:
+            percent = match[2] or (qualifier and "%" in qualifier[1])
+            number = _measured(named, match[1], part, percent=bool(percent))
+        else:
+            number = _counted(before, match[1])
+        if number and (total := _TOTAL.match(line, end)):
+            number = number._replace(total=int(total[1].replace(",", "")))
+        if number and (number.title or number.total) and number.rank < _rank(found, number):
+            rest = line[total.end() if total else end :]
+            alone = phrases == [number.title] and not re.search(r"\w", rest)
+            found[number.name.signal] = number._replace(alone=alone, title=number.title or _BAR)
     return found
 
 
+def _rank(found: dict[str, _Number], number: _Number) -> tuple[int, ...]:
+    """The rank of the number that has been found for the same signal."""
+    other = found.get(number.name.signal)
+    return other.rank if other else (2,)
+
+
+def _part_after(phrase: str, part: str) -> str:
+    """The part of the data of what follows a phrase."""
+    if "." not in phrase and _HELD_OUT.search(phrase):
+        return "val"
+    return "train" if "." not in phrase and _TRAINED_ON.search(phrase) else part
+
+
+def _measured(named: tuple[Known, str, bool], text: str, part: str, *, percent: bool) -> _Number | None:
+    """The number with that name; None if it is not read on this part of the data."""
+    name, title, unsure = named
+    if part == "val" and not name.part:
+        if name.signal == "loss":
+            title = f"val_{title}"
+            name = find_name(title) or name
+        elif name.signal in ("grad_norm", "lr", "blank_fraction"):
+            return None
+    elif part == "train" and name.signal == "per" and not name.part:
+        return None
+    title = f"{title} %" if percent and name.signal == "per" else title
+    return _Number(name, (int(unsure), *name.rank), title, _value(text, name.signal))
+
+
+def _counted(before: str, text: str) -> _Number | None:
+    """The batch in `| 100/600 |`, which has no name. Only behind a slash it is known to be one."""
+    if before.strip()[-1:] in ("(", "/") or _DELIMITERS.sub("", before).strip():
+        return None
+    return _Number(Known("step", (0,), ""), (1,), "", _value(text, "step"))
+
+
 def _without_fillers(phrase: str) -> str:
-    words = phrase.strip(" /%*#>.").split()
+    words = phrase.strip(" /%*#>.-").split()
     while words and words[-1].lower() in _FILLERS:
         words.pop()
     return " ".join(words)

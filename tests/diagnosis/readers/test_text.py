@@ -248,6 +248,40 @@ LOGS = {
         [6.5, 5.5, 4.5],
         {"loss": [7.5]},
     ),
+    "the official trainer's, in another form": (
+        "2025-11-06 01:34:20,425: Train batch 0 | loss: 6.5 | grad norm: 41.50 | time: 0.10\n"
+        "2025-11-06 01:34:20,425: Val batch 0: PER (avg): 0.905 | CTC Loss (avg): 7.5 | time: 3.0\n"
+        "2025-11-06 01:34:20,425: Train batch 200 | loss: 5.5 | grad norm: 28.32 | lr: 0.005\n",
+        [0, 200],
+        [6.5, 5.5],
+        {"loss": [7.5], "per": [0.905]},
+    ),
+    "parts in brackets": (
+        "Epoch 1: loss (train): 6.5, loss (val): 7.5, WER (%): 90.5\n"
+        "Epoch 2: loss (train): 5.5, loss (val): 6.5, WER (%): 1.5\n",
+        [1, 2],
+        [6.5, 5.5],
+        {"loss": [7.5, 6.5], "per": [0.905, 0.015]},
+    ),
+    "batches without a name": (
+        "10:00:00 | INFO | Epoch 1 | 100/600 | loss 6.5 | lr 1e-3\n2024/01/02 | INFO | Epoch 2 | 100/600 | loss 5.5\n",
+        [100, 700],
+        [6.5, 5.5],
+        {},
+    ),
+    "a tutorial on CTC": (
+        "Epoch 1/200, train_cost = 6.5, train_ler = 1.167, val_cost = 7.5, val_ler = 0.905, time = 1.138\n"
+        "Epoch 2/200, train_cost = 5.5, train_ler = 1.167, val_cost = 6.5, val_ler = 0.9, time = 1.138\n",
+        [1, 2],
+        [6.5, 5.5],
+        {"loss": [7.5, 6.5], "per": [0.905, 0.9]},
+    ),
+    "items of a list": (
+        "- epoch: 1\n  train_loss: 6.5\n  val_loss: 7.5\n- epoch: 2\n  train_loss: 5.5\n  val_loss: 6.5\n",
+        [1, 2],
+        [6.5, 5.5],
+        {"loss": [7.5, 6.5]},
+    ),
     "epochs in headings": (
         "Epoch 1/9\nTrain Loss: 6.5\nVal Loss: 7.5 | CER: 0.905\n"
         "Epoch 2/9\nTrain Loss: 5.5\nVal Loss: 6.5 | CER: 0.8\n",
