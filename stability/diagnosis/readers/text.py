@@ -5,6 +5,8 @@ that is counted from 0 in every epoch is counted on, so that steps grow.
 """
 
 import re
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from stability.diagnosis.readers.columns import Known, Row, find_name, part_in, see_names
@@ -40,7 +42,7 @@ _SPELLINGS = tuple(
     )
 )
 _QUALIFIER = re.compile(r"\(([^()\d]*)\)(?=\s*[:=]?\s*$)")  # `PER (avg): `
-_TOTAL = re.compile(r"\s*/\s*(\d[\d,]*)(?!\s*/)")
+_TOTAL = re.compile(r"\s*/\s*(\d[\d,]*)(?![\d,]|\s*/)")
 _HELD_OUT = re.compile(r"\b(valid(ation|ating)?|val|eval(uation|uating)?|dev|test(ing)?|cv)\b", re.IGNORECASE)
 _TRAINED_ON = re.compile(r"\b(train(ing)?|train_inner)\b", re.IGNORECASE)
 _HEADING = re.compile(r"\W*([A-Za-z]+(?: [A-Za-z]+){,2}):\s*")  # `Validation:`, with its numbers on the lines below
@@ -67,6 +69,24 @@ def read(log: Log) -> list[Recording] | None:
     return rows.recordings(log.path.name) or None
 
 
+class _Before(NamedTuple):
+    """What stands before a number on a line.
+
+    Attributes:
+        named: The known name next to the number, as `_name` returns it.
+        part: The part of the data that the words name, if they do: what follows was measured there.
+        percent: Whether it says that the number is in percent.
+        empty: Whether there is no word, so that the number may be a batch without a name: `| 100/600 |`.
+        alone: Whether there is nothing but the name.
+    """
+
+    named: tuple[Known, str, bool] | None
+    part: str
+    percent: bool
+    empty: bool
+    alone: bool
+
+
 class _Number(NamedTuple):
     """A number on a line that has a known name.
 
@@ -91,6 +111,7 @@ class _Lines:
     """Reads the lines of a log, one after the other."""
 
     def __init__(self) -> None:
+        self._read_before = lru_cache(maxsize=4096)(_read_before)  # the same words stand on many lines
         self._steps = Steps()
         self._part = ""  # the part of the data that a heading names
         self._shown = dict[str, float]()  # the validations that a progress bar shows until there are others
@@ -105,11 +126,11 @@ class _Lines:
                 line = pattern.sub(words, line)
         if heading := _HEADING.fullmatch(line):
             self._part = part_in(heading[1]) or self._part
-        found = _find(line)
+        found = _find(line, self._read_before)
         if found.keys() & {"step", "epoch"}:
             self._part = ""
         elif self._part == "val":
-            found = _find(line, held_out=True)
+            found = _find(line, self._read_before, held_out=True)
         epoch, step = found.pop("epoch", None), found.pop("step", None)
         if step and not step.value.is_integer():
             step = None
@@ -156,34 +177,44 @@ class _Lines:
         return whole, values
 
 
-def _find(line: str, *, held_out: bool = False) -> dict[str, _Number]:
+def _find(line: str, read_before: Callable[[str], _Before], *, held_out: bool = False) -> dict[str, _Number]:
     """The numbers on a line that have a known name: the best one for each signal."""
     found: dict[str, _Number] = {}
     part = "val" if held_out else ""
     end = 0
     for match in _NUMBER.finditer(line):
-        before, end = line[end : match.start()], match.end()
-        qualifier = _QUALIFIER.search(before) if ")" in before else None
-        if qualifier:
-            before = before[: qualifier.start()]
-        phrases = [own for phrase in _DELIMITERS.split(before) if (own := _without_fillers(phrase))]
-        named = _name(phrases[-1]) if phrases else None
-        counts = named is None or named[0].signal in ("step", "epoch")
-        for phrase in phrases if counts else phrases[:-1]:
-            part = _part_after(phrase, part)
-        part = (part_in(qualifier[1]) if qualifier else "") or part
-        if named:
-            percent = match[2] or (qualifier and "%" in qualifier[1])
-            number = _measured(named, match[1], part, percent=bool(percent))
+        before, end = read_before(line[end : match.start()]), match.end()
+        part = before.part or part
+        if before.named:
+            number = _measured(before.named, match[1], part, percent=bool(match[2]) or before.percent)
+        elif before.empty:
+            number = _Number(Known("step", (0,), ""), (1,), "", _value(match[1], "step"))
         else:
-            number = _counted(before, match[1])
-        if number and (total := _TOTAL.match(line, end)):
-            number = number._replace(total=int(total[1].replace(",", "")))
-        if number and (number.title or number.total) and number.rank < _rank(found, number):
-            rest = line[total.end() if total else end :]
-            alone = phrases == [number.title] and not re.search(r"\w", rest)
-            found[number.name.signal] = number._replace(alone=alone, title=number.title or _BAR)
+            continue
+        total = _TOTAL.match(line, end)
+        if number and (number.title or total) and number.rank < _rank(found, number):
+            found[number.name.signal] = number._replace(
+                title=number.title or _BAR,
+                total=int(total[1].replace(",", "")) if total else None,
+                alone=before.alone and not re.search(r"\w", line[total.end() if total else end :]),
+            )
     return found
+
+
+def _read_before(text: str) -> _Before:
+    """What stands before a number."""
+    empty = text.strip()[-1:] not in ("(", "/") and not _DELIMITERS.sub("", text).strip()
+    qualifier = _QUALIFIER.search(text)
+    if qualifier:
+        text = text[: qualifier.start()]
+    phrases = [own for phrase in _DELIMITERS.split(text) if (own := _without_fillers(phrase))]
+    named = _name(phrases[-1]) if phrases else None
+    part = ""
+    for phrase in phrases if named is None or named[0].signal in ("step", "epoch") else phrases[:-1]:
+        part = _part_after(phrase, part)
+    part = (part_in(qualifier[1]) if qualifier else "") or part
+    percent = qualifier is not None and "%" in qualifier[1]
+    return _Before(named, part, percent, empty, alone=named is not None and phrases == [named[1]])
 
 
 def _rank(found: dict[str, _Number], number: _Number) -> tuple[int, ...]:
@@ -212,13 +243,6 @@ def _measured(named: tuple[Known, str, bool], text: str, part: str, *, percent: 
         return None
     title = f"{title} %" if percent and name.signal == "per" else title
     return _Number(name, (int(unsure), *name.rank), title, _value(text, name.signal))
-
-
-def _counted(before: str, text: str) -> _Number | None:
-    """The batch in `| 100/600 |`, which has no name. Only behind a slash it is known to be one."""
-    if before.strip()[-1:] in ("(", "/") or _DELIMITERS.sub("", before).strip():
-        return None
-    return _Number(Known("step", (0,), ""), (1,), "", _value(text, "step"))
 
 
 def _without_fillers(phrase: str) -> str:
