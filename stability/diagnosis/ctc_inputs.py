@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from stability.diagnosis.finding import Finding, finite_readings, readings
 from stability.diagnosis.table import Table
 
+BELOW_ZERO = -1e-3  # a loss that is rounded is not below this
 _MANY = {
     "infeasible_targets": 0.1,
     "empty_targets": 0.5,
 }  # shares of the utterances from which on they are no exception
 _CHANCE = 0.002  # at most, that their true share is only half as large
 _LEAST = 3  # utterances of a batch that tell something if all of them are infeasible
-_BELOW_ZERO = -1e-3  # a loss that is rounded is not below this
 _UNLEARNED = 0.95  # an error rate from which on nothing has been learned
 
 
@@ -40,7 +40,8 @@ _ALWAYS_WRONG = {
     "lengths_too_long": _Fault(
         "lengths_too_long",
         "{utterances} {have} more frames than the logits have",
-        "Give the lengths after the subsampling, which are those of the logits and not those of the inputs",
+        "Give the lengths after the subsampling, which are those of the logits and not those of the inputs, and the "
+        "logits as (batch, frames, classes)",
     ),
     "labels_out_of_range": _Fault(
         "label_out_of_range",
@@ -115,7 +116,7 @@ def _negative_loss(signals: Table, validation: Table) -> Finding | None:
     A log-likelihood is negative, too. But what is trained with it learns, and has no blank.
     """
     steps, loss = finite_readings(signals, "loss")
-    below = np.flatnonzero(loss < _BELOW_ZERO)
+    below = np.flatnonzero(loss < BELOW_ZERO)
     if not len(below):
         return None
     onset = int(steps[below[0]])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stability.core.errors import StabilityError
 from stability.core.text import first_of
 from stability.data.phonemes import BLANK
+from stability.diagnosis.ctc_inputs import BELOW_ZERO
 from stability.diagnosis.detectors import findings
 from stability.diagnosis.error_rate import is_in_percent
 from stability.diagnosis.finding import Finding
@@ -59,7 +60,7 @@ class _BadStep:
         row: Its signals.
         utterances: Those to blame, or all of its batch.
         verdict: What `step` returned, if the training was to stop.
-        applied: Whether an update followed, as far as that is known.
+        applied: Whether it was trained on: an update followed, or it was finite and nobody was told.
     """
 
     step: int
@@ -72,7 +73,8 @@ class _BadStep:
 class Monitor:
     """Watches a plain PyTorch training loop.
 
-    Call `step` between `backward()` and `optimizer.step()`:
+    Call `step` between `backward()` and `optimizer.step()`. Before gradients are clipped it sees where they are not
+    finite; the clip spreads that over all of them.
 
         monitor = Monitor(model, optimizer)
         ...
@@ -183,10 +185,16 @@ class Monitor:
             now and at every later call. Else None.
 
         Raises:
-            StabilityError: The arguments do not fit together, or the logits have no class `blank`.
+            StabilityError: The arguments do not fit together, the loss is not one number, or the logits have no class
+                `blank`.
         """
         given = read_given(logits, lengths, labels, label_counts, batch, blank=self._blank)
-        return self._take_step(torch.as_tensor(loss).detach(), given, inputs)
+        total = torch.as_tensor(loss).detach()
+        if total.numel() != 1:
+            raise StabilityError(
+                f"The loss has the shape {tuple(total.shape)}. Give the number that backward() was called on."
+            )
+        return self._take_step(total.reshape(()), given, inputs)
 
     def validated(self, per: float, loss: float = math.nan) -> None:
         """Add the result of a validation.
@@ -314,15 +322,15 @@ class Monitor:
             if inputs is not None and (step % EXPENSIVE_EVERY == 0 or not finite):
                 row["input_max"] = input_max(inputs.detach().float().unsqueeze(0))[0]
         overflow = math.isfinite(value) and not math.isfinite(norm) and scale > 1
-        negative = value < 0 and given.logits is not None
+        negative = value < BELOW_ZERO and given.logits is not None
         bad = not (finite or overflow) or negative or given.is_wrong(counts)
         verdict = self._judge_step(step, urgent=bad or overflow, overflow=overflow) if bad or overflow or due else None
         self._outputs.clear()
         if bad or (verdict is not None and self._failure is None):
             utterances = [name for check, count in counts.items() if count > 0 for name in given.names_of(check)]
             utterances = utterances or [str(name) for name in given.names]
-            unknown = self._optimizer is None and finite
-            self._bad_steps.append(_BadStep(step, row, utterances, verdict, applied=unknown))
+            untold = finite and verdict is None
+            self._bad_steps.append(_BadStep(step, row, utterances, verdict, applied=untold))
         elif finite:
             self._go_on()
         return self._failure or verdict
@@ -449,6 +457,8 @@ class Monitor:
         names = [n for step, check, own in self._faulty if check == finding.signal and step in steps for n in own]
         if names:
             return {"utterances": first_of([*dict.fromkeys(names)], _NAMED)}
+        if finding.signal == "axes_swapped":
+            return {}
         batch = [str(name) for step, own in self._batches if step == finding.onset_step for name in own]
         return {"utterances of the batch": first_of(batch, _NAMED)} if batch else {}
 

@@ -644,6 +644,12 @@ def test_logits_that_are_not_normalised_are_found_at_the_first_step() -> None:
     assert (verdict.cause, verdict.onset_step) == ("negative_loss", 0)
 
 
+def test_a_loss_of_each_utterance_is_refused() -> None:
+    with pytest.raises(StabilityError, match=r"loss has the shape \(3,\)"):
+        Monitor(Toy()).step(torch.ones(3))
+    assert Monitor(Toy()).step(torch.ones(1, 1)) is None
+
+
 def test_a_training_that_must_not_stop_is_not_stopped() -> None:
     watched = Watched(stop_on=[])
     watched.train(range(40), {9: with_blank, 20: with_blank})
