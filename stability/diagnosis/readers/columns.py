@@ -371,9 +371,14 @@ def read_step(number: float | None) -> int | None:
     """Turn a number into a step; None and NaN are no step. ValueError if it is not a whole number."""
     if number is None or math.isnan(number):
         return None
-    if abs(number) > _LARGEST_STEP or not number.is_integer():
+    if not is_count(number):
         raise ValueError("expected a whole number")
     return int(number)
+
+
+def is_count(number: float) -> bool:
+    """Return whether a number can be a step: whole, and small enough to be exact."""
+    return abs(number) <= _LARGEST_STEP and number.is_integer()
 
 
 def _read_number(cell: Any, signal: str = "") -> float | None:

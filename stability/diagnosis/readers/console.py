@@ -5,12 +5,12 @@ from contextlib import suppress
 
 from stability.diagnosis.readers.columns import TRAINING, Row, find_name, read_row
 from stability.diagnosis.readers.log import Log
-from stability.diagnosis.readers.recording import Recording, RowCollector, read_lines
+from stability.diagnosis.readers.recording import MOST_EPOCHS, Recording, RowCollector, read_lines
 
 _DICT = re.compile(r"\{('[^{}]*)\}")
 _PAIR = re.compile(r"'([^']+)':\s*(?:[\w.]+\()?'?([^,'\s()]+)'?")
-_BAR = re.compile(r"\|\s*(\d+)/(\d+) \[")  # a progress bar: the step of how many
-_TOTAL = re.compile(r"(Total optimization steps|Num Epochs) = ([\d,]+)")
+_BAR = re.compile(r"\|\s*(\d{1,12})/(\d{1,12}) \[")  # a progress bar: the step of how many
+_TOTAL = re.compile(r"(Total optimization steps|Num Epochs) = (\d[\d,]{,14})")
 _SUMMARY = "train_runtime"  # is in the dict that is printed at the end, with the mean of all losses
 _MOST_BARS = 100
 
@@ -69,7 +69,7 @@ class _Steps:
 
     def of_epoch(self, epoch: float | None) -> int | None:
         """The epoch in steps."""
-        if epoch is None or len(self._said) < 2 or not self._said["Num Epochs"]:
+        if epoch is None or not 0 <= epoch < MOST_EPOCHS or len(self._said) < 2 or not self._said["Num Epochs"]:
             return None
         return round(epoch * self._said["Total optimization steps"] / self._said["Num Epochs"])
 

@@ -18,6 +18,7 @@ from stability.diagnosis.table import Table
 Unit = Literal["step", "epoch", "row"]
 
 _READABLE = frozenset({"loss", "grad_norm", "val_loss"})  # a log without any of these contains no training
+MOST_EPOCHS = 1e9  # what is beyond, or NaN, is no epoch
 _NO_STEPS = {
     "epoch": "The log has no steps: its rows are ordered by epoch.",
     "row": "The log has no steps: its rows are numbered 0, 1, 2, …",
@@ -122,6 +123,8 @@ class RowCollector:
         epoch = values.pop("epoch", None)
         if not values:
             return
+        if epoch is not None and not abs(epoch) < MOST_EPOCHS:
+            epoch = None
         if step is None:
             self._add_without_step(epoch, values)
             if self._steps.last is None or not is_validation(values):
@@ -131,7 +134,7 @@ class RowCollector:
         elif step < 0:
             self._negative += 1
         else:
-            if epoch is not None and np.isfinite(epoch):
+            if epoch is not None:
                 self._steps.see_epoch(epoch)
             self._runs["step"].add(self._steps.whole(step, values), values)
 
@@ -154,8 +157,6 @@ class RowCollector:
         return [replace(r, name=f"{name}, run {number}") for number, r in enumerate(recordings, 1)]
 
     def _add_without_step(self, epoch: float | None, values: dict[str, float]) -> None:
-        if epoch is not None and np.isnan(epoch):
-            epoch = None
         again = self._begins_again(epoch)
         titles = {title for title in values if (name := find_name(title)) and name.signal != "lr"}
         self._number = 0 if again else self._number

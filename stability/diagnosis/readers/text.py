@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from stability.diagnosis.readers.columns import Known, Row, find_name, part_in, see_names
+from stability.diagnosis.readers.columns import Known, Row, find_name, is_count, part_in, see_names
 from stability.diagnosis.readers.log import Log
-from stability.diagnosis.readers.recording import Recording, RowCollector, read_lines
+from stability.diagnosis.readers.recording import MOST_EPOCHS, Recording, RowCollector, read_lines
 from stability.diagnosis.readers.runs import is_validation
 from stability.diagnosis.readers.steps import Steps
 
@@ -54,6 +54,7 @@ _PLAIN = (
 _OF_ANOTHER = ("best", "min", "lowest", "previous", "target")
 _MOST_WORDS = 4
 _LONGEST = 20_000  # characters of a line with readings
+_MOST_BATCHES = 10**12  # of an epoch
 
 
 def read(log: Log) -> list[Recording] | None:
@@ -132,8 +133,10 @@ class _Lines:
         elif self._part == "val":
             found = _find(line, self._read_before, held_out=True)
         epoch, step = found.pop("epoch", None), found.pop("step", None)
-        if step and not step.value.is_integer():
+        if step and not is_count(step.value):
             step = None
+        if epoch and not abs(epoch.value) < MOST_EPOCHS:
+            epoch = None
         if not found:
             see_names(number.title for number in (epoch, step) if number)
             self._count(epoch, step)
@@ -195,7 +198,7 @@ def _find(line: str, read_before: Callable[[str], _Before], *, held_out: bool = 
         if number and (number.title or total) and number.rank < _rank(found, number):
             found[number.name.signal] = number._replace(
                 title=number.title or _BAR,
-                total=int(total[1].replace(",", "")) if total else None,
+                total=min(int(total[1].replace(",", "")), _MOST_BATCHES) if total else None,
                 alone=before.alone and not re.search(r"\w", line[total.end() if total else end :]),
             )
     return found

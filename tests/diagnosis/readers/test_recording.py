@@ -88,3 +88,13 @@ def test_batches_that_are_counted_in_each_epoch(tmp_path: Path, batches: tuple[i
     assert recording.signals.steps.tolist() == steps
     assert recording.signals["loss"].tolist() == [9.0 - n for n in range(len(rows))]
     assert recording.notes == ()
+
+
+@pytest.mark.parametrize("epoch", ["inf", "nan", "1e300", "-1e300"])
+def test_an_epoch_that_is_none(tmp_path: Path, epoch: str) -> None:
+    for text in (f"epoch,step,loss\n0,0,5\n{epoch},10,4\n1,20,3\n", f"step 0 loss 5\nepoch {epoch} step 10 loss 4\n"):
+        assert read(tmp_path, text).signals.steps[:2].tolist() == [0, 10]
+    for text in (f"epoch,loss\n0,5\n{epoch},4\n", f"epoch 0 loss 5\nepoch {epoch} loss 4\n"):
+        assert read(tmp_path, text).signals["loss"][0] == 5
+    huge = "9" * 400
+    assert read(tmp_path, f"step 0 loss 5\nstep {huge} loss 4\nstep 5/{huge} loss 3\n").signals["loss"][-1] == 3
