@@ -7,8 +7,10 @@ from pathlib import Path
 from stability.core.extras import require
 from stability.diagnosis.readers.columns import find_name, part_in, see_names
 from stability.diagnosis.readers.recording import Recording, RowCollector
+from stability.diagnosis.readers.runs import is_validation
 
 _REPORT_EVERY = 10_000  # events
+_MOST_VALIDATIONS = 100_000  # whose steps are remembered
 _AROUND = 16  # bytes around each record
 
 
@@ -50,7 +52,7 @@ def read(run: Path, files: Sequence[Path], name: str, progress: Callable[[int, i
         OSError: A file cannot be read.
     """
     require("tensorboard")
-    rows = RowCollector()
+    rows = _Rows()
     size = sum(file.stat().st_size for file in files)
     done = number = 0
     for file in files:
@@ -63,6 +65,36 @@ def read(run: Path, files: Sequence[Path], name: str, progress: Callable[[int, i
             if number % _REPORT_EVERY == 0:
                 progress(done, size)
     return rows.recordings(name)
+
+
+class _Rows:
+    """Collects rows. Validations may be numbered, while training has steps: `add_scalar("val/loss", loss, epoch)`."""
+
+    def __init__(self) -> None:
+        self._as_logged, self._in_order = RowCollector(), RowCollector()
+        self._trained = self._last = 0  # the last training step, and the largest
+        self._validated, self._places = set[int](), set[int]()  # the steps of validations, and where they were logged
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Add a row."""
+        if not values:
+            return
+        self._as_logged.add(step, dict(values))
+        if not is_validation(values):
+            self._trained, self._last = step, max(self._last, step)
+        elif len(self._validated) < _MOST_VALIDATIONS:
+            self._validated.add(step)
+            self._places.add(self._trained)
+            step = self._trained
+        self._in_order.add(step, values)
+
+    def recordings(self, name: str) -> list[Recording]:
+        """Return the recordings. Validations that are numbered get the training step after which they were logged."""
+        count, last = len(self._validated), max(self._validated, default=0)
+        numbered = last <= count and last < self._last / 3
+        if count < 2 or count >= _MOST_VALIDATIONS or not numbered or len(self._places) < count - 1:
+            return self._as_logged.recordings(name)
+        return self._in_order.recordings(name, ["The validations are numbered: they were put where they were logged."])
 
 
 def _is_signal(title: str) -> bool:
@@ -83,9 +115,10 @@ def _events(file: Path) -> Iterator[tuple[int, dict[str, float], int]]:
                 if value.HasField("simple_value"):
                     scalars[value.tag] = value.simple_value
                 elif value.HasField("tensor") and _is_signal(value.tag):  # as TensorFlow 2 writes them
-                    array = make_ndarray(value.tensor)
-                    if array.size == 1 and array.dtype.kind in "fiu":
-                        scalars[value.tag] = float(array.reshape(()))
+                    with suppress(TypeError, ValueError):  # a tensor that is none
+                        array = make_ndarray(value.tensor)
+                        if array.size == 1 and array.dtype.kind in "fiu":
+                            scalars[value.tag] = float(array.reshape(()))
             yield event.step, scalars, len(record) + _AROUND
 
 

@@ -65,6 +65,19 @@ def test_several_scalars_in_one_chart(tmp_path: Path) -> None:
     assert recording.validation["loss"].tolist() == [12, 6, 4]
 
 
+def test_validations_that_are_numbered_by_epoch(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step in range(100):
+            writer.add_scalar("train/loss", 9 / (1 + step), step)
+            if step % 20 == 19:
+                writer.add_scalar("val/loss", 5 - step // 20, step // 20)
+    recording = read_log(tmp_path)
+    assert recording.signals.steps.tolist() == [*range(100)]
+    assert recording.validation.steps.tolist() == [19, 39, 59, 79, 99]
+    assert recording.validation["loss"].tolist() == [5, 4, 3, 2, 1]
+    assert recording.notes == ("The validations are numbered: they were put where they were logged.",)
+
+
 def test_events_as_tensorflow_2_writes_them(tmp_path: Path) -> None:
     writer = EventFileWriter(str(tmp_path))
     for step in range(3):
