@@ -23,9 +23,9 @@ from stability.diagnosis.readers import (
     wandb,
     wandb_folder,
 )
-from stability.diagnosis.readers.columns import Naming, known_names, naming
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.metrics import read_metrics
+from stability.diagnosis.readers.names import Naming, known_names, naming
 from stability.diagnosis.readers.recording import Recording, last_of
 
 __all__ = ["Recording", "read_log", "read_metrics", "read_runs"]

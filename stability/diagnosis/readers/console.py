@@ -3,8 +3,9 @@
 import re
 from contextlib import suppress
 
-from stability.diagnosis.readers.columns import TRAINING, Row, find_name, read_row
+from stability.diagnosis.readers.columns import Row, read_row
 from stability.diagnosis.readers.log import Log
+from stability.diagnosis.readers.names import TRAINING, find_name
 from stability.diagnosis.readers.recording import MOST_EPOCHS, Recording, RowCollector, read_lines
 
 _DICT = re.compile(r"\{('[^{}]*)\}")

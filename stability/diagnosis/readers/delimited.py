@@ -4,8 +4,9 @@ import csv
 import re
 from collections.abc import Callable
 
-from stability.diagnosis.readers.columns import DECIMAL_COMMA, Row, find_columns, has_measurements, read_row, see_names
+from stability.diagnosis.readers.columns import DECIMAL_COMMA, Row, has_measurements, read_row
 from stability.diagnosis.readers.log import Log
+from stability.diagnosis.readers.names import find_columns, see_names
 from stability.diagnosis.readers.recording import Recording, record_lines
 
 Split = Callable[[str], tuple[str, ...]]

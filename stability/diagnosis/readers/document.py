@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stability.core.errors import StabilityError
-from stability.diagnosis.readers.columns import find_columns, find_name, flat, read_row, see_names
+from stability.diagnosis.readers.columns import flat, read_row
 from stability.diagnosis.readers.log import Log
+from stability.diagnosis.readers.names import find_columns, find_name, see_names
 from stability.diagnosis.readers.recording import Recording, RowCollector
 
 _BLANKS = re.compile(r"\s*")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from stability.core.errors import StabilityError
-from stability.diagnosis.readers.columns import find_name
+from stability.diagnosis.readers.names import find_name
 from stability.diagnosis.readers.recording import Recording, RowCollector, last_of
 from stability.diagnosis.signals import SIGNALS
 from stability.diagnosis.table import Table

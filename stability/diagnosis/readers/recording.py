@@ -9,8 +9,9 @@ import numpy as np
 from stability.core.errors import StabilityError
 from stability.core.text import counted
 from stability.diagnosis.error_rate import is_in_percent, metric_name, says_percent
-from stability.diagnosis.readers.columns import Row, find_name
+from stability.diagnosis.readers.columns import Row
 from stability.diagnosis.readers.log import Log
+from stability.diagnosis.readers.names import find_name
 from stability.diagnosis.readers.runs import Run, Runs, is_validation, training_part, validation_part
 from stability.diagnosis.readers.steps import Steps
 from stability.diagnosis.table import Table

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stability.core.text import counted
 from stability.diagnosis.history import History
-from stability.diagnosis.readers.columns import TRAINING, VALIDATION, choose_names, find_name
+from stability.diagnosis.readers.names import TRAINING, VALIDATION, choose_names, find_name
 from stability.diagnosis.table import Table
 
 _BLOCK = 1024  # rows that are converted at once

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from contextlib import suppress
 
-from stability.diagnosis.readers.columns import Row, find_columns, read_row
+from stability.diagnosis.readers.columns import Row, read_row
 from stability.diagnosis.readers.delimited import SPLITS, Split, is_header, is_rule
 from stability.diagnosis.readers.log import Log
+from stability.diagnosis.readers.names import find_columns
 from stability.diagnosis.readers.recording import Recording, record_lines
 
 _SEARCHED = 2000  # lines in which the first row has to be

@@ -1,7 +1,8 @@
 """What TensorBoard's page exports for one chart, as CSV: `Wall time,Step,Value`."""
 
-from stability.diagnosis.readers.columns import Row, find_name, read_row
+from stability.diagnosis.readers.columns import Row, read_row
 from stability.diagnosis.readers.log import Log
+from stability.diagnosis.readers.names import find_name
 from stability.diagnosis.readers.recording import Recording, record_lines
 
 _HEADER = ("wall time", "step", "value")

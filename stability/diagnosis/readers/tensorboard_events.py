@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stability.core.extras import require
-from stability.diagnosis.readers.columns import find_name, part_in, see_names
+from stability.diagnosis.readers.names import find_name, part_in, see_names
 from stability.diagnosis.readers.recording import Recording, RowCollector
 from stability.diagnosis.readers.runs import is_validation
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from stability.diagnosis.readers.columns import Known, Row, find_name, is_count, part_in, see_names
+from stability.diagnosis.readers.columns import Row, is_count
 from stability.diagnosis.readers.log import Log
+from stability.diagnosis.readers.names import Known, find_name, part_in, see_names
 from stability.diagnosis.readers.recording import MOST_EPOCHS, Recording, RowCollector, read_lines
 from stability.diagnosis.readers.runs import is_validation
 from stability.diagnosis.readers.steps import Steps

@@ -2,8 +2,9 @@
 
 import csv
 
-from stability.diagnosis.readers.columns import find_columns, find_name, read_row
+from stability.diagnosis.readers.columns import read_row
 from stability.diagnosis.readers.log import Log
+from stability.diagnosis.readers.names import find_columns, find_name
 from stability.diagnosis.readers.recording import Recording, RowCollector, merge_collectors, read_lines
 
 _RANGES = ("__MIN", "__MAX")
