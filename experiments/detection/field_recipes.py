@@ -121,7 +121,7 @@ def _test_base(family: str, half: Half, seed: int, draw: _Draw) -> FieldRecipe:
         units=_one_of(draw, 32, 48),
         batch=_one_of(draw, 6, 12),
         optimizer=_one_of(draw, "adamw", "radam"),
-        lr=_one_of(draw, 2e-3, 4e-3),
+        lr=_one_of(draw, 3e-3, 6e-3),
         noise=_one_of(draw, 0.6, 0.9),
         warmup=_one_of(draw, 20, 100, 300),
         schedule=_one_of(draw, "constant", "cosine"),
@@ -518,7 +518,7 @@ def _labels_reversed(r: FieldRecipe, draw: _Draw) -> FieldRecipe:
 
 def _features_not_normalised(r: FieldRecipe, draw: _Draw) -> FieldRecipe:
     """Only training normalises the features."""
-    return replace(r, fault="features_not_normalised", strength=_one_of(draw, 4.0, 8.0))
+    return replace(r, fault="features_not_normalised", strength=_one_of(draw, 8.0, 15.0))
 
 
 def _rate_falls_at_every_step(r: FieldRecipe, draw: _Draw) -> FieldRecipe:
