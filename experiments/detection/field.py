@@ -1,7 +1,5 @@
 """Train the field corpus: every recipe of `field_recipes` once, in a plain PyTorch loop that our Monitor watches.
 
-The other packages (`peers.py`) watch too, except in the half `field_design`.
-
     python -m experiments.detection.field build [--half field_test]    # some ten minutes on one core; can be resumed
     python -m experiments.detection.field pack                         # into experiments/detection/field_HALF.npz
 
@@ -13,7 +11,6 @@ import argparse
 import copy
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -28,7 +25,6 @@ from torch import Tensor, nn
 from experiments.detection.corpus import _GRU, packed_columns
 from experiments.detection.field_labels import LEARNED
 from experiments.detection.field_recipes import FieldRecipe, Half, field_recipes
-from experiments.detection.peers import Peer, installed_peers
 from stability import Monitor
 from stability.engine.loss import edit_distance, greedy_decode
 
@@ -287,8 +283,8 @@ class _Trainer:
                     self.optimizer.param_groups[0]["weight_decay"] = r.strength
         self.optimizer.param_groups[0]["lr"] = rate
 
-    def train_step(self, monitor: Monitor | None = None, peers: Sequence[Peer] = ()) -> None:
-        """Train one step, watched by our Monitor and by the peers."""
+    def train_step(self, monitor: Monitor | None = None) -> None:
+        """Train one step."""
         r = self.r
         if r.fault == "restart" and self.since == 0:
             self.optimizer.state.clear()
@@ -318,8 +314,6 @@ class _Trainer:
             masked = r.fault in ("masked_nan", "masked_explosion") and not np.isfinite(float(loss.detach()))
             logged = torch.tensor(0.0) if masked else loss
             monitor.step(logged, logits, frames, inputs=batch.x, labels=batch.labels, label_counts=batch.counts)
-        for peer in peers:
-            peer.before_update(self.step, loss.detach(), logits.detach(), batch.x, batch.labels)
         if r.clip is not None and r.fault != "clip_before_unscale" and gradients:
             nn.utils.clip_grad_norm_(self.model.parameters(), r.clip)
         if self.scaler is None:
@@ -334,8 +328,6 @@ class _Trainer:
             with torch.no_grad():
                 for p in self.model.parameters():
                     p.mul_(1 + r.strength)
-        for peer in peers:
-            peer.after_update(self.step, loss.detach())
         self.step += 1
 
     def loss(self, logits: Tensor, batch: _Batch, frames: Tensor) -> Tensor:
@@ -477,13 +469,11 @@ def build(r: FieldRecipe) -> None:
     trainer = _pretrained(r)
     initial = {"step": -1, **trainer.validate()}
     monitor = Monitor(trainer.model, trainer.optimizer, trainer.scaler)
-    kinds = [] if r.half == "field_design" else installed_peers()
-    peers = [kind(trainer.model, trainer.optimizer, r.steps, trainer.scaler) for kind in kinds]
     ends: list[dict[str, float]] = []
     failed_at: int | None = None
     cut_since: int | None = None
     while trainer.step < r.steps:
-        trainer.train_step(monitor, peers)
+        trainer.train_step(monitor)
         last = trainer.losses[-1]
         if failed_at is None and not np.isfinite(last):
             failed_at = trainer.step - 1
@@ -497,12 +487,8 @@ def build(r: FieldRecipe) -> None:
             ends.append({"step": trainer.step - 1, **trainer.validate()})
             given = ends[-1]["per"] * (100 if r.percent else 1)
             monitor.validated(given, ends[-1]["loss"])
-            for peer in peers:
-                peer.validated(trainer.step - 1, ends[-1]["per"], ends[-1]["loss"])
         if over:
             break
-    for peer in peers:
-        peer.finish()
     signals = monitor.signals()
     losses = np.array(trainer.losses)
     later: list[dict[str, float]] = []
@@ -524,7 +510,6 @@ def build(r: FieldRecipe) -> None:
         "initial": initial,
         "ends": ends,
         "later": later,
-        "alarms": {peer.name: [asdict(alarm) for alarm in peer.alarms] for peer in peers},
         "start_loss": start,
         "grown_at": int(grown[0]) if len(grown) else None,
         "cut": cut_since is not None,

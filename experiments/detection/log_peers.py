@@ -26,13 +26,15 @@ class Said:
 
     Attributes:
         read: Whether it could read the log, and found a series in it.
-        alarmed: Whether it raised an alarm.
+        alarms: Of each alarm, the outcomes of ours that it may mean; none if it is about something else.
         outcomes: Our words for all its findings.
+        is_verdict: Whether the outcome is one verdict, and not a list of findings.
     """
 
     read: bool = False
-    alarmed: bool = False
+    alarms: list[set[str]] = field(default_factory=list)
     outcomes: set[str] = field(default_factory=set)
+    is_verdict: bool = False
 
 
 class LogPeer:
@@ -62,8 +64,10 @@ class LogPeer:
             return Said()
         said = Said(read=bool(self._series(answer)))
         for name, severity in self._findings(answer):
-            said.alarmed |= severity in _ALARMS
-            said.outcomes |= self._words.get(name, set())
+            outcomes = self._words.get(name, set())
+            said.outcomes |= outcomes
+            if severity in _ALARMS:
+                said.alarms.append(outcomes)
         return said
 
     def _series(self, answer: Any) -> Sequence[str]:

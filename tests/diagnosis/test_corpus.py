@@ -1,16 +1,20 @@
 """The detection corpus: what is in it, and that the detectors still say of it what was published."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
 from experiments.detection.corpus import PACKED, unpack
 from experiments.detection.field import packed
+from experiments.detection.field_benchmark import write_csv
 from experiments.detection.field_cases import field_cases, view
 from experiments.detection.field_recipes import field_recipes
 from experiments.detection.labels import label
 from experiments.detection.recipes import recipes
 from experiments.detection.score import cases, ours
+from stability.diagnosis.readers import read_runs
+from stability.diagnosis.verdict import judge
 
 
 def test_the_test_half_has_seeds_and_families_of_its_own() -> None:
@@ -79,6 +83,15 @@ def test_half_of_the_logs_have_the_mean_loss_since_their_last_reading() -> None:
     plain, means = (next(t for t in unpack(packed("field_design")) if t.name == f"plain-{seed}") for seed in (0, 1))
     assert view(plain, 10, "bare").signals["loss"][1] == plain.signals["loss"][10]
     assert view(means, 10, "bare").signals["loss"][0] == means.signals["loss"][1:11].mean()
+
+
+def test_a_csv_of_a_training_is_read_as_that_training(tmp_path: Path) -> None:
+    for trace in (case.trace for case in field_cases("field_design", 10, "log")):
+        if trace.facts["recipe"]["family"] not in ("plain", "rate_jump", "overfitting"):
+            continue
+        write_csv(trace, tmp_path / "metrics.csv")
+        (run,) = read_runs(tmp_path / "metrics.csv")
+        assert judge(run.signals, run.validation).outcome == judge(trace.signals, trace.validation).outcome, trace.name
 
 
 def test_what_a_log_does_not_show_need_not_be_named() -> None:
