@@ -5,8 +5,16 @@ import re
 import numpy as np
 from numpy.typing import ArrayLike
 
-_METRIC = re.compile(r"(?:^|[^a-z])(per|wer|cer|ter|ler)(?:$|[^a-z])")
-_IN_FULL = {"phone": "PER", "word": "WER", "char": "CER", "token": "TER", "letter": "LER"}
+_METRIC = re.compile(r"(?:^|[^a-z])(per|wer|cer|ter|ler|uer)(?:$|[^a-z])")
+_IN_FULL = {
+    "phone": "PER",
+    "word": "WER",
+    "char": "CER",
+    "token": "TER",
+    "letter": "LER",
+    "label": "LER",
+    "unit": "UER",
+}
 _PERCENT = re.compile(r"%|(?<![a-z])(percent|percentage|pct)(?![a-z])", re.IGNORECASE)
 _NO_FRACTION = 20.0  # no fraction gets here: it would be twenty wrong insertions for each label
 _MORE_THAN_ALL = 1.5  # a fraction is above this only where a decoder inserts a lot

@@ -84,8 +84,9 @@ def read_runs(
     try:
         with naming(names) as seen:
             if path.is_dir():
-                return folder.read(path, lambda file: read_runs(file, progress, names), progress)
-            runs = _read_file(path, progress)
+                runs = folder.read(path, lambda file: read_runs(file, progress, names), progress)
+            else:
+                runs = _read_file(path, progress)
     except OSError as error:
         raise StabilityError(f"{error.filename or path} cannot be read: {error.strerror}.") from None
     if not runs:

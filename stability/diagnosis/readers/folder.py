@@ -1,7 +1,6 @@
 """A folder: of one of our own trials, or with logs of other programs."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +29,12 @@ def read(
     """Read a trial's signals and validations, a Monitor's recording, or the trainings in the files of another folder.
 
     Files without a training are ignored, and so are further logs of the same training, such as those in checkpoints.
+
+    Returns:
+        The recordings. There is none if TensorBoard's event files, which are all that is there, contain no training.
+
+    Raises:
+        StabilityError: There is no log, or none that can be read.
     """
     if (path / SIGNALS_FILE).exists():
         return [read_trial(path)]
@@ -37,34 +42,39 @@ def read(
         return [read_flight(path)]
     files = sorted(path.rglob("*"))
     consoles, others = wandb_folder.outputs(files)
+    event_files = [file for file in files if tensorboard_events.is_event_file(file)]
     runs, unread = list[Recording](), ""
-    for run, events in tensorboard_events.group_by_run(
-        [f for f in files if tensorboard_events.is_event_file(f)]
-    ).items():
+    for run, own_files in tensorboard_events.group_by_run(event_files).items():
         inside = run.relative_to(path).as_posix()
         name = path.resolve().name if inside == "." else inside
         try:
-            runs += tensorboard_events.read(run, events, name, progress)
+            runs += tensorboard_events.read(run, own_files, name, progress)
         except StabilityError as error:
             unread = f"TensorBoard's event files were not read. {error}"
-    logs = [file for file in others if file.suffix in _LOGS or file.name in _NAMES][:_MOST]
-    for file in (*sorted(consoles), *logs):
-        with suppress(StabilityError):
-            inside = str(file.relative_to(path).parent)
-            prefix = "" if inside == "." else f"{inside}/"
-            notes = (wandb_folder.NOTE,) if file in consoles else ()
+    errors = list[StabilityError]()
+    for file in (*sorted(consoles), *[file for file in others if file.suffix in _LOGS or file.name in _NAMES][:_MOST]):
+        inside = str(file.relative_to(path).parent)
+        prefix = "" if inside == "." else f"{inside}/"
+        notes = (wandb_folder.NOTE,) if file in consoles else ()
+        try:
             runs += [replace(r, name=f"{prefix}{r.name}", notes=(*notes, *r.notes)) for r in read_file(file)]
-    if not runs:
-        histories = [file for file in files if wandb_folder.is_history(file)]
-        raise StabilityError(unread or (wandb_folder.why_not(histories[0]) if histories else _nothing(path)))
+        except StabilityError as error:
+            errors.append(error)
+    if not runs and (unread or errors or not event_files):
+        raise StabilityError(unread or _why_nothing(path, files, errors))
     runs = _without_copies(runs)
     return [replace(run, notes=(*run.notes, unread)) for run in runs] if unread else runs
 
 
-def _nothing(path: Path) -> str:
+def _why_nothing(path: Path, files: Sequence[Path], errors: Sequence[StabilityError]) -> str:
+    """What to answer if no file in a folder contains a training."""
+    if histories := [file for file in files if wandb_folder.is_history(file)]:
+        return wandb_folder.why_not(histories[0])
+    if len(errors) == 1:
+        return str(errors[0])
     return (
         f"{path} has no {SIGNALS_FILE} with rows: it is not a trial's folder, or no step has been trained. It contains "
-        "no other log that can be read."
+        f"no other log that can be read.{f' The first of {len(errors)} files: {errors[0]}' if errors else ''}"
     )
 
 

@@ -36,3 +36,12 @@ def test_logs_of_the_same_training_are_one(tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv", "c.csv"):
         (tmp_path / name).write_text("step,loss\n" + "".join(f"{step},0\n" for step in range(30)))
     assert len(read_runs(tmp_path)) == 3  # which have died in the same way
+
+
+def test_the_reason_why_a_log_in_a_folder_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("step,objective\n0,5\n")
+    with pytest.raises(StabilityError, match=r"a\.csv contains no training.*It has these names: step, objective"):
+        read_log(tmp_path)
+    (tmp_path / "b.csv").write_text("step,loss\n0,low\n")
+    with pytest.raises(StabilityError, match=r"no other log that can be read\. The first of 2 files: .*a\.csv"):
+        read_log(tmp_path)

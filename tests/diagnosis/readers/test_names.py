@@ -88,3 +88,24 @@ def test_a_user_explains_a_name(tmp_path: Path) -> None:
     log.write_text("n,objective\n0,5\n")
     with pytest.raises(StabilityError, match=r"It has these names: n, objective\..*--map loss="):
         read_log(log)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n,objective\n0,5\n10,4\n",
+        "hello\nn;objective\n0;5\n10;4\n",
+        "n,tag,value\n0,objective,5\n10,objective,4\n",
+        "n,a - objective\n0,5\n10,4\n",
+        '{"n": 0, "objective": 5}\n{"n": 10, "objective": 4}\n',
+        '{"n": [0, 10], "objective": [5, 4]}',
+        "hello\n{'n': 0, 'objective': 5}\n{'n': 10, 'objective': 4}\n",
+        "hello\nn: 0 | objective: 5\nn: 10 | objective: 4\n",
+    ],
+)
+def test_a_user_explains_a_name_in_every_format(tmp_path: Path, text: str) -> None:
+    log = tmp_path / "log"
+    log.write_text(text)
+    recording = read_log(log, names={"loss": "objective", "step": "n"})
+    assert recording.signals.steps.tolist() == [0, 10]
+    assert recording.signals["loss"].tolist() == [5, 4]

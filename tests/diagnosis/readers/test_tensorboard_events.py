@@ -99,8 +99,6 @@ def test_a_file_that_is_cut_off_or_is_none(tmp_path: Path) -> None:
     file.write_bytes(b"no events " * 100)
     with pytest.raises(StabilityError, match="contains no training that can be read"):
         read_log(file)
-    with pytest.raises(StabilityError, match="contains no other log that can be read"):
-        read_log(tmp_path)
     with pytest.raises(StabilityError, match="cannot be read: No such file"):
         read_log(tmp_path / "events.out.tfevents.1")
 
@@ -108,8 +106,9 @@ def test_a_file_that_is_cut_off_or_is_none(tmp_path: Path) -> None:
 def test_unknown_tags_are_listed_and_can_be_explained(tmp_path: Path) -> None:
     write(tmp_path, range(3), objective=6)
     (file,) = tmp_path.iterdir()
-    with pytest.raises(StabilityError, match="It has these names: objective"):
-        read_log(file)
+    for path in (file, tmp_path):
+        with pytest.raises(StabilityError, match="It has these names: objective"):
+            read_log(path)
     assert read_log(tmp_path, names={"loss": "objective"}).signals["loss"].tolist() == [6, 3, 2]
 
 
