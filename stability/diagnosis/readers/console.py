@@ -59,14 +59,15 @@ class _Steps:
             self._said[said[1]] = int(said[2].replace(",", ""))
 
     def of_bar(self, *, training: bool) -> int | None:
-        """The step of the bar that was printed last. A validation has a bar of its own, and the last training step."""
-        if training and self._bars:
-            self._total = next(reversed(self._bars)) if self._total is None else self._total
-            step = self._bars.get(self._total)
+        """The step of the bar that shows the training. Validations have a bar of their own."""
+        if training and self._bars and self._total is None:
+            self._total = next(reversed(self._bars))  # the bar that was printed last
+        step = None if self._total is None else self._bars.get(self._total)
+        if training:
             self._dicts += 1
             self._repeated += step is None or step == self._last
             self._last = step
-        return self._last
+        return step
 
     def of_epoch(self, epoch: float | None) -> int | None:
         """The epoch in steps."""

@@ -16,10 +16,11 @@ class Steps:
     def __init__(self) -> None:
         self.epoch: float | None = None
         self.last: int | None = None
+        self._trained: int | None = None  # the last step with something other than a validation
         self._begins: dict[int, int] = {}  # where each epoch began
         self._offset = 0
         self._turned = False  # whether another epoch has begun since the last step
-        self._titles = set[str]()  # what was measured at the last step
+        self._titles = set[str]()  # what was measured in training at the last step
 
     def see_epoch(self, epoch: float) -> None:
         """Follow the epochs. A smaller one is a resume, or another run if it is the first one."""
@@ -27,7 +28,7 @@ class Steps:
             self._turned = True
         elif int(epoch) < int(self.epoch):
             self._turned = False
-            self._offset, self.last = self._begins.get(int(epoch), 0), None
+            self._offset, self.last, self._trained = self._begins.get(int(epoch), 0), None, None
             if epoch <= min(self._begins, default=0):
                 self._begins.clear()
         self.epoch = epoch
@@ -40,16 +41,20 @@ class Steps:
             titles: What was measured there.
             total: How many steps an epoch has, if the log says it.
         """
-        if self._turned and self.last is not None:
-            before = self.last - self._offset
-            if step < before or (step == before and not self._titles.isdisjoint(titles)):
-                self._offset = max(self.last + 1 - min(step, 1), self._offset + (total or 0))
+        training = [title for title in titles if not is_validation([title])]
+        if titles and not training:
+            self.last = max(step + self._offset, self.last or 0)
+            return step + self._offset
+        if self._turned and self._trained is not None:
+            before = self._trained - self._offset
+            if step < before or (step == before and not self._titles.isdisjoint(training)):
+                self._offset = max(self._trained + 1 - min(step, 1), self._offset + (total or 0))
         if self.epoch is not None:
             self._begins.setdefault(int(self.epoch), self._offset)
-        if step + self._offset != self.last:
+        if step + self._offset != self._trained:
             self._titles.clear()
-        self._titles.update(titles)
-        self.last = step + self._offset
+        self._titles.update(training)
+        self.last = self._trained = step + self._offset
         self._turned = False
         return self.last
 
@@ -60,7 +65,7 @@ class Steps:
     @property
     def last_in_epoch(self) -> int | None:
         """The last step as the log counts it."""
-        return None if self.last is None else self.last - self._offset
+        return None if self._trained is None else self._trained - self._offset
 
     def new_values(self, values: dict[str, float]) -> dict[str, float]:
         """Return what was not measured yet at the last step. The rest are means over the epoch."""
