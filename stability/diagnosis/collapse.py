@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stability.diagnosis.explosion import weights_shrink, why_exploded
 from stability.diagnosis.finding import (
     THRESHOLDS,
     Finding,
@@ -23,6 +24,7 @@ from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["collapsed"]
 _SOME, _WELL = THRESHOLDS["learned"]["some"], THRESHOLDS["learned"]["well"]
+_LARGE = THRESHOLDS["exploded"]["update"]
 _SMOOTH = 5
 _FEWEST_POINTS = 6  # readings of the frame information that a forecast needs
 _MOST_POINTS = 500  # readings that it uses: its memory grows with the square of their number
@@ -145,17 +147,20 @@ def relapsed(signals: Table, validation: Table) -> Finding | None:
         if not had_learned or not lost.any():
             continue
         step = int(series.steps[lost][0])
+        cause, changed = _by_large_updates(signals, span.first, step) or (
+            "relapse",
+            _what_changed(signals, span.first, step),
+        )
         output = "only blank" if span.only_blank else f"at most {_T['few']:.0f} phonemes"
         return Finding(
             kind=span.outcome,
-            cause="relapse",
+            cause=cause,
             onset_step=span.first,
             detected_step=step,
             signal=name,
             value=float(series.values[lost][0]),
             expected=expected,
-            advice=f"The decoder had reached {reached}. Since step {span.first} it outputs {output}. "
-            + _what_changed(signals, span.first, step),
+            advice=f"The decoder had reached {reached}. Since step {span.first} it outputs {output}. {changed}",
         )
     return None
 
@@ -191,6 +196,14 @@ def stuck(signals: Table, validation: Table) -> Finding | None:
                 advice=advice,
             )
     return None
+
+
+def _by_large_updates(signals: Table, since: int, now: int) -> tuple[str, str] | None:
+    """Cause and advice if updates that were too large ended what was learned; else None."""
+    update = finite_readings(signals, "update_ratio")
+    large = update.between(since - 5 * max(20, update.distance(since)), now).max(initial=0) > _LARGE
+    reason = why_exploded(signals, since, now) if large and not weights_shrink(signals, now) else None
+    return reason if reason is not None and reason[0] == "rate_too_high" else None
 
 
 def _what_changed(signals: Table, step: int, now: int) -> str:

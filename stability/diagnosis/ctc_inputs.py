@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stability.diagnosis.finding import Finding, finite_readings, readings
+from stability.diagnosis.finding import Finding, Floats, Steps, finite_readings, readings
 from stability.diagnosis.table import Table
 
 BELOW_ZERO = -1e-3  # a loss that is rounded is not below this
@@ -19,6 +19,7 @@ _MANY = {
 }  # shares of the utterances from which on they are no exception
 _CHANCE = 0.002  # at most, that their true share is only half as large
 _LEAST = 3  # utterances of a batch that tell something if all of them are infeasible
+_POSITIVE = 1.0  # nats; a loss that began above this and falls below 0 is no log-likelihood
 _UNLEARNED = 0.95  # an error rate from which on nothing has been learned
 
 
@@ -113,7 +114,7 @@ def _many(signals: Table, name: str) -> Finding | None:
 def _negative_loss(signals: Table, validation: Table) -> Finding | None:
     """A loss below 0 of a decoder with CTC, or of a training whose error rate stays at the start.
 
-    A log-likelihood is negative, too. But what is trained with it learns, and has no blank.
+    A log-likelihood is negative, too. But what is trained with it learns, has no blank, and is negative from the start.
     """
     steps, loss = finite_readings(signals, "loss")
     below = np.flatnonzero(loss < BELOW_ZERO)
@@ -122,7 +123,7 @@ def _negative_loss(signals: Table, validation: Table) -> Finding | None:
     onset = int(steps[below[0]])
     detected: int | None = onset
     if "blank_fraction" not in signals.names:
-        detected = _not_learned(validation, onset)
+        detected = _fell_below_0(steps, loss, validation) if loss[0] > _POSITIVE else _not_learned(validation, onset)
     if detected is None:
         return None
     return Finding(
@@ -136,6 +137,14 @@ def _negative_loss(signals: Table, validation: Table) -> Finding | None:
         advice=f"The loss is {loss[below[0]]:.3g}, but the CTC loss of probabilities is never below 0. Either the "
         "logits are not normalised (give the loss logits.log_softmax(-1)) or labels contain the class of blank.",
     )
+
+
+def _fell_below_0(steps: Steps, loss: Floats, validation: Table) -> int | None:
+    """The step at which a positive loss has been below 0 often enough, in a training with error rates."""
+    below, validated = steps[loss < BELOW_ZERO], finite_readings(validation, "per").steps
+    if len(below) <= _LEAST or not len(validated):
+        return None
+    return max(int(below[_LEAST]), int(validated[0]))
 
 
 def _not_learned(validation: Table, since: int) -> int | None:

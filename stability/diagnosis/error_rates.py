@@ -35,11 +35,12 @@ def best_of(steps: Steps, rates: Floats) -> Best:
 
 
 def degraded(signals: Table, validation: Table) -> Finding | None:
-    """Detect an error rate that lost a good part of what it had learned, at two validations in a row."""
+    """Detect an error rate that lost a good part of what it had learned, at three validations in a row."""
     steps, rates = finite_readings(validation, "per")
-    for row in range(2, len(rates)):
-        best = best_of(steps[: row - 1], rates[: row - 1])
-        if is_lost(rates[: row + 1], best.rate, float(rates[row - 1 : row + 1].min())):
+    for row in range(3, len(rates)):
+        best = best_of(steps[: row - 2], rates[: row - 2])
+        lost = is_lost(rates[: row + 1], best.rate, float(rates[row - 2 : row + 1].min()))
+        if lost and not loss_went_on(validation, best.step, int(steps[row])):
             return _finding(signals, best, int(steps[row]), float(rates[row]))
     return None
 
@@ -53,6 +54,13 @@ def is_lost(rates: Floats, best: float, now: float) -> bool:
     learned = min(1.0, float(rates[0])) - best
     much = risen > _T["lost"] * learned or now > _T["times"] * best
     return 1 - best > _T["learned"] and much and risen > max(_T["rise"], _T["noises"] * noise_of(rates))
+
+
+def loss_went_on(validation: Table, best: int, now: int) -> bool:
+    """Return whether the validation loss went on falling. Then the error rate is wrong, and nothing was lost."""
+    losses = finite_readings(validation, "loss")
+    then, present = losses.up_to(best)[-1:], losses.up_to(now)[-1:]
+    return bool(len(then) and len(present) and present[0] < _T["went_on"] * then[0])
 
 
 def has_slipped(rates: Floats, best: float) -> bool:
@@ -104,7 +112,8 @@ def why_lost(signals: Table, best: int, now: int) -> tuple[str, str]:
     loss, lr, update = (finite_readings(signals, name) for name in ("loss", "lr", "update_ratio"))
     rates_then, rates_now = lr.up_to(best)[-1:], lr.up_to(now)[-1:]
     window = min(5, 1 + len(loss.up_to(now)) // 10)
-    losses = loss.up_to(best)[-window:], loss.up_to(now)[-window:]
+    near = best + loss.distance(best) - 1  # a log may have its readings next to the validations
+    losses = loss.up_to(near)[-window:], loss.between(best + 1, now)[-window:]
     fell = bool(len(losses[0]) and len(losses[1]) and np.median(losses[1]) <= np.median(losses[0]))
     weights = finite_readings(signals, "weight_norm")
     then, present = weights.up_to(best)[-1:], weights.up_to(now)[-1:]

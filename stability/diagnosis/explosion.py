@@ -26,6 +26,7 @@ _PAST = 60  # readings of a signal that are its past
 _BACK = 10  # readings of what is measured every 10th step that are its past
 _TYPICAL_UPDATE = 0.01  # size of an update over that of the weights, if none was measured before
 _EVERY_STEP = 5  # steps: readings at most so far apart show single batches
+_OFTEN = 10  # steps: updates that are measured at least so often are known
 _SPARSE = 10  # steps: between readings at least so far apart a loss that leaps at the start has time to come back
 _NOISE_OF = 200  # readings of the loss from which its noise is known
 _MOST_POINTS = 1000  # of gradient norms: those of a longer run are reduced to medians of groups
@@ -45,7 +46,7 @@ class _Sign:
 def exploded(signals: Table, validation: Table) -> Finding | None:
     """Detect an explosion by its first sign, and find its cause."""
     signs = (detect(signals) for detect in (_risen_loss, _grown_weights, _large_updates, _grown_gradients, _bad_batch))
-    found = [sign for sign in signs if sign is not None and not _weights_shrink(signals, sign.detected)]
+    found = [sign for sign in signs if sign is not None and not weights_shrink(signals, sign.detected)]
     if not found:
         return None
     first = min(found, key=lambda sign: sign.detected)
@@ -87,13 +88,13 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
         Cause and advice; None if there is no evidence for any cause.
     """
     lr, update = finite_readings(signals, "lr"), finite_readings(signals, "update_ratio")
-    before, now = lr.up_to(onset - max(8, lr.distance(onset)))[-1:], lr.up_to(detected)[-1:]
+    now = lr.up_to(detected)[-1:]
     earlier_than = onset - max(15, update.distance(onset))
     largest = update.between(earlier_than, detected).max(initial=0)
     past = update.up_to(earlier_than)[-_BACK:]
     usual = float(np.median(np.minimum(past, 0.02))) if len(past) else _TYPICAL_UPDATE
-    raised = bool(len(before) and len(now) and now[0] > 3 * before[0] > 0)
-    spike = None if raised else _find_spike(finite_readings(signals, "grad_norm"), onset - 10, detected)
+    raised_from = _rate_before_rise(signals, lr, onset, detected)
+    spike = None if raised_from else _find_spike(finite_readings(signals, "grad_norm"), onset - 10, detected)
     if spike is not None:
         step, norm, common = spike
         return "bad_batch", (
@@ -101,14 +102,14 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
             f"{common:.3g}.{_second_moments_advice(signals, step, detected)} Look at that batch, and clip gradients at "
             f"about {_rounded(3 * common, 1)}."
         )
-    if raised and largest <= 3 * usual:  # no update has been measured since then
+    if raised_from and largest <= 3 * usual:  # no update has been measured since then
         return (
             "rate_too_high",
-            f"The lr rose from {before[0]:.3g} to {now[0]:.3g}, and has been too high since then. Lower it.",
+            f"The lr rose from {raised_from:.3g} to {now[0]:.3g}, and has been too high since then. Lower it.",
         )
-    if len(now) and (largest >= _T["update"] or raised):
+    if len(now) and (largest >= _T["update"] or raised_from):
         rate = now[0] * usual / largest
-        rise = f", raised from {before[0]:.3g}" if raised else ""
+        rise = f", raised from {raised_from:.3g}" if raised_from else ""
         earlier = float(np.median(past)) if len(past) else 0.0
         compared = f", compared with {update_in_words(earlier)} before" if earlier > 1e-4 else ", from the start"
         mend = f"With an lr of {rate:.1g} they would be {100 * usual:.2g}%" if rate > 0 else "Lower it"
@@ -119,6 +120,8 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
     weights = finite_readings(signals, "weight_norm")
     former, present = weights.up_to(onset - 10)[-1:], weights.up_to(detected)[-1:]
     if not len(update.up_to(detected)):
+        return None
+    if update.distance(detected) > _OFTEN:  # then large updates may have been missed
         return None
     if len(former) and len(present) and present[0] > 1.5 * former[0]:
         return "drift", (
@@ -132,6 +135,21 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
             "the gradient points uphill or the data have changed: look at the sign of the loss and the newest batches."
         )
     return None
+
+
+def _rate_before_rise(signals: Table, lr: Series, onset: int, step: int) -> float:
+    """The learning rate before it rose a lot, at the onset or since the loss was at its best; 0 if it did not."""
+    now = lr.up_to(step)[-1:]
+    steps, loss = finite_readings(signals, "loss")
+    losses = loss[: np.searchsorted(steps, step, "right")]
+    places = [(onset - max(8, lr.distance(onset)), _T["raised"])]
+    if len(losses) >= 2 * _SMOOTH:
+        places.append((int(steps[running_median(losses, _SMOOTH).argmin()]), _T["climbed"]))
+    for place, times in places:
+        before = lr.up_to(place)[-1:]
+        if len(before) and len(now) and now[0] > times * before[0] > 0:
+            return float(before[0])
+    return 0.0
 
 
 def why_grew(signals: Table, onset: int, detected: int) -> tuple[str, str]:
@@ -161,7 +179,9 @@ def _why_by_rate_alone(signals: Table, onset: int, detected: int) -> tuple[str, 
             f"The lr rose from {calm.min():.3g} to {rates[-1]:.3g} while the loss grew: the lr is too high. Lower it, "
             "or warm up for longer."
         )
-    if rates[-1] < 0.5 * rates.max():  # larger rates did no harm
+    steps, loss = finite_readings(signals, "loss")
+    above = loss[(steps >= onset) & (steps <= detected)].max(initial=0) > _T["above"] * loss[:1].max(initial=0)
+    if rates[-1] < 0.5 * rates.max() or not above:  # larger rates did no harm, or the data may have changed as well
         return None
     return "rate_too_high", (
         f"The loss grew at an lr of {rates[-1]:.3g}, the largest so far. Lower the lr, or warm up for longer. The size "
@@ -169,10 +189,10 @@ def _why_by_rate_alone(signals: Table, onset: int, detected: int) -> tuple[str, 
     )
 
 
-def _weights_shrink(signals: Table, step: int) -> bool:
-    """Whether the weights shrink, as by weight decay. Then updates are large, but it is no explosion."""
-    norms = finite_readings(signals, "weight_norm").up_to(step)
-    return bool(len(norms) and norms[-1] < 0.95 * norms[-2 * _BACK :].max())
+def weights_shrink(signals: Table, step: int) -> bool:
+    """Return whether the weights shrink, as by weight decay. Then updates are large, but it is no explosion."""
+    norms = finite_readings(signals, "weight_norm").up_to(step)[-2 * _BACK :]
+    return len(norms) > 0 and bool(norms[-1] < 0.95 * norms.max() and norms.max() < 2 * norms[0])
 
 
 def _risen_loss(signals: Table) -> _Sign | None:
@@ -191,11 +211,10 @@ def _risen_loss(signals: Table) -> _Sign | None:
     lost |= smooth > _T["above_start"] * np.maximum(start, best)
     lost[: 2 if sparse else 2 * _SMOOTH - 1] = False
     lost &= (start > 0) & (best >= 0)  # a ratio of losses that may be negative, as of log-likelihoods, says nothing
-    optimizer = _read_optimizer(signals)
     for row in np.flatnonzero(lost):
         if not _is_above_noise(loss[: row + 1], float(smooth[row]), float(best[row])):
             continue
-        if _may_have_stepped_far(optimizer, int(steps[row])) or _stays_lost(steps, smooth, lost, int(row)):
+        if smooth[row] > _T["far"] * max(start, best[row]) or _stays_lost(steps, smooth, lost, int(row)):
             near = np.flatnonzero(smooth[:row] <= best[row] + 0.25 * (smooth[row] - best[row]))
             onset = int(near[-1]) + 1 if len(near) else 0
             onset = max(0, onset - _SMOOTH // 2)  # the median is late by half its width
@@ -248,9 +267,10 @@ def _may_have_stepped_far(optimizer: _Optimizer, step: int) -> bool:
 def _stays_lost(steps: Steps, smooth: Floats, lost: NDArray[np.bool_], row: int) -> bool:
     """Whether the loss has been lost for long, and is not coming down again."""
     since = row - int(np.argmin(lost[row::-1])) + 1 if not lost[: row + 1].all() else 0
-    if steps[row] - steps[since] < _T["calm"] or row - since < _SMOOTH:
+    fewest = _SMOOTH if steps[row] - steps[row - 1] < _SPARSE else 1
+    if steps[row] - steps[since] < _T["calm"] or row - since < fewest:
         return False
-    half = (since + row) // 2
+    half = (since + row + 1) // 2
     return bool(np.median(smooth[half : row + 1]) > 0.95 * np.median(smooth[since:half]))
 
 
@@ -283,18 +303,20 @@ def _grown_weights(signals: Table) -> _Sign | None:
 
 
 def _large_updates(signals: Table) -> _Sign | None:
-    """Two updates in a row that are larger than any training bears, while the loss does not fall."""
+    """Updates that are larger than any training bears for long, while the loss does not fall."""
     steps, sizes = finite_readings(signals, "update_ratio")
-    large = sizes > _T["update"]
     loss = finite_readings(signals, "loss")
-    for row in np.flatnonzero(large[1:] & large[:-1]) + 1:
-        if not _loss_falls(loss, int(steps[row])):
+    large = sizes > _T["update"]
+    since = _starts(large)
+    for row in np.flatnonzero(large & (since < np.arange(len(sizes)))):
+        first = int(since[row])
+        if steps[row] - steps[first] >= _T["calm"] - _SPARSE and not _loss_falls(loss, int(steps[row])):
             return _Sign(
                 signal="update_ratio",
-                onset=int(steps[row - 2]) + 1 if row > 1 else int(steps[0]),
+                onset=int(steps[first - 1]) + 1 if first else int(steps[0]),
                 detected=int(steps[row]),
                 value=float(sizes[row]),
-                usual=float(np.median(sizes[: row - 1])) if row > 1 else _TYPICAL_UPDATE,
+                usual=float(np.median(sizes[:first])) if first else _TYPICAL_UPDATE,
             )
     return None
 
@@ -313,14 +335,21 @@ def _grown_gradients(signals: Table) -> _Sign | None:
     smooth, past = running_median(norms, _SMOOTH), running_median(norms, _PAST)
     loss, optimizer = finite_readings(signals, "loss"), _read_optimizer(signals)
     before = np.concatenate([np.full(_SMOOTH, np.inf), past[:-_SMOOTH]])
-    for row in np.flatnonzero((smooth > _T["norm"] * before) & (before > 0)):
-        if row < 2 * _SMOOTH - 1 or _loss_improved(loss, int(steps[row - _SMOOTH]), int(steps[row])):
+    grown = (smooth > _T["norm"] * before) & (before > 0)
+    grown[: 2 * _SMOOTH - 1] = False
+    since = _starts(grown)
+    for row in np.flatnonzero(grown):
+        first = int(since[row])
+        lasts = steps[row] - steps[first] >= _T["calm"] / 2 and row > first
+        if not lasts or not _loss_is_hurt(loss, int(steps[max(0, first - _SMOOTH)]), int(steps[row])):
+            continue
+        if not _is_above_noise(norms[: row + 1], float(smooth[row]), float(before[first])):
             continue
         if not _may_have_stepped_far(optimizer, int(steps[row])):
             continue
-        usual = float(before[row])
-        high = np.flatnonzero(norms[: row + 1] > _T["norm"] * usual)
-        onset = int(high[high > row - 2 * _SMOOTH][0])
+        usual = float(before[first])
+        high = np.flatnonzero(norms[: first + 1] > _T["norm"] * usual)
+        onset = int(high[high > first - 2 * _SMOOTH][0])
         return _Sign(
             signal="grad_norm",
             onset=int(steps[onset]),
@@ -329,6 +358,12 @@ def _grown_gradients(signals: Table) -> _Sign | None:
             usual=usual,
         )
     return None
+
+
+def _starts(holds: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each row, the first row of the span up to it in which it holds; the next row if it does not hold there."""
+    rows = np.arange(len(holds))
+    return np.asarray(np.maximum.accumulate(np.where(holds, -1, rows)) + 1)
 
 
 def _bad_batch(signals: Table) -> _Sign | None:
@@ -357,23 +392,28 @@ def _bad_batch(signals: Table) -> _Sign | None:
 def _find_spike(norm: Series, first: int, last: int) -> tuple[int, float, float] | None:
     """Find one gradient between two steps whose norm is far above the usual, without others like it before or after.
 
-    Only readings of nearly every step show that it was one batch.
+    Only readings of nearly every step show that it was one batch. If the leap is huge, all that follows may come of it.
 
     Returns:
         Its step, its norm and the usual norm; None if there is none.
     """
     steps, norms = norm
     low, high = int(np.searchsorted(steps, first)), int(np.searchsorted(steps, last, "right"))
-    if high - low < 1 or low < 3:
+    if high - low < 1 or low < 3 or norm.distance(int(steps[low])) > _EVERY_STEP:
         return None
-    row = low + int(norms[low:high].argmax())
-    usual = float(np.median(norms[max(0, row - _PAST) : row])) if row else np.inf
-    after = norms[row + 1 : high]
-    alone = not len(after) or float(np.median(after)) < 0.25 * norms[row]
-    alone &= norm.distance(int(steps[row])) <= _EVERY_STEP and bool(norms[row - 1] < _T["norm"] * usual)
-    if not usual or norms[row] < _T["spike"] * usual or not alone:
-        return None
-    return int(steps[row]), float(norms[row]), usual
+    largest = low + int(norms[low:high].argmax())
+    for row in range(low, largest + 1):
+        past = norms[max(0, row - _PAST) : row]
+        usual = float(np.median(past))
+        noise = noise_of(np.log(past[past > 0]))
+        leap = norms[row] / usual if usual else 0.0
+        if leap < max(_T["spike"], np.exp(2 * _T["noises"] * noise)) or norms[row - 1] > _T["ramp"] * norms[row]:
+            continue
+        after = norms[row + 1 : high]
+        alone = not len(after) or float(np.median(after)) < 0.25 * norms[row]
+        if leap > _T["leap"] or alone:
+            return int(steps[row]), float(norms[row]), usual
+    return None
 
 
 def _rounded(value: float, digits: int) -> str:
@@ -400,10 +440,15 @@ def _clip_advice(signals: Table, step: int) -> str:
 def _loss_falls(loss: Series, step: int) -> bool:
     """Whether the loss is lower than a few readings ago. Then growth does no harm."""
     recent = loss.up_to(step)[-4 * _SMOOTH :]
-    return len(recent) > _SMOOTH and bool(np.median(recent[-_SMOOTH:]) < 0.95 * np.median(recent[: 2 * _SMOOTH]))
+    last, first = (recent[-_SMOOTH:], recent[: 2 * _SMOOTH]) if len(recent) > _SMOOTH else (recent[-1:], recent[:1])
+    return len(recent) > 1 and bool(np.median(last) < 0.95 * np.median(first))
 
 
-def _loss_improved(loss: Series, step: int, now: int) -> bool:
-    """Whether the loss after that step is lower than before it. Then larger gradients do no harm."""
+def _loss_is_hurt(loss: Series, step: int, now: int) -> bool:
+    """Whether the loss after that step is no lower than before it. Near 0, larger gradients do no harm."""
     before, after = loss.up_to(step)[-_SMOOTH:], loss.between(step + 1, now)
-    return bool(len(before) and len(after) and np.median(after) < np.median(before))
+    if not len(before) or not len(after):
+        return True
+    hurt = np.median(after[-2 * _SMOOTH :]) >= np.median(before)
+    start = loss.values[0]
+    return bool(hurt and (start <= 0 or np.median(after) > _T["near_0"] * start))

@@ -26,6 +26,7 @@ class Growth(NamedTuple):
         readings: How many readings have grown.
         value: The last reading.
         usual: The best level of the loss before.
+        goes_on: Whether it still grows: whether the last fifth is higher than the one before it.
     """
 
     onset: int
@@ -33,6 +34,7 @@ class Growth(NamedTuple):
     readings: int
     value: float
     usual: float
+    goes_on: bool
 
 
 def growth_until(signals: Table, step: int) -> Growth | None:
@@ -60,12 +62,15 @@ def growth_until(signals: Table, step: int) -> Growth | None:
     rising = max(0.1, 3 * noise)
     while onset > 1 and above[onset - 1] > rising and logs[onset - 1] < logs[onset]:
         onset -= 1
+    fifth = -(-readings // 5)
+    later, before = logs[end - fifth : end], logs[end - 2 * fifth : end - fifth]
     return Growth(
         onset=int(steps[onset]),
         last=int(steps[end - 1]),
         readings=readings,
         value=float(values[end - 1]),
         usual=float(np.exp(usual[onset])),
+        goes_on=bool(len(before) and np.median(later) > np.median(before) + math.log(_T["goes_on"])),
     )
 
 

@@ -9,6 +9,13 @@ from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["collapsed"]
 _FELL = 0.05  # a learning rate that fell below this share of its largest value has fallen
+_GREW = 3.0  # times their first norm; weights that grew so much have lost what they were initialised for
+_FAR = (
+    1.0  # sum of the sizes of all updates, over that of the weights, within which any training gets away from the start
+)
+_ENOUGH = 0.4  # and within which it does if the updates are still large
+_NEAR_START = 0.6  # share of the first loss; a training that did not get below it has not even begun,
+_SMALL = 1e-5  # and a learning rate below this explains it
 _TINY = 1e-6  # a learning rate below this is too small for any model, if nothing else is known
 _TO_LOG = {
     "lr": "the learning rate",
@@ -23,7 +30,8 @@ def why_no_progress(signals: Table, step: int) -> tuple[str, str]:
     Returns:
         Cause and advice. The cause is `no_evidence` if too little was recorded.
     """
-    update = finite_readings(signals, "update_ratio").up_to(step)
+    sizes = finite_readings(signals, "update_ratio")
+    steps, update = (column[: np.searchsorted(sizes.steps, step, "right")] for column in sizes)
     weights = finite_readings(signals, "weight_norm").up_to(step)
     rates = finite_readings(signals, "lr").up_to(step)
     if len(weights) and weights[-1] < 0.7 * weights.max():
@@ -33,16 +41,28 @@ def why_no_progress(signals: Table, step: int) -> tuple[str, str]:
         )
     if (advice := clipped_before_unscaling(signals, step)) is not None:
         return "precision", advice
-    size = float(np.median(update[-3:])) if len(update) else math.nan
-    if size > 3 * _T["small_update"]:
-        return "no_information", (
-            f"Updates are {update_in_words(size)}, which is enough to learn. Look at the data: do the inputs and "
-            "labels still belong together?"
+    largest = float(update.max(initial=0))
+    if len(weights) and weights[-1] > _GREW * weights[0] and largest > THRESHOLDS["exploded"]["update"]:
+        return "rate_too_high", (
+            f"Updates were up to {update_in_words(largest)}, and the weights have grown from {weights[0]:.3g} to "
+            f"{weights[-1]:.3g}: the lr was too high, and what it left no longer learns. Begin again with a lower one."
         )
+    size = float(np.median(update[-3:])) if len(update) else math.nan
+    path = float(update.mean()) * int(steps[-1] - steps[0]) if len(update) else 0.0
+    if path > _FAR or (size > 3 * _T["small_update"] and path > _ENOUGH):
+        return "no_information", (
+            f"Updates are {update_in_words(float(np.median(update)))}, which is enough to learn. Look at the data: do "
+            "the inputs and labels still belong together?"
+        )
+    if size > 3 * _T["small_update"]:
+        return "no_evidence", "It has hardly begun: updates are large enough, and there were few. Train for longer."
     if not math.isnan(size) or len(finite_readings(signals, "epsilon_dominance").up_to(step)):
         return "step_too_small", _small_step_advice(signals, step, size)
-    if len(rates) and (rates[-1] < _FELL * rates.max() or rates.max() < _TINY):
-        fell = f"has fallen from {rates.max():.2g} to" if rates[-1] < _FELL * rates.max() else "is"
+    fell_early = len(rates) > 1 and rates[len(rates) // 2] < _FELL * rates.max()
+    loss = finite_readings(signals, "loss").up_to(step)
+    tiny = _SMALL if len(loss) and np.median(loss[-5:]) > _NEAR_START * loss[0] > 0 else _TINY
+    if len(rates) and (fell_early or rates.max() < tiny):
+        fell = f"has fallen early from {rates.max():.2g} to" if fell_early else "is"
         return "step_too_small", f"The lr {fell} {rates[-1]:.2g}, which is too small to go on learning. Raise it."
     missing = [what for name, what in _TO_LOG.items() if not len(finite_readings(signals, name).up_to(step))]
     return "no_evidence", (

@@ -1,6 +1,7 @@
 """Losses and gradients that are not finite: since which step, and why."""
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from stability.diagnosis.explosion import why_exploded
@@ -8,6 +9,8 @@ from stability.diagnosis.finding import THRESHOLDS, Finding, finite_readings, re
 from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["fp16"]
+_UNLEARNED = THRESHOLDS["learned"]["some"]
+_GOES_ON = 3  # finite rows after a gradient that is not finite which show that its step was skipped
 _VIOLENT = 100  # times the usual loss; a loss that was larger than this before it became infinite has exploded
 
 
@@ -47,7 +50,7 @@ def reveal_masked(signals: Table, validation: Table) -> Table:
     """Return the signals with NaN for losses of exactly 0 in which a trainer hides a NaN.
 
     Losses of exactly 0 up to the end are NaN if others came before, and the gradient norm or the validation loss is
-    NaN at the same time.
+    NaN at the same time, or the last error rate is that of a model that has learned nothing.
     """
     loss = finite_readings(signals, "loss")
     if loss.values.all() or not loss.values.any():
@@ -55,7 +58,10 @@ def reveal_masked(signals: Table, validation: Table) -> Table:
     others = readings(signals, "grad_norm"), readings(validation, "loss")
     nan = np.concatenate([steps[np.isnan(values)] for steps, values in others])
     first = int(np.flatnonzero(loss.values)[-1]) + 1  # since there all are 0
-    if first == len(loss.values) or nan.max(initial=-1) < loss.steps[first - 1]:
+    if first == len(loss.values):
+        return signals
+    rates = finite_readings(validation, "per").between(int(loss.steps[first]), int(signals.steps[-1]))
+    if nan.max(initial=-1) < loss.steps[first - 1] and not (len(rates) and rates[-1] >= _UNLEARNED):
         return signals
     values = signals.values.copy()
     values[signals.steps >= loss.steps[first], signals.names.index("loss")] = np.nan
@@ -77,10 +83,18 @@ def _row_of_last_run(signals: Table, name: str) -> int | None:
     return int(rows[finite[-1] + 1]) if len(finite) else int(rows[0])
 
 
+def _went_on(bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """In which rows the training went on after a gradient that is not finite: its update was skipped."""
+    followed = np.zeros(len(bad), bool)
+    if len(bad) > _GOES_ON:
+        followed[:-_GOES_ON] = ~sliding_window_view(bad[1:], _GOES_ON).any(axis=1)
+    return followed
+
+
 def _first_non_finite(signals: Table, since: int) -> Finding | None:
     in_loss, in_norm = _is_not_finite(signals, "loss"), _is_not_finite(signals, "grad_norm")
     scale = _column(signals, "loss_scale", 1)
-    bad = in_loss | (in_norm & (scale <= 1))
+    bad = in_loss | (in_norm & (scale <= 1) & ~_went_on(in_loss | in_norm))
     bad[:since] = False
     if not bad.any():
         return None

@@ -11,7 +11,13 @@ _ALL = 0.99  # share of the parameters that are in no optimizer
 
 def not_training(signals: Table, validation: Table) -> Finding | None:
     """Detect a loss, gradients or updates of exactly 0, and parameters that no optimizer changes."""
-    found = (_no_loss(signals), _no_gradient(signals), _no_update(signals), _not_in_optimizer(signals))
+    found = (
+        _no_loss(signals),
+        _no_gradient(signals),
+        _no_rate(signals),
+        _no_update(signals),
+        _not_in_optimizer(signals),
+    )
     return min((f for f in found if f is not None), key=lambda finding: finding.detected_step, default=None)
 
 
@@ -46,20 +52,32 @@ def _no_gradient(signals: Table) -> Finding | None:
     )
 
 
+def _no_rate(signals: Table) -> Finding | None:
+    rates = finite_readings(signals, "lr")
+    row = _last_of_zeros(rates)
+    if row is None:
+        return None
+    return _finding(
+        "no_update",
+        "lr",
+        rates,
+        row,
+        "The learning rate is 0. Look at the schedule: its length, and when it is stepped.",
+    )
+
+
 def _no_update(signals: Table) -> Finding | None:
     update = finite_readings(signals, "update_ratio")
     row = _last_of_zeros(update)
     if row is None:
         return None
-    rates = finite_readings(signals, "lr").up_to(int(update.steps[row]))
-    advice = (
-        "The learning rate is 0. Look at the schedule: its length, and when it is stepped."
-        if len(rates) and not rates[-_READINGS:].any()
-        else "Look whether optimizer.step() is called, whether the optimizer has these parameters, and whether fp16 "
-        "rounds the updates to 0."
-    )
     return _finding(
-        "no_update", "update_ratio", update, row, f"The parameters do not change: updates are exactly 0. {advice}"
+        "no_update",
+        "update_ratio",
+        update,
+        row,
+        "The parameters do not change: updates are exactly 0. Look whether optimizer.step() is called, whether the "
+        "optimizer has these parameters, and whether fp16 rounds the updates to 0.",
     )
 
 

@@ -11,7 +11,15 @@ import numpy as np
 
 from stability.diagnosis.collapse import forecast, narrow_output_since
 from stability.diagnosis.detectors import as_judged, findings
-from stability.diagnosis.error_rates import best_of, has_come_to_rest, has_improved, has_slipped, is_lost, why_lost
+from stability.diagnosis.error_rates import (
+    best_of,
+    has_come_to_rest,
+    has_improved,
+    has_slipped,
+    is_lost,
+    loss_went_on,
+    why_lost,
+)
 from stability.diagnosis.explosion import recovered, why_grew
 from stability.diagnosis.finding import THRESHOLDS, Finding, Floats, Outcome, Steps, finite_readings, noise_of, readings
 from stability.diagnosis.growth import growth_until
@@ -34,6 +42,7 @@ _NOTHING = 0.99  # an error rate of at least this is that of a decoder that outp
 _SILENT = 5  # validations in a row at that rate which show that it stays there
 _FEW = 3  # readings, below which nothing can be said
 _CUT_OFF = 10  # readings: growth that lasted longer was not cut off; it is found by detectors, or has come to rest
+_HALF = 0.45  # an error rate that came to rest above this while the training loss is 0 is not good
 _MULTIPLE = 3.0  # losses ended well if the last validation loss is at most this many times the best one
 _BACK = 0.8  # and the training loss at most this share of its first value
 _RISEN = 1.5  # times its best; a validation loss that ended above this is that of an overfitted training
@@ -175,30 +184,35 @@ def _by_finding(t: _Training) -> Verdict | None:
     at_the_end = non_finite_at_the_end(t.signals)
     if at_the_end is not None:
         return _verdict_on(at_the_end, t)
-    # If a decoder outputs little and the labels may differ, the labels explain it better.
-    # If it exploded or collapsed, that says more than that it lost what it had learned.
     for finding in sorted(t.found, key=_rank):
         if _still_holds(finding, t):
             return _verdict_on(finding, t)
     return None
 
 
-def _rank(finding: Finding) -> tuple[bool, ...]:
-    return (
-        finding.kind != "bad_data",
-        finding.kind != "not_training",
-        finding.cause != "labels",
-        finding.kind == "degraded",
-    )
+def _rank(finding: Finding) -> int:
+    """The place of a finding among several that hold.
+
+    What is wrong with the data explains all else. If a decoder outputs little and the labels may differ, the labels
+    explain it better. That it lost what it had learned says less than that it exploded or collapsed.
+    """
+    if finding.kind in ("bad_data", "not_training"):
+        return 0
+    return 1 if finding.cause == "labels" else 3 if finding.kind == "degraded" else 2
 
 
 def _by_growth(t: _Training) -> Verdict | None:
     """An explosion whose beginning is the last that was recorded."""
     growth = growth_until(t.signals, t.end)
-    if growth is None or growth.value < _MULTIPLE * growth.usual or growth.readings > _CUT_OFF:
+    if growth is None or growth.value < _MULTIPLE * growth.usual:
         return None
-    steps, rates = t.rates
-    if len(rates) and steps[-1] >= growth.onset and rates[-1] <= _WELL:
+    if growth.readings > _CUT_OFF and not growth.goes_on:
+        return None
+    steps, _ = t.rates
+    losses = finite_readings(t.validation, "loss")
+    after, before = losses.between(growth.onset, t.end), losses.up_to(growth.onset - 1)
+    grew = len(after) and len(before) and after[-1] > _MULTIPLE * before.min()
+    if len(steps) and steps[-1] >= growth.onset and t.last <= _WELL and not grew:
         return None
     cause, advice = why_grew(t.signals, growth.onset, growth.last)
     grew = f"The loss grew from {growth.usual:.3g} to {growth.value:.3g}, and the log ends there. "
@@ -213,6 +227,8 @@ def _by_best_rate(t: _Training) -> Verdict | None:
         return None
     best = best_of(steps, rates)
     if not is_lost(rates, best.rate, t.last) and not has_slipped(rates, best.rate):
+        return None
+    if loss_went_on(t.validation, best.step, int(steps[-1])):
         return None
     cause, advice = why_lost(t.signals, best.step, int(steps[-1]))
     lost = f"The last {t.metric} is {t.last:.2g}; the best one was {best.rate:.2g} at step {best.step}."
@@ -230,14 +246,21 @@ def _by_good_rates(t: _Training) -> Verdict | None:
             f"A healthy training has a {t.metric} of {t.healthy:.2g} here, and this one {t.last:.2g}.",
             "medium",
         )
-    if t.last > _SOME / 3 and is_far_from_training(t.signals, t.validation) and has_come_to_rest(t.rates[1]):
-        cause, advice = why_the_error_stays(t.signals, t.validation) or ("overfitting", "")
-        return t.conclude("slow", cause, f"The {t.metric} came to rest at {t.last:.2g}. {advice}", "medium")
+    if t.last > _HALF and is_far_from_training(t.signals, t.validation) and has_come_to_rest(t.rates[1]):
+        return t.conclude("slow", "overfitting", _by_heart(t), "medium")
     unscaled = clipped_before_unscaling(t.signals, t.end)
     if unscaled is not None:
         return t.conclude("stable", "precision", f"It learned all the same. {unscaled}", "high")
     sure: Confidence = "high" if t.last < _LEARNED * _WELL and len(t.rates[1]) > 1 else "medium"
     return t.conclude("stable", None, "", sure)
+
+
+def _by_heart(t: _Training) -> str:
+    return (
+        f"The {t.metric} is {t.last:.2g}, and the training loss is next to 0: the model knows its training data by "
+        "heart. Add data, augmentation or dropout. If some utterances are right and others all wrong, compare their "
+        "labels."
+    )
 
 
 def _by_mismatch(t: _Training) -> Verdict | None:
@@ -290,10 +313,13 @@ def _by_progress(t: _Training) -> Verdict | None:
     """The verdict on a training whose error rate gets better, or came to rest, without being good."""
     _, rates = t.rates
     _, losses = finite_readings(t.validation, "loss")
-    improves = len(rates) > 0 and (has_improved(rates) or (t.last < _SOME and not has_come_to_rest(losses)))
+    falls = has_improved(rates) and (t.last < _SOME or not has_come_to_rest(rates))
+    improves = falls or (t.last < _SOME and not has_come_to_rest(losses))
     if not (improves or t.last <= _LEARNED):
         return None
     rests = has_come_to_rest(rates) and (len(losses) == 0 or has_come_to_rest(losses))
+    if is_far_from_training(t.signals, t.validation):
+        return t.conclude("slow", "overfitting", _by_heart(t), "medium")
     cause, advice = why_no_progress(t.signals, t.end)
     small = cause == "step_too_small" or narrow_output_since(t.signals, t.end) is not None
     if rests and t.last <= _RESTED and not small:
@@ -402,6 +428,7 @@ def _losses_ended_well(t: _Training) -> bool:
 
 def _verdict_on(finding: Finding, t: _Training) -> Verdict:
     """The verdict by a finding. If a loss grew until it was not finite, that is an explosion."""
+    finding = _explained(finding, t)
     seen: dict[str, float | str] = {finding.signal: finding.value, f"{finding.signal} expected": finding.expected}
     steps, norms = finite_readings(t.signals, "grad_norm")
     if finding.kind in FATAL and (steps < finding.onset_step).any():
@@ -430,6 +457,17 @@ def _verdict_on(finding: Finding, t: _Training) -> Verdict:
         advice=f"The loss grew from {growth.usual:.3g} to {growth.value:.3g}, and then the {finding.signal} was not "
         f"finite. {advice}",
     )
+
+
+def _explained(finding: Finding, t: _Training) -> Finding:
+    """The finding with the cause that is known at the end: more was measured since it was made."""
+    if finding.kind == "degraded":
+        cause, advice = why_lost(t.signals, best_of(*t.rates).step, t.end)
+    elif finding.cause in ("step_too_small", "no_information", "no_evidence"):
+        cause, advice = why_no_progress(t.signals, t.end)
+    else:
+        return finding
+    return replace(finding, cause=cause, advice=advice)
 
 
 def _evidence(t: _Training) -> dict[str, float | str]:

@@ -100,7 +100,7 @@ def test_a_plateau_that_stands_still_is_found_as_soon_as_it_is_old_enough() -> N
     finding = stuck(blank_plateau(), NOTHING)
     assert finding is not None
     assert (finding.kind, finding.cause) == ("blank_collapse", "step_too_small")
-    assert (finding.onset_step, finding.detected_step) == (0, 100)
+    assert (finding.onset_step, finding.detected_step) == (0, 200)
     update, share, effective = numbers(finding.advice)
     assert (update, share, effective) == pytest.approx((5e-4, 0.98, 0.02))
     assert "smaller epsilon" in finding.advice

@@ -129,9 +129,16 @@ def test_a_loss_below_0_without_ctcs_signals_is_found_if_nothing_is_learned() ->
     validation = table(steps=[5, 30, 40, 50], per=[1.0, 1.0, 1.0, 1.0])
     finding = ctc_inputs(signals, validation)
     assert finding is not None
-    assert (finding.cause, finding.onset_step, finding.detected_step) == ("negative_loss", 14, 40)
-    assert ctc_inputs(signals, table(steps=[5, 30, 40], per=[1.0, 1.0, 0.7])) is None, "a log-likelihood that learns"
+    assert (finding.cause, finding.onset_step, finding.detected_step) == ("negative_loss", 14, 17)
     assert ctc_inputs(signals, NOTHING) is None
+
+
+def test_a_loss_that_was_never_far_above_0_may_be_a_log_likelihood() -> None:
+    signals = table(loss=np.linspace(0.5, -10, STEPS))
+    finding = ctc_inputs(signals, table(steps=[5, 30, 40, 50], per=[1.0, 1.0, 1.0, 1.0]))
+    assert finding is not None
+    assert (finding.cause, finding.detected_step) == ("negative_loss", 30)
+    assert ctc_inputs(signals, table(steps=[5, 30, 40], per=[1.0, 0.8, 0.7])) is None, "it learns"
 
 
 def test_the_first_of_several_faults_is_returned() -> None:

@@ -96,15 +96,24 @@ def test_a_loss_that_overflows_in_fp16() -> None:
     assert (finding.kind, finding.cause, finding.onset_step) == ("non_finite", "precision", BAD)
 
 
-def test_without_a_loss_scale_the_first_overflow_is_a_fault() -> None:
-    assert sure(grad_norm=with_value(math.inf), loss_scale=np.ones(STEPS)).onset_step == BAD
+LASTING = slice(BAD, None)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_is_no_fault_if_the_training_went_on(value: float) -> None:
+    assert found(grad_norm=with_value(value)) is None
+    assert sure(grad_norm=with_value(value, at=STEPS - 3)).onset_step == STEPS - 3
+
+
+def test_without_a_loss_scale_overflows_to_the_end_are_a_fault() -> None:
+    assert sure(grad_norm=with_value(math.inf, at=LASTING), loss_scale=np.ones(STEPS)).onset_step == BAD
 
 
 def test_a_gradient_that_is_no_number_is_named_by_its_part() -> None:
     finding = sure(
         loss=with_value(40, 40),
-        grad_norm=with_value(math.nan),
-        grad_norm__head=with_value(math.nan),
+        grad_norm=with_value(math.nan, at=LASTING),
+        grad_norm__head=with_value(math.nan, at=LASTING),
         grad_norm__gru=np.full(STEPS, 3.0),
         grad_norm__day=np.full(STEPS // 10, 3.0),  # not measured at that step
     )
@@ -117,13 +126,13 @@ def test_a_gradient_that_is_no_number_is_named_by_its_part() -> None:
 
 
 def test_a_part_that_was_not_measured_then_is_not_blamed() -> None:
-    finding = sure(grad_norm=with_value(math.nan, at=45), grad_norm__day=np.full(STEPS // 10, 3.0))
+    finding = sure(grad_norm=with_value(math.nan, at=slice(45, None)), grad_norm__day=np.full(STEPS // 10, 3.0))
     assert finding.onset_step == 45
     assert "day" not in finding.advice
 
 
 def test_the_advice_on_a_gradient_norm_alone_has_no_loss() -> None:
-    finding = non_finite(table(grad_norm=with_value(math.nan)), NOTHING)
+    finding = non_finite(table(grad_norm=with_value(math.nan, at=LASTING)), NOTHING)
     assert finding is not None
     assert finding.cause == "gradient"
     assert "nan" not in finding.advice
