@@ -20,6 +20,7 @@ class Steps:
         self._begins: dict[int, int] = {}  # where each epoch began
         self._offset = 0
         self._turned = False  # whether another epoch has begun since the last step
+        self._full = False  # whether a progress bar has been full since then
         self._titles = set[str]()  # what was measured in training at the last step
 
     def see_epoch(self, epoch: float) -> None:
@@ -45,9 +46,10 @@ class Steps:
         if titles and not training:
             self.last = max(step + self._offset, self.last or 0)
             return step + self._offset
-        if self._turned and self._trained is not None:
+        if self._trained is not None:
             before = self._trained - self._offset
-            if step < before or (step == before and not self._titles.isdisjoint(training)):
+            again = step == before and not self._titles.isdisjoint(training)
+            if (self._turned and (step < before or again)) or (self._full and step < before):
                 self._offset = max(self._trained + 1 - min(step, 1), self._offset + (total or 0))
         if self.epoch is not None:
             self._begins.setdefault(int(self.epoch), self._offset)
@@ -55,12 +57,12 @@ class Steps:
             self._titles.clear()
         self._titles.update(training)
         self.last = self._trained = step + self._offset
-        self._turned = False
+        self._turned = self._full = False
         return self.last
 
     def end_epoch(self) -> None:
         """Count on from here if the next step is smaller: a progress bar is full."""
-        self._turned = True
+        self._full = True
 
     @property
     def last_in_epoch(self) -> int | None:

@@ -22,7 +22,7 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 _DELIMITERS = re.compile(r"""[,|;:\[\](){}"'=\t]|\s-+\s|->""")
-_BAR = "batch"  # the step of a progress bar
+_BAR, _UNNAMED = "itr", "batch"  # what the steps of progress bars, and those without a name, are called here
 # Spellings of some trainers, and how they are read. A line without the first text is left alone, which saves time.
 _SPELLINGS = tuple(
     (needed, re.compile(pattern), words)
@@ -37,8 +37,8 @@ _SPELLINGS = tuple(
         ("/", r"\[(\d+)\]\s*\[\s*(\d+/\d+)\]", r" \1 | batch \2 | "),  # `Epoch: [0][10/5005]`
         # `Epoch: 1 [640/28539 (2%)]`, but not `Step [640/28539]`
         ("/", r"((?:^|[^a-zA-Z\s:=]|\s\s)\s*)\[\s*(\d+/\d+)( \(\d+%\))?\]", r"\1 | batch \2 | "),
-        ("/", r"(?:\||^)\s*(\d+/\d+) (\[|━)", r"| batch \1 | "),  # a progress bar
-        ("━", r"[━╸╺]\s+(\d+/\d+)\s", r"| batch \1 | "),  # that of rich
+        ("/", r"(?:\||^)\s*(\d+/\d+) (\[|━)", r"| itr \1 | "),  # a progress bar
+        ("━", r"[━╸╺]\s+(\d+/\d+)\s", r"| itr \1 | "),  # that of rich
         ("Saving dict", r"\bSaving dict for global step", "valid | global step"),  # TensorFlow's estimators
     )
 )
@@ -170,14 +170,17 @@ class _Lines:
         last = self._steps.last_in_epoch
         return last is not None and (step.total is not None or (epoch is not None and step.value <= last))
 
-    def _row_at(self, step: _Number, values: dict[str, float]) -> Row:
+    def _row_at(self, step: _Number, values: dict[str, float]) -> Row | None:
+        if step.title != _BAR:
+            return self._steps.whole(int(step.value), values, step.total), values
+        if not step.value:
+            return None  # what an empty bar shows is from before
         whole = self._steps.whole(int(step.value), values, step.total)
-        if step.title == _BAR:
-            if step.value == step.total:
-                self._steps.end_epoch()
-            shown = {title: value for title, value in values.items() if is_validation([title])}
-            values = {title: n for title, n in values.items() if title not in shown or self._shown.get(title) != n}
-            self._shown |= shown
+        if step.value == step.total:
+            self._steps.end_epoch()
+        shown = {title: value for title, value in values.items() if is_validation([title])}
+        values = {title: n for title, n in values.items() if title not in shown or self._shown.get(title) != n}
+        self._shown |= shown
         return whole, values
 
 
@@ -198,7 +201,7 @@ def _find(line: str, read_before: Callable[[str], _Before], *, held_out: bool = 
         total = _TOTAL.match(line, end)
         if number and (number.title or total) and number.rank < _rank(found, number):
             found[number.name.signal] = number._replace(
-                title=number.title or _BAR,
+                title=number.title or _UNNAMED,
                 total=min(int(total[1].replace(",", "")), _MOST_BATCHES) if total else None,
                 alone=before.alone and not re.search(r"\w", line[total.end() if total else end :]),
             )

@@ -200,9 +200,13 @@ LOGS = {
         [6.5, 5.5],
         {"loss": [7.5]},
     ),
-    "lightning's bars, which show the last validation": (
+    "lightning's bars, which show the last values": (
+        "Epoch 0:   0%|   | 0/100 [00:00<?, ?it/s]\r"
         "Epoch 0:  50%|#  | 50/100 [00:01<00:09, train_loss=6.5, val_loss=7.5]\r"
+        "Epoch 0: 100%|###| 100/100 [00:02<00:00, train_loss=6.5, val_loss=7.5]\r"
         "Epoch 0: 100%|###| 100/100 [00:02<00:00, train_loss=5.5, val_loss=7.5]\r"
+        "Epoch 0: 100%|###| 100/100 [00:02<00:00, train_loss=5.5, val_loss=7.5]\r"
+        "Epoch 1:   0%|   | 0/100 [00:00<?, ?it/s, train_loss=5.5, val_loss=7.5]\r"
         "\x1b[35mEpoch 1/9\x1b[0m ━━━━╺━━━━━ 50/100 0:00:01 • 0:00:09 9.9it/s train_loss: 4.5 val_loss: 6.5\n",
         [50, 100, 150],
         [6.5, 5.5, 4.5],
