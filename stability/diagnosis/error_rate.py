@@ -5,7 +5,7 @@ import re
 import numpy as np
 from numpy.typing import ArrayLike
 
-_METRIC = re.compile(r"(?:^|[^a-z])(per|wer|cer|ter|ler|uer)(?:$|[^a-z])")
+_METRIC = re.compile(r"(?:^|[^a-z])(per|wer|cer|ter|ler|uer)s?(?:$|[^a-z])")
 _IN_FULL = {
     "phone": "PER",
     "word": "WER",

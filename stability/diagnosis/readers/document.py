@@ -80,11 +80,16 @@ def _rows(document: Any, notes: list[str]) -> Iterator[dict[str, Any]]:
             elif isinstance(row, list) and len(row) == 3:  # TensorBoard's page: the time, the step and the value
                 yield {"step": row[1], "loss": row[2]}
     elif isinstance(document, dict):
-        if lists := _lists_of_rows(document):
+        lists, columns = _lists_of_rows(document), _columns(document)
+        if lists and not _has_loss(columns):
             yield from _rows(max(lists, key=len), notes)
         else:
             see_names(document)
-            yield from _rows_of_columns(_columns(document), notes)
+            yield from _rows_of_columns(columns, notes)
+
+
+def _has_loss(columns: Mapping[str, Any]) -> bool:
+    return any((name := find_name(title)) and name.signal == "loss" for title in columns)
 
 
 def _lists_of_rows(document: Mapping[str, Any]) -> list[list[Any]]:

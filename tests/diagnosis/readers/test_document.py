@@ -27,6 +27,13 @@ ROWS: list[dict[str, Any]] = [
             "params": {"epochs": 1},
             "history": {"step": [0, 10], "loss": [5, 4], "val_loss": [6, None], "val_cer": [0.9, None]},
         },
+        {
+            "step": [0, 10],
+            "loss": [5, 4],
+            "val_losses": [6, None],
+            "val_CERs": [0.9, None],
+            "val_metrics": [{"cer": 0.9}],
+        },
         {"step": [0, 10], "train": {"loss": [5, 4]}, "val": {"loss": [6, None], "cer": [0.9, None]}},
         {"args": {"lr": 1}, "results": ROWS, "best": {"step": 0, "val_cer": 0.1}},
         {"epochs": {"1": ROWS[0] | {"eval_loss": 6, "eval_cer": 0.9}, "2": ROWS[2]}},
