@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         "logs",
         nargs="*",
         metavar="LOG",
-        help="a text log, CSV, JSON or JSONL, a trial's folder, or an MLflow run, runs:/RUN_ID",
+        help="a text log, CSV, JSON, TensorBoard's events, a folder of logs, a trial's folder, or runs:/RUN_ID",
     )
     parser.add_argument("--replay", type=Path, metavar="FOLDER", help="the folder of a failed trial, with its flight/")
     parser.add_argument("--run", type=int, metavar="NUMBER", help="show only this one of the runs in the log, from 1")
