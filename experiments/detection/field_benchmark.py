@@ -169,7 +169,7 @@ def _score_ours_on_cases(folder: Path) -> dict[str, _Score]:
             score = scores[found[2]]
             score.of += 1
             score.right += found[1] == "right"
-            score.read += bool(re.match("|".join(get_args(Outcome)), found[4]))
+            score.read += found[1] == "right" or bool(re.match("|".join(get_args(Outcome)), found[4]))
     return scores
 
 

@@ -12,9 +12,9 @@ right decoder and in evaluation mode, whatever the trainer reports.
   within 0.1 of what it reaches when it is continued.
 - A loss that is not finite is `bad_data` if it was the data, and else `non_finite`, or `exploded` if the fault is one.
 - An explosion without NaN is one if the loss ends above twice what a decoder has that knows nothing. Below that the
-  training has lost what it had learned: it is `degraded`, and above half of what it had gained, `exploded` is right
-  too. A decoder that says nothing, or only two labels, has collapsed besides. A training that is cut off has exploded,
-  since it is cut at twice the loss of its start.
+  training has lost what it had learned: it is `degraded`, and if it lost more than two fifths of what it had gained,
+  `exploded` is right too. A decoder that says nothing, or only two labels, has collapsed besides. A training that is
+  cut off has exploded, since it is cut at twice the loss of its start.
 - It is overfitting if the validation loss rose to 1.5 times its best while the training loss fell below half of it. To
   less than 1.15 times, it is none; between the two it has no label. If the error rate did not rise by 0.1, that is no
   harm yet, and `stable` is right too.
@@ -293,7 +293,7 @@ def _hurt_or_not(facts: dict[str, Any]) -> Label | None:
         outcomes = {"exploded"}
     elif lost < _HARM:
         return None
-    elif facts["end_loss"] > nothing - 0.5 * gained:
+    elif facts["end_loss"] > nothing - 0.6 * gained:
         outcomes = {"exploded", "degraded"}
     else:
         outcomes = {"degraded"}

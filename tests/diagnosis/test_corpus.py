@@ -9,6 +9,7 @@ from experiments.detection.corpus import PACKED, unpack
 from experiments.detection.field import packed
 from experiments.detection.field_benchmark import write_csv
 from experiments.detection.field_cases import field_cases, view
+from experiments.detection.field_labels import field_label
 from experiments.detection.field_recipes import field_recipes
 from experiments.detection.labels import label
 from experiments.detection.recipes import recipes
@@ -68,6 +69,18 @@ def test_the_field_test_half_shares_no_family_and_no_seed_with_the_design_half()
 def test_every_field_recipe_of_the_design_half_has_its_trace() -> None:
     traces = {trace.name: trace.facts["recipe"] for trace in unpack(packed("field_design"))}
     assert traces == {r.name: asdict(r) for r in field_recipes() if r.half == "field_design"}
+
+
+def test_nearly_every_field_training_has_a_label_and_those_without_a_fault_are_healthy() -> None:
+    labels = {trace.name: (trace.facts, field_label(trace.facts)) for trace in unpack(packed("field_design"))}
+    known = {name: (facts, own) for name, (facts, own) in labels.items() if own is not None}
+    assert len(known) > 0.95 * len(labels)
+    for name, (facts, own) in known.items():
+        r = facts["recipe"]
+        if r["fault"] in (None, "rate_blip"):
+            assert own.healthy or "overfitting" in own.causes, name
+        if facts["failed_at"] is not None:
+            assert own.outcomes & {"exploded", "non_finite", "bad_data"}, name
 
 
 def test_a_log_has_readings_at_a_distance_and_no_signals_that_it_lacks() -> None:
