@@ -5,8 +5,11 @@ Their names, units, meanings and order are in `stability/diagnosis/signals.py`.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stability.config.schema import Optimizer
@@ -14,6 +17,8 @@ from stability.core.device import to_device
 from stability.data.phonemes import BLANK
 from stability.engine.decoder import Parameters
 from stability.engine.optimizer import Moments
+
+Numbers = TypeVar("Numbers", Tensor, NDArray[Any])
 
 _SAMPLE = 16_384  # size of the sample of second moments
 
@@ -76,27 +81,28 @@ def input_max(x: Tensor) -> Tensor:
     return torch.maximum(flat.amax(1), -flat.amin(1))  # on a CPU in a third of the time of vector_norm
 
 
-def infeasible_targets(labels: Tensor, label_counts: Tensor, frames: Tensor) -> Tensor:
+def infeasible_targets(labels: Numbers, label_counts: Numbers, frames: Numbers) -> Numbers:
     """Find the utterances with too few frames for CTC: it needs one for each label, and one between equal neighbours.
 
     Args:
-        labels: (..., L).
+        labels: (..., L), tensors or arrays.
         label_counts: (...), on the same device.
         frames: (...) frames of each utterance, on the same device.
 
     Returns:
         bool (...).
     """
-    inside = torch.arange(1, labels.shape[-1], device=labels.device) < label_counts.unsqueeze(-1)
+    inside = _places(labels)[1:] < label_counts[..., None]
     repeats = ((labels[..., 1:] == labels[..., :-1]) & inside).sum(-1)
-    return label_counts + repeats > frames
+    found: Numbers = label_counts + repeats > frames
+    return found
 
 
-def faulty_targets(labels: Tensor, label_counts: Tensor, blank: int, classes: int | None) -> dict[str, Tensor]:
+def faulty_targets(labels: Numbers, label_counts: Numbers, blank: int, classes: int | None) -> dict[str, Numbers]:
     """Find the utterances whose labels CTC cannot learn, by the signals that count them.
 
     Args:
-        labels: (..., L).
+        labels: (..., L), tensors or arrays.
         label_counts: (...), on the same device.
         blank: The class of CTC's blank.
         classes: The number of classes, blank included; None if it is not known.
@@ -104,7 +110,7 @@ def faulty_targets(labels: Tensor, label_counts: Tensor, blank: int, classes: in
     Returns:
         bool (...), by the name of the signal.
     """
-    inside = torch.arange(labels.shape[-1], device=labels.device) < label_counts.unsqueeze(-1)
+    inside = _places(labels) < label_counts[..., None]
     outside = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
     return {
         "empty_targets": label_counts == 0,
@@ -159,6 +165,13 @@ def sample_stride(shapes: Sequence[torch.Size]) -> int:
     while any(math.gcd(stride, shape[-1]) > 1 for shape in shapes if len(shape)):
         stride += 1
     return stride
+
+
+def _places(labels: Numbers) -> Numbers:
+    """The numbers 0, 1, 2 … of the labels in a row."""
+    if isinstance(labels, Tensor):
+        return torch.arange(labels.shape[-1], device=labels.device)
+    return np.arange(labels.shape[-1])
 
 
 def _part(parameter: str) -> str:

@@ -1,9 +1,10 @@
 """What a step was given beside its loss: logits, lengths, labels and names, checked as CTC's loss needs them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,6 +16,7 @@ from stability.core.text import listed
 from stability.engine.measure import faulty_targets, infeasible_targets
 
 Numbers = Tensor | NDArray[Any] | Sequence[Any]
+Mask = Tensor | NDArray[np.bool_]
 
 _ALWAYS_WRONG = ("blanks_in_labels", "labels_out_of_range", "lengths_too_long")
 _LEAST = 3  # utterances of a batch that tell something if CTC can align none of them
@@ -30,9 +32,8 @@ class Given:
         names: The names of the utterances; empty if there are none.
         utterances: How many there are, if anything says it.
         swapped: Whether the logits had their frames before their batch; None if nothing shows it.
-        labels: The mean number of labels of an utterance.
-        checks: The signals that count utterances with a fault.
-        faulty: `[checks, batch]` bool, the utterances that each of them counts.
+        label_counts: `[batch]`, the number of labels of each utterance, if labels were given.
+        faulty: `[batch]` bool, the utterances with a fault, by the signal that counts them.
     """
 
     logits: Tensor | None = None
@@ -40,19 +41,21 @@ class Given:
     names: tuple[Any, ...] = ()
     utterances: int | None = None
     swapped: bool | None = None
-    labels: Tensor | None = None
-    checks: tuple[str, ...] = ()
-    faulty: Tensor | None = None
+    label_counts: Tensor | None = None
+    faulty: Mapping[str, Mask] = field(default_factory=dict)
 
     def counts(self) -> Tensor:
-        """Return the signals in `checks`, `[checks]`. The host does not wait for them."""
-        return torch.zeros(0) if self.faulty is None else self.faulty.sum(1)
+        """Return the signals that count utterances with a fault, `[signals]`. The host does not wait for them."""
+        masks = [*self.faulty.values()]
+        if any(isinstance(mask, Tensor) for mask in masks):
+            return torch.stack([torch.as_tensor(mask) for mask in masks]).sum(1)
+        return torch.tensor([np.count_nonzero(mask) for mask in masks])
 
-    def names_of(self, check: str) -> list[str]:
-        """Return the utterances that a check has found: their names, or their places in the batch."""
-        assert self.faulty is not None
-        places = self.faulty[self.checks.index(check)].nonzero().flatten().tolist()
-        named = len(self.names) == self.faulty.shape[1]
+    def names_of(self, signal: str) -> list[str]:
+        """Return the utterances that a signal counts: their names, or their places in the batch."""
+        mask = self.faulty[signal]
+        places = np.flatnonzero(mask.cpu() if isinstance(mask, Tensor) else mask).tolist()
+        named = len(self.names) == len(mask)
         return [str(self.names[place]) if named else f"number {place + 1} of the batch" for place in places]
 
     def is_wrong(self, counts: Mapping[str, float]) -> bool:
@@ -93,16 +96,14 @@ def read_given(
         )
     if frames is not None and frames.is_floating_point():
         frames = _absolute(frames, scores)
-    faults = _find_faults(scores, frames, targets, blank)
     return Given(
         logits=scores,
         frames=None if scores is None else _frames_of(scores, frames),
         names=names,
         utterances=next(iter(entries.values()), None),
         swapped=swapped,
-        labels=None if targets is None else targets[1].float().mean(),
-        checks=tuple(faults),
-        faulty=torch.stack([*faults.values()]) if faults else None,
+        label_counts=None if targets is None else targets[1],
+        faulty=_find_faults(scores, frames, targets, blank),
     )
 
 
@@ -113,38 +114,43 @@ def joined(batches: Sequence[Given]) -> Given:
         return last
     sizes = [given.utterances for given in batches if given.utterances is not None]
     swaps = [given.swapped for given in batches if given.swapped is not None]
-    means = [given.labels for given in batches if given.labels is not None]
-    masks = [given.faulty for given in batches if given.faulty is not None]
-    alike = len({given.checks for given in batches}) == 1
+    counts = [given.label_counts for given in batches if given.label_counts is not None]
+    alike = len({tuple(given.faulty) for given in batches}) == 1
     return Given(
         logits=last.logits,
         frames=last.frames,
         names=tuple(name for given in batches for name in given.names),
         utterances=sum(sizes) if len(sizes) == len(batches) else None,
         swapped=any(swaps) if swaps else None,
-        labels=torch.stack(means).mean() if means else None,
-        checks=last.checks if alike else (),
-        faulty=torch.cat(masks, 1) if alike and masks else None,
+        label_counts=torch.cat(counts) if counts else None,
+        faulty={name: _joined([given.faulty[name] for given in batches]) for name in last.faulty} if alike else {},
     )
+
+
+def _joined(masks: Sequence[Mask]) -> Mask:
+    if any(isinstance(mask, Tensor) for mask in masks):
+        return torch.cat([torch.as_tensor(mask) for mask in masks])
+    return np.concatenate(masks)
 
 
 def _find_faults(
     logits: Tensor | None, frames: Tensor | None, targets: tuple[Tensor, Tensor] | None, blank: int
-) -> dict[str, Tensor]:
+) -> dict[str, Mask]:
     """Find the utterances with each fault, `[batch]` bool, on a GPU if anything but the logits is there."""
-    given = [tensor for tensor in (frames, *(targets or ())) if tensor is not None]
-    device = _device_of(*given)
+    tensors = [tensor for tensor in (frames, *(targets or ())) if tensor is not None]
+    device = _device_of(*tensors)
     most, classes = (None, None) if logits is None else logits.shape[1:]
-    available = None if frames is None else to_device(frames, device)
-    faults: dict[str, Tensor] = {}
+    # On a CPU, arrays take a fraction of the time.
+    given: list[Any] = [t.numpy() if device.type == "cpu" else to_device(t, device) for t in tensors]
+    faults: dict[str, Mask] = {}
+    available = None if frames is None else given.pop(0)
     if available is not None and most is not None:
         faults["lengths_too_long"] = available > most
-        available = available.clamp(max=most)
+        available = available.clip(max=most)
     if targets is not None:
-        labels, counts = (to_device(tensor, device) for tensor in targets)
+        labels, counts = given
         faults |= faulty_targets(labels, counts, blank, classes)
-        if available is None and most is not None:
-            available = torch.full_like(counts, most)
+        available = most if available is None else available
         if available is not None:
             faults["infeasible_targets"] = infeasible_targets(labels, counts, available)
     return faults

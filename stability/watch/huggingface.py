@@ -1,6 +1,6 @@
 """The callback for Hugging Face's Trainer: `Trainer(..., callbacks=[StabilityCallback()])`."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -148,11 +148,11 @@ class _UnclippedMonitor(LoopMonitor):
         if p.grad is not None and self._gradient_state.sync_gradients:  # the last of the step's batches
             self._norm_of[name] = torch.linalg.vector_norm(p.grad.float()).to(self._zero.device)
 
-    def _norms(self) -> Iterator[tuple[str, Tensor]]:
+    def _norms(self) -> tuple[list[str], Tensor]:
         norms = torch.stack([*self._norm_of.values()])
         if self._scaler is not None:
             norms = norms / self._scaler.scale(torch.ones_like(self._zero))
-        return zip(self._norm_of, mean_over_ranks(norms).unbind(), strict=True)
+        return [*self._norm_of], mean_over_ranks(norms)
 
 
 def _loss(output: Any) -> Tensor:

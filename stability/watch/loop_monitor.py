@@ -59,10 +59,9 @@ class LoopMonitor(Monitor):
         loss = mean_over_ranks(losses.sum() if summed else losses.mean())
         given = joined(self._given)
         self._losses, self._given = [], []
-        if self._scaler is not None and self._scaler.get_scale() > 1 and loss.isfinite():
-            norms = [norm for _, norm in self._norms()]
-            if not torch.stack(norms).isfinite().all():
-                return False
+        may_overflow = self._scaler is not None and self._scaler.get_scale() > 1 and loss.isfinite()
+        if may_overflow and not self._norms()[1].isfinite().all():
+            return False
         # Each process has its own logits, so the processes may find different things.
         if not _on_any_rank(self._take_step(loss, given) is not None, loss.device):
             return False

@@ -345,14 +345,14 @@ class Monitor:
         expensive = self._next_step % EXPENSIVE_EVERY == 0
         if expensive:
             self._parameters = [*self._model.named_parameters()]
-        signals: _Row = {"loss": loss.float(), **self._gradient_norms()}
+        signals: _Row = {"loss": loss.float()}
         if given.logits is not None and given.frames is not None:
             by_time, frames = given.logits.float().transpose(0, 1).unsqueeze(0), given.frames.view(1, -1)
             signals |= {name: value[0] for name, value in output_signals(by_time, frames, self._blank).items()}
             if expensive:
                 signals["frame_information"] = frame_information(by_time, frames, self._blank)[0]
-        if given.labels is not None:
-            signals["labels"] = given.labels
+        if given.label_counts is not None and expensive:
+            signals["labels"] = given.label_counts.float().mean()
         if given.utterances is not None:
             signals["utterances"] = float(given.utterances)
         if given.swapped is not None:
@@ -388,10 +388,10 @@ class Monitor:
         Returns:
             The numbers of utterances with a fault.
         """
-        names = [name for name in ("loss", "grad_norm") if name in row]
-        numbers = _to_host([*(torch.as_tensor(row[name]) for name in names), given.counts()])
-        row |= dict(zip((*names, *given.checks), numbers, strict=True))
-        counts = dict(zip(given.checks, numbers[len(names) :], strict=True))
+        parameters, norms = self._norms()
+        loss, *numbers = _to_host([torch.as_tensor(row["loss"]), norms, given.counts()])
+        counts = dict(zip(given.faulty, numbers[len(parameters) :], strict=True))
+        row |= {"loss": loss} | _norms_by_part(parameters, numbers) | counts
         for check, count in counts.items():
             if count > 0:
                 self._seen[check] += int(count)
@@ -477,19 +477,10 @@ class Monitor:
             evidence["batches skipped"] = f"{len(batches)} ({first_of(batches, 4, '; ')})"
         return evidence
 
-    def _gradient_norms(self) -> dict[str, Tensor]:
-        parts: dict[str, list[Tensor]] = {}
-        for name, norm in self._norms():
-            parts.setdefault(name.partition(".")[0], []).append(norm)
-        norms = {f"grad_norm.{part}": torch.linalg.vector_norm(torch.stack(own)) for part, own in parts.items()}
-        if not norms:
-            return {}
-        return {"grad_norm": torch.linalg.vector_norm(torch.stack([*norms.values()])), **norms}
-
-    def _norms(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the norm of each gradient, with the name of its parameter."""
+    def _norms(self) -> tuple[list[str], Tensor]:
+        """Return the parameters that have a gradient, and the norms of their gradients."""
         named = dict(self._gradients())
-        return zip(named, _norms_of([*named.values()]), strict=True)
+        return [*named], _norms_of([*named.values()])
 
     def _gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each gradient, with the name of its parameter. A sparse one is given by its stored numbers."""
@@ -590,16 +581,29 @@ def _rows_of(table: Table) -> list[_Row]:
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     """The Euclidean norm over all tensors."""
-    whole: Tensor = torch.linalg.vector_norm(torch.stack(_norms_of(tensors)))
+    whole: Tensor = torch.linalg.vector_norm(_norms_of(tensors))
     return whole
 
 
-def _norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _norms_of(tensors: Sequence[Tensor]) -> Tensor:
     """Compute the Euclidean norm of each, in one pass, as PyTorch's clip does. In half precision it would overflow."""
     if not tensors:
-        return []
+        return torch.zeros(0)
     wide = [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]
-    return [norm.float().to(tensors[0].device) for norm in torch._foreach_norm(wide)]
+    norms = [*torch._foreach_norm(wide)]
+    if len({norm.device for norm in norms}) > 1:
+        norms = [norm.to(norms[0].device) for norm in norms]
+    return torch.stack(norms).float()
+
+
+def _norms_by_part(parameters: Sequence[str], norms: Sequence[float]) -> dict[str, float]:
+    """Return the norm of the whole gradient, and that of each child of the model, from those of the parameters."""
+    squares: dict[str, float] = {}
+    for name, norm in zip(parameters, norms, strict=False):
+        part = name.partition(".")[0]
+        squares[part] = squares.get(part, 0.0) + norm * norm
+    parts = {f"grad_norm.{part}": math.sqrt(square) for part, square in squares.items()}
+    return {"grad_norm": math.sqrt(sum(squares.values())), **parts} if parts else {}
 
 
 def _to_host(values: Sequence[Tensor]) -> list[float]:
