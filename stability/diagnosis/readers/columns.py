@@ -21,6 +21,10 @@ _ROLES = (
     ("tag", "metric", "name", "key", "metric_name"),
     ("value", "metric_value"),
 )  # fmt: skip
+_RUNS = (
+    "run", "run_name", "run_id", "runid", "experiment", "experiment_name", "exp", "exp_name", "seed", "trial",
+    "trial_id", "fold", "job_id",
+)  # fmt: skip
 _LARGEST_STEP = 2**53  # not every whole number beyond it is a float
 
 Row = tuple[int | None, dict[str, float]]
@@ -62,6 +66,18 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     for title, cell in row.items():
         cells |= {f"{title}/{inner}": c for inner, c in flat(cell).items()} if isinstance(cell, dict) else {title: cell}
     return cells
+
+
+def run_in(titles: tuple[str, ...], cells: Sequence[object]) -> str:
+    """Return what a row says of the run that it belongs to; nothing if no column does."""
+    place = _run_column(titles)
+    return "" if place is None else str(cells[place]).strip()
+
+
+@lru_cache(maxsize=64)
+def _run_column(titles: tuple[str, ...]) -> int | None:
+    plain = [title.strip().lower() for title in titles]
+    return next((plain.index(title) for title in _RUNS if title in plain), None)
 
 
 def has_measurements(titles: tuple[str, ...]) -> bool:

@@ -4,10 +4,10 @@ import csv
 import re
 from collections.abc import Callable
 
-from stability.diagnosis.readers.columns import DECIMAL_COMMA, Row, has_measurements, read_row
+from stability.diagnosis.readers.columns import DECIMAL_COMMA, has_measurements, read_row, run_in
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.names import find_columns, see_names
-from stability.diagnosis.readers.recording import Recording, record_lines
+from stability.diagnosis.readers.recording import Recording, RunCollector, read_lines
 
 Split = Callable[[str], tuple[str, ...]]
 
@@ -28,23 +28,25 @@ def read(log: Log) -> list[Recording] | None:
             see_names(by_commas)
         return None
 
-    def read_line(line: str) -> Row | None:
+    rows = RunCollector()
+
+    def read_line(line: str) -> None:
         nonlocal titles
         if is_rule(line) and split in (_split_bars, *_BLANKS):
-            return None, {}
+            return
         cells = split(line)
         if len(cells) == len(titles) + 1 and not cells[-1].strip():  # a comma at the end
             cells = cells[:-1]
-        if cells == titles:  # also in the middle, where another run was appended
-            return None
-        if cells[0] in titles and is_header(cells) and find_columns(cells):  # with other columns from here on
-            titles = cells
-            return None
-        if len(cells) != len(titles):
+        if cells == titles or (cells[0] in titles and is_header(cells) and find_columns(cells)):
+            titles = cells  # also in the middle: another run was appended, or there are other columns from here on
+            rows.add_row(None)
+        elif len(cells) != len(titles):
             raise ValueError(f"expected {len(titles)} cells, as in the header, found {len(cells)}")
-        return read_row(titles, cells)
+        else:
+            rows.add_row(read_row(titles, cells), run_in(titles, cells))
 
-    return record_lines(log, read_line)
+    notes = read_lines(log, read_line)
+    return rows.recordings(log.path.name, notes)
 
 
 def is_rule(line: str) -> bool:

@@ -2,10 +2,11 @@
 
 import json
 import re
+from typing import Any
 
-from stability.diagnosis.readers.columns import Row, flat, read_row
+from stability.diagnosis.readers.columns import flat, read_row, run_in
 from stability.diagnosis.readers.log import Log
-from stability.diagnosis.readers.recording import Recording, record_lines
+from stability.diagnosis.readers.recording import Recording, RunCollector, read_lines
 
 # What is not finite, as C prints it: no JSON, but common.
 _CONSTANT_IN_C = re.compile(r"(?<=:)\s*(-?)\+?(?:(nan)(?:\(\w*\))?|inf(?:inity)?)\s*(?=[,}])", re.IGNORECASE)
@@ -14,10 +15,20 @@ _CONSTANT_IN_C = re.compile(r"(?<=:)\s*(-?)\+?(?:(nan)(?:\(\w*\))?|inf(?:inity)?
 def read(log: Log) -> list[Recording] | None:
     """Read a file whose first line begins an object of JSON. A dict of Python has other quotes."""
     first = log.first.lstrip()
-    return record_lines(log, _read_line) if first.startswith("{") and not first.startswith("{'") else None
+    if not first.startswith("{") or first.startswith("{'"):
+        return None
+    rows = RunCollector()
+
+    def read_line(line: str) -> None:
+        row = flat(_parse(line))
+        titles, cells = tuple(row), tuple(row.values())
+        rows.add_row(read_row(titles, cells), run_in(titles, cells))
+
+    notes = read_lines(log, read_line)
+    return rows.recordings(log.path.name, notes)
 
 
-def _read_line(line: str) -> Row:
+def _parse(line: str) -> dict[str, Any]:
     try:
         try:
             row = json.loads(line)
@@ -27,5 +38,4 @@ def _read_line(line: str) -> Row:
         row = None
     if not isinstance(row, dict):
         raise ValueError("expected an object with a step and its metrics")
-    row = flat(row)
-    return read_row(tuple(row), tuple(row.values()))
+    return row

@@ -19,6 +19,8 @@ from stability.diagnosis.table import Table
 Unit = Literal["step", "epoch", "row"]
 
 _READABLE = frozenset({"loss", "grad_norm", "val_loss"})  # a log without any of these contains no training
+_MOST_RUNS = 200  # that stand next to each other
+_FEW = 3  # rows of a run
 MOST_EPOCHS = 1e9  # what is beyond, or NaN, is no epoch
 _NO_STEPS = {
     "epoch": "The log has no steps: its rows are ordered by epoch.",
@@ -176,6 +178,30 @@ class RowCollector:
     def _begins_again(self, epoch: float | None) -> bool:
         """Whether an epoch steps back to the first one of the run."""
         return epoch is not None and self._epochs is not None and epoch < self._epochs[1] and epoch <= self._epochs[0]
+
+
+class RunCollector:
+    """Collects rows that say which run they belong to. If nearly each row has a run of its own, all are one run."""
+
+    def __init__(self) -> None:
+        self._all, self._by_run = RowCollector(), dict[str, RowCollector]()
+        self._rows = 0
+
+    def add_row(self, row: Row | None, run: str = "") -> None:
+        """Add a row as `record_lines` takes it. None is for all runs."""
+        if row is None:
+            for rows in self._by_run.values():
+                rows.add_row(None)
+        elif run and (run in self._by_run or len(self._by_run) < _MOST_RUNS):
+            self._rows += 1
+            self._by_run.setdefault(run, RowCollector()).add(row[0], dict(row[1]))
+        self._all.add_row(row)
+
+    def recordings(self, name: str, notes: Sequence[str] = ()) -> list[Recording]:
+        """Return a recording of each run."""
+        if len(self._by_run) < 2 or self._rows < _FEW * len(self._by_run):
+            return self._all.recordings(name, notes)
+        return merge_collectors(name, self._by_run, notes)
 
 
 def merge_collectors(name: str, collectors: Mapping[str, RowCollector], notes: Sequence[str] = ()) -> list[Recording]:

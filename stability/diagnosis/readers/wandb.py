@@ -21,7 +21,8 @@ def read(log: Log) -> list[Recording] | None:
     if not runs:
         return None
     steps = tuple(title.rpartition(" - ")[2] if " - " not in title else "" for title in titles)
-    step = find_columns(steps).get("step")
+    found = find_columns(steps)
+    axis, step = next(((name, found[name]) for name in ("step", "epoch") if name in found), ("", 0))
     collectors = {run: RowCollector() for run in runs}
     names = {run: tuple(titles[index].rpartition(" - ")[2] for index in places) for run, places in runs.items()}
 
@@ -32,10 +33,10 @@ def read(log: Log) -> list[Recording] | None:
         if len(cells) != len(titles):
             raise ValueError(f"expected {len(titles)} cells, as in the header, found {len(cells)}")
         for run, places in runs.items():
-            own, found = names[run], [cells[index] for index in places]
-            if step is not None:
-                own, found = ("step", *own), [cells[step], *found]
-            collectors[run].add_row(read_row(own, found))
+            own, values = names[run], [cells[index] for index in places]
+            if axis:
+                own, values = (axis, *own), [cells[step], *values]
+            collectors[run].add_row(read_row(own, values))
 
     notes = read_lines(log, read_line)
     return merge_collectors(log.path.name, collectors, notes)

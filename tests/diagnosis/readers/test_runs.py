@@ -1,5 +1,6 @@
 """Several runs, resumes and repeated steps in one log."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,26 @@ def test_epochs_that_begin_again_are_another_run(tmp_path: Path) -> None:
         assert first.signals["loss"].tolist() == [5, 4, 3]
         assert second.signals["loss"].tolist() == [9, 8]
         assert second.signals.steps.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_column_names_the_run(tmp_path: Path, form: str, mixed: bool) -> None:
+    rows = [(run, step, loss - step) for run, loss in (("a", 9), ("b", 8)) for step in range(4)]
+    if mixed:
+        rows.sort(key=lambda row: row[1])
+    log = tmp_path / "log"
+    log.write_text(
+        "run,step,loss\n" + "".join(f"{run},{step},{loss}\n" for run, step, loss in rows)
+        if form == "csv"
+        else "".join(json.dumps({"step": step, "loss": loss, "run": run}) + "\n" for run, step, loss in rows)
+    )
+    first, second = read_runs(log)
+    assert (first.name, second.name) == ("log, run 1 (a)", "log, run 2 (b)")
+    assert first.signals["loss"].tolist() == [9, 8, 7, 6]
+    assert second.signals["loss"].tolist() == [8, 7, 6, 5]
+
+
+def test_a_number_of_each_row_is_no_run(tmp_path: Path) -> None:
+    recording = read(tmp_path, "trial,step,loss\n0,0,5\n1,10,4\n2,20,3\n")
+    assert recording.signals["loss"].tolist() == [5, 4, 3]

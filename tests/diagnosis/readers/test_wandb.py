@@ -68,3 +68,11 @@ def test_the_history_of_a_run(tmp_path: Path, form: str) -> None:
     assert run.signals["loss"].tolist() == pytest.approx([5.5, math.nan], nan_ok=True)
     assert run.validation.steps.tolist() == [10]
     assert run.metric == "WER"
+
+
+def test_a_chart_over_epochs(tmp_path: Path) -> None:
+    log = tmp_path / "chart.csv"
+    log.write_text("epoch,a - eval/loss,b - eval/loss\n1,5,6\n2,4,5\n")
+    first, second = read_runs(log)
+    assert (first.unit, second.unit) == ("epoch", "epoch")
+    assert second.validation.steps.tolist() == [1, 2]
