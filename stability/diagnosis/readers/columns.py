@@ -15,8 +15,7 @@ _FIRST_OF_LIST = re.compile(r"\[\s*([-+.\deE]+)")
 _NOT_MEASURED = ("", "none", "null", "na", "-", "n/a", "no log")
 _ROLES = (
     (
-        "split", "phase", "mode", "stage", "subset", "partition", "eval_split", "dataset", "data", "set", "event",
-        "type", "kind",
+        "split", "phase", "mode", "stage", "subset", "partition", "eval_split", "event", "type", "kind",
     ),
     ("tag", "metric", "name", "key", "metric_name"),
     ("value", "metric_value"),

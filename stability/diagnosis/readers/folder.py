@@ -40,7 +40,7 @@ def read(
         return [read_trial(path)]
     if is_flight(path):
         return [read_flight(path)]
-    files = sorted(path.rglob("*"))
+    files = sorted(file for file in path.rglob("*") if file.is_file())
     consoles, others = wandb_folder.outputs(files)
     event_files = [file for file in files if tensorboard_events.is_event_file(file)]
     runs, unread = list[Recording](), ""

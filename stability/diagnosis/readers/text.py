@@ -44,7 +44,9 @@ _SPELLINGS = tuple(
 )
 _QUALIFIER = re.compile(r"\(([^()\d]*)\)(?=\s*[:=]?\s*$)")  # `PER (avg): `
 _TOTAL = re.compile(r"\s*/\s*(\d[\d,]*)(?![\d,]|\s*/)")
-_HELD_OUT = re.compile(r"\b(valid(ation|ating)?|val|eval(uation|uating)?|dev|test(ing)?|cv)\b", re.IGNORECASE)
+_HELD_OUT = re.compile(  # but not `dev-box`
+    r"(?<![\w-])(valid(ation|ating)?|val|eval(uation|uating)?|dev|test(ing)?|cv)(?!\w|-(?!clean|other))", re.IGNORECASE
+)
 _TRAINED_ON = re.compile(r"\b(train(ing)?|train_inner)\b", re.IGNORECASE)
 _HEADING = re.compile(r"\W*([A-Za-z]+(?: [A-Za-z]+){,2}):\s*")  # `Validation:`, with its numbers on the lines below
 _FILLERS = ("reached", "is", "of", "was", "at", "to", "now", "value")
@@ -232,9 +234,11 @@ def _rank(found: dict[str, _Number], number: _Number) -> tuple[int, ...]:
 
 def _part_after(phrase: str, part: str) -> str:
     """The part of the data of what follows a phrase."""
-    if "." not in phrase and _HELD_OUT.search(phrase):
+    if "." in phrase or "time" in phrase:  # a file, or `val time`
+        return part
+    if _HELD_OUT.search(phrase):
         return "val"
-    return "train" if "." not in phrase and _TRAINED_ON.search(phrase) else part
+    return "train" if _TRAINED_ON.search(phrase) else part
 
 
 def _measured(named: tuple[Known, str, bool], text: str, part: str, *, percent: bool) -> _Number | None:

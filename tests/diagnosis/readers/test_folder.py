@@ -1,5 +1,6 @@
 """A trial's folder."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ def test_a_folder_of_other_logs(tmp_path: Path) -> None:
     (tmp_path / "version_0").mkdir()
     (tmp_path / "version_0/metrics.csv").write_text("step,train_loss\n0,5\n10,4\n")
     (tmp_path / "notes.txt").write_text("nothing\n")
+    (tmp_path / "folder.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.log")
     for steps in (1, 2):
         (tmp_path / f"checkpoint-{steps}").mkdir()
         rows = ", ".join(f'{{"step": {step}, "loss": {9 - step}}}' for step in range(steps))

@@ -364,3 +364,13 @@ def test_the_best_and_the_loss_of_something_else_count_less(tmp_path: Path) -> N
 def test_tensors(tmp_path: Path) -> None:
     recording = read(tmp_path, "step 1 loss: tensor(2.5, device='cuda:0')\nstep 2 loss: np.float64(1.5)\n")
     assert recording.signals["loss"].tolist() == [2.5, 1.5]
+
+
+def test_words_that_do_not_name_the_part_of_the_data(tmp_path: Path) -> None:
+    recording = read(
+        tmp_path,
+        "[dev-box-3] step 1 | val time: 3.5 | loss 2 | saved to exp/test.pt\n"
+        "[dev-box-3] step 2 | val time 3s | loss 3\n",
+    )
+    assert recording.signals["loss"].tolist() == [2, 3]
+    assert not len(recording.validation.steps)
