@@ -1,6 +1,8 @@
-"""Lists, counts and durations in words."""
+"""Lists, counts and durations in words; numbers in strict JSON."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 def listed(parts: Iterable[str]) -> str:
@@ -26,3 +28,15 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def plain(value: Any) -> Any:
+    """Return a value for strict JSON, which has no NaN and no infinity: as the texts "nan", "inf" and "-inf".
+
+    In mappings and lists each value is replaced. `float` reads the texts.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {name: plain(own) for name, own in value.items()}
+    return [plain(own) for own in value] if isinstance(value, list) else value

@@ -19,6 +19,7 @@ import torch
 
 from stability.core.errors import StabilityError
 from stability.core.files import FLIGHT, FLIGHT_RECORD, FLIGHT_STATE, write_atomically
+from stability.core.text import plain
 from stability.data.batches import Batch, training_batch
 from stability.data.records import Split, frames_needed
 from stability.diagnosis.verdict import FATAL, Verdict
@@ -123,7 +124,8 @@ class Recorder:
         )
         try:
             checkpoint.save(folder / FLIGHT_STATE, before, 0, checkpoint.Best())
-            write_atomically(folder / FLIGHT_RECORD, json.dumps(asdict(flight), indent=2).encode())
+            record = json.dumps(plain(asdict(flight)), indent=2, allow_nan=False)
+            write_atomically(folder / FLIGHT_RECORD, record.encode())
         except OSError:
             shutil.rmtree(folder / FLIGHT, ignore_errors=True)  # the verdict needs the space
             raise
@@ -153,12 +155,17 @@ def read_flight(folder: Path) -> Flight:
     path = folder / FLIGHT_RECORD
     try:
         content = json.loads(path.read_text())
-        return Flight(**content | {"batch": [Suspect(**utterance) for utterance in content["batch"]]})
+        weights = {name: float(largest) for name, largest in content["largest_weights"].items()}
+        batch = [
+            Suspect(**u | {"loss": float(u["loss"]), "largest_input": float(u["largest_input"])})
+            for u in content["batch"]
+        ]
+        return Flight(**content | {"largest_weights": weights, "batch": batch})
     except FileNotFoundError:
         raise StabilityError(
             f"There is no flight recording at {path}. Only a trial that failed leaves one: give its folder."
         ) from None
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StabilityError(
             f"{path} cannot be read as a flight recording ({error}). Train the trial again from its start: fresh=true"
         ) from None

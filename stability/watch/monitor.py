@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stability.core.errors import StabilityError
-from stability.core.text import first_of
+from stability.core.text import first_of, plain
 from stability.data.phonemes import BLANK
 from stability.diagnosis.ctc_inputs import BELOW_ZERO
 from stability.diagnosis.detectors import findings
@@ -32,7 +32,6 @@ from stability.watch.state import (
     finding_state,
     lost_state,
     optimizer_state,
-    plain,
     table_of,
     table_state,
     verdict_of,

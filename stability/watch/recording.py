@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from stability.core.files import MONITOR_RECORD, MONITOR_SIGNALS, MONITOR_STATE, write_atomically
+from stability.core.text import plain
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.table import Table, append_table
 from stability.diagnosis.verdict import Verdict
-from stability.watch.state import finding_state, plain, verdict_state
+from stability.watch.state import finding_state, verdict_state
 
 
 def write_recording(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stability.core.text import plain
 from stability.diagnosis.finding import Finding, finite_readings
 from stability.diagnosis.table import Table
 from stability.diagnosis.verdict import Verdict
@@ -19,7 +20,8 @@ _JUMP = 2.0  # a learning rate jumps if it is this many times larger or smaller 
 
 def finding_state(finding: Finding) -> dict[str, Any]:
     """Return a finding for `finding_of`."""
-    return asdict(finding) | {"value": plain(finding.value)}
+    state: dict[str, Any] = plain(asdict(finding))
+    return state
 
 
 def finding_of(state: Mapping[str, Any]) -> Finding:
@@ -55,11 +57,6 @@ def table_of(state: Mapping[str, Any]) -> Table:
     measured = np.array([[value is not None for value in row] for row in state["values"]], bool).reshape(shape)
     values = [[math.nan if value is None else float(value) for value in row] for row in state["values"]]
     return Table(names, np.array(state["steps"], np.int64), np.array(values, np.float32).reshape(shape), measured)
-
-
-def plain(value: float) -> float | str:
-    """Return a number, or the text of one that is not finite, which strict JSON does not have."""
-    return value if math.isfinite(value) else str(value)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer | None, signals: Table) -> dict[str, Any]:

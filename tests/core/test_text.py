@@ -1,8 +1,10 @@
 """Lists, counts and durations in words."""
 
+import math
+
 import pytest
 
-from stability.core.text import counted, duration, first_of, listed
+from stability.core.text import counted, duration, first_of, listed, plain
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,9 @@ def test_a_count_agrees_with_its_noun(count: int, said: str) -> None:
 )
 def test_a_duration_is_in_the_largest_fitting_unit(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_numbers_that_are_not_finite_are_texts_in_strict_json() -> None:
+    found = plain({"a": [1.5, math.nan, {"b": -math.inf}], "c": math.inf, "d": "nan", "e": 3, "f": None})
+    assert found == {"a": [1.5, "nan", {"b": "-inf"}], "c": "inf", "d": "nan", "e": 3, "f": None}
+    assert [float(plain(value)) for value in (1.5, math.inf, -math.inf)] == [1.5, math.inf, -math.inf]

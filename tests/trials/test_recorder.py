@@ -118,6 +118,7 @@ def test_the_verdict_of_a_failed_trial_is_strict_json_and_is_read_again(trial: P
 
 
 def test_the_recording_describes_the_batch_of_the_step(finished: Path) -> None:
+    json.loads((finished / "flight/flight.json").read_text(), parse_constant=pytest.fail)  # it is strict JSON
     flight = read_flight(finished)
     verdict = json.loads((finished / "verdict.json").read_text())
     assert (flight.outcome, flight.step, flight.detected_step) == ("non_finite", verdict["onset_step"], flight.step)
