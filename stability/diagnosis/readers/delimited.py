@@ -23,7 +23,7 @@ def read(log: Log) -> list[Recording] | None:
     split = max(SPLITS, key=lambda split: len(find_columns(split(header))) if len(split(header)) > 1 else 0)
     titles = split(header)
     if not has_measurements(titles) or not is_header(titles) or (split in _BLANKS and not _is_table(titles)):
-        by_commas = _split_commas(header)
+        by_commas = split_commas(header)
         if len(by_commas) > 1:
             see_names(by_commas)
         return None
@@ -93,6 +93,6 @@ def _split_wide_blanks(line: str) -> tuple[str, ...]:
     return tuple(re.split(r"\s{2,}", line.strip()))
 
 
-_split_commas = _split_at(",")
+split_commas = _split_at(",")
 _BLANKS = (_split_blanks, _split_wide_blanks)
 SPLITS = (*(_split_at(separator) for separator in _SEPARATORS), _split_bars, *_BLANKS)

@@ -1,18 +1,27 @@
 """What Weights & Biases exports from a chart as CSV: several runs in columns, `RUN - METRIC`, also with `__MIN`."""
 
-import csv
-
+from stability.core.errors import StabilityError
 from stability.diagnosis.readers.columns import read_row
+from stability.diagnosis.readers.delimited import split_commas
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.names import find_columns, find_name
 from stability.diagnosis.readers.recording import Recording, RowCollector, merge_collectors, read_lines
 
+_TABLES_OF_RUNS = ({"name", "state", "created"}, {"run id", "start time", "duration"})  # of W&B and of MLflow
 _RANGES = ("__MIN", "__MAX")
 
 
 def read(log: Log) -> list[Recording] | None:
-    """Read a file whose header names a metric of a run."""
-    titles = _split(log.first)
+    """Read a file whose header names a metric of a run.
+
+    Raises:
+        StabilityError: The file is a table of runs.
+    """
+    titles = split_commas(log.first)
+    if any(table <= {title.lower() for title in titles} for table in _TABLES_OF_RUNS):
+        raise StabilityError(
+            f"{log.path} is a table of runs, with a row per run. Export the history of a run, or a chart."
+        )
     runs: dict[str, list[int]] = {}
     for index, title in enumerate(titles):
         run, separator, metric = title.rpartition(" - ")
@@ -27,7 +36,7 @@ def read(log: Log) -> list[Recording] | None:
     names = {run: tuple(titles[index].rpartition(" - ")[2] for index in places) for run, places in runs.items()}
 
     def read_line(line: str) -> None:
-        cells = _split(line)
+        cells = split_commas(line)
         if cells == titles:
             return
         if len(cells) != len(titles):
@@ -40,7 +49,3 @@ def read(log: Log) -> list[Recording] | None:
 
     notes = read_lines(log, read_line)
     return merge_collectors(log.path.name, collectors, notes)
-
-
-def _split(line: str) -> tuple[str, ...]:
-    return tuple(next(csv.reader([line])))

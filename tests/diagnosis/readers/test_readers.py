@@ -56,6 +56,8 @@ def test_a_line_that_is_too_long_is_refused(tmp_path: Path) -> None:
         read(tmp_path, b"step,loss\n" + b"1" * 5_000_000)
     with pytest.raises(StabilityError, match="line 2: column 'loss': expected a number"):
         read(tmp_path, b'step,loss\n1,"' + b"x" * 200_000 + b'"\n2,3\n')
+    with pytest.raises(StabilityError, match="contains no training"):
+        read(tmp_path, b'"' + b"x" * 200_000 + b'"\n2,3\n')
 
 
 @pytest.mark.parametrize(

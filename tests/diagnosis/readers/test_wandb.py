@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stability.core.errors import StabilityError
 from stability.diagnosis.readers import read_runs
 
 
@@ -76,3 +77,13 @@ def test_a_chart_over_epochs(tmp_path: Path) -> None:
     first, second = read_runs(log)
     assert (first.unit, second.unit) == ("epoch", "epoch")
     assert second.validation.steps.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "header", ["Name,State,Notes,User,Tags,Created,Runtime,loss", "Start Time,Duration,Run ID,Name,Status,loss"]
+)
+def test_a_table_of_runs_is_refused(tmp_path: Path, header: str) -> None:
+    log = tmp_path / "runs.csv"
+    log.write_text(f"{header}\n" + ",".join("1" for _ in header.split(",")) + "\n")
+    with pytest.raises(StabilityError, match="is a table of runs, with a row per run"):
+        read_runs(log)
