@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class LoopMonitor(Monitor):
     def add_batch(self, loss: Tensor, **given: Any) -> None:
         """Add one of the batches of a step: its loss, and what else `step` takes, which is checked here."""
         self._losses.append(loss.detach().clone())
+        self._given = [replace(earlier, logits=None, frames=None) for earlier in self._given]  # they take memory
         self._given.append(read_given(**given, blank=self._blank))
 
     def must_skip_update(self, *, summed: bool = False) -> bool:
