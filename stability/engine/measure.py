@@ -72,7 +72,9 @@ def frame_information(logits: Tensor, frames: Tensor, blank: int = BLANK) -> Ten
     q = log_q.exp() * real.unsqueeze(-1)  # (K, T, B, C - 1), nothing in the padding
     count = frames.sum(1)
     mean_q = q.sum((1, 2)) / count.unsqueeze(1)
-    return (torch.xlogy(q, q).sum((1, 2, 3)) / count) - torch.xlogy(mean_q, mean_q).sum(1)
+    # A class of probability 0 adds nothing, even if its logarithm is infinite.
+    entropies = (q * log_q.clamp(min=torch.finfo(log_q.dtype).min)).sum((1, 2, 3))
+    return entropies / count - torch.xlogy(mean_q, mean_q).sum(1)
 
 
 def input_max(x: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ from stability.watch.state import (
 
 _FETCH_EVERY = 10  # steps: one transfer from the GPU for many signals is faster
 _RECENT = 200  # steps whose batches a flight recording names
+_NOTED = 1000  # steps with a fault whose utterances are kept
 _NAMED = 8  # utterances that evidence names
 _COUNTED = {  # utterances that do no harm as long as they are few
     "infeasible_targets": "utterances that CTC cannot align",
@@ -134,9 +135,10 @@ class Monitor:
         self._findings: list[Finding] = []
         self._failure: Verdict | None = None
         self._bad_steps: list[_BadStep] = []  # since the last good step
-        self._skipped: list[tuple[int, list[str]]] = []  # steps, and the utterances to blame
-        self._seen: Counter[str] = Counter()  # utterances whose targets were checked, and those with a fault
-        self._faulty: list[tuple[int, str, list[str]]] = []  # steps, signals, and the utterances that were counted
+        self._seen: Counter[str] = Counter()  # utterances whose targets were checked, those with a fault, skipped steps
+        # Of the newest such steps: their numbers, for faults also the signals, and the utterances.
+        self._skipped: deque[tuple[int, list[str]]] = deque(maxlen=_NOTED)
+        self._faulty: deque[tuple[int, str, list[str]]] = deque(maxlen=_NOTED)
         self._folder = None if folder is None else Path(folder)
         self._before_restart: dict[str, Any] | None = None  # of the optimizer, until the first step
         self._restarts: list[tuple[int, list[str]]] = []  # steps, and what did not come back
@@ -275,9 +277,9 @@ class Monitor:
             _BadStep(step, self._pending[step - self._fetched], names, verdict_of(verdict), applied)
             for step, names, verdict, applied in bad_steps
         ]
-        self._skipped = [(step, utterances) for step, utterances in state["skipped"]]
+        self._skipped.extend((step, utterances) for step, utterances in state["skipped"])
         self._seen = Counter(state["seen"])
-        self._faulty = [(step, check, names) for step, check, names in state["faulty"]]
+        self._faulty.extend((step, check, names) for step, check, names in state["faulty"])
         self._restarts = [(step, lost) for step, lost in state["restarts"]]
         self._before_restart = state["optimizer"]
 
@@ -439,6 +441,7 @@ class Monitor:
         for bad in self._bad_steps:
             bad.row["skipped"] = float(not bad.applied)
             if not bad.applied:
+                self._seen["skipped"] += 1
                 self._skipped.append((bad.step, bad.utterances))
         self._bad_steps.clear()
 
@@ -473,7 +476,7 @@ class Monitor:
             evidence[f"after the restart at step {step}"] = "; ".join(lost)
         if self._skipped:
             batches = [f"step {step}: {first_of(own, 4)}" if own else f"step {step}" for step, own in self._skipped]
-            evidence["batches skipped"] = f"{len(batches)} ({first_of(batches, 4, '; ')})"
+            evidence["batches skipped"] = f"{self._seen['skipped']} ({first_of(batches, 4, '; ')})"
         return evidence
 
     def _norms(self) -> tuple[list[str], Tensor]:

@@ -14,8 +14,11 @@ def epsilon_signals(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     if not moments:
         return {}
     stride = sample_stride([second.shape for second, _, _ in moments])
-    roots = [(second.flatten()[::stride].float() / correction).sqrt() for second, correction, _ in moments]
-    below = [root < epsilon for root, (_, _, epsilon) in zip(roots, moments, strict=True)]
+    samples: dict[tuple[float, float], list[Tensor]] = {}
+    for second, correction, epsilon in moments:
+        samples.setdefault((correction, epsilon), []).append(second.flatten()[::stride])
+    roots = [(torch.cat(own).float() / correction).sqrt() for (correction, _), own in samples.items()]
+    below = [root < epsilon for root, (_, epsilon) in zip(roots, samples, strict=True)]
     group = optimizer.param_groups[0]
     return {
         "epsilon_dominance": torch.cat(below).float().mean(),

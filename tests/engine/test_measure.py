@@ -78,3 +78,10 @@ def test_input_max_is_not_finite_if_an_input_is_not(value: float) -> None:
         x[1].view(-1)[place] = value
         assert input_max(x).isfinite().tolist() == [True, False]
         x[1].view(-1)[place] = 0
+
+
+def test_a_class_of_probability_0_adds_no_information() -> None:
+    logits = torch.randn(1, 9, 2, 6, generator=torch.Generator().manual_seed(0))
+    frames = torch.tensor([[9, 5]])
+    masked = torch.cat([logits, torch.full((1, 9, 2, 1), -torch.inf)], -1)
+    assert frame_information(masked, frames).item() == pytest.approx(frame_information(logits, frames).item(), rel=1e-6)
