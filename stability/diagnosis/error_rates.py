@@ -39,7 +39,8 @@ def degraded(signals: Table, validation: Table) -> Finding | None:
     steps, rates = finite_readings(validation, "per")
     for row in range(3, len(rates)):
         best = best_of(steps[: row - 2], rates[: row - 2])
-        lost = is_lost(rates[: row + 1], best.rate, float(rates[row - 2 : row + 1].min()))
+        now = float(rates[row - 2 : row + 1].min())
+        lost = now - best.rate > _T["alarm"] and is_lost(rates[: row + 1], best.rate, now)
         if lost and not loss_went_on(validation, best.step, int(steps[row])):
             return _finding(signals, best, int(steps[row]), float(rates[row]))
     return None

@@ -340,8 +340,8 @@ def _grown_gradients(signals: Table) -> _Sign | None:
     since = _starts(grown)
     for row in np.flatnonzero(grown):
         first = int(since[row])
-        lasts = steps[row] - steps[first] >= _T["calm"] / 2 and row > first
-        if not lasts or not _loss_is_hurt(loss, int(steps[max(0, first - _SMOOTH)]), int(steps[row])):
+        lasts = steps[row] - steps[first] >= _T["calm"] and row > first
+        if not lasts or _loss_falls(loss, int(steps[row])) or not _loss_is_hurt(loss, int(steps[max(0, first - _SMOOTH)]), int(steps[row])):
             continue
         if not _is_above_noise(norms[: row + 1], float(smooth[row]), float(before[first])):
             continue

@@ -1,7 +1,6 @@
 """Losses and gradients that are not finite: since which step, and why."""
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from stability.diagnosis.explosion import why_exploded
@@ -84,11 +83,10 @@ def _row_of_last_run(signals: Table, name: str) -> int | None:
 
 
 def _went_on(bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """In which rows the training went on after a gradient that is not finite: its update was skipped."""
-    followed = np.zeros(len(bad), bool)
-    if len(bad) > _GOES_ON:
-        followed[:-_GOES_ON] = ~sliding_window_view(bad[1:], _GOES_ON).any(axis=1)
-    return followed
+    """In which rows the training went on later: the updates of bad gradients there were skipped."""
+    calm = np.convolve(~bad, np.ones(_GOES_ON), "valid") == _GOES_ON if len(bad) >= _GOES_ON else np.zeros(0, bool)
+    last = int(np.flatnonzero(calm)[-1]) if calm.any() else 0  # the last row that begins a span without any
+    return np.asarray(np.arange(len(bad)) < last)
 
 
 def _first_non_finite(signals: Table, since: int) -> Finding | None:

@@ -63,7 +63,7 @@ def test_a_rate_that_was_raised_is_named_with_both_values() -> None:
     )
     assert finding.cause == "rate_too_high"
     assert finding.onset_step >= AT
-    assert finding.detected_step <= AT + 25
+    assert finding.detected_step <= AT + 45
     assert {0.002, 0.1} <= set(numbers(finding.advice))
     assert "clip" not in finding.advice
 
@@ -179,7 +179,7 @@ def test_lasting_growth_is_found_from_the_loss_and_the_norm_alone() -> None:
     finding = exploded(table(loss=loss, grad_norm=norms), NOTHING)
     assert finding is not None
     assert finding.onset_step == 120
-    assert finding.detected_step <= 145
+    assert finding.detected_step <= 165
     assert finding.cause == "unknown"
     usual, value = numbers(finding.advice)
     assert value > 1.5 * usual
