@@ -23,6 +23,7 @@ from stability.diagnosis.table import Table
 _T = THRESHOLDS["exploded"]
 _SMOOTH = int(_T["smooth"])
 _PAST = 60  # readings of a signal that are its past
+_LONG_PAST = 100  # readings of the gradient norm that are its past while it is watched whether growth lasts
 _BACK = 10  # readings of what is measured every 10th step that are its past
 _TYPICAL_UPDATE = 0.01  # size of an update over that of the weights, if none was measured before
 _EVERY_STEP = 5  # steps: readings at most so far apart show single batches
@@ -180,7 +181,7 @@ def _why_by_rate_alone(signals: Table, onset: int, detected: int) -> tuple[str, 
             "or warm up for longer."
         )
     steps, loss = finite_readings(signals, "loss")
-    above = loss[(steps >= onset) & (steps <= detected)].max(initial=0) > _T["above"] * loss[:1].max(initial=0)
+    above = loss[steps <= detected].max(initial=0) > _T["above"] * loss[:1].max(initial=0)
     if rates[-1] < 0.5 * rates.max() or not above:  # larger rates did no harm, or the data may have changed as well
         return None
     return "rate_too_high", (
@@ -313,7 +314,7 @@ def _large_updates(signals: Table) -> _Sign | None:
         if steps[row] - steps[first] >= _T["calm"] - _SPARSE and not _loss_falls(loss, int(steps[row])):
             return _Sign(
                 signal="update_ratio",
-                onset=int(steps[first - 1]) + 1 if first else int(steps[0]),
+                onset=int(steps[first]),
                 detected=int(steps[row]),
                 value=float(sizes[row]),
                 usual=float(np.median(sizes[:first])) if first else _TYPICAL_UPDATE,
@@ -332,7 +333,7 @@ def _grown_gradients(signals: Table) -> _Sign | None:
     stride = -(-len(steps) // _MOST_POINTS)
     whole = slice(len(steps) % stride, None)
     steps, norms = steps[whole][stride - 1 :: stride], np.median(norms[whole].reshape(-1, stride), axis=1)
-    smooth, past = running_median(norms, _SMOOTH), running_median(norms, _PAST)
+    smooth, past = running_median(norms, _SMOOTH), running_median(norms, _LONG_PAST)
     loss, optimizer = finite_readings(signals, "loss"), _read_optimizer(signals)
     before = np.concatenate([np.full(_SMOOTH, np.inf), past[:-_SMOOTH]])
     grown = (smooth > _T["norm"] * before) & (before > 0)
@@ -341,7 +342,7 @@ def _grown_gradients(signals: Table) -> _Sign | None:
     for row in np.flatnonzero(grown):
         first = int(since[row])
         lasts = steps[row] - steps[first] >= _T["calm"] and row > first
-        if not lasts or _loss_falls(loss, int(steps[row])) or not _loss_is_hurt(loss, int(steps[max(0, first - _SMOOTH)]), int(steps[row])):
+        if not lasts or not _loss_is_hurt(loss, int(steps[max(0, first - _SMOOTH)]), int(steps[row])):
             continue
         if not _is_above_noise(norms[: row + 1], float(smooth[row]), float(before[first])):
             continue
@@ -445,10 +446,18 @@ def _loss_falls(loss: Series, step: int) -> bool:
 
 
 def _loss_is_hurt(loss: Series, step: int, now: int) -> bool:
-    """Whether the loss after that step is no lower than before it. Near 0, larger gradients do no harm."""
+    """Whether the loss after that step is no better than before it, and is not coming back from where it had risen.
+
+    Near 0, larger gradients do no harm.
+    """
     before, after = loss.up_to(step)[-_SMOOTH:], loss.between(step + 1, now)
     if not len(before) or not len(after):
         return True
-    hurt = np.median(after[-2 * _SMOOTH :]) >= np.median(before)
-    start = loss.values[0]
-    return bool(hurt and (start <= 0 or np.median(after) > _T["near_0"] * start))
+    start, usual = loss.values[0], np.median(before)
+    top, last = np.median(after[: 2 * _SMOOTH]), np.median(after[-_SMOOTH:])
+    if start > 0 and last < _T["near_0"] * start:
+        return False
+    risen = top - usual
+    if risen < 0.05 * abs(usual):
+        return bool(last > usual - 0.02 * abs(usual))
+    return bool(last - usual > 0.75 * risen)

@@ -127,4 +127,4 @@ def _since(steps: Steps, holds: NDArray[np.bool_]) -> int | None:
 
 def _normalises_batches(signals: Table) -> bool:
     _, batch_norm = finite_readings(signals, "batch_norm")
-    return bool(len(batch_norm) and not math.isnan(batch_norm[-1]) and batch_norm[-1] > 0)
+    return len(batch_norm) > 0 and bool(batch_norm[-1])

@@ -6,7 +6,7 @@ from stability.diagnosis.finding import Finding, Series, finite_readings
 from stability.diagnosis.table import Table
 
 _READINGS = 5  # in a row that must be exactly 0, against a chance and against steps that fp16's scaler skips
-_ALL = 0.99  # share of the parameters that are in no optimizer
+_ALL = 0.99  # share of the parameters that are in no optimizer, or have no gradient
 
 
 def not_training(signals: Table, validation: Table) -> Finding | None:
@@ -38,17 +38,20 @@ def _no_loss(signals: Table) -> Finding | None:
 
 
 def _no_gradient(signals: Table) -> Finding | None:
+    advice = (
+        "so nothing is learned. Look for a detach(), no_grad() or argmax between the parameters and the loss, for "
+        "frozen parameters, and for a loss that is a constant or multiplied by 0."
+    )
+    missing = finite_readings(signals, "no_gradient")
+    rows = np.flatnonzero(missing.values >= _ALL)
+    if len(rows):
+        return _finding(
+            "no_gradient", "no_gradient", missing, int(rows[0]), f"No parameter has a gradient, {advice}", "0"
+        )
     norm = finite_readings(signals, "grad_norm")
     row = _last_of_zeros(norm)
-    if row is None:
-        return None
-    return _finding(
-        "no_gradient",
-        "grad_norm",
-        norm,
-        row,
-        "The gradient is exactly 0, so nothing is learned. Look for a detach(), no_grad() or argmax between the "
-        "parameters and the loss, for frozen parameters, and for a loss that is a constant or multiplied by 0.",
+    return (
+        None if row is None else _finding("no_gradient", "grad_norm", norm, row, f"The gradient is exactly 0, {advice}")
     )
 
 

@@ -60,6 +60,13 @@ _ORDER = (
     Signal("axes_swapped", "0 or 1", "1 if the logits have their frames before their batch", in_trials=False),
     Signal("skipped", "0 or 1", "of a bad batch: 1 if training went on without it", in_trials=False),
     Signal(
+        "batch_norm",
+        "0 or 1",
+        "1 if the model normalises by batches, and in evaluation by running statistics",
+        EXPENSIVE_EVERY,
+        in_trials=False,
+    ),
+    Signal(
         "unoptimized",
         "share",
         "parameters that have a gradient and that no optimizer changes",

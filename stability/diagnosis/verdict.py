@@ -487,8 +487,10 @@ def _evidence(t: _Training) -> dict[str, float | str]:
         ("epsilon_dominance", "share of second-moment roots below epsilon"),
         ("effective_lr", "effective learning rate"),
         ("update_ratio", "size of an update over size of the weights"),
+        ("unoptimized", "share of parameters that no optimizer changes"),
+        ("no_gradient", "share of parameters without a gradient"),
     ):
         _, values = finite_readings(t.signals, name)
-        if len(values):
+        if len(values) and (values[-1] > 0 or name not in ("unoptimized", "no_gradient")):
             evidence[what] = float(values.mean() if name == "clipped" else values[-1])
     return evidence

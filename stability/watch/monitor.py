@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stability.core.errors import StabilityError
 from stability.core.text import first_of, plain
@@ -147,6 +148,7 @@ class Monitor:
         self._parameters = [*model.named_parameters()]  # looked up anew every 10th step: it takes a while
         self._outputs: dict[str, Any] = {}  # of the modules in this step, in the order in which they ran
         self._weights_before: list[Tensor] = []  # a copy of the weights until the update whose size is measured
+        self._batch_norm = float(any(isinstance(module, _BatchNorm) for module in model.modules()))
         self._unoptimized = None if optimizer is None else Unoptimized(model, optimizer)
         self._updated = False  # since the last step
         for name, module in model.named_modules():
@@ -352,6 +354,8 @@ class Monitor:
             signals |= {name: value[0] for name, value in output_signals(by_time, frames, self._blank).items()}
             if expensive:
                 signals["frame_information"] = frame_information(by_time, frames, self._blank)[0]
+        if expensive:
+            signals["batch_norm"] = self._batch_norm
         if given.label_counts is not None and expensive:
             signals["labels"] = given.label_counts.float().mean()
         if given.utterances is not None:

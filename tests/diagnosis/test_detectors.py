@@ -8,7 +8,7 @@ import pytest
 from stability.diagnosis.detectors import findings
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.table import Table
-from stability.diagnosis.verdict import judge
+from stability.diagnosis.verdict import FATAL, judge
 from tests.support.tables import NOTHING, table
 
 _EXPENSIVE = ("update_ratio", "weight_norm", "frame_information", "effective_lr", "epsilon_dominance", "applied_norm")
@@ -69,7 +69,7 @@ def _first(table_: Table, last: int) -> Table:
 
 def _comparable(found: list[Finding]) -> list[str]:
     """Return findings as text, so that NaN equals NaN, without gradients that are not finite and kinds of collapse."""
-    found = [f for f in found if (f.kind, f.signal) != ("non_finite", "grad_norm")]
+    found = [f for f in found if f.kind not in FATAL or f.signal == "loss"]
     unnamed = [replace(f, kind="mode_collapse", advice="") if f.kind == "blank_collapse" else f for f in found]
     return [repr(replace(f, advice="") if f.kind == "mode_collapse" else f) for f in unnamed]
 

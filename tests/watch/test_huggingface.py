@@ -113,7 +113,7 @@ def test_it_measures_as_in_a_plain_loop(accumulate: int, tmp_path: Path, capsys:
     wanted.validated(0.25, trainer.state.log_history[-3]["eval_loss"])
     assert callback.verdict() == wanted.verdict()
     assert callback.verdict().outcome == "stable"
-    assert "\nstable\n" in capsys.readouterr().out
+    assert "\nstable" in capsys.readouterr().out
     logged = trainer.state.log_history[-1]
     assert (logged["step"], logged["stability/outcome"]) == (20, "stable")
     assert logged["stability/validation PER"] == 0.25
@@ -263,7 +263,7 @@ def test_as_the_readme_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "word_error_rate": lambda _: {"wer": 0.25},
     }
     exec(code_with(DOCS / "how-to/own-loop.md", "stability.huggingface"), names)
-    assert "\nstable\n" in capsys.readouterr().out
+    assert "\nstable" in capsys.readouterr().out
     assert names["callback"].verdict().outcome == "stable"
 
 
