@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from stability.core.errors import StabilityError
-from stability.core.files import FLIGHT, FLIGHT_RECORD, FLIGHT_STATE, write_atomically
+from stability.core.files import FLIGHT, FLIGHT_RECORD, FLIGHT_STATE, MONITOR_RECORD, write_atomically
 from stability.core.text import plain
 from stability.data.batches import Batch, training_batch
 from stability.data.records import Split, frames_needed
@@ -162,6 +162,11 @@ def read_flight(folder: Path) -> Flight:
         ]
         return Flight(**content | {"largest_weights": weights, "batch": batch})
     except FileNotFoundError:
+        if (folder / MONITOR_RECORD).exists():
+            raise StabilityError(
+                f"{folder} has the recording of a Monitor, which does not know how to repeat a step. To see what it "
+                f"has recorded: python -m stability.diagnose {folder}"
+            ) from None
         raise StabilityError(
             f"There is no flight recording at {path}. Only a trial that failed leaves one: give its folder."
         ) from None

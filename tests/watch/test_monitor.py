@@ -199,6 +199,8 @@ def test_a_flight_recording_can_be_diagnosed(
     assert "recorded this at step 30" in shown
     assert "utterances: 30-2\n" in shown
     assert "gradients not finite: body.weight, body.bias, head.weight, head.bias\n" in shown
+    assert diagnose.main(["--replay", str(tmp_path / "flight")]) == 1
+    assert f"{command}\n" in capsys.readouterr().err
     text = (tmp_path / "flight/flight.json").read_text()
     record = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert record["verdict"]["cause"] == "infeasible_target"
