@@ -27,6 +27,7 @@ _LONG_PAST = 100  # readings of the gradient norm that are its past while it is 
 _BACK = 10  # readings of what is measured every 10th step that are its past
 _TYPICAL_UPDATE = 0.01  # size of an update over that of the weights, if none was measured before
 _EVERY_STEP = 5  # steps: readings at most so far apart show single batches
+_AFTER = 20  # steps from the onset in which updates may have caused it
 _OFTEN = 10  # steps: updates that are measured at least so often are known
 _SPARSE = 10  # steps: between readings at least so far apart a loss that leaps at the start has time to come back
 _NOISE_OF = 200  # readings of the loss from which its noise is known
@@ -91,7 +92,8 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
     lr, update = finite_readings(signals, "lr"), finite_readings(signals, "update_ratio")
     now = lr.up_to(detected)[-1:]
     earlier_than = onset - max(15, update.distance(onset))
-    largest = update.between(earlier_than, detected).max(initial=0)
+    # What the updates grew to later is no cause.
+    largest = update.between(earlier_than, min(detected, onset + max(_AFTER, update.distance(onset)))).max(initial=0)
     past = update.up_to(earlier_than)[-_BACK:]
     usual = float(np.median(np.minimum(past, 0.02))) if len(past) else _TYPICAL_UPDATE
     raised_from = _rate_before_rise(signals, lr, onset, detected)
