@@ -178,13 +178,19 @@ def _score_programs(folder: Path) -> dict[str, _Score]:
     scores = {kind.name: _Score() for kind in PEERS if kind.requirement}
     programs = [(folder / name, _expected(pattern)) for name, pattern in _cases(folder) if name.endswith(".py")]
     for program, right in programs:
-        command = [sys.executable, "-m", "experiments.detection.watch_program", str(program)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        alarms = json.loads(done.stdout) if done.returncode == 0 else {}
+        alarms = _alarms(program) or {name: own for kind in scores for name, own in _alarms(program, kind).items()}
         for name, score in scores.items():
             kinds = {*alarms.get(name, ())}
             score.add(Said(name in alarms, [{kind} for kind in kinds], kinds), right)
     return scores
+
+
+def _alarms(program: Path, only: str = "") -> dict[str, list[str]]:
+    """Return each peer's alarms while a program runs; nothing if the program broke, or has no Monitor."""
+    command = [sys.executable, "-m", "experiments.detection.watch_program", str(program), *([only] if only else [])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    alarms: dict[str, list[str]] = json.loads(done.stdout) if done.returncode == 0 else {}
+    return alarms
 
 
 def _columns(half: Half, shared: Path) -> Iterator[tuple[str, dict[str, _Score]]]:

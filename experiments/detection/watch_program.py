@@ -1,9 +1,9 @@
 """Run a program that uses our Monitor with the peers watching beside it, and print their alarms as JSON at the end.
 
-    python -m experiments.detection.watch_program PROGRAM
+    python -m experiments.detection.watch_program PROGRAM [PEER]
 
-The program is not changed: it gets a Monitor that hands each step to the peers too, and never asks it to stop. Its own
-output goes to stderr.
+The program is not changed: it gets a Monitor that hands each step to the peers too, and never asks it to stop. A peer's
+hooks can break a program: with PEER, only that one watches. The program's own output goes to stderr.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import stability
 from experiments.detection.peers import Peer, installed_peers
 
 _STEPS = 400  # the number of steps that a peer is told; the programs have 240 to 400
+_only: str | None = None  # the name of the only peer that watches
 _watched: list["_Watched"] = []
 
 
@@ -28,7 +29,8 @@ class _Watched(stability.Monitor):
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *rest: Any, **options: Any) -> None:
         super().__init__(model, optimizer, *rest, **options)
         scaler = rest[0] if rest else options.get("scaler")
-        self._peers: list[Peer] = [kind(model, optimizer, _STEPS, scaler) for kind in installed_peers()]
+        kinds = [kind for kind in installed_peers() if _only in (None, kind.name)]
+        self._peers: list[Peer] = [kind(model, optimizer, _STEPS, scaler) for kind in kinds]
         self._peer_step, self._peer_loss = 0, torch.tensor(0.0)
         optimizer.register_step_post_hook(lambda *_: self._tell_of_update())
         _watched.append(self)
@@ -68,9 +70,10 @@ class _Watched(stability.Monitor):
 
 def main() -> None:
     """Run the program and print."""
-    program = sys.argv[1]
+    global _only
+    program, _only = sys.argv[1], (sys.argv[2] if len(sys.argv) > 2 else None)
     stability.Monitor = _Watched  # type: ignore[assignment, misc]
-    sys.argv = sys.argv[1:]
+    sys.argv = [program]
     with contextlib.redirect_stdout(sys.stderr):
         runpy.run_path(program, run_name="__main__")
     every = [monitor.alarms() for monitor in _watched]  # a program that starts again has several
