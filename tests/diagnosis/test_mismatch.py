@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stability.diagnosis.mismatch import other_labels
+from stability.diagnosis.mismatch import is_far_from_training, other_labels, why_the_error_stays
 from stability.diagnosis.table import Table
 from tests.support.tables import numbers, table
 
@@ -42,3 +42,90 @@ def test_other_labels_are_not_seen_in_a_training_that_blew_up_at_once() -> None:
     loss = np.r_[90.0, 90.0, 1e3, 1e4, np.full(96, 1e5)]
     validation = Table(("per",), np.array([0, 50]), np.full((2, 1), 0.97, np.float32), np.ones((2, 1), bool))
     assert other_labels(table(loss=loss), validation) is None
+
+
+LEARNED = 100  # step since which the training loss is learned
+HARDLY = table(steps=[50, 150, 199], per=[1.0, 0.98, 0.97])  # error rates of a decoder that learned nothing
+
+
+def falling(end: float = 2.0, start: float = 80.0, distance: int = 1, **signals: Any) -> Table:
+    """A training whose loss stands on the blank plateau, and falls to its end from step 60 on."""
+    at = np.arange(0, 2 * LEARNED, distance)
+    plateau = max(0.3 * start, end)
+    loss = np.interp(at, [0, 10, 60, LEARNED], [start, plateau, plateau, end])
+    return table(steps=at, loss=loss, **signals)
+
+
+def with_loss(*losses: float) -> Table:
+    return table(steps=[50, 150, 199], per=[1.0, 0.98, 0.97], loss=losses)
+
+
+def why(signals: Table, validation: Table) -> tuple[str, str]:
+    reason = why_the_error_stays(signals, validation)
+    assert reason is not None
+    return reason
+
+
+@pytest.mark.parametrize("distance", [1, 10])
+@pytest.mark.parametrize(
+    ("losses", "cause"),
+    [((60, 3, 2.5), "metric"), ((60, 60, 90), "labels"), ((60, 20, 90), "overfitting")],
+)
+def test_the_validation_loss_tells_why_the_error_rate_stays(
+    losses: tuple[float, ...], cause: str, distance: int
+) -> None:
+    found, advice = why(falling(distance=distance), with_loss(*losses))
+    assert found == cause
+    assert numbers(advice)[:2] == pytest.approx([2, np.median(losses)], rel=1e-3)
+
+
+@pytest.mark.parametrize(("batch_norm", "cause"), [(1.0, "train_eval"), (0.0, "labels")])
+def test_a_model_that_normalises_batches_may_differ_in_evaluation(batch_norm: float, cause: str) -> None:
+    assert why(falling(batch_norm=np.full(200, batch_norm)), with_loss(60, 60, 90))[0] == cause
+
+
+def test_batch_norm_does_not_explain_a_loss_that_is_learned_in_both() -> None:
+    assert why(falling(batch_norm=np.ones(200)), with_loss(60, 3, 2.5))[0] == "metric"
+
+
+def test_without_a_validation_loss_the_advice_asks_for_it() -> None:
+    cause, advice = why(falling(), HARDLY)
+    assert cause == "labels"
+    assert numbers(advice) == [2]
+    assert "Log the validation loss" in advice
+
+
+def test_a_loss_that_stays_on_the_blank_plateau_is_not_learned() -> None:
+    assert why_the_error_stays(falling(end=24), with_loss(60, 24, 24)) is None
+
+
+def test_one_validation_since_the_loss_was_learned_is_too_early() -> None:
+    assert why_the_error_stays(falling(), table(steps=[20, 50, 199], per=[1.0, 1.0, 1.0])) is None
+    assert why_the_error_stays(falling(), table(steps=[20, 150, 199], per=[1.0, 1.0, 1.0])) is not None
+
+
+def test_the_frame_information_decides_if_it_was_measured() -> None:
+    at = np.arange(0, 200, 10)
+    assert why_the_error_stays(falling(frame_information=np.full(20, 0.01)), HARDLY) is None
+    assert why_the_error_stays(falling(end=20, frame_information=np.where(at < 100, 0.01, 1.0)), HARDLY) is not None
+
+
+def test_a_decoder_that_outputs_only_blank_has_not_learned_its_loss() -> None:
+    assert why_the_error_stays(falling(blank_fraction=np.full(200, 0.99)), HARDLY) is None
+    assert why_the_error_stays(falling(blank_fraction=np.full(200, 0.6)), HARDLY) is not None
+
+
+def test_a_loss_below_a_nat_is_learned_wherever_it_began() -> None:
+    loss = np.full(40, 0.6)
+    assert why(table(loss=loss), table(steps=[20, 39], per=[1.0, 1.0]))[0] == "labels"
+
+
+def test_a_negative_loss_is_no_evidence() -> None:
+    assert why_the_error_stays(table(loss=np.linspace(80, -50, 200)), HARDLY) is None
+
+
+@pytest.mark.parametrize(("held_out", "far"), [(0.5, False), (40.0, True)])
+def test_a_training_loss_of_nearly_0_is_compared_with_the_validation_loss(held_out: float, far: bool) -> None:
+    assert is_far_from_training(falling(end=0.1), with_loss(60, held_out, held_out)) == far
+    assert not is_far_from_training(falling(end=20), with_loss(60, held_out, held_out))
+    assert not is_far_from_training(falling(end=0.1), HARDLY)
