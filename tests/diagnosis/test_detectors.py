@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stability.diagnosis.detectors import findings
+from stability.diagnosis.detectors import as_judged, findings
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.table import Table
 from stability.diagnosis.verdict import FATAL, judge
@@ -178,3 +178,25 @@ def test_a_hundred_thousand_rows_are_judged() -> None:
     signals, validation = _training(3, 100_000)
     judge(signals, validation)
     judge(_constant(0.5, 100_000), NOTHING)
+
+
+def test_skipped_batches_are_not_judged() -> None:
+    loss, skipped = np.full(60, 40.0), np.zeros(60)
+    loss[20:22], skipped[20:22] = np.nan, 1
+    signals = table(loss=loss, skipped=skipped)
+    assert [*as_judged(signals, NOTHING).steps] == [*range(20), *range(22, 60)]
+    assert findings(signals, NOTHING) == []
+    assert [f.kind for f in findings(table(loss=loss, skipped=np.zeros(60)), NOTHING)] == ["non_finite"]
+
+
+def test_a_hidden_nan_is_judged_as_a_nan() -> None:
+    loss, norms = np.full(60, 40.0), np.full(60, 5.0)
+    loss[30:], norms[30:] = 0, np.nan
+    signals = table(loss=loss, grad_norm=norms)
+    assert np.isnan(as_judged(signals, NOTHING)["loss"][30:]).all()
+    assert [(f.kind, f.signal, f.onset_step) for f in findings(signals, NOTHING)] == [("non_finite", "loss", 30)]
+
+
+def test_a_usual_training_is_judged_as_it_is() -> None:
+    signals = table(loss=np.linspace(40, 5, 60), skipped=np.zeros(60))
+    assert as_judged(signals, NOTHING) is signals

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from stability.diagnosis.finding import Finding
-from stability.diagnosis.non_finite import non_finite
+from stability.diagnosis.non_finite import count_non_finite, non_finite, non_finite_at_the_end, reveal_masked
+from stability.diagnosis.table import Table
 from tests.support.tables import NOTHING, numbers, table
 
 STEPS, BAD = 60, 40
@@ -148,3 +149,101 @@ def test_a_rate_too_high_is_found_behind_the_number_that_is_not_finite() -> None
 def test_what_is_not_finite_later_does_not_count() -> None:
     finding = sure(loss=with_value(math.nan, 40, slice(BAD, None)), input_max=with_value(math.nan, 5, BAD + 1))
     assert (finding.kind, finding.onset_step) == ("non_finite", BAD)
+
+
+@pytest.mark.parametrize("distance", [1, 10, 100, 200])
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_what_is_not_finite_at_the_end_is_found_since_it_began(name: str, distance: int) -> None:
+    signals: dict[str, Any] = {"loss": np.full(STEPS, 40.0), "grad_norm": np.full(STEPS, 5.0)}
+    signals[name] = signals[name].copy()
+    signals[name][10] = signals[name][LASTING] = math.nan  # the first one was skipped
+    finding = non_finite_at_the_end(table(steps=np.arange(STEPS) * distance, **signals))
+    assert finding is not None
+    assert (finding.kind, finding.signal, finding.onset_step) == ("non_finite", name, BAD * distance)
+
+
+def test_a_training_that_went_on_is_finite_at_the_end() -> None:
+    at_the_end = with_value(math.nan, 40, slice(BAD, STEPS - 1))
+    assert non_finite_at_the_end(table(loss=at_the_end, grad_norm=at_the_end)) is None
+    assert non_finite_at_the_end(NOTHING) is None
+    assert non_finite_at_the_end(table(lr=with_value(math.nan, at=LASTING))) is None
+
+
+def test_a_loss_that_never_was_finite_is_found_from_its_first_step() -> None:
+    finding = non_finite_at_the_end(table(loss=np.full(STEPS, math.nan)))
+    assert finding is not None
+    assert finding.onset_step == 0
+
+
+def test_the_earlier_of_loss_and_gradient_is_the_onset() -> None:
+    norms = with_value(math.nan, at=slice(BAD - 2, None))
+    finding = non_finite_at_the_end(table(loss=with_value(math.nan, 40, LASTING), grad_norm=norms))
+    assert finding is not None
+    assert (finding.signal, finding.onset_step) == ("grad_norm", BAD - 2)
+
+
+def test_readings_that_are_not_finite_are_counted_by_kind() -> None:
+    norms = with_value(math.inf, at=slice(0, 3))
+    norms[5] = math.nan
+    counts = count_non_finite(table(loss=with_value(-math.inf, 40), grad_norm=norms))
+    assert counts == {
+        "infinite losses": "1 of 60",
+        "infinite gradient norms": "3 of 60",
+        "non_finite gradient norms": "1 of 60",
+    }
+    assert count_non_finite(table(loss=np.ones(5), grad_norm=np.ones(5))) == {}
+    assert count_non_finite(NOTHING) == {}
+
+
+def test_only_measured_readings_are_counted() -> None:
+    assert count_non_finite(table(loss=np.ones(STEPS), grad_norm=np.full(6, math.nan))) == {
+        "non_finite gradient norms": "6 of 6"
+    }
+
+
+ZERO_SINCE = with_value(0, 40, LASTING)
+ONCE_NAN = with_value(math.nan, at=LASTING)
+
+
+def hidden(signals: Table, validation: Table) -> list[int]:
+    """The steps at which a NaN is revealed."""
+    return [int(step) for step in signals.steps[np.isnan(reveal_masked(signals, validation)["loss"])]]
+
+
+@pytest.mark.parametrize("distance", [1, 10, 100, 200])
+def test_a_loss_of_exactly_0_beside_a_nan_hides_a_nan(distance: int) -> None:
+    at = np.arange(STEPS) * distance
+    late = table(steps=[20 * distance, 55 * distance], loss=[40.0, math.nan])
+    for signals, validation in (
+        (table(steps=at, loss=ZERO_SINCE, grad_norm=ONCE_NAN), NOTHING),
+        (table(steps=at, loss=ZERO_SINCE), late),
+        (table(steps=at, loss=ZERO_SINCE), table(steps=[20 * distance, 55 * distance], per=[0.3, 1.0])),
+    ):
+        assert hidden(signals, validation) == [*range(BAD * distance, STEPS * distance, distance)]
+
+
+def test_a_loss_that_was_learned_down_to_0_hides_nothing() -> None:
+    signals = table(loss=ZERO_SINCE, grad_norm=np.full(STEPS, 1e-9))
+    good = table(steps=[20, 55], per=[0.3, 0.1], loss=[4.0, 1.0])
+    assert reveal_masked(signals, good) is signals
+    assert reveal_masked(signals, NOTHING) is signals
+
+
+def test_a_nan_long_before_hides_nothing() -> None:
+    assert hidden(table(loss=ZERO_SINCE, grad_norm=with_value(math.nan, at=5)), NOTHING) == []
+
+
+def test_a_loss_of_0_at_a_few_steps_hides_nothing() -> None:
+    assert hidden(table(loss=with_value(0, 40, slice(20, 30)), grad_norm=ONCE_NAN), NOTHING) == []
+
+
+@pytest.mark.parametrize("loss", [np.zeros(STEPS), np.full(STEPS, 40.0)])
+def test_without_a_change_to_0_nothing_is_hidden(loss: np.ndarray) -> None:
+    signals = table(loss=loss, grad_norm=np.full(STEPS, math.nan))
+    assert reveal_masked(signals, NOTHING) is signals
+
+
+def test_the_signals_that_were_given_stay_as_they_are() -> None:
+    signals = table(loss=ZERO_SINCE, grad_norm=ONCE_NAN)
+    reveal_masked(signals, NOTHING)
+    assert np.array_equal(signals["loss"], ZERO_SINCE)
