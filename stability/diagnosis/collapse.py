@@ -106,6 +106,20 @@ def forecast(signals: Table, since: int, now: int) -> Forecast | None:
     return Forecast(step, earliest, latest)
 
 
+def will_last(ahead: Forecast, now: int, age: int) -> bool:
+    """Return whether a plateau of that age lasts several times as long again if the forecast is right."""
+    return age >= _T["stuck"] and ahead.earliest - now >= _T["horizon"] * age
+
+
+def _may_leave_at_once(update: Series, step: int) -> bool:
+    """Whether updates are large, and have not yet gone far: then the end of a plateau may come without a warning."""
+    sizes = update.up_to(step)
+    if not len(sizes):
+        return False
+    path = float(sizes.mean()) * (step - int(update.steps[0]))
+    return bool(np.median(sizes[-3:]) > _T["small_update"] and path < _T["far"])
+
+
 def _narrow_spans(signals: Table) -> list[_NarrowSpan]:
     steps, blank = finite_readings(signals, "blank_fraction")
     phoneme_steps, phonemes = finite_readings(signals, "distinct_phonemes")
@@ -181,7 +195,7 @@ def stuck(signals: Table, validation: Table) -> Finding | None:
             ahead = forecast(signals, span.first, step) if age >= next_forecast else None
             if age >= next_forecast:
                 next_forecast = 1.1 * age  # for speed: a plateau ten times as old is checked a tenth as often
-            lasts = ahead is not None and ahead.earliest - step >= _T["horizon"] * age
+            lasts = ahead is not None and will_last(ahead, step, age) and not _may_leave_at_once(update, step)
             if not lasts and not _updates_vanish(update, step):
                 continue
             cause, advice = why_no_progress(signals, step)

@@ -207,7 +207,8 @@ def _risen_loss(signals: Table) -> _Sign | None:
     # Between readings that are far apart, a loss that leapt at the start has had time to come down again.
     sparse = series.distance(int(steps[2])) >= _SPARSE
     smooth = running_median(loss, _SMOOTH)
-    best = np.minimum.accumulate(smooth)
+    # Of many readings the best few are luck.
+    best = np.minimum.accumulate(smooth if sparse else running_median(loss, 4 * _SMOOTH))
     start = float(loss[0] if sparse else np.median(loss[:_SMOOTH]))
     gained = start - best
     lost = (gained > 0.2 * start) & (smooth - best > _T["lost"] * gained) & (smooth > _T["worse"] * best)

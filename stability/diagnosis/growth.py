@@ -56,7 +56,9 @@ def growth_until(signals: Table, step: int) -> Growth | None:
     above = logs - usual
     high = above > max(math.log(_T["times"]), _T["noises"] * noise)
     readings = end if high.all() else int(np.argmin(high[::-1]))
-    if not readings or (readings == 1 and not _is_clear(signals, int(steps[end - 1]), float(above[-1]), noise)):
+    if not readings or values[end - 1] < _T["near_0"] * values[0]:
+        return None
+    if readings == 1 and not _is_clear(signals, int(steps[end - 1]), float(above[-1]), noise):
         return None
     onset = end - readings
     rising = max(0.1, 3 * noise)

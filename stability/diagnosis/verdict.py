@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from stability.diagnosis.collapse import forecast, narrow_output_since
+from stability.diagnosis.collapse import forecast, narrow_output_since, will_last
 from stability.diagnosis.detectors import as_judged, findings
 from stability.diagnosis.error_rates import (
     best_of,
@@ -247,7 +247,7 @@ def _by_good_rates(t: _Training) -> Verdict | None:
             "medium",
         )
     if t.last > _HALF and is_far_from_training(t.signals, t.validation) and has_come_to_rest(t.rates[1]):
-        return t.conclude("slow", "overfitting", _by_heart(t), "medium")
+        return t.conclude("slow", *_by_heart(t), "medium")
     unscaled = clipped_before_unscaling(t.signals, t.end)
     if unscaled is not None:
         return t.conclude("stable", "precision", f"It learned all the same. {unscaled}", "high")
@@ -255,11 +255,13 @@ def _by_good_rates(t: _Training) -> Verdict | None:
     return t.conclude("stable", None, "", sure)
 
 
-def _by_heart(t: _Training) -> str:
-    return (
-        f"The {t.metric} is {t.last:.2g}, and the training loss is next to 0: the model knows its training data by "
-        "heart. Add data, augmentation or dropout. If some utterances are right and others all wrong, compare their "
-        "labels."
+def _by_heart(t: _Training) -> tuple[str, str]:
+    """Cause and advice if the training loss is nearly 0, and the error rate is not."""
+    cause = "labels" if t.last > _RESTED else "overfitting"
+    return cause, (
+        f"The {t.metric} is {t.last:.2g}, and the training loss is next to 0. Either the model knows its training data "
+        "by heart, or other labels are right in validation. Compare the labels of both splits, and the error rates of "
+        "groups of utterances. If they are right, add data, augmentation or dropout."
     )
 
 
@@ -319,7 +321,7 @@ def _by_progress(t: _Training) -> Verdict | None:
         return None
     rests = has_come_to_rest(rates) and (len(losses) == 0 or has_come_to_rest(losses))
     if is_far_from_training(t.signals, t.validation):
-        return t.conclude("slow", "overfitting", _by_heart(t), "medium")
+        return t.conclude("slow", *_by_heart(t), "medium")
     cause, advice = why_no_progress(t.signals, t.end)
     small = cause == "step_too_small" or narrow_output_since(t.signals, t.end) is not None
     if rests and t.last <= _RESTED and not small:
@@ -350,6 +352,9 @@ def _by_plateau(t: _Training) -> Verdict:
     if ahead is None and blank and _is_flat(t, since):
         advice = f"The decoder outputs only blank, and the loss is flat. {advice}"
         return t.conclude("blank_collapse", cause, advice, "medium", since)
+    if ahead is not None and will_last(ahead, t.end, t.end - since):
+        outcome: Outcome = "blank_collapse" if blank else "mode_collapse"
+        return t.conclude(outcome, cause, f"At the present rate of change it stays there. {advice}", "medium", since)
     if ahead is not None:
         t.evidence["forecast end of the blank plateau"] = str(ahead)
     return t.conclude("undecided", cause, f"Training ended on the blank plateau. {advice}", "low", since)
@@ -410,6 +415,8 @@ def _still_holds(finding: Finding, t: _Training) -> bool:
             last = finite_readings(t.signals, finding.signal).values[-1]
             return bool(last == finding.value) and not t.last <= _WELL
         case "exploded":
+            if _is_well_since(finding.detected_step, t):
+                return False
             return not (recovered(t.signals, finding) or _losses_ended_well(t)) or t.last > _WELL
         case "degraded":
             return is_lost(t.rates[1], best_of(*t.rates).rate, t.last)
@@ -418,12 +425,25 @@ def _still_holds(finding: Finding, t: _Training) -> bool:
     return narrow_output_since(t.signals, t.end) is not None and not t.last <= _WELL
 
 
+def _is_well_since(step: int, t: _Training) -> bool:
+    """Whether validations since that step are good: then it is only the training loss that is larger than before."""
+    steps, rates = t.rates
+    if not len(steps) or steps[-1] < step or not t.last <= _WELL or is_lost(rates, best_of(steps, rates).rate, t.last):
+        return False
+    losses = finite_readings(t.validation, "loss")
+    after = losses.between(step, t.end)
+    return _ended_below_start(t) and not (len(after) and after[-1] > _MULTIPLE * losses.values.min())
+
+
 def _losses_ended_well(t: _Training) -> bool:
     """Whether the training loss ended below its start, and the validation loss near its best."""
-    _, loss = finite_readings(t.signals, "loss")
     _, losses = finite_readings(t.validation, "loss")
-    ended = len(loss) > 10 and bool(np.median(loss[-10:]) < _BACK * min(loss[0], np.median(loss[:5])))
-    return ended and len(losses) > 0 and bool(losses[-1] <= _MULTIPLE * losses.min())
+    return _ended_below_start(t) and len(losses) > 0 and bool(losses[-1] <= _MULTIPLE * losses.min())
+
+
+def _ended_below_start(t: _Training) -> bool:
+    _, loss = finite_readings(t.signals, "loss")
+    return len(loss) > 10 and bool(np.median(loss[-10:]) < _BACK * min(loss[0], np.median(loss[:5])))
 
 
 def _verdict_on(finding: Finding, t: _Training) -> Verdict:
