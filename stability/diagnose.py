@@ -26,10 +26,11 @@ from stability.core.extras import require
 from stability.core.text import counted
 from stability.diagnosis.display import reading_bar, show_outcome
 from stability.diagnosis.finding import readings
+from stability.diagnosis.judge import judge
 from stability.diagnosis.outcomes import style_of
 from stability.diagnosis.readers import Recording, read_metrics, read_runs
 from stability.diagnosis.table import Table, read_table
-from stability.diagnosis.verdict import Verdict, judge
+from stability.diagnosis.verdict import Verdict
 
 _HEALTHY = Path(__file__).parent / "diagnosis" / "healthy.csv"
 _WIDE = 200  # characters of a line that goes to a file

@@ -36,8 +36,8 @@ from experiments.detection.log_peers import LOG_PEERS, Said
 from experiments.detection.peers import PEERS
 from stability.core.errors import StabilityError
 from stability.diagnosis.finding import Outcome
+from stability.diagnosis.judge import judge
 from stability.diagnosis.readers import read_runs
-from stability.diagnosis.verdict import judge
 
 _OURS = "stability"
 _HEALTHY = {"stable"}

@@ -32,7 +32,8 @@ from experiments.detection.labels import LEARNED, Label, label
 from experiments.detection.peers import PEERS
 from stability.core import palette
 from stability.diagnosis.detectors import findings
-from stability.diagnosis.verdict import FATAL, Verdict, is_check_due, judge
+from stability.diagnosis.judge import is_check_due, judge
+from stability.diagnosis.verdict import FATAL, Verdict
 
 _OURS = "stability"
 _GROUPS = {

@@ -12,8 +12,9 @@ from stability.core.files import SIGNALS_FILE, VALIDATION_FILE
 from stability.diagnosis.detectors import findings
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.history import History
+from stability.diagnosis.judge import judge, stopping_verdict
 from stability.diagnosis.table import Table, append_table, read_table
-from stability.diagnosis.verdict import Verdict, judge, stopping_verdict
+from stability.diagnosis.verdict import Verdict
 from stability.trials.requests import Validation
 
 VALIDATED = ("per", "loss")  # the columns of validation.csv

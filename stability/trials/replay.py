@@ -19,8 +19,9 @@ from stability.core.files import CONFIG, FLIGHT_STATE, SIGNALS_FILE, VALIDATION_
 from stability.data.batches import training_batch
 from stability.data.records import Split
 from stability.diagnosis.history import History
+from stability.diagnosis.judge import stopping_verdict
 from stability.diagnosis.table import Table, read_table
-from stability.diagnosis.verdict import FATAL, stopping_verdict
+from stability.diagnosis.verdict import FATAL
 from stability.engine.decoder import init_parameters
 from stability.engine.gradients import examine
 from stability.engine.memory import prepare_process

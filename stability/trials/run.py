@@ -25,7 +25,8 @@ from stability.core.files import (
     write_atomically,
 )
 from stability.data.records import Dataset
-from stability.diagnosis.verdict import FAULTS, Verdict, is_check_due
+from stability.diagnosis.judge import is_check_due
+from stability.diagnosis.verdict import FAULTS, Verdict
 from stability.engine.memory import ignore_out_of_memory, is_out_of_memory, prepare_process
 from stability.tracking.api import Tracker, open_tracker
 from stability.trials import checkpoint

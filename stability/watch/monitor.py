@@ -21,9 +21,10 @@ from stability.diagnosis.detectors import findings
 from stability.diagnosis.error_rate import is_in_percent
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.history import History
+from stability.diagnosis.judge import is_check_due, judge, stopping_verdict
 from stability.diagnosis.signals import EXPENSIVE_EVERY
 from stability.diagnosis.table import Table
-from stability.diagnosis.verdict import FATAL, FAULTS, Fault, Verdict, is_check_due, judge, stopping_verdict
+from stability.diagnosis.verdict import FATAL, FAULTS, Fault, Verdict
 from stability.engine.measure import frame_information, input_max, output_signals
 from stability.watch.given import Given, Numbers, read_given
 from stability.watch.optimizer import Unoptimized, epsilon_signals, no_gradient

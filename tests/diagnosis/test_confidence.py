@@ -4,7 +4,7 @@ from collections import Counter
 
 from experiments.detection.field_cases import FieldCase, Signals, field_cases
 from experiments.detection.score import Case, cases
-from stability.diagnosis.verdict import judge
+from stability.diagnosis.judge import judge
 
 _VIEWS: tuple[tuple[int, Signals], ...] = ((1, "all"), (10, "log"), (100, "bare"), (100, "loss"), (200, "loss"))
 

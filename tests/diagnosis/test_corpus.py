@@ -16,8 +16,8 @@ from experiments.detection.field_recipes import Half, field_recipes
 from experiments.detection.labels import label
 from experiments.detection.recipes import recipes
 from experiments.detection.score import cases, ours
+from stability.diagnosis.judge import judge
 from stability.diagnosis.readers import read_runs
-from stability.diagnosis.verdict import judge
 
 
 def test_the_test_half_has_seeds_and_families_of_its_own() -> None:

@@ -7,8 +7,9 @@ import pytest
 
 from stability.diagnosis.detectors import as_judged, findings
 from stability.diagnosis.finding import Finding
+from stability.diagnosis.judge import judge
 from stability.diagnosis.table import Table
-from stability.diagnosis.verdict import FATAL, judge
+from stability.diagnosis.verdict import FATAL
 from tests.support.tables import NOTHING, table
 
 _EXPENSIVE = ("update_ratio", "weight_norm", "frame_information", "effective_lr", "epsilon_dominance", "applied_norm")

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import ArrayLike
 
 from stability.diagnosis.history import CAPACITY, History
+from stability.diagnosis.judge import judge
 from stability.diagnosis.table import Table
-from stability.diagnosis.verdict import judge
 
 RECENT = 256
 

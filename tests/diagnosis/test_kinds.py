@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from stability.diagnosis.judge import judge
 from stability.diagnosis.table import Table
-from stability.diagnosis.verdict import judge
 from tests.support.tables import NOTHING, table
 
 SEEDS = 40

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from stability import diagnose
+from stability.diagnosis.judge import judge
 from stability.diagnosis.readers import read_log
-from stability.diagnosis.verdict import judge
 from tests.support.logs import official
 
 LOGS = Path(__file__).parents[3] / "shared" / "logs"

@@ -11,8 +11,8 @@ import pytest
 
 from stability.core.errors import StabilityError
 from stability.diagnosis.history import CAPACITY
+from stability.diagnosis.judge import judge
 from stability.diagnosis.readers import read_log
-from stability.diagnosis.verdict import judge
 from tests.support.logs import losses, official, read
 
 

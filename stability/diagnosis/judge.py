@@ -1,0 +1,479 @@
+"""Judges a training: turns its findings, and what its losses and error rates say at the end, into one verdict.
+
+`judge` asks one question after another, and the first one that has an answer decides. Each is a function `_by_...`, in
+the order in which they are asked.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import nan
+
+import numpy as np
+
+from stability.diagnosis.collapse import forecast, narrow_output_since, will_last
+from stability.diagnosis.detectors import as_judged, findings
+from stability.diagnosis.error_rates import (
+    best_of,
+    has_come_to_rest,
+    has_improved,
+    has_slipped,
+    is_lost,
+    loss_went_on,
+    why_lost,
+)
+from stability.diagnosis.explosion import recovered, why_grew
+from stability.diagnosis.finding import THRESHOLDS, Finding, Floats, Outcome, Steps, finite_readings, noise_of, readings
+from stability.diagnosis.growth import growth_until
+from stability.diagnosis.mismatch import is_far_from_training, why_the_error_stays
+from stability.diagnosis.no_progress import clipped_before_unscaling, why_no_progress
+from stability.diagnosis.non_finite import (
+    count_non_finite,
+    non_finite_at_the_end,
+    not_finite_parts,
+)
+from stability.diagnosis.table import Table
+from stability.diagnosis.verdict import FATAL, Confidence, Verdict
+
+_SOME, _LEARNED, _WELL = (THRESHOLDS["learned"][name] for name in ("some", "surely", "well"))
+_RESTED = 0.7  # an error rate that came to rest at or below this is that of a training that converged
+_NOTHING = 0.99  # an error rate of at least this is that of a decoder that outputs nothing
+_SILENT = 5  # validations in a row at that rate which show that it stays there
+_FEW = 3  # readings, below which nothing can be said
+_CUT_OFF = 10  # readings: growth that lasted longer was not cut off; it is found by detectors, or has come to rest
+_HALF = 0.45  # an error rate that came to rest above this while the training loss is 0 is not good
+_MULTIPLE = 3.0  # losses ended well if the last validation loss is at most this many times the best one
+_BACK = 0.8  # and the training loss at most this share of its first value
+_RISEN = 1.5  # times its best; a validation loss that ended above this is that of an overfitted training
+_YARDSTICK = 4.0  # a training is not stable at this many times the error rate of a healthy one
+_FLAT = 0.01  # a loss is flat if it falls by a smaller share than this from one quarter of the plateau to the next
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What was recorded of a training, and what the judge asks of it more than once."""
+
+    signals: Table
+    validation: Table
+    found: Sequence[Finding] = ()
+    metric: str = "PER"
+    healthy: float | None = None
+
+    @property
+    def end(self) -> int:
+        """The last step."""
+        steps = self.signals.steps if len(self.signals.steps) else self.validation.steps
+        return int(steps[-1])
+
+    @cached_property
+    def rates(self) -> tuple[Steps, Floats]:
+        return finite_readings(self.validation, "per")
+
+    @property
+    def last(self) -> float:
+        """The last error rate; NaN if there is none."""
+        return float(self.rates[1][-1]) if len(self.rates[1]) else nan
+
+    @cached_property
+    def evidence(self) -> dict[str, float | str]:
+        return _evidence(self)
+
+    def conclude(
+        self, outcome: Outcome, cause: str | None, advice: str, confidence: Confidence, onset: int | None = None
+    ) -> Verdict:
+        """The verdict that follows from all that was recorded, up to the end."""
+        return Verdict(outcome, cause, onset, self.end, self.evidence, advice, confidence)
+
+
+def stopping_verdict(
+    signals: Table, validation: Table, stop_on: Collection[str], found: Sequence[Finding] | None = None
+) -> Verdict | None:
+    """Return the verdict that ends a training early.
+
+    Args:
+        signals: A row per training step so far.
+        validation: A row per validation so far.
+        stop_on: The kinds of findings that end a training.
+        found: The `findings` of these tables, if the caller has them.
+
+    Returns:
+        The verdict on the first finding of these kinds; None if there is none.
+    """
+    for finding in findings(signals, validation) if found is None else found:
+        if finding.kind in stop_on:
+            return _verdict_on(finding, _Training(as_judged(signals, validation), validation))
+    return None
+
+
+def is_check_due(step: int) -> bool:
+    """Return whether to run the detectors before a step: every 10th, and later, as they take longer, every 80th."""
+    return step % (10 * min(max(step // 100, 1), 8)) == 0
+
+
+def judge(
+    signals: Table,
+    validation: Table,
+    found: Sequence[Finding] | None = None,
+    *,
+    metric: str = "PER",
+    healthy: float | None = None,
+) -> Verdict:
+    """Return the verdict on a training that has ended, or on what a log contains of one.
+
+    A finding decides if it still holds at the end: a training whose loss came back, or whose decoder outputs more than
+    blank again, has recovered. Then comes what needs no waiting at the end, such as growth that the end cut off. If
+    nothing of that decides, the error rates do: the training is stable if the last one is good and no good part of the
+    best one is lost, slow if they get better, and undecided otherwise. What was not recorded is not judged.
+
+    Args:
+        signals: A row per training step.
+        validation: A row per validation, with `per` (the error rate, 1 if all is wrong) and `loss`.
+        found: The `findings` of these tables, if the caller has them.
+        metric: The error rate's own name.
+        healthy: The error rate of a healthy training at the last step, if it is known.
+    """
+    if not len(signals.steps) and not len(validation.steps):
+        return Verdict("undecided", "no signals", advice="No training step was recorded.", confidence="low")
+    found = findings(signals, validation) if found is None else found
+    training = _Training(as_judged(signals, validation), validation, found, metric, healthy)
+    for decide in (_by_finding, _by_growth, _by_best_rate, _by_good_rates, _by_mismatch, _without_rates, _by_progress):
+        if (verdict := decide(training)) is not None:
+            return verdict
+    return _by_plateau(training)
+
+
+def _by_finding(t: _Training) -> Verdict | None:
+    """The verdict by a finding that still holds at the end."""
+    at_the_end = non_finite_at_the_end(t.signals)
+    if at_the_end is not None:
+        return _verdict_on(at_the_end, t)
+    for finding in sorted(t.found, key=_rank):
+        if _still_holds(finding, t):
+            return _verdict_on(finding, t)
+    return None
+
+
+def _rank(finding: Finding) -> int:
+    """The place of a finding among several that hold.
+
+    What is wrong with the data explains all else. If a decoder outputs little and the labels may differ, the labels
+    explain it better. That it lost what it had learned says less than that it exploded or collapsed.
+    """
+    if finding.kind in ("bad_data", "not_training"):
+        return 0
+    return 1 if finding.cause == "labels" else 3 if finding.kind == "degraded" else 2
+
+
+def _by_growth(t: _Training) -> Verdict | None:
+    """An explosion whose beginning is the last that was recorded."""
+    growth = growth_until(t.signals, t.end)
+    if growth is None or growth.value < _MULTIPLE * growth.usual:
+        return None
+    if growth.readings > _CUT_OFF and not growth.goes_on:
+        return None
+    steps, _ = t.rates
+    losses = finite_readings(t.validation, "loss")
+    after, before = losses.between(growth.onset, t.end), losses.up_to(growth.onset - 1)
+    grew = len(after) and len(before) and after[-1] > _MULTIPLE * before.min()
+    if len(steps) and steps[-1] >= growth.onset and t.last <= _WELL and not grew:
+        return None
+    cause, advice = why_grew(t.signals, growth.onset, growth.last)
+    grew = f"The loss grew from {growth.usual:.3g} to {growth.value:.3g}, and the log ends there. "
+    confidence: Confidence = "medium" if growth.readings > 1 else "low"
+    return t.conclude("exploded", cause, grew + advice, confidence, growth.onset)
+
+
+def _by_best_rate(t: _Training) -> Verdict | None:
+    """The verdict on a training whose last error rate lost a good part of what was learned, or which slipped back."""
+    steps, rates = t.rates
+    if len(rates) <= _FEW:
+        return None
+    best = best_of(steps, rates)
+    if not is_lost(rates, best.rate, t.last) and not has_slipped(rates, best.rate):
+        return None
+    if loss_went_on(t.validation, best.step, int(steps[-1])):
+        return None
+    cause, advice = why_lost(t.signals, best.step, int(steps[-1]))
+    lost = f"The last {t.metric} is {t.last:.2g}; the best one was {best.rate:.2g} at step {best.step}."
+    return t.conclude("degraded", cause, f"{lost} {advice}", "low", best.step)
+
+
+def _by_good_rates(t: _Training) -> Verdict | None:
+    """The verdict on a training whose last error rate is good."""
+    if not t.last <= _WELL:
+        return None
+    if t.healthy is not None and t.last > _YARDSTICK * t.healthy:
+        return t.conclude(
+            "slow",
+            why_no_progress(t.signals, t.end)[0],
+            f"A healthy training has a {t.metric} of {t.healthy:.2g} here, and this one {t.last:.2g}.",
+            "medium",
+        )
+    if t.last > _HALF and is_far_from_training(t.signals, t.validation) and has_come_to_rest(t.rates[1]):
+        return t.conclude("slow", *_by_heart(t), "medium")
+    unscaled = clipped_before_unscaling(t.signals, t.end)
+    if unscaled is not None:
+        return t.conclude("stable", "precision", f"It learned all the same. {unscaled}", "high")
+    sure: Confidence = "high" if t.last < _LEARNED * _WELL and len(t.rates[1]) > 1 else "medium"
+    return t.conclude("stable", None, "", sure)
+
+
+def _by_heart(t: _Training) -> tuple[str, str]:
+    """Cause and advice if the training loss is nearly 0, and the error rate is not."""
+    cause = "labels" if t.last > _RESTED else "overfitting"
+    return cause, (
+        f"The {t.metric} is {t.last:.2g}, and the training loss is next to 0. Either the model knows its training data "
+        "by heart, or other labels are right in validation. Compare the labels of both splits, and the error rates of "
+        "groups of utterances. If they are right, add data, augmentation or dropout."
+    )
+
+
+def _by_mismatch(t: _Training) -> Verdict | None:
+    """The verdict on a training that learned its loss and not its error rate."""
+    if not t.last >= _LEARNED or (t.last < _SOME and has_improved(t.rates[1])):
+        return None
+    why = why_the_error_stays(t.signals, t.validation)
+    return None if why is None else t.conclude("undecided", *why, "medium")
+
+
+def _without_rates(t: _Training) -> Verdict | None:
+    """The verdict on a training without an error rate: whether it is good is not known."""
+    if len(t.rates[1]) or narrow_output_since(t.signals, t.end) is not None:
+        return None
+    _, losses = readings(t.validation, "loss")
+    if len(losses) and not np.isfinite(losses).any():
+        advice = (
+            "The validation loss is not finite at any validation, though the training loss is. If it is infinite, CTC "
+            "has no room for the labels of a validation utterance: compare its frames with its labels. Else look for a "
+            "NaN in the validation data."
+        )
+        return t.conclude("undecided", "validation_loss", advice, "medium")
+    if _is_short(t):
+        return t.conclude("undecided", "too_few_readings", _too_few(t), "low")
+    steps, finite = finite_readings(t.validation, "loss")
+    if _has_risen(finite):
+        best = int(steps[finite.argmin()])
+        return t.conclude(
+            "degraded",
+            "overfitting" if _training_fell_since(t, best) else "unknown",
+            f"The validation loss had come down to {finite.min():.3g} at step {best}, and is {finite[-1]:.3g} now. "
+            "Stop at the best validation, and log an error rate: it may still get better while the loss gets worse.",
+            "low",
+            best,
+        )
+    learns = "The loss alone does not show whether it learned" if not len(finite) else "A loss alone does not show it"
+    return t.conclude("undecided", "no validation", f"No error rate was recorded. {learns}: log one.", "low")
+
+
+def _has_risen(losses: Floats) -> bool:
+    """Whether the validation loss ended far above its best, against its noise."""
+    if len(losses) <= _FEW or losses.min() <= 0:
+        return False
+    logs = np.log(losses)
+    risen = np.median(logs[-3:]) - np.median(np.sort(logs)[:3])
+    return bool(risen > max(np.log(_RISEN), 4 * noise_of(logs)))
+
+
+def _by_progress(t: _Training) -> Verdict | None:
+    """The verdict on a training whose error rate gets better, or came to rest, without being good."""
+    _, rates = t.rates
+    _, losses = finite_readings(t.validation, "loss")
+    falls = has_improved(rates) and (t.last < _SOME or not has_come_to_rest(rates))
+    improves = falls or (t.last < _SOME and not has_come_to_rest(losses))
+    if not (improves or t.last <= _LEARNED):
+        return None
+    rests = has_come_to_rest(rates) and (len(losses) == 0 or has_come_to_rest(losses))
+    if is_far_from_training(t.signals, t.validation):
+        return t.conclude("slow", *_by_heart(t), "medium")
+    cause, advice = why_no_progress(t.signals, t.end)
+    small = cause == "step_too_small" or narrow_output_since(t.signals, t.end) is not None
+    if rests and t.last <= _RESTED and not small:
+        advice = f"It learned, and came to rest at a {t.metric} of {t.last:.2g}."
+        return t.conclude("stable", None, advice, "medium")
+    state = f"It came to rest at a {t.metric} of {t.last:.2g}." if rests else "It learns, but it is far behind."
+    return t.conclude("slow", cause, f"{state} {advice}", "medium")
+
+
+def _by_plateau(t: _Training) -> Verdict:
+    """The verdict on a training that has not learned anything, or nothing that lasted."""
+    if _is_short(t):
+        return t.conclude("undecided", "too_few_readings", _too_few(t), "low")
+    if _warms_up(t.signals):
+        advice = "The lr was still rising when it ended: it had hardly begun. Train beyond the warm-up."
+        return t.conclude("undecided", "in_warmup", advice, "low")
+    cause, advice = why_no_progress(t.signals, t.end)
+    narrow = narrow_output_since(t.signals, t.end)
+    silent = _silent_since(t)
+    since, blank = narrow or (silent, True)
+    if since is None:
+        best = float(min(t.rates[1], default=nan))
+        lost = f"It had a {t.metric} of {best:.2g}, and lost it again."
+        return t.conclude(
+            "undecided", cause, f"{lost if best < _SOME else 'It has not learned anything yet.'} {advice}", "low"
+        )
+    ahead = forecast(t.signals, since, t.end)
+    if ahead is None and blank and _is_flat(t, since):
+        advice = f"The decoder outputs only blank, and the loss is flat. {advice}"
+        return t.conclude("blank_collapse", cause, advice, "medium", since)
+    if ahead is not None and will_last(ahead, t.end, t.end - since):
+        outcome: Outcome = "blank_collapse" if blank else "mode_collapse"
+        return t.conclude(outcome, cause, f"At the present rate of change it stays there. {advice}", "medium", since)
+    if ahead is not None:
+        t.evidence["forecast end of the blank plateau"] = str(ahead)
+    return t.conclude("undecided", cause, f"Training ended on the blank plateau. {advice}", "low", since)
+
+
+def _is_short(t: _Training) -> bool:
+    return max(len(finite_readings(t.signals, "loss").steps), len(t.rates[1])) < _FEW
+
+
+def _too_few(t: _Training) -> str:
+    return f"There are {len(t.signals.steps)} readings of the training, and {len(t.rates[1])} error rates: too few."
+
+
+def _warms_up(signals: Table) -> bool:
+    """Whether the learning rate still rises at the end."""
+    _, rates = finite_readings(signals, "lr")
+    return len(rates) >= _FEW and bool(rates[-1] == rates.max() and rates[-1] > 1.02 * rates[len(rates) * 3 // 4 - 1])
+
+
+def _silent_since(t: _Training) -> int | None:
+    """The step since which the error rate has been that of a decoder that outputs nothing; None if it is not long."""
+    steps, rates = t.rates
+    loud = np.flatnonzero(np.abs(rates - 1) > 1 - _NOTHING)
+    first = int(loud[-1]) + 1 if len(loud) else 0
+    return int(steps[first]) if len(rates) - first >= max(_SILENT, len(rates) / 2) else None
+
+
+def _training_fell_since(t: _Training, step: int) -> bool:
+    loss = finite_readings(t.signals, "loss")
+    then, now = loss.up_to(step)[-5:], loss.values[-5:]
+    return bool(len(then) and np.median(now) < np.median(then))
+
+
+def _is_flat(t: _Training, since: int) -> bool:
+    """Whether the loss is flat since that step: the validation loss, or else that of training.
+
+    It decides if the frame information was not measured.
+    """
+    for table in (t.validation, t.signals):
+        steps, loss = finite_readings(table, "loss")
+        loss = loss[steps >= since]
+        if (quarter := len(loss) // 4) > 0:
+            before = np.median(loss[-2 * quarter : -quarter])
+            return bool(np.median(loss[-quarter:]) > before - _FLAT * abs(before))
+    return False
+
+
+def _still_holds(finding: Finding, t: _Training) -> bool:
+    """Whether the training has not recovered from a finding by its end."""
+    match finding.kind:
+        case "non_finite":
+            norms = readings(t.signals, "grad_norm")[1]
+            return finding.signal == "loss_scale" and not np.isfinite(norms[-1])
+        case "bad_data":
+            values = readings(t.signals, "loss")
+            return bool(np.isfinite(values[1][values[0] == finding.detected_step]).all())
+        case "not_training":
+            last = finite_readings(t.signals, finding.signal).values[-1]
+            return bool(last == finding.value) and not t.last <= _WELL
+        case "exploded":
+            if _is_well_since(finding.detected_step, t):
+                return False
+            return not (recovered(t.signals, finding) or _losses_ended_well(t)) or t.last > _WELL
+        case "degraded":
+            return is_lost(t.rates[1], best_of(*t.rates).rate, t.last)
+    if finding.cause == "labels":
+        return not t.last < _LEARNED
+    return narrow_output_since(t.signals, t.end) is not None and not t.last <= _WELL
+
+
+def _is_well_since(step: int, t: _Training) -> bool:
+    """Whether validations since that step are good: then it is only the training loss that is larger than before."""
+    steps, rates = t.rates
+    if not len(steps) or steps[-1] < step or not t.last <= _WELL or is_lost(rates, best_of(steps, rates).rate, t.last):
+        return False
+    losses = finite_readings(t.validation, "loss")
+    after = losses.between(step, t.end)
+    return _ended_below_start(t) and not (len(after) and after[-1] > _MULTIPLE * losses.values.min())
+
+
+def _losses_ended_well(t: _Training) -> bool:
+    """Whether the training loss ended below its start, and the validation loss near its best."""
+    _, losses = finite_readings(t.validation, "loss")
+    return _ended_below_start(t) and len(losses) > 0 and bool(losses[-1] <= _MULTIPLE * losses.min())
+
+
+def _ended_below_start(t: _Training) -> bool:
+    _, loss = finite_readings(t.signals, "loss")
+    return len(loss) > 10 and bool(np.median(loss[-10:]) < _BACK * min(loss[0], np.median(loss[:5])))
+
+
+def _verdict_on(finding: Finding, t: _Training) -> Verdict:
+    """The verdict by a finding. If a loss grew until it was not finite, that is an explosion."""
+    finding = _explained(finding, t)
+    seen: dict[str, float | str] = {finding.signal: finding.value, f"{finding.signal} expected": finding.expected}
+    steps, norms = finite_readings(t.signals, "grad_norm")
+    if finding.kind in FATAL and (steps < finding.onset_step).any():
+        seen["gradient norm before"] = float(norms[steps < finding.onset_step][-1])
+    at = int(np.searchsorted(t.signals.steps, finding.onset_step))
+    if finding.kind == "non_finite" and (parts := not_finite_parts(t.signals, at)):
+        seen["gradient not finite in"] = ", ".join(parts)
+    verdict = Verdict(
+        outcome=finding.kind,
+        cause=finding.cause,
+        onset_step=finding.onset_step,
+        detected_step=finding.detected_step,
+        evidence=seen | t.evidence,
+        advice=finding.advice,
+        confidence="medium" if finding.cause in ("unknown", "no_evidence") else "high",
+    )
+    growth = growth_until(t.signals, finding.onset_step) if finding.kind == "non_finite" else None
+    if growth is None or finding.cause == "precision":
+        return verdict
+    cause, advice = why_grew(t.signals, growth.onset, growth.last)
+    return replace(
+        verdict,
+        outcome="exploded",
+        cause=cause,
+        onset_step=growth.onset,
+        advice=f"The loss grew from {growth.usual:.3g} to {growth.value:.3g}, and then the {finding.signal} was not "
+        f"finite. {advice}",
+    )
+
+
+def _explained(finding: Finding, t: _Training) -> Finding:
+    """The finding with the cause that is known at the end: more was measured since it was made."""
+    if finding.kind == "degraded":
+        cause, advice = why_lost(t.signals, best_of(*t.rates).step, t.end)
+    elif finding.cause in ("step_too_small", "no_information", "no_evidence"):
+        cause, advice = why_no_progress(t.signals, t.end)
+    else:
+        return finding
+    return replace(finding, cause=cause, advice=advice)
+
+
+def _evidence(t: _Training) -> dict[str, float | str]:
+    evidence: dict[str, float | str] = {}
+    _, rates = t.rates
+    if len(rates):
+        evidence |= {f"validation {t.metric}": float(rates[-1]), f"best validation {t.metric}": float(rates.min())}
+    evidence |= count_non_finite(t.signals)
+    _, blank = finite_readings(t.signals, "blank_fraction")
+    if len(blank):
+        evidence["blank fraction"] = float(np.median(blank[-max(1, len(blank) // 10) :]))
+    _, norms = finite_readings(t.signals, "grad_norm")
+    if len(norms) > 1:
+        evidence["largest gradient norm after the first"] = float(norms[1:].max())
+    for name, what in (
+        ("clipped", "share of steps clipped"),
+        ("epsilon_dominance", "share of second-moment roots below epsilon"),
+        ("effective_lr", "effective learning rate"),
+        ("update_ratio", "size of an update over size of the weights"),
+        ("unoptimized", "share of parameters that no optimizer changes"),
+        ("no_gradient", "share of parameters without a gradient"),
+    ):
+        _, values = finite_readings(t.signals, name)
+        if len(values) and (values[-1] > 0 or name not in ("unoptimized", "no_gradient")):
+            evidence[what] = float(values.mean() if name == "clipped" else values[-1])
+    return evidence
