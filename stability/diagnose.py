@@ -24,7 +24,7 @@ from rich.table import Table as TextTable
 from stability.core.errors import StabilityError
 from stability.core.extras import require
 from stability.core.text import counted
-from stability.diagnosis.display import reading_bar, show_outcome
+from stability.diagnosis.display import reading_bar, show_outcome, unsure
 from stability.diagnosis.finding import readings
 from stability.diagnosis.judge import judge
 from stability.diagnosis.outcomes import style_of
@@ -127,6 +127,7 @@ def summarise(runs: Sequence[Recording]) -> None:
         console.print(
             f"{escape(run.name)}: [{style_of(verdict.outcome)}]{verdict.outcome}[/]{cause}"
             + (f", since {run.unit} {since}" if since else "")
+            + unsure(verdict)
         )
         for note in run.notes:
             console.print(f"  [dim]{escape(note)}[/]")

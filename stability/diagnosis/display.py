@@ -20,12 +20,16 @@ def show_outcome(verdict: Verdict, unit: str = "step") -> None:
     console = Console(highlight=False, soft_wrap=True)
     cause = f": {verdict.cause}" if verdict.cause else ""
     since = f", since {unit} {verdict.onset_step}" if verdict.onset_step is not None else ""
-    unsure = "" if verdict.confidence == "high" else f" [dim]({verdict.confidence} confidence)[/]"
-    console.print(f"[{style_of(verdict.outcome)}]{verdict.outcome}[/]{cause}{since}{unsure}")
+    console.print(f"[{style_of(verdict.outcome)}]{verdict.outcome}[/]{cause}{since}{unsure(verdict)}")
     for name, value in verdict.evidence.items():
         console.print(f"  [dim]{name:<44}[/] {value if isinstance(value, str) else f'{value:.4g}'}")
     if verdict.advice:
         console.print(f"  {verdict.advice}")
+
+
+def unsure(verdict: Verdict) -> str:
+    """Return what to print after a verdict that is not sure, in the words of rich."""
+    return "" if verdict.confidence == "high" else f" [dim]({verdict.confidence} confidence)[/]"
 
 
 @contextmanager

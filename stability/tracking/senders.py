@@ -51,7 +51,7 @@ _PARAMETERS_PER_BATCH = 100
 _PARAMETER_LENGTH = 6000
 
 _ARTIFACTS = (CONFIG, VERDICT, FIGURE)
-_VERDICT_TAGS = ("outcome", "cause", "onset_step", "detected_step")
+_VERDICT_TAGS = ("outcome", "cause", "confidence", "onset_step", "detected_step")
 _NOT_PARAMETERS = ("tracking", "outputs", "fresh")  # settings that do not describe the trial
 
 _NOTE = "mlflow.note.content"  # the tag with the description on a run's page

@@ -145,6 +145,7 @@ def loggable(verdict: Verdict) -> dict[str, float | str]:
     values = {
         "outcome": verdict.outcome,
         "cause": verdict.cause,
+        "confidence": verdict.confidence,
         "onset step": verdict.onset_step,
         "advice": verdict.advice or None,
         **verdict.evidence,
