@@ -9,16 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stability.diagnosis.finding import Finding, Floats, Steps, finite_readings, readings
+from stability.diagnosis.finding import Finding, Floats, Steps, earliest, finite_readings, readings
 from stability.diagnosis.table import Table
 
 BELOW_ZERO = -1e-3  # a loss that is rounded is not below this
-_MANY = {
-    "infeasible_targets": 0.1,
-    "empty_targets": 0.5,
-}  # shares of the utterances from which on they are no exception
+LEAST = 3  # utterances of a batch that tell something if all of them are infeasible
+# Shares of the utterances from which on they are no exception.
+_MANY = {"infeasible_targets": 0.1, "empty_targets": 0.5}
 _CHANCE = 0.002  # at most, that their true share is only half as large
-_LEAST = 3  # utterances of a batch that tell something if all of them are infeasible
+_OFTEN = 3  # readings below 0; after so many, one more is no chance
 _POSITIVE = 1.0  # nats; a loss that began above this and falls below 0 is no log-likelihood
 _UNLEARNED = 0.95  # an error rate from which on nothing has been learned
 
@@ -56,6 +55,7 @@ _ALWAYS_WRONG = {
         "Monitor, give it to both",
     ),
 }
+ALWAYS_WRONG = frozenset(_ALWAYS_WRONG)  # the signals of which one utterance is a fault
 _WRONG_IF_MANY = {
     "infeasible_targets": _Fault(
         "infeasible_target",
@@ -75,8 +75,7 @@ def ctc_inputs(signals: Table, validation: Table) -> Finding | None:
     found = [_always_wrong(signals, name) for name in _ALWAYS_WRONG]
     for name in _WRONG_IF_MANY:
         found += [_spoilt_loss(signals, name), _many(signals, name)]
-    found.append(_negative_loss(signals, validation))
-    return min((f for f in found if f is not None), key=lambda finding: finding.detected_step, default=None)
+    return earliest([*found, _negative_loss(signals, validation)])
 
 
 def _always_wrong(signals: Table, name: str) -> Finding | None:
@@ -102,7 +101,7 @@ def _many(signals: Table, name: str) -> Finding | None:
     bad, seen = counts.cumsum(), sizes.cumsum()
     many = (bad >= _MANY[name] * seen) & (_chance_of_as_many(bad, seen, _MANY[name] / 2) < _CHANCE)
     if name == "infeasible_targets":
-        many |= (counts >= sizes) & (sizes >= _LEAST)
+        many |= (counts >= sizes) & (sizes >= LEAST)
     if not many.any():
         return None
     row = int(many.argmax())
@@ -142,9 +141,9 @@ def _negative_loss(signals: Table, validation: Table) -> Finding | None:
 def _fell_below_0(steps: Steps, loss: Floats, validation: Table) -> int | None:
     """The step at which a positive loss has been below 0 often enough, in a training with error rates."""
     below, validated = steps[loss < BELOW_ZERO], finite_readings(validation, "per").steps
-    if len(below) <= _LEAST or not len(validated):
+    if len(below) <= _OFTEN or not len(validated):
         return None
-    return max(int(below[_LEAST]), int(validated[0]))
+    return max(int(below[_OFTEN]), int(validated[0]))
 
 
 def _not_learned(validation: Table, since: int) -> int | None:

@@ -13,6 +13,7 @@ from stability.diagnosis.finding import (
     Floats,
     Series,
     Steps,
+    count_at_end,
     finite_readings,
     noise_of,
     running_median,
@@ -270,7 +271,7 @@ def _may_have_stepped_far(optimizer: _Optimizer, step: int) -> bool:
 
 def _stays_lost(steps: Steps, smooth: Floats, lost: NDArray[np.bool_], row: int) -> bool:
     """Whether the loss has been lost for long, and is not coming down again."""
-    since = row - int(np.argmin(lost[row::-1])) + 1 if not lost[: row + 1].all() else 0
+    since = row + 1 - count_at_end(lost[: row + 1])
     fewest = _SMOOTH if steps[row] - steps[row - 1] < _SPARSE else 1
     if steps[row] - steps[since] < _T["calm"] or row - since < fewest:
         return False
@@ -294,8 +295,7 @@ def _grown_weights(signals: Table) -> _Sign | None:
         explained = float(sizes.mean()) * (int(steps[row]) - first) if len(sizes) else 0.0
         # Growth that the updates explain is left to the detectors of updates and of the loss.
         if explained < np.log(norms[row] / past.min()) and not _loss_falls(loss, int(steps[row])):
-            grown = past > 1.15 * past.min()
-            onset = row - int(np.argmin(grown[::-1])) if grown.any() else row
+            onset = row - count_at_end(past > 1.15 * past.min())
             return _Sign(
                 signal="weight_norm",
                 onset=int(steps[onset - 1]) + 1,

@@ -1,6 +1,7 @@
-"""Shared by the detectors: the form of a finding, the thresholds, and access to the readings of a signal."""
+"""Shared by the detectors: what a finding is, the thresholds, the readings of a signal, and its noise."""
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -23,9 +24,9 @@ Outcome = Literal[
     "non_finite",
     "bad_data",
 ]
-_NEAR = 10  # readings by which the distance between two of them is measured
 Floats = NDArray[np.float64]
 Steps = NDArray[np.int64]
+_NEAR = 10  # readings by which the distance between two of them is measured
 
 THRESHOLDS: dict[str, dict[str, float]] = tomllib.loads(Path(__file__).with_name("thresholds.toml").read_text())
 
@@ -53,6 +54,11 @@ class Finding:
     value: float
     expected: str
     advice: str
+
+
+def earliest(found: Iterable[Finding | None]) -> Finding | None:
+    """Return the finding that was detected first; None if there is none."""
+    return min((f for f in found if f is not None), key=lambda finding: finding.detected_step, default=None)
 
 
 class Series(NamedTuple):
@@ -101,6 +107,11 @@ def noise_of(values: Floats) -> float:
     # Differences of independent noise have two and six times its variance. A bend is no noise: the smaller one counts.
     deviations = np.median(np.abs(first - np.median(first))) / np.sqrt(2), np.median(np.abs(second)) / np.sqrt(6)
     return 1.4826 * float(min(deviations))
+
+
+def count_at_end(holds: NDArray[np.bool_]) -> int:
+    """Return the length of the row of True values with which an array ends."""
+    return len(holds) if holds.all() else int(np.argmin(holds[::-1]))
 
 
 def update_in_words(ratio: float) -> str:

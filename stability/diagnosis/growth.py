@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stability.diagnosis.finding import THRESHOLDS, finite_readings, noise_of, running_median
+from stability.diagnosis.finding import THRESHOLDS, count_at_end, finite_readings, noise_of, running_median
 from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["growth"]
@@ -55,7 +55,7 @@ def growth_until(signals: Table, step: int) -> Growth | None:
     noise = noise_of(logs)
     above = logs - usual
     high = above > max(math.log(_T["times"]), _T["noises"] * noise)
-    readings = end if high.all() else int(np.argmin(high[::-1]))
+    readings = count_at_end(high)
     if not readings or values[end - 1] < _T["near_0"] * values[0]:
         return None
     if readings == 1 and not _is_clear(signals, int(steps[end - 1]), float(above[-1]), noise):

@@ -23,7 +23,17 @@ from stability.diagnosis.error_rates import (
     why_lost,
 )
 from stability.diagnosis.explosion import recovered, why_grew
-from stability.diagnosis.finding import THRESHOLDS, Finding, Floats, Outcome, Steps, finite_readings, noise_of, readings
+from stability.diagnosis.finding import (
+    THRESHOLDS,
+    Finding,
+    Floats,
+    Outcome,
+    Steps,
+    count_at_end,
+    finite_readings,
+    noise_of,
+    readings,
+)
 from stability.diagnosis.growth import growth_until
 from stability.diagnosis.mismatch import is_far_from_training, why_the_error_stays
 from stability.diagnosis.no_progress import clipped_before_unscaling, why_no_progress
@@ -340,9 +350,8 @@ def _warms_up(signals: Table) -> bool:
 def _silent_since(t: _Training) -> int | None:
     """The step since which the error rate has been that of a decoder that outputs nothing; None if it is not long."""
     steps, rates = t.rates
-    loud = np.flatnonzero(np.abs(rates - 1) > 1 - _NOTHING)
-    first = int(loud[-1]) + 1 if len(loud) else 0
-    return int(steps[first]) if len(rates) - first >= max(_SILENT, len(rates) / 2) else None
+    silent = count_at_end(np.abs(rates - 1) <= 1 - _NOTHING)
+    return int(steps[-silent]) if silent >= max(_SILENT, len(rates) / 2) else None
 
 
 def _training_fell_since(t: _Training, step: int) -> bool:

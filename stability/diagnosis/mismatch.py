@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stability.diagnosis.collapse import narrow_output_since
-from stability.diagnosis.finding import THRESHOLDS, Finding, Steps, finite_readings, running_median
+from stability.diagnosis.finding import THRESHOLDS, Finding, Steps, count_at_end, finite_readings, running_median
 from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["mismatch"]
@@ -120,9 +120,8 @@ def _learned_since(signals: Table) -> int | None:
 
 def _since(steps: Steps, holds: NDArray[np.bool_]) -> int | None:
     """The step since which it holds up to the end; None if it does not."""
-    if not holds[-1]:
-        return None
-    return int(steps[len(holds) - (len(holds) if holds.all() else int(np.argmin(holds[::-1])))])
+    count = count_at_end(holds)
+    return int(steps[-count]) if count else None
 
 
 def _normalises_batches(signals: Table) -> bool:

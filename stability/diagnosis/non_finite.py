@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stability.diagnosis.explosion import why_exploded
-from stability.diagnosis.finding import THRESHOLDS, Finding, finite_readings, readings
+from stability.diagnosis.finding import THRESHOLDS, Finding, count_at_end, earliest, finite_readings, readings
 from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["fp16"]
@@ -18,8 +18,7 @@ def non_finite(signals: Table, validation: Table) -> Finding | None:
 
     In fp16 an overflow is no fault if a smaller loss scale mends it. Overflows that do not end are a fault.
     """
-    found = (_first_non_finite(signals, 0), _endless_overflow(signals))
-    return min((f for f in found if f is not None), key=lambda finding: finding.detected_step, default=None)
+    return earliest((_first_non_finite(signals, 0), _endless_overflow(signals)))
 
 
 def non_finite_at_the_end(signals: Table) -> Finding | None:
@@ -78,8 +77,7 @@ def _row_of_last_run(signals: Table, name: str) -> int | None:
     rows = np.flatnonzero(signals.measured[:, signals.names.index(name)]) if name in signals.names else np.zeros(0, int)
     if not len(rows) or not bad[rows[-1]]:
         return None
-    finite = np.flatnonzero(~bad[rows])
-    return int(rows[finite[-1] + 1]) if len(finite) else int(rows[0])
+    return int(rows[-count_at_end(bad[rows])])
 
 
 def _went_on(bad: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -13,13 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 from stability.core.device import to_device
 from stability.core.errors import StabilityError
 from stability.core.text import listed
+from stability.diagnosis.ctc_inputs import ALWAYS_WRONG, LEAST
 from stability.engine.measure import faulty_targets, infeasible_targets
 
 Numbers = Tensor | NDArray[Any] | Sequence[Any]
 Mask = Tensor | NDArray[np.bool_]
-
-_ALWAYS_WRONG = ("blanks_in_labels", "labels_out_of_range", "lengths_too_long")
-_LEAST = 3  # utterances of a batch that tell something if CTC can align none of them
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,9 @@ class Given:
 
     def is_wrong(self, counts: Mapping[str, float]) -> bool:
         """Return whether the batch needs a verdict at once, by its counts of utterances with a fault."""
-        if self.swapped or any(counts.get(check, 0) > 0 for check in _ALWAYS_WRONG):
+        if self.swapped or any(counts.get(check, 0) > 0 for check in ALWAYS_WRONG):
             return True
-        least = max(_LEAST, self.utterances or 0)
+        least = max(LEAST, self.utterances or 0)
         return counts.get("infeasible_targets", 0) >= least
 
 
