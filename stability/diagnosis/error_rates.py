@@ -14,6 +14,7 @@ from stability.diagnosis.finding import (
     running_median,
     update_in_words,
 )
+from stability.diagnosis.no_progress import why_shrunk
 from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["error_rate"]
@@ -105,7 +106,7 @@ def _finding(signals: Table, best: Best, step: int, rate: float) -> Finding:
 
 
 def why_lost(signals: Table, best: int, now: int) -> tuple[str, str]:
-    """Find out why it lost what it had learned, from the training loss and the optimiser since the best step.
+    """Find out why it lost what it had learned, from the training loss and the optimizer since the best step.
 
     Returns:
         Cause and advice.
@@ -118,11 +119,8 @@ def why_lost(signals: Table, best: int, now: int) -> tuple[str, str]:
     fell = bool(len(losses[0]) and len(losses[1]) and np.median(losses[1]) <= np.median(losses[0]))
     weights = finite_readings(signals, "weight_norm")
     then, present = weights.up_to(best)[-1:], weights.up_to(now)[-1:]
-    if len(then) and len(present) and present[0] < 0.7 * then[0]:
-        return "decay", (
-            f"The weights have shrunk from {then[0]:.3g} to {present[0]:.3g}: the weight decay is stronger than the "
-            "gradients. Lower it."
-        )
+    if len(then) and len(present) and (decayed := why_shrunk(float(then[0]), float(present[0]))) is not None:
+        return decayed
     if fell and now > best:
         return "overfitting", (
             f"Meanwhile the training loss went from {np.median(losses[0]):.3g} to {np.median(losses[1]):.3g}: it "

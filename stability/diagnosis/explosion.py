@@ -82,7 +82,7 @@ def recovered(signals: Table, finding: Finding) -> bool:
 
 
 def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] | None:
-    """Find the cause of an explosion in what the optimiser did around its onset.
+    """Find the cause of an explosion in what the optimizer did around its onset.
 
     If the learning rate is too high, updates are large for the weights. If one batch is to blame, one gradient is
     large. If neither is large, something else changed the weights, the data or the sign of the gradient.
@@ -90,47 +90,60 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
     Returns:
         Cause and advice; None if there is no evidence for any cause.
     """
-    lr, update = finite_readings(signals, "lr"), finite_readings(signals, "update_ratio")
-    now = lr.up_to(detected)[-1:]
-    earlier_than = onset - max(15, update.distance(onset))
-    # What the updates grew to later is no cause.
-    largest = update.between(earlier_than, min(detected, onset + max(_AFTER, update.distance(onset)))).max(initial=0)
-    past = update.up_to(earlier_than)[-_BACK:]
+    raised_from = _rate_before_rise(signals, onset, detected)
+    reason = None if raised_from else _why_one_batch(signals, onset, detected)
+    reason = reason or _why_rate(signals, onset, detected, raised_from)
+    return reason or _why_drift(signals, onset, detected)
+
+
+def _why_one_batch(signals: Table, onset: int, detected: int) -> tuple[str, str] | None:
+    """Cause and advice if the gradient of one batch is large; else None."""
+    spike = _find_spike(finite_readings(signals, "grad_norm"), onset - 10, detected)
+    if spike is None:
+        return None
+    step, norm, common = spike
+    return "bad_batch", (
+        f"The batch of step {step} has a gradient norm of {norm:.3g}, {_rounded(norm / common, 3)} times the usual "
+        f"{common:.3g}.{_second_moments_advice(signals, step, detected)} Look at that batch, and clip gradients at "
+        f"about {_rounded(3 * common, 1)}."
+    )
+
+
+def _why_rate(signals: Table, onset: int, detected: int, raised_from: float) -> tuple[str, str] | None:
+    """Cause and advice if updates are large for the weights, or the learning rate has risen; else None."""
+    now = finite_readings(signals, "lr").up_to(detected)[-1:]
+    largest, past = _largest_update(signals, onset, detected), _updates_before(signals, onset)
     usual = float(np.median(np.minimum(past, 0.02))) if len(past) else _TYPICAL_UPDATE
-    raised_from = _rate_before_rise(signals, lr, onset, detected)
-    spike = None if raised_from else _find_spike(finite_readings(signals, "grad_norm"), onset - 10, detected)
-    if spike is not None:
-        step, norm, common = spike
-        return "bad_batch", (
-            f"The batch of step {step} has a gradient norm of {norm:.3g}, {_rounded(norm / common, 3)} times the usual "
-            f"{common:.3g}.{_second_moments_advice(signals, step, detected)} Look at that batch, and clip gradients at "
-            f"about {_rounded(3 * common, 1)}."
-        )
+    if not len(now) or not (largest >= _T["update"] or raised_from):
+        return None
     if raised_from and largest <= 3 * usual:  # no update has been measured since then
         return (
             "rate_too_high",
             f"The lr rose from {raised_from:.3g} to {now[0]:.3g}, and has been too high since then. Lower it.",
         )
-    if len(now) and (largest >= _T["update"] or raised_from):
-        rate = now[0] * usual / largest
-        rise = f", raised from {raised_from:.3g}" if raised_from else ""
-        earlier = float(np.median(past)) if len(past) else 0.0
-        compared = f", compared with {update_in_words(earlier)} before" if earlier > 1e-4 else ", from the start"
-        mend = f"With an lr of {rate:.1g} they would be {100 * usual:.2g}%" if rate > 0 else "Lower it"
-        return "rate_too_high", (
-            f"Updates are {update_in_words(largest)} at an lr of {now[0]:.3g}{rise}{compared}: the lr is too high. "
-            f"{mend}.{_clip_advice(signals, detected)}"
-        )
-    weights = finite_readings(signals, "weight_norm")
+    rate = now[0] * usual / largest
+    rise = f", raised from {raised_from:.3g}" if raised_from else ""
+    earlier = float(np.median(past)) if len(past) else 0.0
+    compared = f", compared with {update_in_words(earlier)} before" if earlier > 1e-4 else ", from the start"
+    mend = f"With an lr of {rate:.1g} they would be {100 * usual:.2g}%" if rate > 0 else "Lower it"
+    return "rate_too_high", (
+        f"Updates are {update_in_words(largest)} at an lr of {now[0]:.3g}{rise}{compared}: the lr is too high. "
+        f"{mend}.{_clip_advice(signals, detected)}"
+    )
+
+
+def _why_drift(signals: Table, onset: int, detected: int) -> tuple[str, str] | None:
+    """Cause and advice if the weights or the loss grew, and the updates do not explain it; else None."""
+    update = finite_readings(signals, "update_ratio")
+    # If updates were seldom measured, large ones may have been missed.
+    if not len(update.up_to(detected)) or update.distance(detected) > _OFTEN:
+        return None
+    largest, weights = _largest_update(signals, onset, detected), finite_readings(signals, "weight_norm")
     former, present = weights.up_to(onset - 10)[-1:], weights.up_to(detected)[-1:]
-    if not len(update.up_to(detected)):
-        return None
-    if update.distance(detected) > _OFTEN:  # then large updates may have been missed
-        return None
     if len(former) and len(present) and present[0] > 1.5 * former[0]:
         return "drift", (
             f"The weights grew from {former[0]:.3g} to {present[0]:.3g}. Updates of {update_in_words(largest)} do not "
-            "explain that: something other than the optimiser changes the weights."
+            "explain that: something other than the optimizer changes the weights."
         )
     loss = finite_readings(signals, "loss").up_to(onset)
     if len(loss) > _SMOOTH and onset < detected and len(update.between(onset, detected)):
@@ -141,8 +154,26 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
     return None
 
 
-def _rate_before_rise(signals: Table, lr: Series, onset: int, step: int) -> float:
+def _largest_update(signals: Table, onset: int, detected: int) -> float:
+    """The largest update around the onset. What the updates grew to later is no cause."""
+    update = finite_readings(signals, "update_ratio")
+    last = min(detected, onset + max(_AFTER, update.distance(onset)))
+    return float(update.between(_before(update, onset), last).max(initial=0))
+
+
+def _updates_before(signals: Table, onset: int) -> Floats:
+    update = finite_readings(signals, "update_ratio")
+    return update.up_to(_before(update, onset))[-_BACK:]
+
+
+def _before(update: Series, onset: int) -> int:
+    """A step so long before the onset that an update has been measured between them."""
+    return onset - max(15, update.distance(onset))
+
+
+def _rate_before_rise(signals: Table, onset: int, step: int) -> float:
     """The learning rate before it rose a lot, at the onset or since the loss was at its best; 0 if it did not."""
+    lr = finite_readings(signals, "lr")
     now = lr.up_to(step)[-1:]
     steps, loss = finite_readings(signals, "loss")
     losses = loss[: np.searchsorted(steps, step, "right")]
@@ -242,7 +273,7 @@ def _is_above_noise(loss: Floats, value: float, usual: float) -> bool:
 
 
 class _Optimizer(NamedTuple):
-    """The signals that show whether the optimiser makes large updates."""
+    """The signals that show whether the optimizer makes large updates."""
 
     update: Series
     lr: Series
@@ -254,7 +285,7 @@ def _read_optimizer(signals: Table) -> _Optimizer:
 
 
 def _may_have_stepped_far(optimizer: _Optimizer, step: int) -> bool:
-    """Whether the optimiser has just made large updates. If updates were not measured, it may have."""
+    """Whether the optimizer has just made large updates. If updates were not measured, it may have."""
     update, lr, norm = optimizer
     if not len(update.up_to(step)):
         return True

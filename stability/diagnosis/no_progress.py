@@ -1,4 +1,4 @@
-"""Why a training makes no progress: what the optimiser did says so, if it was recorded."""
+"""Why a training makes no progress: what the optimizer did says so, if it was recorded."""
 
 import math
 
@@ -9,10 +9,10 @@ from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["collapsed"]
 _FELL = 0.05  # a learning rate that fell below this share of its largest value has fallen
+_SHRANK = 0.7  # times their norm before; weights that got so small have shrunk
 _GREW = 3.0  # times their first norm; weights that grew so much have lost what they were initialised for
-_FAR = (
-    1.0  # sum of the sizes of all updates, over that of the weights, within which any training gets away from the start
-)
+# Sum of the sizes of all updates, over that of the weights,
+_FAR = 1.0  # within which any training gets away from the start,
 _ENOUGH = 0.4  # and within which it does if the updates are still large
 _NEAR_START = 0.6  # share of the first loss; a training that did not get below it has not even begun,
 _SMALL = 1e-5  # and a learning rate below this explains it
@@ -25,7 +25,7 @@ _TO_LOG = {
 
 
 def why_no_progress(signals: Table, step: int) -> tuple[str, str]:
-    """Find out why a training does not learn, from what the optimiser did up to a step.
+    """Find out why a training does not learn, from what the optimizer did up to a step.
 
     Returns:
         Cause and advice. The cause is `no_evidence` if too little was recorded.
@@ -34,11 +34,8 @@ def why_no_progress(signals: Table, step: int) -> tuple[str, str]:
     steps, update = (column[: np.searchsorted(sizes.steps, step, "right")] for column in sizes)
     weights = finite_readings(signals, "weight_norm").up_to(step)
     rates = finite_readings(signals, "lr").up_to(step)
-    if len(weights) and weights[-1] < 0.7 * weights.max():
-        return "decay", (
-            f"The weights have shrunk from {weights.max():.3g} to {weights[-1]:.3g}: the weight decay is stronger than "
-            "the gradients. Lower it."
-        )
+    if len(weights) and (decayed := why_shrunk(float(weights.max()), float(weights[-1]))) is not None:
+        return decayed
     if (advice := clipped_before_unscaling(signals, step)) is not None:
         return "precision", advice
     largest = float(update.max(initial=0))
@@ -64,8 +61,22 @@ def why_no_progress(signals: Table, step: int) -> tuple[str, str]:
     if len(rates) and (fell_early or rates.max() < tiny):
         fell = f"has fallen early from {rates.max():.2g} to" if fell_early else "is"
         return "step_too_small", f"The lr {fell} {rates[-1]:.2g}, which is too small to go on learning. Raise it."
+    return "no_evidence", _what_to_log(signals, step)
+
+
+def why_shrunk(before: float, now: float) -> tuple[str, str] | None:
+    """Return cause and advice if the norm of the weights is much smaller than before; else None."""
+    if now >= _SHRANK * before:
+        return None
+    return "decay", (
+        f"The weights have shrunk from {before:.3g} to {now:.3g}: the weight decay is stronger than the gradients. "
+        "Lower it."
+    )
+
+
+def _what_to_log(signals: Table, step: int) -> str:
     missing = [what for name, what in _TO_LOG.items() if not len(finite_readings(signals, name).up_to(step))]
-    return "no_evidence", (
+    return (
         "What was recorded does not show why. Look at the inputs and targets of one batch, and log "
         f"{' and '.join(missing) or 'more'}, or watch the training with stability.Monitor, which measures all this."
     )
@@ -76,7 +87,7 @@ def _small_step_advice(signals: Table, step: int, size: float) -> str:
     share, rate, effective = (finite_readings(signals, name).up_to(step) for name in names)
     if not len(share) or not len(rate) or not len(effective):
         return (
-            "The optimiser's state was not recorded. Check whether the roots of its second moments are below epsilon, "
+            "The optimizer's state was not recorded. Check whether the roots of its second moments are below epsilon, "
             "and whether the lr is still high enough."
         )
     updates = f"Updates are {update_in_words(size)}. " if not math.isnan(size) else ""

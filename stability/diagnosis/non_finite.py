@@ -14,7 +14,7 @@ _VIOLENT = 100  # times the usual loss; a loss that was larger than this before 
 
 
 def non_finite(signals: Table, validation: Table) -> Finding | None:
-    """Detect the first loss or gradient that is not finite, and whether the data, fp16 or the optimiser caused it.
+    """Detect the first loss or gradient that is not finite, and whether the data, fp16 or the optimizer caused it.
 
     In fp16 an overflow is no fault if a smaller loss scale mends it. Overflows that do not end are a fault.
     """
@@ -97,58 +97,68 @@ def _first_non_finite(signals: Table, since: int) -> Finding | None:
     row = int(bad.argmax())
     step = int(signals.steps[row])
     name = "loss" if in_loss[row] else "grad_norm"
-    value = float(signals[name][row])
     largest = float(_column(signals, "input_max", 0)[row])
     if not np.isfinite(largest):
-        return Finding(
-            kind="bad_data",
-            cause="non_finite_input",
-            onset_step=step,
-            detected_step=step,
-            signal="input_max",
-            value=largest,
-            expected="finite inputs",
-            advice=f"An input in the batch of step {step} is not finite. Find the example that it comes from, and "
-            "repair it or leave it out.",
-        )
-    count = _column(signals, "infeasible_targets", 0)[row]
-    past = finite_readings(signals, "loss").up_to(step)
-    calm = past[-5:].max(initial=0) <= _VIOLENT * np.median(past) if len(past) else True
-    # If the logits are finite, CTC's loss is infinite for no other reason.
-    if name == "loss" and (count > 0 or (value == np.inf and calm and "blank_fraction" in signals.names)):
-        return _infeasible_target(step, float(count))
-    if (advice := _infinite_update(signals, step)) is not None:
-        cause = "precision"
-    elif (reason := why_exploded(signals, step, step)) is not None:
-        cause, advice = reason
-    elif scale[row] > 1:
-        cause, advice = "precision", "The loss overflowed in fp16: train in bf16 or fp32."
-    elif name == "loss":
-        cause = "loss"
-        advice = _loss_advice(signals, row)
-    else:
-        cause, advice = "gradient", _backward_advice(signals, row)
+        return _bad_input(step, largest)
+    count = float(_column(signals, "infeasible_targets", 0)[row])
+    if name == "loss" and (count > 0 or _is_infinite_by_targets(signals, row)):
+        return _infeasible_target(step, count)
+    cause, advice = _why_non_finite(signals, row, name)
     return Finding(
         kind="non_finite",
         cause=cause,
         onset_step=step,
         detected_step=step,
         signal=name,
-        value=value,
+        value=float(signals[name][row]),
         expected="a finite number",
         advice=advice,
     )
 
 
+def _bad_input(step: int, largest: float) -> Finding:
+    return Finding(
+        kind="bad_data",
+        cause="non_finite_input",
+        onset_step=step,
+        detected_step=step,
+        signal="input_max",
+        value=largest,
+        expected="finite inputs",
+        advice=f"An input in the batch of step {step} is not finite. Find the utterance that it comes from, and repair "
+        "it or leave it out.",
+    )
+
+
+def _is_infinite_by_targets(signals: Table, row: int) -> bool:
+    """Whether a CTC loss is infinite though it was usual before: if the logits are finite, only targets explain it."""
+    if signals["loss"][row] != np.inf or "blank_fraction" not in signals.names:
+        return False
+    past = finite_readings(signals, "loss").up_to(int(signals.steps[row]))
+    return not len(past) or bool(past[-5:].max() <= _VIOLENT * np.median(past))
+
+
+def _why_non_finite(signals: Table, row: int, name: str) -> tuple[str, str]:
+    """Return cause and advice: what came before explains it better than where it shows."""
+    step = int(signals.steps[row])
+    if (advice := _infinite_update(signals, step)) is not None:
+        return "precision", advice
+    if (reason := why_exploded(signals, step, step)) is not None:
+        return reason
+    if _column(signals, "loss_scale", 1)[row] > 1:
+        return "precision", "The loss overflowed in fp16: train in bf16 or fp32."
+    return ("loss", _loss_advice(signals, row)) if name == "loss" else ("gradient", _backward_advice(signals, row))
+
+
 def _infinite_update(signals: Table, step: int) -> str | None:
-    """Return advice if the last measured update was not finite, though its gradient was: the optimiser divides by 0."""
+    """Return advice if the last measured update was not finite, though its gradient was: the optimizer divides by 0."""
     steps, sizes = readings(signals, "update_ratio")
     before = np.flatnonzero(steps < step)
     if not len(before) or np.isfinite(sizes[before[-1]]):
         return None
     return (
         f"The gradient of step {steps[before[-1]]} was finite, and its update was not, so the weights are spoilt: the "
-        "optimiser divided by 0. In half precision an epsilon of 1e-8 is 0: keep the weights and the optimiser's state "
+        "optimizer divided by 0. In half precision an epsilon of 1e-8 is 0: keep the weights and the optimizer's state "
         "in fp32 (autocast does), or set a larger epsilon. Begin again from a checkpoint before that step."
     )
 

@@ -82,27 +82,12 @@ def draw(
     if healthy is not None and len(table.steps):
         _draw_healthy(panels, healthy, int(table.steps[-1]))
     if clip is not None:
-        norm.axhline(clip, color=_CLIP, linewidth=1.4, linestyle="--")
-        _label(
-            norm,
-            f"clipped above {clip:g}",
-            at=(0.995, clip),
-            transform=norm.get_yaxis_transform(),
-            color=_CLIP,
-            offset=(0, 9),
-            align="right",
-        )
+        _draw_clip(norm, clip)
     norm.set_xlabel(unit)
     norm.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(table.steps):
         norm.set_xlim(_padded(int(table.steps[0]), int(table.steps[-1])))
-
-    non_finite = _first_non_finite(table, ("loss", "grad_norm"))
-    if non_finite is not None:
-        _mark(panels, non_finite, f"not finite at {non_finite}", color=_BROKEN, style=":", level=0.74)
-    if verdict.get("onset_step") is not None:
-        onset = verdict["onset_step"]
-        _mark(panels, onset, f"onset at {onset}", color=_ONSET, style="-.", level=0.9)
+    _mark_steps(panels, table, verdict)
     figure.align_ylabels()
     loss.set_title(f"{name}\n{_outcome(verdict)}", fontsize=12, wrap=True)
     image = io.BytesIO()
@@ -144,6 +129,29 @@ def _draw_healthy(panels: Sequence[Axes], healthy: signals.Table, last: int) -> 
             steps[there], low[there] * 0.97, high[there] * 1.03, color=_CLIP, alpha=0.35, linewidth=0, label="healthy"
         )
     panels[1].legend(loc="upper right", frameon=False)
+
+
+def _draw_clip(panel: Axes, clip: float) -> None:
+    panel.axhline(clip, color=_CLIP, linewidth=1.4, linestyle="--")
+    _label(
+        panel,
+        f"clipped above {clip:g}",
+        at=(0.995, clip),
+        transform=panel.get_yaxis_transform(),
+        color=_CLIP,
+        offset=(0, 9),
+        align="right",
+    )
+
+
+def _mark_steps(panels: Sequence[Axes], table: signals.Table, verdict: Mapping[str, Any]) -> None:
+    """Mark the first number that is not finite, and the onset of the fault."""
+    non_finite = _first_non_finite(table, ("loss", "grad_norm"))
+    if non_finite is not None:
+        _mark(panels, non_finite, f"not finite at {non_finite}", color=_BROKEN, style=":", level=0.74)
+    onset = verdict.get("onset_step")
+    if onset is not None:
+        _mark(panels, onset, f"onset at {onset}", color=_ONSET, style="-.", level=0.9)
 
 
 def _use_log_scale(panel: Axes) -> None:
