@@ -154,6 +154,8 @@ def in_view(label: Label, signals: Collection[str], distance: int) -> Label:
         causes |= _UNKNOWN
     if "per" not in signals and outcomes & {"stable", "slow"}:
         outcomes |= {"undecided"}
+    if "per" not in signals and "undecided" in outcomes:
+        causes |= {"no validation"}
     return replace(label, outcomes=frozenset(outcomes), causes=frozenset(causes))
 
 
