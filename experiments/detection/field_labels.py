@@ -89,7 +89,11 @@ _EVIDENCE: dict[str, set[str]] = {
     "in_warmup": {"lr"},
     "bad_batch": {"grad_norm"},
 }
-_MEASURED = {"non_finite_input": "input_max", "infeasible_target": "infeasible_targets", "empty_target": "labels"}
+_MEASURED = {
+    "non_finite_input": "input_max",
+    "infeasible_target": "infeasible_targets",
+    "empty_target": "empty_targets",
+}
 
 
 def field_label(facts: dict[str, Any]) -> Label | None:
