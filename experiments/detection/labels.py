@@ -13,7 +13,7 @@ _MUCH = 0.9  # share of the utterances that decode to nothing, or of the phoneme
 _BENIGN = (None, "bad_batch", "rate_blip", "channels_swapped", "rate_cycles", "label_noise")
 _DATA = ("nan_input", "inf_input", "infeasible")
 _EXPLOSIVE = ("rate", "rate_climbs", "heavy_batch", "weight_drift", "not_zeroed", "sign_flip", "epsilon_switch")
-_STEPS = ("small_step", "rate_ends", "clip_before_unscale")
+_STEPS = ("small_step", "rate_ends", "gradient_lost", "clip_before_unscale")
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,18 @@ def label(facts: dict[str, Any]) -> Label | None:
         # A batch that counts too much leaves weights far away, or second moments so large that nothing moves.
         stalled = {"slow"} if fault == "heavy_batch" else set[str]()
         return None if recovers else Label(frozenset({"exploded"} | state | stalled), causes, r["onset"])
-    if fault == "gradient_lost":
-        return Label(frozenset({"not_training"}), frozenset({"no_gradient"}), r["onset"])
     if fault in _STEPS:
+        # Since there is a word for it, a training whose loss counts nothing may also be said to have no gradient.
+        dead, no_gradient = ({"not_training"}, {"no_gradient"}) if fault == "gradient_lost" else (set[str](), set[str]())
+        causes |= no_gradient
         if recovers:
             return Label(frozenset({"slow", "undecided"} if silent or narrow else {"slow"}), causes, 0)
         if later and later[-1]["silent"] >= _MUCH:
             # If its budget ends before it says only blank, it is not known that it will stay there.
             not_yet = set[str]() if silent else {"slow", "undecided"}
-            return Label(frozenset({"blank_collapse"} | not_yet), causes, 0)
+            return Label(frozenset({"blank_collapse"} | not_yet | dead), causes, 0)
         # It still says several phonemes, or only one or two, and is learning or stuck.
-        return Label(frozenset({"slow", "mode_collapse"} if narrow else {"slow", "undecided"}), causes, 0)
+        return Label(frozenset(({"slow", "mode_collapse"} if narrow else {"slow", "undecided"}) | dead), causes, 0)
     if recovers or not state:
         return None
     if fault == "decay":

@@ -42,7 +42,6 @@ _GROUPS = {
     "explosion": {"exploded"},
     "collapse": {"blank_collapse", "mode_collapse"},
     "slow": {"slow", "undecided"},
-    "not training": {"not_training"},
 }
 
 
