@@ -65,7 +65,9 @@ def label(facts: dict[str, Any]) -> Label | None:
         return None if recovers else Label(frozenset({"exploded"} | state | stalled), causes, r["onset"])
     if fault in _STEPS:
         # Since there is a word for it, a training whose loss counts nothing may also be said to have no gradient.
-        dead, no_gradient = ({"not_training"}, {"no_gradient"}) if fault == "gradient_lost" else (set[str](), set[str]())
+        dead, no_gradient = (
+            ({"not_training"}, {"no_gradient"}) if fault == "gradient_lost" else (set[str](), set[str]())
+        )
         causes |= no_gradient
         if recovers:
             return Label(frozenset({"slow", "undecided"} if silent or narrow else {"slow"}), causes, 0)

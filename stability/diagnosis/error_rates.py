@@ -30,7 +30,7 @@ class Best(NamedTuple):
 
 def best_of(steps: Steps, rates: Floats) -> Best:
     """Return the best error rate. There must be one."""
-    smooth = running_median(rates, _SMOOTH) if len(rates) > 2 * _SMOOTH else rates
+    smooth = running_median(rates, _SMOOTH) if len(rates) > _T["few"] else rates
     row = int(smooth.argmin())
     return Best(int(steps[row]), float(smooth[row]))
 
@@ -55,7 +55,9 @@ def is_lost(rates: Floats, best: float, now: float) -> bool:
     risen = now - best
     learned = min(1.0, float(rates[0])) - best
     much = risen > _T["lost"] * learned or now > _T["times"] * best
-    return 1 - best > _T["learned"] and much and risen > max(_T["rise"], _T["noises"] * noise_of(rates))
+    # A few rates that fall steeply look like noise.
+    noise = noise_of(rates) if len(rates) > _T["few"] else 0.0
+    return 1 - best > _T["learned"] and much and risen > max(_T["rise"], _T["noises"] * noise)
 
 
 def loss_went_on(validation: Table, best: int, now: int) -> bool:
@@ -70,7 +72,7 @@ def has_slipped(rates: Floats, best: float) -> bool:
     quarter = len(rates) // 4
     if quarter < _SMOOTH:
         return False
-    risen = float(np.median(rates[-quarter:])) - best
+    risen = float(min(np.median(rates[-quarter:]), rates[-1])) - best
     return risen > max(_T["rise"], _T["slipped"] * best, 2 * _T["noises"] * noise_of(rates))
 
 

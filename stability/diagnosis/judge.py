@@ -290,7 +290,7 @@ def _by_progress(t: _Training) -> Verdict | None:
     _, losses = finite_readings(t.validation, "loss")
     falls = has_improved(rates) and (t.last < _SOME or not has_come_to_rest(rates))
     improves = falls or (t.last < _SOME and not has_come_to_rest(losses))
-    if not (improves or t.last <= _LEARNED):
+    if _is_short(t) or not (improves or t.last <= _LEARNED):
         return None
     rests = has_come_to_rest(rates) and (len(losses) == 0 or has_come_to_rest(losses))
     if is_far_from_training(t.signals, t.validation):
@@ -437,24 +437,38 @@ def _verdict_on(finding: Finding, t: _Training) -> Verdict:
         advice=finding.advice,
         confidence="medium" if finding.cause in ("unknown", "no_evidence") else "high",
     )
-    growth = growth_until(t.signals, finding.onset_step) if finding.kind == "non_finite" else None
-    if growth is None or finding.cause == "precision":
+    if finding.kind != "non_finite" or finding.cause == "precision":
         return verdict
-    cause, advice = why_grew(t.signals, growth.onset, growth.last)
-    return replace(
-        verdict,
-        outcome="exploded",
-        cause=cause,
-        onset_step=growth.onset,
-        advice=f"The loss grew from {growth.usual:.3g} to {growth.value:.3g}, and then the {finding.signal} was not "
-        f"finite. {advice}",
-    )
+    if (growth := growth_until(t.signals, finding.onset_step)) is not None:
+        cause, advice = why_grew(t.signals, growth.onset, growth.last)
+        grew = f"The loss grew from {growth.usual:.3g} to {growth.value:.3g}. Then the {finding.signal} was not finite."
+        return replace(verdict, outcome="exploded", cause=cause, onset_step=growth.onset, advice=f"{grew} {advice}")
+    if (explosion := _explosion_before(finding.onset_step, t)) is not None:
+        return replace(
+            verdict,
+            outcome="exploded",
+            cause=explosion.cause,
+            onset_step=explosion.onset_step,
+            advice=f"It exploded, and then the {finding.signal} was not finite. {explosion.advice}",
+        )
+    return verdict
+
+
+def _explosion_before(step: int, t: _Training) -> Finding | None:
+    """The explosion that was found before that step, if the training had not recovered from it by then."""
+    until_then = t.signals.take(t.signals.steps < step)
+    found = (f for f in t.found if f.kind == "exploded" and f.detected_step < step)
+    return next((f for f in found if not recovered(until_then, f)), None)
 
 
 def _explained(finding: Finding, t: _Training) -> Finding:
     """The finding with the cause that is known at the end: more was measured since it was made."""
     if finding.kind == "degraded":
-        cause, advice = why_lost(t.signals, best_of(*t.rates).step, t.end)
+        best = best_of(*t.rates)
+        cause, advice = why_lost(t.signals, best.step, t.end)
+        advice = (
+            f"The {t.metric} had come down to {best.rate:.2g} at step {best.step}, and is {t.last:.2g} now. {advice}"
+        )
     elif finding.cause in ("step_too_small", "no_information", "no_evidence"):
         cause, advice = why_no_progress(t.signals, t.end)
     else:
