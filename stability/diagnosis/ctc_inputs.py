@@ -1,7 +1,7 @@
-"""What the CTC loss is given: axes, lengths, labels and targets from which no optimizer can learn.
+"""Wrong inputs of the CTC loss: axes, lengths, labels and targets from which no optimizer can learn.
 
-A few utterances that CTC cannot align do no harm if the loss leaves them out (`zero_infinity`). They are evidence. They
-are a finding if the loss is spoilt by them, or if they are many.
+A few utterances that CTC cannot align do no harm if the loss leaves them out (`zero_infinity`). Then they are evidence.
+They are a finding if they make the loss or its gradient NaN or infinite, or if they are many.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ _UNLEARNED = 0.95  # an error rate from which on nothing has been learned
 
 
 class _Fault(NamedTuple):
-    """A fault of what the loss is given: in one word, what it is, and what mends it."""
+    """A fault of the loss's inputs: its cause in one word, what it is, and what mends it."""
 
     cause: str
     what: str
@@ -71,7 +71,7 @@ _WRONG_IF_MANY = {
 
 
 def ctc_inputs(signals: Table, validation: Table) -> Finding | None:
-    """Detect the first step at which the loss is given what CTC cannot learn, or is negative."""
+    """Detect the first step at which the inputs of the CTC loss are wrong, or the loss is negative."""
     found = [_always_wrong(signals, name) for name in _ALWAYS_WRONG]
     for name in _WRONG_IF_MANY:
         found += [_spoilt_loss(signals, name), _many(signals, name)]

@@ -1,4 +1,4 @@
-"""What the error rates of the validations say: whether it learned, lost again what it had learned, or came to rest."""
+"""What the error rates show: whether a training learned, lost what it had learned, or came to rest."""
 
 from typing import NamedTuple
 
@@ -108,7 +108,7 @@ def _finding(signals: Table, best: Best, step: int, rate: float) -> Finding:
 
 
 def why_lost(signals: Table, best: int, now: int) -> tuple[str, str]:
-    """Find out why it lost what it had learned, from the training loss and the optimizer since the best step.
+    """Find out from the training loss and the optimizer why the error rate got worse since the best step.
 
     Returns:
         Cause and advice.
@@ -126,7 +126,7 @@ def why_lost(signals: Table, best: int, now: int) -> tuple[str, str]:
     if fell and now > best:
         return "overfitting", (
             f"Meanwhile the training loss went from {np.median(losses[0]):.3g} to {np.median(losses[1]):.3g}: it "
-            "learns its training data by heart. Stop at the best validation, add augmentation, dropout or weight "
+            "overfits its training data. Stop at the best validation, add augmentation, dropout or weight "
             "decay, or train on more data."
         )
     if len(rates_then) and len(rates_now) and rates_now[0] > 1.2 * rates_then[0]:

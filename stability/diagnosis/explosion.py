@@ -149,7 +149,7 @@ def _why_drift(signals: Table, onset: int, detected: int) -> tuple[str, str] | N
     if len(loss) > _SMOOTH and onset < detected and len(update.between(onset, detected)):
         return "drift", (
             f"The loss rises step by step, but updates are no larger than before ({update_in_words(largest)}). Either "
-            "the gradient points uphill or the data have changed: look at the sign of the loss and the newest batches."
+            "the loss is maximized or the data have changed: look at the sign of the loss and at the newest batches."
         )
     return None
 

@@ -223,7 +223,7 @@ def _by_good_rates(t: _Training) -> Verdict | None:
         return t.conclude("slow", *_by_heart(t), "medium")
     unscaled = clipped_before_unscaling(t.signals, t.end)
     if unscaled is not None:
-        return t.conclude("stable", "precision", f"It learned all the same. {unscaled}", "high")
+        return t.conclude("stable", "precision", f"The training learned nevertheless. {unscaled}", "high")
     sure: Confidence = "high" if t.last < _LEARNED * _WELL and len(t.rates[1]) > 1 else "medium"
     return t.conclude("stable", None, "", sure)
 
@@ -232,9 +232,9 @@ def _by_heart(t: _Training) -> tuple[str, str]:
     """Cause and advice if the training loss is nearly 0, and the error rate is not."""
     cause = "labels" if t.last > _RESTED else "overfitting"
     return cause, (
-        f"The {t.metric} is {t.last:.2g}, and the training loss is next to 0. Either the model knows its training data "
-        "by heart, or other labels are right in validation. Compare the labels of both splits, and the error rates of "
-        "groups of utterances. If they are right, add data, augmentation or dropout."
+        f"The {t.metric} is {t.last:.2g}, and the training loss is next to 0. Either the model has memorized its "
+        "training data, or the labels of validation differ from those of training. Compare the labels of both splits, "
+        "and the error rates of groups of utterances. If the labels are right, add data, augmentation or dropout."
     )
 
 
@@ -267,12 +267,12 @@ def _without_rates(t: _Training) -> Verdict | None:
             "degraded",
             "overfitting" if _training_fell_since(t, best) else "unknown",
             f"The validation loss had come down to {finite.min():.3g} at step {best}, and is {finite[-1]:.3g} now. "
-            "Stop at the best validation, and log an error rate: it may still get better while the loss gets worse.",
+            "Stop at the best validation, and log an error rate: it may improve while the loss gets worse.",
             "low",
             best,
         )
-    learns = "The loss alone does not show whether it learned" if not len(finite) else "A loss alone does not show it"
-    return t.conclude("undecided", "no validation", f"No error rate was recorded. {learns}: log one.", "low")
+    advice = "No error rate was recorded, and losses alone do not show whether the training learned: log an error rate."
+    return t.conclude("undecided", "no validation", advice, "low")
 
 
 def _has_risen(losses: Floats) -> bool:
@@ -298,9 +298,9 @@ def _by_progress(t: _Training) -> Verdict | None:
     cause, advice = why_no_progress(t.signals, t.end)
     small = cause == "step_too_small" or narrow_output_since(t.signals, t.end) is not None
     if rests and t.last <= _RESTED and not small:
-        advice = f"It learned, and came to rest at a {t.metric} of {t.last:.2g}."
+        advice = f"It learned, and converged at a {t.metric} of {t.last:.2g}."
         return t.conclude("stable", None, advice, "medium")
-    state = f"It came to rest at a {t.metric} of {t.last:.2g}." if rests else "It learns, but it is far behind."
+    state = f"It came to rest at a {t.metric} of {t.last:.2g}." if rests else "It learns, but slowly."
     return t.conclude("slow", cause, f"{state} {advice}", "medium")
 
 
@@ -309,7 +309,7 @@ def _by_plateau(t: _Training) -> Verdict:
     if _is_short(t):
         return t.conclude("undecided", "too_few_readings", _too_few(t), "low")
     if _warms_up(t.signals):
-        advice = "The lr was still rising when it ended: it had hardly begun. Train beyond the warm-up."
+        advice = "The lr was still rising when the training ended. Train beyond the warm-up."
         return t.conclude("undecided", "in_warmup", advice, "low")
     cause, advice = why_no_progress(t.signals, t.end)
     narrow = narrow_output_since(t.signals, t.end)

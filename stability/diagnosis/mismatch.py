@@ -32,7 +32,7 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
         return "labels", (
             f"The training loss fell to {trained:.3g}, and the error rate did not follow. Either the labels of "
             "training and validation differ, or the decoder of the metric is wrong (its class of blank, its class "
-            "table), or the model knows its training data by heart. Log the validation loss: it would tell."
+            "table), or the model has memorized its training data. Log the validation loss: it shows which."
         )
     held_out, best, first = float(np.median(losses[-3:])), float(losses.min()), float(losses[0])
     both = f"The training loss is {trained:.3g}, and the validation loss {held_out:.3g}"
@@ -43,7 +43,7 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
         )
     if best < _T["fallen"] * first:
         return "overfitting", (
-            f"{both}, after {best:.3g} at its best: the model knows its training data by heart. Add data, augmentation "
+            f"{both}, after {best:.3g} at its best: the model has memorized its training data. Add data, augmentation "
             "or dropout."
         )
     if _normalises_batches(signals):
@@ -55,7 +55,7 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
     return "labels", (
         f"{both}, as if nothing had been learned. Either the validation labels differ (another class table, shifted by "
         "one, <unk> everywhere), or the model differs in model.eval() (batch norm, padding). Validate on utterances of "
-        "the training once, and in train mode. If both are good, the model knows its training data by heart."
+        "the training once, and in train mode. If both are good, the model has memorized its training data."
     )
 
 

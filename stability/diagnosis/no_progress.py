@@ -1,4 +1,4 @@
-"""Why a training makes no progress: what the optimizer did says so, if it was recorded."""
+"""Why a training makes no progress. The optimizer's signals show it, if they were recorded."""
 
 import math
 
@@ -42,17 +42,20 @@ def why_no_progress(signals: Table, step: int) -> tuple[str, str]:
     if len(weights) and weights[-1] > _GREW * weights[0] and largest > THRESHOLDS["exploded"]["update"]:
         return "rate_too_high", (
             f"Updates were up to {update_in_words(largest)}, and the weights have grown from {weights[0]:.3g} to "
-            f"{weights[-1]:.3g}: the lr was too high, and what it left no longer learns. Begin again with a lower one."
+            f"{weights[-1]:.3g}: the lr was too high, and such weights learn no more. Start again with a lower lr."
         )
     size = float(np.median(update[-3:])) if len(update) else math.nan
     path = float(update.mean()) * int(steps[-1] - steps[0]) if len(update) else 0.0
     if path > _FAR or (size > 3 * _T["small_update"] and path > _ENOUGH):
         return "no_information", (
-            f"Updates are {update_in_words(float(np.median(update)))}, which is enough to learn. Look at the data: do "
-            "the inputs and labels still belong together?"
+            f"Updates are {update_in_words(float(np.median(update)))}, which is enough to learn. So look at the data: "
+            "check on a few utterances that the labels belong to the inputs."
         )
     if size > 3 * _T["small_update"]:
-        return "no_evidence", "It has hardly begun: updates are large enough, and there were few. Train for longer."
+        return (
+            "no_evidence",
+            "Training has hardly begun: updates are large enough, but there were few of them. Train for longer.",
+        )
     if not math.isnan(size) or len(finite_readings(signals, "epsilon_dominance").up_to(step)):
         return "step_too_small", _small_step_advice(signals, step, size)
     fell_early = len(rates) > 1 and rates[len(rates) // 2] < _FELL * rates.max()

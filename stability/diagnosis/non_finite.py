@@ -157,9 +157,10 @@ def _infinite_update(signals: Table, step: int) -> str | None:
     if not len(before) or np.isfinite(sizes[before[-1]]):
         return None
     return (
-        f"The gradient of step {steps[before[-1]]} was finite, and its update was not, so the weights are spoilt: the "
-        "optimizer divided by 0. In half precision an epsilon of 1e-8 is 0: keep the weights and the optimizer's state "
-        "in fp32 (autocast does), or set a larger epsilon. Begin again from a checkpoint before that step."
+        f"The gradient of step {steps[before[-1]]} was finite, and its update was not, so the weights are "
+        "not finite either: the optimizer divided by 0. In half precision an epsilon of 1e-8 is 0. Keep the weights "
+        "and the optimizer's state in fp32 (autocast does), or set a larger epsilon. Start again from a checkpoint "
+        "before that step."
     )
 
 
@@ -170,8 +171,8 @@ def _loss_advice(signals: Table, row: int) -> str:
     inputs = "The inputs are finite and nothing" if "input_max" in signals.names else "Nothing"
     before = "" if gap <= 1 or not len(loss.up_to(step)) else f" at the last reading, {gap} steps before"
     return (
-        f"{inputs} had grown{before}: look in the loss itself for a log or quotient of 0, and at the inputs and the "
-        "lengths of that batch."
+        f"{inputs} had grown{before}: look in the loss itself for a log of 0 or a division by 0, and at the inputs "
+        "and the lengths of that batch."
     )
 
 

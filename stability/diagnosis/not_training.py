@@ -5,25 +5,25 @@ import numpy as np
 from stability.diagnosis.finding import Finding, Series, earliest, finite_readings
 from stability.diagnosis.table import Table
 
-_READINGS = 5  # in a row that must be exactly 0, against a chance and against steps that fp16's scaler skips
-_ALL = 0.99  # share of the parameters that are in no optimizer, or have no gradient
+_READINGS = 5  # in a row that must be exactly 0. A few may be chance, or steps that fp16's scaler skips
+_ALL = 0.99  # share of the parameters without a gradient or an optimizer from which on nothing is trained
 _NOT_0 = "a number that is not 0"
 _NO_LOSS = (
-    "The training loss is exactly 0 from the start. Either something hides what is wrong (zero_infinity, which sets "
-    "the loss of every target to 0 that does not fit, or a mask that leaves out all), or the loss is not computed "
-    "from the model. Print the loss of one utterance, its frames and its labels."
+    "The training loss is exactly 0 from the start. Either CTC can align no target, which zero_infinity hides, or a "
+    "mask leaves out all frames or labels, or the loss is not computed from the model's output. Print the loss, the "
+    "number of frames and the labels of one utterance."
 )
 _NO_GRADIENT = (
     "so nothing is learned. Look for a detach(), no_grad() or argmax between the parameters and the loss, for frozen "
     "parameters, and for a loss that is a constant or multiplied by 0."
 )
-_NO_RATE = "The learning rate is 0. Look at the schedule: its length, and when it is stepped."
+_NO_RATE = "The learning rate is 0. Look at the schedule: its length, and where scheduler.step() is called."
 _NO_UPDATE = (
     "The parameters do not change: updates are exactly 0. Look whether optimizer.step() is called, whether the "
     "optimizer has these parameters, and whether fp16 rounds the updates to 0."
 )
 _NOT_IN_OPTIMIZER = (
-    "{share:.0%} of the parameters are in no optimizer, so they stay as they are. Make the optimizer from the "
+    "{share:.0%} of the parameters are in no optimizer, so training does not change them. Make the optimizer from the "
     "parameters of this model, after the model has been moved, wrapped or changed."
 )
 

@@ -24,7 +24,7 @@ class Verdict:
         detected_step: The step at which there was enough evidence; None if nothing was recorded.
         evidence: What was measured, by name.
         advice: What to try; empty if all is well.
-        confidence: How sure it is: on the detection corpus, how often verdicts of this grade are right is measured.
+        confidence: How sure it is. The page on outcomes and causes says how often verdicts of each grade are right.
     """
 
     outcome: Outcome

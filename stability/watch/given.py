@@ -1,4 +1,4 @@
-"""What a step was given beside its loss: logits, lengths, labels and names, checked as CTC's loss needs them."""
+"""Reads and checks what a step is given beside its loss: logits, lengths, labels and names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

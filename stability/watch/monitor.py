@@ -55,7 +55,7 @@ _Evidence = dict[str, float | str]
 
 @dataclass
 class _BadStep:
-    """A step whose batch should be skipped.
+    """A step whose batch should not be trained on.
 
     Attributes:
         step: Its number.
@@ -87,9 +87,9 @@ class Monitor:
         ...
         print(monitor.verdict())
 
-    The Monitor changes nothing in the training: no gradient, and no random number. It judges only what it is given.
-    What the CTC loss is given is checked at every step. The detectors run at the first step, then every 10 steps, in a
-    long training every 80 steps, and at once if a loss or gradient is not finite or a batch is wrong.
+    The Monitor changes no gradient and draws no random number. It judges only what it is given. It checks the inputs of
+    the CTC loss at every step. The detectors run at the first step, then every 10 steps, and every 80 steps in a long
+    training. They run at once if a loss or gradient is not finite or the inputs of the loss are wrong.
 
     A training may go on without a bad batch: call `continue` instead of `break`, before `optimizer.step()`. The batch
     counts as skipped when a good step follows, and is evidence in the verdict, not the outcome.
@@ -451,7 +451,7 @@ class Monitor:
         self._bad_steps.clear()
 
     def _with_restarts(self, advice: str) -> str:
-        """Return the advice of a training that is not well, with what did not come back at its restarts."""
+        """Return advice, unless it is empty, with what did not come back at the training's restarts."""
         if not advice:
             return ""
         lost = [f"After the restart at step {step}, {' and '.join(what)}." for step, what in self._restarts]
@@ -593,7 +593,7 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _norms_of(tensors: Sequence[Tensor]) -> Tensor:
-    """Compute the Euclidean norm of each, in one pass, as PyTorch's clip does. In half precision it would overflow."""
+    """Compute the Euclidean norm of each, in one pass, as PyTorch's clip does. Half precision would overflow."""
     if not tensors:
         return torch.zeros(0)
     wide = [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]
