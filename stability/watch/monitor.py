@@ -18,10 +18,10 @@ from stability.core.text import first_of, plain
 from stability.data.phonemes import BLANK
 from stability.diagnosis.ctc_inputs import BELOW_ZERO
 from stability.diagnosis.detectors import findings
-from stability.diagnosis.error_rate import is_in_percent
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.history import History
 from stability.diagnosis.judge import is_check_due, judge, stopping_verdict
+from stability.diagnosis.metric import is_in_percent
 from stability.diagnosis.signals import EXPENSIVE_EVERY
 from stability.diagnosis.table import Table
 from stability.diagnosis.verdict import FATAL, FAULTS, Fault, Verdict
@@ -39,6 +39,7 @@ from stability.watch.state import (
     verdict_of,
     verdict_state,
 )
+from stability.watch.tensors import is_finite, norms_by_part, norms_of, to_host, whole_norm
 
 _FETCH_EVERY = 10  # steps: one transfer from the GPU for many signals is faster
 _RECENT = 200  # steps whose batches a flight recording names
@@ -377,7 +378,7 @@ class Monitor:
         if (share := self._unoptimized.before_update()) is not None:
             signals["unoptimized"] = share
         self._weights_before = [p.detach().clone() for p in self._model.parameters()]
-        signals["weight_norm"] = _norm(self._weights_before)
+        signals["weight_norm"] = whole_norm(self._weights_before)
         return signals
 
     def _measure_unoptimized(self) -> None:
@@ -395,9 +396,9 @@ class Monitor:
             The numbers of utterances with a fault.
         """
         parameters, norms = self._norms()
-        loss, *numbers = _to_host([torch.as_tensor(row["loss"]), norms, given.counts()])
+        loss, *numbers = to_host([torch.as_tensor(row["loss"]), norms, given.counts()])
         counts = dict(zip(given.faulty, numbers[len(parameters) :], strict=True))
-        row |= {"loss": loss} | _norms_by_part(parameters, numbers) | counts
+        row |= {"loss": loss} | norms_by_part(parameters, numbers) | counts
         for check, count in counts.items():
             if count > 0:
                 self._seen[check] += int(count)
@@ -487,7 +488,7 @@ class Monitor:
     def _norms(self) -> tuple[list[str], Tensor]:
         """Return the parameters that have a gradient, and the norms of their gradients."""
         named = dict(self._gradients())
-        return [*named], _norms_of([*named.values()])
+        return [*named], norms_of([*named.values()])
 
     def _gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each gradient, with the name of its parameter. A sparse one is given by its stored numbers."""
@@ -504,10 +505,10 @@ class Monitor:
         with torch.no_grad():
             pairs = zip(self._model.parameters(), self._weights_before, strict=True)
             row = self._pending[-1]
-            row["update_ratio"] = _norm([after - before for after, before in pairs]) / row["weight_norm"]
+            row["update_ratio"] = whole_norm([after - before for after, before in pairs]) / row["weight_norm"]
             # Since `step` the gradients may have been clipped or unscaled.
             if gradients := [gradient for _, gradient in self._gradients()]:
-                row["applied_norm"] = _norm(gradients)
+                row["applied_norm"] = whole_norm(gradients)
         self._weights_before = []
 
     def _output_keeper(self, name: str) -> Callable[..., None]:
@@ -528,7 +529,7 @@ class Monitor:
         """Return the first pending signals, from a GPU in one transfer."""
         rows = self._pending[:count]
         tensors = {(n, name): v for n, row in enumerate(rows) for name, v in row.items() if isinstance(v, Tensor)}
-        fetched = dict(zip(tensors, _to_host([*tensors.values()]), strict=True))
+        fetched = dict(zip(tensors, to_host([*tensors.values()]), strict=True))
         on_host = [{name: fetched.get((n, name), value) for name, value in row.items()} for n, row in enumerate(rows)]
         return _as_table(on_host, self._fetched)
 
@@ -567,7 +568,7 @@ class Monitor:
 
     def _non_finite_places(self) -> dict[str, float | str]:
         """Find where the model is not finite now: the first module of the forward pass, the weights, the gradients."""
-        modules = [name for name, output in self._outputs.items() if not _is_finite(output)]
+        modules = [name for name, output in self._outputs.items() if not is_finite(output)]
         weights = [name for name, p in self._model.named_parameters() if not p.isfinite().all()]
         gradients = [name for name, gradient in self._gradients() if not gradient.isfinite().all()]
         found = {
@@ -584,52 +585,6 @@ def _rows_of(table: Table) -> list[_Row]:
         {name: value for name, value, is_measured in zip(table.names, *row, strict=True) if is_measured}
         for row in zip(table.values.tolist(), table.measured.tolist(), strict=True)
     ]
-
-
-def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm over all tensors."""
-    whole: Tensor = torch.linalg.vector_norm(_norms_of(tensors))
-    return whole
-
-
-def _norms_of(tensors: Sequence[Tensor]) -> Tensor:
-    """Compute the Euclidean norm of each, in one pass, as PyTorch's clip does. Half precision would overflow."""
-    if not tensors:
-        return torch.zeros(0)
-    wide = [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]
-    norms = [*torch._foreach_norm(wide)]
-    if len({norm.device for norm in norms}) > 1:
-        norms = [norm.to(norms[0].device) for norm in norms]
-    return torch.stack(norms).float()
-
-
-def _norms_by_part(parameters: Sequence[str], norms: Sequence[float]) -> dict[str, float]:
-    """Return the norm of the whole gradient, and that of each child of the model, from those of the parameters."""
-    squares: dict[str, float] = {}
-    for name, norm in zip(parameters, norms, strict=False):
-        part = name.partition(".")[0]
-        squares[part] = squares.get(part, 0.0) + norm * norm
-    parts = {f"grad_norm.{part}": math.sqrt(square) for part, square in squares.items()}
-    return {"grad_norm": math.sqrt(sum(squares.values())), **parts} if parts else {}
-
-
-def _to_host(values: Sequence[Tensor]) -> list[float]:
-    """Return all numbers of some tensors, from a GPU in one transfer."""
-    device = next((value.device for value in values if value.device.type != "cpu"), None)
-    if device is None:
-        return [float(number) for value in values for number in value.flatten().tolist()]
-    numbers: list[float] = torch.cat([value.float().flatten().to(device) for value in values]).tolist()
-    return numbers
-
-
-def _is_finite(output: Any) -> bool:
-    if isinstance(output, Tensor):
-        return not output.is_floating_point() or bool(output.isfinite().all())
-    if isinstance(output, Mapping):
-        output = output.values()
-    elif not isinstance(output, tuple | list):
-        return True
-    return all(_is_finite(part) for part in output)
 
 
 def _as_table(rows: list[dict[str, Any]], first_step: int) -> Table:

@@ -8,7 +8,7 @@ import numpy as np
 
 from stability.core.errors import StabilityError
 from stability.core.text import counted
-from stability.diagnosis.error_rate import is_in_percent, metric_name, says_percent
+from stability.diagnosis.metric import is_in_percent, metric_name, says_percent
 from stability.diagnosis.readers.columns import Row
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.names import find_name

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stability.diagnosis.error_rate import is_in_percent, metric_name
+from stability.diagnosis.metric import is_in_percent, metric_name
 
 
 @pytest.mark.parametrize(

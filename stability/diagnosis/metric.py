@@ -1,4 +1,4 @@
-"""Error rates: which metric they are, and whether they are fractions or percentages."""
+"""The error rate of a log: its own name, such as WER, and whether it is a fraction or in percent."""
 
 import re
 
