@@ -4,10 +4,13 @@ A detector takes the signals and the validations of a training, and returns its 
 trainer. It uses no reading after the step at which it was sure. A signal that was not recorded is no evidence, so
 nothing is found in it. To add a detector, write such a function and add it to the list.
 
-So what is found in the first rows of a training is also found in all its rows, with exceptions: the first ten losses
-are judged together; more than 1,000 gradient norms are put into groups, which are counted from the end; whether a
-collapse is one of blank or of a few phonemes depends on all its steps; a gradient that is not finite is no fault if the
-training went on; and losses of exactly 0 hide a NaN only if they last to the end.
+What is found in the first rows of a training is also found in all its rows. There are five exceptions:
+
+- The first ten losses are judged together.
+- More than 1,000 gradient norms are put into groups, which are counted from the end.
+- Whether a collapse is one of blank or of a few phonemes depends on all its steps.
+- A gradient that is not finite is no fault if the training went on.
+- Losses of exactly 0 hide a NaN only if they last to the end.
 """
 
 import numpy as np

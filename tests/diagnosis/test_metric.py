@@ -1,4 +1,4 @@
-"""Error rates as fractions or percentages."""
+"""The error rate of a log: its name, and fractions or percentages."""
 
 import pytest
 
