@@ -112,7 +112,7 @@ def will_last(ahead: Forecast, now: int, age: int) -> bool:
 
 
 def _may_leave_at_once(update: Series, step: int) -> bool:
-    """Whether updates are large, and have not yet gone far: then the end of a plateau may come without a warning."""
+    """Whether updates are large and have not gone far yet. Then a plateau may end without a sign before."""
     sizes = update.up_to(step)
     if not len(sizes):
         return False

@@ -1,4 +1,4 @@
-"""Growth that still goes on: the beginning of an explosion that a NaN or the end of the log cuts off.
+"""Growth that goes on to the last reading: the beginning of an explosion that a NaN or the end of the log cuts off.
 
 The detector of explosions waits until growth has lasted. Here there is nothing to wait for: what counts is how far the
 last readings lie above all that was usual, against the noise of the curve.

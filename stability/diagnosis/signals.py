@@ -1,7 +1,7 @@
 """The registry of signals: every number that is measured at a training step, in the order in which it is written.
 
-A trial writes its signals to `signals.csv`, one row a step. A Monitor measures those that its user's loop gives it, and
-some that a trial has no need of, because its data are checked before it trains.
+A trial writes its signals to `signals.csv`, one row a step. A Monitor measures those for which the user's loop gives it
+what they need. It also measures some that a trial does not need, because a trial's data are checked before it trains.
 To add a signal, add it here, and compute it in `stability/engine/step.py`.
 """
 
