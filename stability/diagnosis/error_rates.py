@@ -55,9 +55,10 @@ def is_lost(rates: Floats, best: float, now: float) -> bool:
     risen = now - best
     learned = min(1.0, float(rates[0])) - best
     much = risen > _T["lost"] * learned or now > _T["times"] * best
+    rise = min(_T["rise"], max(best, _T["least"]))  # of a very good model, a few per cent are a lot
     # A few rates that fall steeply look like noise.
     noise = noise_of(rates) if len(rates) > _T["few"] else 0.0
-    return 1 - best > _T["learned"] and much and risen > max(_T["rise"], _T["noises"] * noise)
+    return 1 - best > _T["learned"] and much and risen > max(rise, _T["noises"] * noise)
 
 
 def loss_went_on(validation: Table, best: int, now: int) -> bool:

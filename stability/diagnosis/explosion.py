@@ -29,6 +29,8 @@ _BACK = 10  # readings of what is measured every 10th step that are its past
 _TYPICAL_UPDATE = 0.01  # size of an update over that of the weights, if none was measured before
 _EVERY_STEP = 5  # steps: readings at most so far apart show single batches
 _AFTER = 20  # steps from the onset in which updates may have caused it
+_SPIKE_NOISES = 6.0  # standard deviations of the noise of the gradient norm that a spike is above it
+_RAMP = 5.0  # times the usual norm; a gradient after one that was so large is part of a ramp
 _OFTEN = 10  # steps: updates that are measured at least so often are known
 _SPARSE = 10  # steps: between readings at least so far apart a loss that leaps at the start has time to come back
 _NOISE_OF = 200  # readings of the loss from which its noise is known
@@ -442,7 +444,9 @@ def _find_spike(norm: Series, first: int, last: int) -> tuple[int, float, float]
         usual = float(np.median(past))
         noise = noise_of(np.log(past[past > 0]))
         leap = norms[row] / usual if usual else 0.0
-        if leap < max(_T["spike"], np.exp(2 * _T["noises"] * noise)) or norms[row - 1] > _T["ramp"] * norms[row]:
+        if leap < max(_T["spike"], np.exp(_SPIKE_NOISES * noise)) or norms[row - 1] > min(
+            _T["ramp"] * norms[row], _RAMP * usual
+        ):
             continue
         after = norms[row + 1 : high]
         alone = not len(after) or float(np.median(after)) < 0.25 * norms[row]

@@ -14,6 +14,7 @@ from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["growth"]
 _SMOOTH = 5
+_FEW, _LEAP = 12, 20.0  # of fewer readings, one that is so many times the best level has grown, whatever the noise
 _PAST = 20  # readings of the gradient norm that are its past
 
 
@@ -53,6 +54,8 @@ def growth_until(signals: Table, step: int) -> Growth | None:
     usual = np.minimum.accumulate(running_median(logs, _SMOOTH))
     usual = np.concatenate([usual[:1], usual[:-1]])  # before each reading
     noise = noise_of(logs)
+    if end < _FEW:  # then growth itself looks like noise
+        noise = min(noise, math.log(_LEAP) / _T["noises"])
     above = logs - usual
     high = above > max(math.log(_T["times"]), _T["noises"] * noise)
     readings = count_at_end(high)

@@ -54,6 +54,7 @@ _CUT_OFF = 10  # readings: growth that lasted longer was not cut off; it is foun
 _HALF = 0.45  # an error rate that came to rest above this while the training loss is 0 is not good
 _MULTIPLE = 3.0  # losses ended well if the last validation loss is at most this many times the best one
 _BACK = 0.8  # and the training loss at most this share of its first value
+_SAME = 0.02  # a difference between error rates that is none
 _RISEN = 1.5  # times its best; a validation loss that ended above this is that of an overfitted training
 _YARDSTICK = 4.0  # a training is not stable at this many times the error rate of a healthy one
 _FLAT = 0.01  # a loss is flat if it falls by a smaller share than this from one quarter of the plateau to the next
@@ -146,7 +147,16 @@ def judge(
         return Verdict("undecided", "no signals", advice="No training step was recorded.", confidence="low")
     found = findings(signals, validation) if found is None else found
     training = _Training(as_judged(signals, validation), validation, found, metric, healthy)
-    for decide in (_by_finding, _by_growth, _by_best_rate, _by_good_rates, _by_mismatch, _without_rates, _by_progress):
+    for decide in (
+        _by_finding,
+        _by_growth,
+        _by_lost_validation,
+        _by_best_rate,
+        _by_good_rates,
+        _by_mismatch,
+        _without_rates,
+        _by_progress,
+    ):
         if (verdict := decide(training)) is not None:
             return verdict
     return _by_plateau(training)
@@ -155,12 +165,19 @@ def judge(
 def _by_finding(t: _Training) -> Verdict | None:
     """The verdict by a finding that still holds at the end."""
     at_the_end = non_finite_at_the_end(t.signals)
-    if at_the_end is not None:
-        return _verdict_on(at_the_end, t)
+    if at_the_end is not None and not _is_only_scaled(at_the_end, t):
+        # What the batch was given may explain the step better.
+        same_step = (f for f in t.found if f.kind == "bad_data" and f.detected_step == at_the_end.detected_step)
+        return _verdict_on(next(same_step, at_the_end), t)
     for finding in sorted(t.found, key=_rank):
         if _still_holds(finding, t):
             return _verdict_on(finding, t)
     return None
+
+
+def _is_only_scaled(finding: Finding, t: _Training) -> bool:
+    """Whether only gradient norms are infinite, in a training that learned: fp16's scaler skips such steps."""
+    return finding.signal == "grad_norm" and finding.value == np.inf and t.last <= _WELL
 
 
 def _rank(finding: Finding) -> int:
@@ -206,6 +223,20 @@ def _by_best_rate(t: _Training) -> Verdict | None:
     cause, advice = why_lost(t.signals, best.step, int(steps[-1]))
     lost = f"The last {t.metric} is {t.last:.2g}; the best one was {best.rate:.2g} at step {best.step}."
     return t.conclude("degraded", cause, f"{lost} {advice}", "low", best.step)
+
+
+def _by_lost_validation(t: _Training) -> Verdict | None:
+    """The verdict on a training whose last validations are not finite, while the training loss is."""
+    for name, what in (("per", t.metric), ("loss", "validation loss")):
+        steps, values = readings(t.validation, name)
+        if len(values) > 1 and not np.isfinite(values[-2:]).any() and np.isfinite(values).any():
+            since = int(steps[np.flatnonzero(np.isfinite(values))[-1] + 1])
+            advice = (
+                f"Since step {since} the {what} is not finite, though the training loss is. Look at what differs in "
+                "model.eval(): running statistics of batch norm, another precision, and the validation data."
+            )
+            return t.conclude("undecided", "validation_loss", advice, "medium", since)
+    return None
 
 
 def _by_good_rates(t: _Training) -> Verdict | None:
@@ -404,18 +435,22 @@ def _is_well_since(step: int, t: _Training) -> bool:
         return False
     losses = finite_readings(t.validation, "loss")
     after = losses.between(step, t.end)
-    return _ended_below_start(t) and not (len(after) and after[-1] > _MULTIPLE * losses.values.min())
+    before = rates[steps < step]
+    grew = len(after) > 0 and after[-1] > _MULTIPLE * losses.values.min()
+    went_on = len(before) > 0 and (steps >= step).sum() > 1 and t.last <= before.min() + _SAME
+    # If the error rates went on as before, a loss that is no larger than at the start has done no harm.
+    return not grew and _ended_below_start(t, 1.0 if went_on else _BACK)
 
 
 def _losses_ended_well(t: _Training) -> bool:
     """Whether the training loss ended below its start, and the validation loss near its best."""
     _, losses = finite_readings(t.validation, "loss")
-    return _ended_below_start(t) and len(losses) > 0 and bool(losses[-1] <= _MULTIPLE * losses.min())
+    return _ended_below_start(t, _BACK) and len(losses) > 0 and bool(losses[-1] <= _MULTIPLE * losses.min())
 
 
-def _ended_below_start(t: _Training) -> bool:
+def _ended_below_start(t: _Training, share: float) -> bool:
     _, loss = finite_readings(t.signals, "loss")
-    return len(loss) > 10 and bool(np.median(loss[-10:]) < _BACK * min(loss[0], np.median(loss[:5])))
+    return len(loss) > 10 and bool(np.median(loss[-10:]) < share * min(loss[0], np.median(loss[:5])))
 
 
 def _verdict_on(finding: Finding, t: _Training) -> Verdict:

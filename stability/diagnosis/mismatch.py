@@ -101,7 +101,7 @@ def _learned_since(signals: Table) -> int | None:
     """The step since which the training loss is below the blank plateau, not only below its start; None if it is not.
 
     The plateau may lie anywhere between the first loss and a few per cent of it. What the decoder outputs tells best;
-    else a loss of less than a nat, one of nearly nothing of its start, or a second fall after the plateau.
+    else a loss of less than a nat, or a second fall after the plateau.
     """
     loss, information = finite_readings(signals, "loss"), finite_readings(signals, "frame_information")
     if len(loss.values) < 3 or np.median(loss.values[-_SMOOTH:]) < 0:  # negative, as log-likelihoods may be
@@ -112,7 +112,7 @@ def _learned_since(signals: Table) -> int | None:
     if len(blank) and np.median(blank[-_SMOOTH:]) > THRESHOLDS["collapsed"]["blank"]:
         return None
     smooth = running_median(loss.values, _SMOOTH)
-    low = (smooth < _T["nats"]) | (smooth < _T["nothing"] * loss.values[0])
+    low = smooth < _T["nats"]
     if len(smooth) >= _T["late_readings"]:
         low |= smooth < _T["late"] * smooth[len(smooth) // 3]  # by then, the first fall is over
     return _since(loss.steps, low)

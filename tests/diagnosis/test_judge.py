@@ -134,7 +134,7 @@ def test_the_first_number_that_is_not_finite_is_named(name: str) -> None:
     }
     signals[name][30:] = np.inf
     signals["grad_norm__head"][30:] = np.nan
-    verdict = judge(table(**signals), table(per=[0.5]))
+    verdict = judge(table(**signals), table(per=[0.9]))
     assert (verdict.outcome, verdict.onset_step, verdict.detected_step) == ("non_finite", 30, 30)
     assert verdict.evidence["gradient not finite in"] == "head"
     assert verdict.evidence["gradient norm before"] == 5
