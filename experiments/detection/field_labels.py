@@ -1,6 +1,7 @@
 """Label the trainings of the field corpus by how they were made and how they ended, without any detector.
 
-The rules were written before a detector was run on the corpus. `true_per` is the error rate with the right labels, the
+The rules were written before a detector was run on the corpus, and made more careful while the design half was scored.
+`true_per` is the error rate with the right labels, the
 right decoder and in evaluation mode, whatever the trainer reports.
 
 - A training without a fault, or with one that it bears (a blip of the rate, a bad batch, a restart), is healthy if its

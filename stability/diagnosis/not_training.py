@@ -43,7 +43,7 @@ def not_training(signals: Table, validation: Table) -> Finding | None:
 
 
 def _no_loss(signals: Table) -> Finding | None:
-    """Find a loss of exactly 0 from the start. Later it may be a loss that was learned by heart, and rounded."""
+    """Find a loss of exactly 0 from the start. Later it may be a loss that was memorized, and rounded."""
     loss = finite_readings(signals, "loss")
     if len(loss.values) < _READINGS or loss.values[:_READINGS].any():
         return None
