@@ -201,8 +201,8 @@ def _by_growth(t: _Training) -> Verdict | None:
     steps, _ = t.rates
     losses = finite_readings(t.validation, "loss")
     after, before = losses.between(growth.onset, t.end), losses.up_to(growth.onset - 1)
-    grew = len(after) and len(before) and after[-1] > _MULTIPLE * before.min()
-    if len(steps) and steps[-1] >= growth.onset and t.last <= _WELL and not grew:
+    held_out_grew = len(after) > 0 and len(before) > 0 and after[-1] > _MULTIPLE * before.min()
+    if len(steps) and steps[-1] >= growth.onset and t.last <= _WELL and not held_out_grew:
         return None
     cause, advice = why_grew(t.signals, growth.onset, growth.last)
     grew = f"The loss grew from {growth.usual:.3g} to {growth.value:.3g}, and the log ends there. "
@@ -229,6 +229,8 @@ def _by_lost_validation(t: _Training) -> Verdict | None:
     """The verdict on a training whose last validations are not finite, while the training loss is."""
     for name, what in (("per", t.metric), ("loss", "validation loss")):
         steps, values = readings(t.validation, name)
+        if name == "loss" and t.last <= _WELL:
+            return None  # what counts is good
         if len(values) > 1 and not np.isfinite(values[-2:]).any() and np.isfinite(values).any():
             since = int(steps[np.flatnonzero(np.isfinite(values))[-1] + 1])
             advice = (
@@ -354,7 +356,8 @@ def _by_plateau(t: _Training) -> Verdict:
         )
     ahead = forecast(t.signals, since, t.end)
     if ahead is None and blank and _is_flat(t, since):
-        advice = f"The decoder outputs only blank, and the loss is flat. {advice}"
+        output = "The decoder outputs only blank" if narrow else f"The {t.metric} is that of a decoder without output"
+        advice = f"{output}, and the loss is flat. {advice}"
         return t.conclude("blank_collapse", cause, advice, "medium", since)
     if ahead is not None and will_last(ahead, t.end, t.end - since):
         outcome: Outcome = "blank_collapse" if blank else "mode_collapse"
@@ -416,7 +419,9 @@ def _still_holds(finding: Finding, t: _Training) -> bool:
             return bool(np.isfinite(values[1][values[0] == finding.detected_step]).all())
         case "not_training":
             last = finite_readings(t.signals, finding.signal).values[-1]
-            return bool(last == finding.value) and not t.last <= _WELL
+            # A log may print a small rate as 0, and a schedule may end in 0.
+            trained = finding.signal == "lr" and _has_fallen(t)
+            return bool(last == finding.value) and not t.last <= _WELL and not trained
         case "exploded":
             if _is_well_since(finding.detected_step, t):
                 return False
@@ -426,6 +431,11 @@ def _still_holds(finding: Finding, t: _Training) -> bool:
     if finding.cause == "labels":
         return not t.last < _LEARNED
     return narrow_output_since(t.signals, t.end) is not None and not t.last <= _WELL
+
+
+def _has_fallen(t: _Training) -> bool:
+    _, loss = finite_readings(t.signals, "loss")
+    return len(loss) > 0 and bool(loss.min() < _BACK * loss[0])
 
 
 def _is_well_since(step: int, t: _Training) -> bool:

@@ -33,8 +33,7 @@ def not_training(signals: Table, validation: Table) -> Finding | None:
     return earliest(
         (
             _no_loss(signals),
-            _in_all(signals, "no_gradient", "no_gradient", f"No parameter has a gradient, {_NO_GRADIENT}")
-            or _zeros(signals, "grad_norm", "no_gradient", f"The gradient is exactly 0, {_NO_GRADIENT}"),
+            _no_gradient(signals),
             _zeros(signals, "lr", "no_update", _NO_RATE),
             _zeros(signals, "update_ratio", "no_update", _NO_UPDATE),
             _in_all(signals, "unoptimized", "not_in_optimizer", _NOT_IN_OPTIMIZER),
@@ -48,6 +47,14 @@ def _no_loss(signals: Table) -> Finding | None:
     if len(loss.values) < _READINGS or loss.values[:_READINGS].any():
         return None
     return _finding("loss", "zero_loss", loss, _READINGS - 1, _NOT_0, _NO_LOSS)
+
+
+def _no_gradient(signals: Table) -> Finding | None:
+    """Find parameters without a gradient, or gradients of exactly 0."""
+    found = _in_all(signals, "no_gradient", "no_gradient", f"No parameter has a gradient, {_NO_GRADIENT}")
+    if found is not None and finite_readings(signals, "grad_norm").up_to(found.detected_step).any():
+        found = None  # the model has gradients: the parameters without one are those of another model
+    return found or _zeros(signals, "grad_norm", "no_gradient", f"The gradient is exactly 0, {_NO_GRADIENT}")
 
 
 def _zeros(signals: Table, name: str, cause: str, advice: str) -> Finding | None:

@@ -417,3 +417,51 @@ def test_a_finding_without_a_cause_is_less_sure() -> None:
     unknown = judge(log(*np.full(60, 20.0)), validated(*GOOD[:5], 1.0))
     assert (known.outcome, known.cause, known.confidence) == ("exploded", "rate_too_high", "high")
     assert (unknown.outcome, unknown.cause, unknown.confidence) == ("exploded", "unknown", "medium")
+
+
+def test_a_learning_rate_that_is_printed_as_0_is_no_fault_of_a_training_that_learned() -> None:
+    loss = np.linspace(6, 0.4, 60)
+    assert judge(table(loss=loss, lr=np.zeros(60)), rates(0.9, 0.3, last=59)).outcome == "stable"
+    assert judge(table(loss=loss, lr=np.zeros(60)), NOTHING).cause == "no validation"
+    assert judge(table(loss=np.full(60, 6.0), lr=np.zeros(60)), rates(1.0, 1.0, last=59)).outcome == "not_training"
+
+
+def test_validations_that_become_nan_are_not_stable() -> None:
+    nan = math.nan
+    verdict = judge(table(loss=np.linspace(3, 0.2, N)), rates(0.9, 0.6, 0.4, 0.3, nan, nan, nan))
+    assert (verdict.outcome, verdict.cause) == ("undecided", "validation_loss")
+    assert verdict.onset_step == 142
+
+
+def test_a_flat_noisy_loss_has_not_exploded() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        loss = 0.3 * np.exp(0.3 * rng.normal(size=N))
+        steps = 10 * np.arange(N)
+        assert judge(table(steps=steps, loss=loss), table(steps=[500, 1990], per=[0.2, 0.2])).outcome == "stable"
+
+
+def test_batches_sorted_by_length_are_no_explosion() -> None:
+    loss = np.geomspace(20, 2, 300) * np.tile(np.linspace(0.3, 2, 50), 6)
+    steps = np.arange(300) * 100
+    validation = table(steps=np.arange(1, 7) * 4990, per=[0.6, 0.4, 0.3, 0.25, 0.2, 0.15])
+    assert judge(table(steps=steps, loss=loss), validation).outcome == "stable"
+
+
+def test_an_accelerating_explosion_is_seen_in_four_readings() -> None:
+    assert judge(table(steps=[0, 1, 2, 3], loss=[4.2, 3.9, 55, 8100]), NOTHING).outcome == "exploded"
+
+
+def test_infinite_gradient_norms_alone_do_not_condemn_a_training_that_learned() -> None:
+    signals = table(loss=np.linspace(6, 0.4, 100), grad_norm=np.full(100, math.inf))
+    assert judge(signals, rates(0.9, 0.5, 0.24, last=99)).outcome == "stable"
+
+
+def test_an_optimizer_of_another_model_is_named() -> None:
+    signals = table(loss=np.full(50, 6.0), grad_norm=np.full(50, 10.0), no_gradient=np.ones(5), unoptimized=np.ones(5))
+    assert judge(signals, NOTHING).cause == "not_in_optimizer"
+
+
+def test_a_very_good_model_that_gets_worse_is_degraded() -> None:
+    per = np.r_[np.linspace(0.03, 0.02, 8), 0.04, 0.06, np.full(10, 0.085)]
+    assert judge(table(loss=np.linspace(1, 0.01, N)), rates(*per)).outcome == "degraded"
