@@ -321,9 +321,8 @@ def _by_progress(t: _Training) -> Verdict | None:
     """The verdict on a training whose error rate gets better, or came to rest, without being good."""
     _, rates = t.rates
     _, losses = finite_readings(t.validation, "loss")
-    falls = has_improved(rates) and (t.last < _SOME or not has_come_to_rest(rates))
-    improves = falls or (t.last < _SOME and not has_come_to_rest(losses))
-    if _is_short(t) or not (improves or t.last <= _LEARNED):
+    improves = t.last < _SOME and (has_improved(rates) or not has_come_to_rest(losses))
+    if _is_short(t) or not (improves or (t.last <= _LEARNED and not _began_with_a_validation(t))):
         return None
     rests = has_come_to_rest(rates) and (len(losses) == 0 or has_come_to_rest(losses))
     if is_far_from_training(t.signals, t.validation):
@@ -335,6 +334,12 @@ def _by_progress(t: _Training) -> Verdict | None:
         return t.conclude("stable", None, advice, "medium")
     state = f"It came to rest at a {t.metric} of {t.last:.2g}." if rests else "It learns, but slowly."
     return t.conclude("slow", cause, f"{state} {advice}", "medium")
+
+
+def _began_with_a_validation(t: _Training) -> bool:
+    """Whether the first error rate is that of the untrained model, so that a later one says what was learned."""
+    steps, _ = t.rates
+    return len(steps) > 0 and len(t.signals.steps) > 0 and bool(steps[0] <= t.signals.steps[0])
 
 
 def _by_plateau(t: _Training) -> Verdict:
