@@ -369,19 +369,16 @@ def build(r: Recipe) -> None:
         "later": later,
         "alarms": {peer.name: [asdict(alarm) for alarm in peer.alarms] for peer in peers},
     }
-    part = FOLDER / f"{r.name}.part.npz"
-    np.savez_compressed(
-        part,
-        facts=json.dumps(facts),
-        names=np.array(signals.names),
-        steps=signals.steps,
-        values=signals.values,
-        measured=signals.measured,
-        validation=np.column_stack([validation.steps, validation.values])
-        if len(validation.steps)
-        else np.zeros((0, 3)),
-    )
-    part.rename(FOLDER / f"{r.name}.npz")
+    rows = np.column_stack([validation.steps, validation.values]) if len(validation.steps) else np.zeros((0, 3))
+    save_trace(FOLDER / f"{r.name}.npz", facts, signals, steps=signals.steps, validation=rows)
+
+
+def save_trace(path: Path, facts: dict[str, Any], signals: Table, **more: np.ndarray) -> None:
+    """Write one training atomically: its facts, its signals, and arrays that a corpus has besides."""
+    part = path.with_name(f"{path.stem}.part.npz")
+    own = {"names": np.array(signals.names), "values": signals.values, "measured": signals.measured}
+    np.savez_compressed(part, facts=json.dumps(facts), **own, **more)  # type: ignore[arg-type]
+    part.rename(path)
 
 
 @dataclass(frozen=True)

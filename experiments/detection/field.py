@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
-from experiments.detection.corpus import _GRU, packed_columns
+from experiments.detection.corpus import _GRU, packed_columns, save_trace
 from experiments.detection.field_labels import LEARNED
 from experiments.detection.field_recipes import FieldRecipe, Half, field_recipes
 from stability import Monitor
@@ -517,15 +517,7 @@ def build(r: FieldRecipe) -> None:
         "largest_loss": float(finite.max()) if len(finite) else np.nan,
         "least_loss": float(finite.min()) if len(finite) else np.nan,
     }
-    part = FOLDER / f"{r.name}.part.npz"
-    np.savez_compressed(
-        part,
-        facts=json.dumps(facts),
-        names=np.array(signals.names),
-        values=signals.values,
-        measured=signals.measured,
-    )
-    part.rename(FOLDER / f"{r.name}.npz")
+    save_trace(FOLDER / f"{r.name}.npz", facts, signals)
 
 
 def _is_built(r: FieldRecipe) -> bool:

@@ -1,4 +1,4 @@
-"""Set ours beside the peers on the same logs and programs, and print one table: who reads what, and who is right.
+"""Compare ours with the peers on the same logs and programs, and print one table: who reads what, and who is right.
 
     python -m experiments.detection.field_benchmark [../shared] [--half field_test]      # make benchmark-field
 
@@ -47,7 +47,7 @@ _NAMES = (  # of step, loss, learning rate, gradient norm, validation loss and e
     ("step", "train_loss", "learning_rate", "grad_norm", "eval_loss", "eval_wer"),
     ("_step", "train/loss", "train/learning_rate", "train/grad_norm", "eval/loss", "eval/wer"),
 )
-# What happened in the logs of other people: the README beside them says it in words.
+# What happened in the logs of other people: their README says it in words.
 _FIELD = {
     "t12_gru_ctc_reg1.metrics.jsonl": {"exploded", "slow"},
     "t12_gru_ctc_reg2.metrics.jsonl": {"exploded"},

@@ -48,8 +48,8 @@ class LogPeer:
     @classmethod
     def command(cls) -> str | None:
         """Return the path of its command; None if it is not installed."""
-        beside = Path(sys.executable).with_name(cls.name)
-        return str(beside) if beside.exists() else shutil.which(cls.name)
+        installed = Path(sys.executable).with_name(cls.name)
+        return str(installed) if installed.exists() else shutil.which(cls.name)
 
     def judge(self, log: Path) -> Said:
         """Return what it says of a log."""

@@ -1,4 +1,4 @@
-"""Run a program that uses our Monitor with the peers watching beside it, and print their alarms as JSON at the end.
+"""Run a program that uses our Monitor, let the peers watch it too, and print their alarms as JSON at the end.
 
     python -m experiments.detection.watch_program PROGRAM [PEER]
 

@@ -1,4 +1,4 @@
-"""Reads and checks what a step is given beside its loss: logits, lengths, labels and names."""
+"""Reads and checks what a step is given besides its loss: logits, lengths, labels and names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ Mask = Tensor | NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Given:
-    """What a step was given beside its loss.
+    """What a step was given besides its loss.
 
     Attributes:
         logits: `[batch, frames, classes]`, if they were given.

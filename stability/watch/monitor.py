@@ -471,7 +471,7 @@ class Monitor:
         return {"utterances of the batch": first_of(batch, _NAMED)} if batch else {}
 
     def _own_evidence(self) -> _Evidence:
-        """What the Monitor knows about utterances, beside the signals."""
+        """What the Monitor knows about utterances, besides the signals."""
         evidence: _Evidence = {}
         for check, what in _COUNTED.items():
             names = dict.fromkeys(name for _, kind, own in self._faulty if kind == check for name in own)

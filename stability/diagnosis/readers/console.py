@@ -19,7 +19,7 @@ _MOST_BARS = 100
 def read(log: Log) -> list[Recording] | None:
     """Read a text file that contains such a line with a name that is known. Lines of other kinds are ignored.
 
-    A dict has an epoch, but often no step. The step is that of the progress bar beside it. Without a bar, it is the
+    A dict has an epoch, but often no step. The step is that of the progress bar next to it. Without a bar, it is the
     epoch times the steps of an epoch, if the log has the total number of steps.
     """
     with_bar, without_bar, steps = RowCollector(), RowCollector(), _Steps()

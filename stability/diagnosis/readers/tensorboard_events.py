@@ -29,8 +29,8 @@ def group_by_run(files: Sequence[Path]) -> dict[Path, list[Path]]:
     runs: dict[Path, list[Path]] = {}
     for file in sorted(files):
         folder = file.parent
-        beside = {part for other, part in parts.items() if other.parent == folder.parent}
-        joined = parts[folder] and (folder.parent in parts or {"train", "val"} <= beside)
+        siblings = {part for other, part in parts.items() if other.parent == folder.parent}
+        joined = parts[folder] and (folder.parent in parts or {"train", "val"} <= siblings)
         runs.setdefault(folder.parent if joined else folder, []).append(file)
     return runs
 
