@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from stability.core.errors import CallbackError, Interrupted, StabilityError, write_error
 from stability.core.extras import install_command, require
+from stability.core.passwords import refuse_password
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -27,6 +28,9 @@ def main() -> None:
     """Run the command line, `sys.argv`. A problem that the user can correct ends in one message and exit status 1."""
     try:
         _check_packages()
+        for argument in sys.argv[1:]:  # before Hydra, which writes what it is given
+            name, _, value = argument.partition("=")
+            refuse_password(name.lstrip("+"), value)
     except StabilityError as error:
         sys.exit(f"error: {error}")
     from hydra.errors import HydraException  # late: these packages may be missing

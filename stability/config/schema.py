@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from stability.core.errors import StabilityError
+from stability.core.passwords import refuse_password
 from stability.diagnosis.verdict import FATAL, Fault
 
 _LARGEST = 3e38  # float32 overflows at 3.4e38
@@ -207,6 +208,7 @@ def check(config: Config) -> None:
         StabilityError: A value is out of bounds, or two contradict each other. The message says how to correct it.
     """
     check_bounds(config)
+    refuse_password("tracking.uri", config.tracking.uri or "")
     if missing := {*FATAL} - {*config.diagnosis.stop_on}:
         raise StabilityError(
             f"diagnosis.stop_on={config.diagnosis.stop_on}: {', '.join(sorted(missing))} must be in the list, because "

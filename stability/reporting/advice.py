@@ -16,6 +16,7 @@ from stability.analysis.rulings import Ruling
 from stability.analysis.trials import Trial, Trials
 from stability.config.names import short_name
 from stability.core.files import CONFIG, ERROR, VERDICT
+from stability.core.passwords import hide_passwords
 from stability.core.text import counted, listed
 from stability.diagnosis.outcomes import MARKS
 from stability.reporting.wording import cell_text, counts_text, level_of, override
@@ -55,7 +56,7 @@ def unfinished(trials: Trials) -> tuple[list[Path], list[Path]]:
 def sweep_command(study: Path) -> str:
     """Return the command of the last sweep in a study's folder; empty if it is not recorded there."""
     kept = _recorded(study, "overrides", "task")
-    return shlex.join([*_TRAIN, "--multirun", *kept]) if isinstance(kept, list) else ""
+    return shlex.join([*_TRAIN, "--multirun", *map(hide_passwords, kept)]) if isinstance(kept, list) else ""
 
 
 def sweeper(study: Path) -> str:
@@ -188,7 +189,7 @@ def _cell_command(trial: Trial, factors: Sequence[str], seed: int) -> str:
     """Return the command that trains a trial's cell with another seed."""
     try:
         kept = yaml.safe_load((trial.folder / ".hydra" / "overrides.yaml").read_text())
-        words = [word for word in kept if not word.startswith("seed=")]
+        words = [hide_passwords(word) for word in kept if not word.startswith("seed=")]
     except (OSError, yaml.YAMLError, TypeError, AttributeError):
         words = [override(name, trial.factors.get(name)) for name in factors]
     one = ["hydra.mode=RUN"] if any(word.startswith("experiment=") for word in words) else []

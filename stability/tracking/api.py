@@ -18,7 +18,15 @@ from stability.core.checkout import git_commit
 from stability.core.errors import StabilityError, write_error
 from stability.core.files import CONFIG, SIGNALS_FILE, TRACKING, short_path
 from stability.tracking.state import State, read_state
-from stability.tracking.store import import_mlflow, innermost_reason, is_sqlite, quiet, resolve_uri, sqlite_path
+from stability.tracking.store import (
+    import_mlflow,
+    innermost_reason,
+    is_own_store,
+    is_sqlite,
+    quiet,
+    resolve_uri,
+    sqlite_path,
+)
 
 # The senders are imported late. They need packages that reading a run does without.
 
@@ -149,6 +157,19 @@ def find_trials_and_studies(folder: Path) -> list[Path]:
     if not found:
         raise StabilityError(f"{folder} is not the folder of a trial or study, and holds none.")
     return found
+
+
+def stores_to_ask_for(folder: Path, found: Sequence[Path]) -> list[str]:
+    """Return the stores that folders name and that are not `mlflow.db` above `folder`, which training makes.
+
+    Somebody else's folder may name any host, so its user has to say that it is the right one.
+
+    Args:
+        folder: The folder that the user named.
+        found: The folders of trials and studies in it.
+    """
+    named = (read_state(each) for each in found)
+    return sorted({state.uri for state in named if state is not None and not is_own_store(state.uri, folder)})
 
 
 def send_missing(folder: Path, uri: str | None = None) -> str:

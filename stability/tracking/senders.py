@@ -27,10 +27,19 @@ from omegaconf import OmegaConf
 from stability.config.names import flatten_dict, short_name
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, ERROR, FIGURE, SIGNALS_FILE, TRACKING, VALIDATION_FILE, VERDICT, short_path
+from stability.core.passwords import hide_passwords
 from stability.diagnosis.finding import Outcome
 from stability.diagnosis.table import Table, read_table
 from stability.tracking.state import Mark, State, read_state, write_state
-from stability.tracking.store import attempt, import_mlflow, is_sqlite, open_store, quiet, sqlite_path
+from stability.tracking.store import (
+    attempt,
+    import_mlflow,
+    is_own_store,
+    is_sqlite,
+    open_store,
+    quiet,
+    sqlite_path,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,7 +59,7 @@ _METRICS_PER_BATCH = 1000  # this and the next two: MLflow's limits
 _PARAMETERS_PER_BATCH = 100
 _PARAMETER_LENGTH = 6000
 
-_ARTIFACTS = (CONFIG, VERDICT, FIGURE)
+_TRIAL_FILES = (CONFIG, SIGNALS_FILE, VALIDATION_FILE, VERDICT, FIGURE)
 _VERDICT_TAGS = ("outcome", "cause", "confidence", "onset_step", "detected_step")
 _NOT_PARAMETERS = ("tracking", "outputs", "fresh")  # settings that do not describe the trial
 
@@ -81,12 +90,16 @@ class Sender(ABC):
     Args:
         folder: The folder of the trial or study.
         new: The state to begin with. It is ignored if the folder was sent to the same place before.
+
+    Raises:
+        StabilityError: A file to send is outside the folder, or is no file.
     """
 
     def __init__(self, folder: Path, new: State) -> None:
         self._folder = folder
         known = read_state(folder)
         self._state = known if known and known.is_for(new.uri, new.experiment) else new
+        _check_inside(folder, (*_TRIAL_FILES, *self._state.attachments))
         self._run: _OpenRun | None = None
         self._is_incomplete = False  # the last sending failed or was skipped
 
@@ -118,7 +131,8 @@ class Sender(ABC):
                 self._send_all()
 
     def _how_to_send_later(self) -> str:
-        command = _python_command("stability.send", short_path(self._folder))
+        store = () if is_own_store(self._state.uri, self._folder) else ("--uri", self._state.uri)
+        command = _python_command("stability.send", short_path(self._folder), *store)
         return f"The folder keeps everything; send it later: `{command}`"
 
     def _close(self, status: str) -> None:
@@ -339,7 +353,9 @@ class TrialSender(Sender):
                 tags=[RunTag(n, str(v)) for n, v in tags.items() if v is not None],
             )
         run.client.set_terminated(run.id, self._state.status, ended)
-        for name in _ARTIFACTS:
+        # Earlier versions kept passwords in the configuration.
+        run.client.log_text(run.id, hide_passwords((self._folder / CONFIG).read_text()), CONFIG)
+        for name in (VERDICT, FIGURE):
             if (self._folder / name).exists():
                 run.client.log_artifact(run.id, str(self._folder / name))
         self._state.finished = True
@@ -432,6 +448,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
     assert isinstance(config, dict)
     return {str(name): value for name, value in config.items()}
+
+
+def _check_inside(folder: Path, names: Sequence[str]) -> None:
+    """Refuse files that lie outside the folder, and links to such files: the folder may be somebody else's."""
+    inside = folder.resolve()
+    for name in names:
+        path = (inside / name).resolve()
+        if not path.is_relative_to(inside):
+            raise StabilityError(
+                f"{folder}: {name} is the file {path}, which is outside the folder. Only files in the folder are sent. "
+                "Copy it into the folder if it belongs there, or delete the link."
+            )
+        if path.exists() and not path.is_file():
+            raise StabilityError(f"{folder / name} is not a file. Delete it, or put the file there.")
 
 
 def _lock(folder: Path) -> FileLock:

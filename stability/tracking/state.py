@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stability.core.errors import StabilityError
 from stability.core.files import TRACKING, write_atomically
+from stability.core.passwords import hide_passwords
 
 
 @dataclass
@@ -50,13 +51,21 @@ def read_state(folder: Path) -> State | None:
         StabilityError: The file is damaged, or another version wrote it.
     """
     path = folder / TRACKING
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         stored = json.loads(path.read_text())
+        stored["uri"] = hide_passwords(stored["uri"])  # earlier versions kept them
         stored["marks"] = {name: Mark(**mark) for name, mark in stored["marks"].items()}
-        return State(**stored)
-    except (ValueError, TypeError, KeyError) as error:
+        state = State(**stored)
+        texts = [state.uri, state.experiment, state.page, state.note, state.status, *state.attachments]
+        texts += [text for text in (state.run_id, state.parent) if text is not None]
+        texts += [text for tag in state.tags.items() for text in tag]
+        steps = [step for mark in state.marks.values() for step in (mark.sent, mark.announced, mark.time)]
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(step, int) for step in steps):
+            raise TypeError("a value has another type")
+        return state
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StabilityError(
             f"{path} is damaged, or another version wrote it ({error}). Delete it: everything is then sent again."
         ) from None

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from stability.core.errors import StabilityError
 from stability.core.extras import require
+from stability.core.passwords import refuse_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,10 +50,11 @@ def resolve_uri(uri: str | None, outputs: Path) -> str:
         The address of a server, or a sqlite address with an absolute path.
 
     Raises:
-        StabilityError: It is another kind of address.
+        StabilityError: It is another kind of address, or holds a password.
     """
     if uri is None:
         return f"sqlite:///{outputs.resolve() / 'mlflow.db'}"
+    refuse_password("tracking.uri", uri)
     if uri.startswith("sqlite:///") and uri != "sqlite:///":
         return f"sqlite:///{sqlite_path(uri).resolve()}"
     try:
@@ -75,6 +77,11 @@ def is_sqlite(uri: str) -> bool:
 def sqlite_path(uri: str) -> Path:
     """Return the file of a sqlite store."""
     return Path(uri.removeprefix("sqlite:///"))
+
+
+def is_own_store(uri: str, folder: Path) -> bool:
+    """Return whether a store is a sqlite file above `folder`, where training makes it if no other store is given."""
+    return is_sqlite(uri) and sqlite_path(uri).parent in folder.resolve().parents
 
 
 def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:

@@ -158,8 +158,8 @@ def test_a_study_can_be_sent_after_its_end(outputs: Path, capsys: pytest.Capture
     write_verdict(trial)
     tracker.finish()
     (folder / "report.html").write_text("")
-    assert f"stability.send {folder}`" in close_study(folder, [folder / "report.html"], "The answer.")
-    assert send.main([str(folder)]) == 1
+    assert f"stability.send {folder} --uri {uri}`" in close_study(folder, [folder / "report.html"], "The answer.")
+    assert send.main([str(folder), "--uri", uri]) == 1
     assert f"Cannot send {folder} to http" in capsys.readouterr().err
     for _ in range(2):
         assert send.main([str(folder), "--uri", store_uri(outputs)]) == 0

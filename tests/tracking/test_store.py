@@ -196,13 +196,13 @@ def test_a_server_that_dies_and_comes_back(outputs: Path, caplog: pytest.LogCapt
     assert len(caplog.records) == 1
     assert "The training goes on." in caplog.text
 
-    done = run_module("stability.send", outputs / "study")
+    done = run_module("stability.send", outputs / "study", "--uri", uri)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         f"error: Cannot send {folder} to {uri}: [Errno 111] Connection refused." for folder in (early, late)
     ]
     with server(outputs, port):
-        done = run_module("stability.send", outputs / "study")
+        done = run_module("stability.send", outputs / "study", "--uri", uri)
         assert (done.returncode, done.stderr) == (0, "")
         assert [line.split(": MLflow: ")[0] for line in done.stdout.splitlines()] == [str(early), str(late)]
         for _ in range(2):
@@ -213,4 +213,4 @@ def test_a_server_that_dies_and_comes_back(outputs: Path, caplog: pytest.LogCapt
                 assert (run.status, run.tags["outcome"]) == ("FINISHED", "exploded")
                 assert run.artifacts == {"config.yaml", "verdict.json", "run.png"}
                 assert run.params["epsilon"] == "1e-08"
-            assert send.main([str(outputs / "study")]) == 0  # again, which changes nothing
+            assert send.main([str(outputs / "study"), "--uri", uri]) == 0  # again, which changes nothing
