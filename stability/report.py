@@ -28,9 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a study, outputs/STUDY, or a trial")
     parser.add_argument(
         "--claims",
-        default="original",
         metavar="CLAIMS",
-        help="the claims to rule on: a file, a name in conf/claims/, or none (default: %(default)s)",
+        help="the claims to rule on: a file, a name in conf/claims/, or none (default: those that the study states)",
     )
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="two trials, by folder, name or the beginning of the name"
@@ -49,10 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
         require("train")
         from stability.analysis.claims import find_claims  # late: SciPy and matplotlib take a while
         from stability.reporting.page import write_report
+        from stability.reporting.recorded import stated_claims
 
+        claims = options.claims or stated_claims(options.folders)
         report = write_report(
             options.folders,
-            claims=None if options.claims == "none" else find_claims(options.claims),
+            claims=None if claims in (None, "none") else find_claims(claims),
             where=dict(map(_condition, options.where)),
             pair=options.compare,
             out=options.out,

@@ -8,10 +8,15 @@ A file of claims is a list. Each claim looks like this:
     - id: noise                               # a name of its own
       claim: With weak noise the official settings collapse.      # in words
       source: diagnosis, Test 2               # where it is stated
+      budget: 10000                           # steps of the official run; the model's time scale converts them
+      scale: {model: small, data: synthetic}  # options of conf/model and conf/data; or a list of such scales
       where: {optimizer.epsilon: 0.1}         # the trials that it is about; all of them, if left out
       compare: {aug.white_noise_std: [1.0, 0.25]}
       response: healthy
       expect: lower
+
+A claim is ruled on only with trials of its budget and of one of its scales, and at each scale apart. Without `budget`
+and `scale`, it is about trials of any.
 
 `compare` and `expect` go together:
 
@@ -29,7 +34,9 @@ their margins are such as `{higher: 2}` for at least twice. X may also be about 
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -41,13 +48,14 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from stability.analysis.effects import RATIOS, RESPONSES
 from stability.analysis.levels import Level
 from stability.analysis.matching import Cell, interaction_cells
-from stability.config.hydra import conf_folder
+from stability.config.hydra import conf_folder, scale_settings, scaled
 from stability.core.errors import StabilityError
+from stability.core.text import counted
 from stability.diagnosis.finding import Outcome
 
 Verb = Literal["lower", "higher", "same", "rising", "falling", "all", "most"]
 
-_KEYS = ("id", "claim", "source", "where", "compare", "response", "expect")
+_KEYS = ("id", "claim", "source", "budget", "scale", "where", "compare", "response", "expect")
 _OUTCOMES: tuple[str, ...] = get_args(Outcome)
 _MEASURED = (*RESPONSES, "largest_norm", "phonemes", "loss")
 
@@ -67,6 +75,7 @@ class Claim:
         verb: What is expected.
         margin: By how much; of ratios, a difference of logarithms.
         accepted: For `all` and `most`, the outcomes, or the ends of the range of numbers, that are expected.
+        scales: {in words: settings} of each budget and scale that it is about; none if it is about any.
     """
 
     id: str
@@ -79,6 +88,7 @@ class Claim:
     verb: Verb
     margin: float = 0.0
     accepted: tuple[Any, ...] = ()
+    scales: Mapping[str, Cell] = field(default_factory=dict)
 
 
 def find_claims(name: str = "original") -> Path:
@@ -150,6 +160,7 @@ def _claim(item: Any) -> Claim:
     if any(a == b for a, b in combinations(cells, 2)):
         raise _InvalidClaim("it compares a cell with itself.")
     stated: dict[str, Any] = {k: str(item[k]) for k in ("id", "claim", "source")}
+    stated["scales"] = _scales(item.get("budget"), item.get("scale"))
     stated |= {"where": {str(name): _level(level) for name, level in where.items()}, "cells": cells, "weights": weights}
     if verb in ("all", "most"):
         if cells:
@@ -164,6 +175,31 @@ def _claim(item: Any) -> Claim:
     if not weights and len(cells) > 2 and verb not in ("rising", "falling"):
         raise _InvalidClaim(f"for {len(cells)} cells, expect rising or falling.")
     return Claim(**stated, response=response, verb=verb, margin=_margin(verb, value, response))
+
+
+def _scales(budget: Any, scale: Any) -> dict[str, Cell]:
+    if budget is None and scale is None:
+        return {}
+    if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
+        raise _InvalidClaim(f"the budget is {budget}: with a scale, give a number of steps of the official run.")
+    found: dict[str, Cell] = {}
+    for one in scale if isinstance(scale, list) else [scale]:
+        if not isinstance(one, dict) or {*one} != {"model", "data"}:
+            raise _InvalidClaim(
+                f"the scale is {one}: with a budget, give {{model: NAME, data: NAME}} or a list of such."
+            )
+        settings = _settings(str(one["model"]), str(one["data"]))
+        steps = scaled(budget, settings["model.time_scale"])
+        found[f"{counted(steps, 'step')} with model={one['model']} data={one['data']}"] = {"steps": steps, **settings}
+    return found
+
+
+@cache
+def _settings(model: str, data: str) -> dict[str, Any]:
+    try:
+        return scale_settings(model, data)
+    except StabilityError as error:
+        raise _InvalidClaim(str(error)) from None
 
 
 def _expected(expect: Any) -> tuple[Verb, Any]:

@@ -78,7 +78,7 @@ class Effect:
         matches: How many matches there are.
         bounded: How many of the matches have a censored trial.
         test: The name of the test.
-        p: Its two-sided p value.
+        p: Its two-sided p value; NaN with fewer than two seeds.
     """
 
     kind: Kind
@@ -124,7 +124,7 @@ def effects(trials: Trials) -> list[Effect]:
     numbers also have a trend. Factors with more than 12 levels are left out.
 
     Returns:
-        The effects. Without a match of trials, an effect is NaN, with p = 1 and no matches.
+        The effects. Without a match of trials, an effect is NaN, with no matches.
     """
     slim = _with_varying_factors(trials)
     return [effect for contrast in _contrasts(trials) for effect in _effects(slim, contrast)]

@@ -34,16 +34,15 @@ def sign_flip(means: NDArray[np.float64], alternative: Alternative = "two-sided"
         alternative: The side on which the mean is expected.
 
     Returns:
-        The p value; 1 if there are no numbers.
+        The p value; NaN with fewer than two numbers, which no test can tell from chance.
     """
     return sign_flips(means[None], alternative)[0]
 
 
 def sign_flips(means: NDArray[np.float64], alternative: Alternative = "two-sided") -> list[float]:
     """Return the `sign_flip` of every row of `[responses, seeds]`, with the same combinations of signs for all rows."""
-    if means.shape[1] < 2:  # SciPy refuses these
-        decided = {"two-sided": np.zeros(means.shape, bool), "less": means < 0, "greater": means > 0}[alternative]
-        return [0.5 if row.any() else 1.0 for row in decided]
+    if means.shape[1] < 2:
+        return [math.nan] * len(means)
     test = stats.permutation_test(
         (means,),
         lambda x, axis: x.mean(axis=axis),
@@ -59,7 +58,7 @@ def sign_flips(means: NDArray[np.float64], alternative: Alternative = "two-sided
 
 def name_of_test(seeds: int) -> str:
     """Name what `sign_flip` does with so many seeds: it tries all combinations of signs, or draws some."""
-    if not seeds:
+    if seeds < 2:
         return "none"
     return "sign-flip, exact" if 2**seeds <= _MOST_FLIPS else f"sign-flip, {_MOST_FLIPS} drawn"
 

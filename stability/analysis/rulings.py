@@ -2,14 +2,18 @@
 
 A claim is confirmed, or refuted, if an exact test over the seeds says so at 5 %, corrected for all claims of the list
 (Holm). Else it is inconclusive. A higher response refutes `lower`, a response that is not 0.3 lower refutes
-`{lower: 0.3}`, and a single trial refutes `all`. A margin is tested on the typical seed: a few seeds do not show what
-happens to one seed in twenty.
+`{lower: 0.3}`. Among trials of several seeds a single one refutes `all`: it is a counterexample, and there is no p. A
+margin is tested on the typical seed: a few seeds do not show what happens to one seed in twenty. One seed decides
+nothing.
+
+A trial that is `undecided` ended before there was evidence. It counts neither for nor against an outcome, unless the
+claim names `undecided` itself.
 """
 
 import difflib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -51,8 +55,8 @@ class Ruling:
         seeds: How many seeds the test has; 0 if the claim is about trials that were not run.
         matches: How many matches of trials there are; for `all` and `most`, how many trials.
         test: The name of the test.
-        p: Its two-sided p value.
-        corrected: The same, corrected for the number of claims.
+        p: Its two-sided p value; NaN if there was no test: with one seed, or with a counterexample.
+        corrected: The same, corrected for the number of claims that were tested.
         seeds_needed: About how many seeds would decide an inconclusive claim, if they were like those so far; None if
             that is not known.
         tied: The other factors that change together with the compared ones.
@@ -67,8 +71,8 @@ class Ruling:
     seeds: int = 0
     matches: int = 0
     test: str = "none"
-    p: float = 1.0
-    corrected: float = 1.0
+    p: float = math.nan
+    corrected: float = math.nan
     seeds_needed: int | None = None
     tied: tuple[str, ...] = ()
 
@@ -78,13 +82,20 @@ def rule(claims: Sequence[Claim], trials: Trials) -> list[Ruling]:
 
     Claims about trials that were not run are inconclusive, and do not count in the correction.
     """
-    found = [_evidence(claim, trials) for claim in claims]
-    tested = [evidence.p for evidence in found if evidence.seeds]
+    stated = [one for claim in claims for one in _at_each_scale(claim, trials)]
+    found = [_evidence(claim, trials) for claim in stated]
+    tested = [evidence.p for evidence in found if evidence.is_tested]
     corrected = iter(holm(tested))
     return [
-        _ruling(claim, evidence, next(corrected) if evidence.seeds else 1.0, len(tested))
-        for claim, evidence in zip(claims, found, strict=True)
+        _ruling(claim, evidence, next(corrected) if evidence.is_tested else math.nan, max(1, len(tested)))
+        for claim, evidence in zip(stated, found, strict=True)
     ]
+
+
+def at_scale(claim: Claim, trials: Trials) -> list[Trial]:
+    """Return the trials of the budget and one of the scales that the claim states; all if it states none."""
+    scales: Iterable[Cell] = claim.scales.values() or ({},)
+    return [trial for trial in trials.trials if any(_is_in(scale, trial) for scale in scales)]
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ class _Evidence:
     """One-sided p values for and against a claim.
 
     `decisive` has one number a seed. Its mean is 0 where the claim just begins to hold. `trouble` says why there is no
-    evidence.
+    evidence, `note` what did not count. `counterexample`: a trial refutes the claim without a test.
     """
 
     effect: float = math.nan
@@ -105,19 +116,42 @@ class _Evidence:
     contradicts: float = 1.0
     decisive: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     trouble: str = ""
+    note: str = ""
+    counterexample: bool = False
     tied: tuple[str, ...] = ()
 
     @property
+    def is_tested(self) -> bool:
+        return self.seeds > 1 and not self.counterexample
+
+    @property
     def p(self) -> float:
-        return min(1.0, 2 * min(self.supports, self.contradicts))
+        return min(1.0, 2 * min(self.supports, self.contradicts)) if self.is_tested else math.nan
+
+
+def _at_each_scale(claim: Claim, trials: Trials) -> list[Claim]:
+    """Return the claim once for each of its scales that has trials; as it is if that is one scale or none."""
+    there = {words: cell for words, cell in claim.scales.items() if any(_is_in(cell, trial) for trial in trials.trials)}
+    if len(there) < 2:
+        return [claim]
+    return [replace(claim, id=f"{claim.id} ({words})", scales={words: cell}) for words, cell in there.items()]
+
+
+def _is_in(cell: Cell, trial: Trial) -> bool:
+    return all(name in trial.factors and trial.factors[name] == level for name, level in cell.items())
 
 
 def _evidence(claim: Claim, trials: Trials) -> _Evidence:
     """Collect the evidence of the trials for and against the claim."""
+    inside = at_scale(claim, trials)
+    if trials.trials and not inside:
+        stated = " or ".join(claim.scales)
+        return _Evidence(trouble=f"No trial has its budget and scale: {stated}.{_left_out(trials)}")
+    trials = replace(trials, trials=tuple(inside))
     for cell in claim.cells or ({},):
         if trouble := _not_run({**claim.where, **cell}, trials):
             return _Evidence(trouble=trouble)
-    inside = [t for t in trials.trials if all(t.factors.get(k) == v for k, v in claim.where.items())]
+    inside = [t for t in inside if all(t.factors.get(k) == v for k, v in claim.where.items())]
     return _comparison(claim, inside) if claim.cells else _all_or_most(claim, inside)
 
 
@@ -203,7 +237,13 @@ def _all_or_most(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
             trouble=f"{counted(len(lacking), 'trial')} did not record {claim.response}, such as {lacking[0]}."
         )
     by_seed: dict[int, list[bool]] = defaultdict(list)
-    for trial in trials:
+    silent = claim.response == "outcome" and "undecided" not in claim.accepted
+    decided = [trial for trial in trials if not (silent and trial.outcome == "undecided")]
+    undecided = len(trials) - len(decided)
+    if not decided:
+        every = f"all {undecided} trials" if undecided > 1 else "its only trial"
+        return _Evidence(trouble=f"No evidence: {every} ended undecided.")
+    for trial in decided:
         value = getattr(trial, claim.response)
         if claim.response == "outcome":
             by_seed[trial.seed].append(value in claim.accepted)
@@ -214,18 +254,21 @@ def _all_or_most(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
     n, good = len(shares), int((shares > 0.5).sum())
     low, high = binomial_interval(good, n)
     supports, contradicts = majority_test(good, n)
-    if claim.verb == "all" and not all(fits):
-        supports, contradicts = 1.0, 0.0
+    counterexample = claim.verb == "all" and n > 1 and not all(fits)
+    if claim.verb == "all" and undecided:
+        supports = 1.0  # they may still turn out otherwise
     return _Evidence(
         effect=float(np.mean(fits)),
         low=low,
         high=high,
         seeds=n,
         matches=len(fits),
-        test="binomial, exact",
+        test="counterexample" if counterexample else "binomial, exact" if n > 1 else "none",
         supports=supports,
         contradicts=contradicts,
         decisive=0.5 - shares,
+        note=f" {counted(undecided, 'undecided trial')} counted for neither side." if undecided else "",
+        counterexample=counterexample,
     )
 
 
@@ -246,14 +289,19 @@ def _ruling(claim: Claim, evidence: _Evidence, corrected: float, claims: int) ->
     )
     if not evidence.seeds:
         return known
+    if evidence.counterexample:
+        return replace(
+            known,
+            ruling="refuted",
+            because=f"{1 - evidence.effect:.0%} of the trials are not as expected.{evidence.note}",
+        )
     if corrected <= _ALPHA:
         if evidence.supports < evidence.contradicts:
-            return replace(known, ruling="confirmed", because="The trials are as expected.")
-        opposite = "The trials are not as expected."
-        because = f"{1 - evidence.effect:.0%} of the trials are not as expected." if claim.verb == "all" else opposite
-        return replace(known, ruling="refuted", because=because)
+            return replace(known, ruling="confirmed", because=f"The trials are as expected.{evidence.note}")
+        return replace(known, ruling="refuted", because=f"The trials are not as expected.{evidence.note}")
     if not evidence.decisive.any():
-        return replace(known, because=f"It makes no difference in any of {counted(evidence.seeds, 'seed')}.")
+        because = f"It makes no difference in any of {counted(evidence.seeds, 'seed')}."
+        return replace(known, because=because + evidence.note)
     needed = seeds_needed(evidence.decisive, _ALPHA / claims)
     because = f"{evidence.seeds} seeds do not decide this."
     about = "About"
@@ -263,4 +311,4 @@ def _ruling(claim: Claim, evidence: _Evidence, corrected: float, claims: int) ->
         because += f" More than {MOST_SEEDS} would be needed: these favour neither side."
     else:
         because += f" {about} {needed} would, if they were like these."
-    return replace(known, because=because, seeds_needed=needed)
+    return replace(known, because=because + evidence.note, seeds_needed=needed)

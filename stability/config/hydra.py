@@ -1,16 +1,20 @@
 """Connects the schema with Hydra: registers it, resolves what Hydra composed, and explains Hydra's errors."""
 
 import re
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from stability.config import schema
-from stability.config.names import trial_name
+from stability.config.names import flatten_dict, trial_name
 from stability.config.schema import Command, Config, check
 from stability.core.checkout import ROOT
 from stability.core.errors import StabilityError
@@ -55,6 +59,32 @@ def resolve_config(cfg: DictConfig) -> Config:
     return config
 
 
+def scale_settings(model: str, data: str) -> dict[str, Any]:
+    """Return {dotted name: value} of the settings that make the scale of a study: the model's, and those of its data.
+
+    Args:
+        model: An option of `conf/model/`.
+        data: An option of `conf/data/`. Where its files are is not part of the scale.
+
+    Raises:
+        StabilityError: There is no such option.
+    """
+    register_schema()
+    running = GlobalHydra.instance().is_initialized()  # in a sweep; in a report it is not
+    try:
+        with nullcontext() if running else initialize_config_dir(str(conf_folder())):
+            cfg = compose("config", overrides=[f"model={model}", f"data={data}"])
+    except HydraException as error:
+        raise StabilityError(explain_error(error)) from None
+    settings = flatten_dict({name: OmegaConf.to_container(cfg[name]) for name in ("model", "data")})
+    return {name: value for name, value in settings.items() if name not in ("data.path", "data.on_bad_utterance")}
+
+
+def scaled(steps: int, time_scale: float) -> int:
+    """Convert a number of steps of the official run to a model's time scale."""
+    return max(1, round(steps * time_scale))
+
+
 def explain_error(error: BaseException) -> str:
     """Return the message of an error from Hydra or OmegaConf, without their internals and with the names to choose."""
     text = "\n".join(str(e).strip() for e in (error, error.__cause__) if e is not None)
@@ -85,9 +115,7 @@ def _with_types(cfg: DictConfig) -> DictConfig:
 
 
 def _scaled(steps: int, *, _root_: DictConfig) -> int:
-    """Convert a number of steps of the official run to the model's time scale."""
-    scale: float = _root_.model.time_scale
-    return max(1, round(steps * scale))
+    return scaled(steps, _root_.model.time_scale)
 
 
 def _trial_name(*, _root_: DictConfig) -> str:

@@ -2,27 +2,25 @@
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from stability.analysis.levels import Level, level_text
 from stability.analysis.matching import cells_of, main_factors
-from stability.analysis.rulings import Ruling
+from stability.analysis.rulings import Ruling, at_scale
 from stability.analysis.trials import Trial, Trials
 from stability.config.names import short_name
 from stability.core.files import CONFIG, ERROR, VERDICT
 from stability.core.passwords import hide_passwords
 from stability.core.text import counted, listed
 from stability.diagnosis.outcomes import MARKS
+from stability.reporting.recorded import SEARCHES, TRAIN, sweep_command, sweeper
 from stability.reporting.wording import cell_text, counts_text, level_of, override
 
-SEARCHES = ("BisectionSweeper", "ResumingSweeper")  # sweepers that choose each trial by the outcomes so far
-_TRAIN = ("python", "-m", "stability.train")
 _FEW_SEEDS, _MOST_SEEDS = 3, 30  # the fewest and the most to advise
 _MOST_CELLS = 200  # that are searched for the healthy cell nearest to a failed one
 _SPARSE = 3  # a study with less than a third of the combinations of its levels is no grid
@@ -51,28 +49,6 @@ def unfinished(trials: Trials) -> tuple[list[Path], list[Path]]:
     """Return the folders of trials that have started but have no verdict, and those of them that crashed."""
     begun = [path for path, _ in trials.left_out if (path / CONFIG).exists() and not (path / VERDICT).exists()]
     return begun, [path for path in begun if (path / ERROR).exists()]
-
-
-def sweep_command(study: Path) -> str:
-    """Return the command of the last sweep in a study's folder; empty if it is not recorded there."""
-    kept = _recorded(study, "overrides", "task")
-    return shlex.join([*_TRAIN, "--multirun", *map(hide_passwords, kept)]) if isinstance(kept, list) else ""
-
-
-def sweeper(study: Path) -> str:
-    """Return the class of the last sweeper in a study's folder, as `BisectionSweeper`; empty if it is not recorded."""
-    return str(_recorded(study, "sweeper", "_target_")).rpartition(".")[2]
-
-
-def _recorded(study: Path, *names: str) -> Any:
-    """Return a setting of the last sweep from the file that Hydra wrote; empty if there is none."""
-    try:
-        value = yaml.safe_load((study / "multirun.yaml").read_text())["hydra"]
-        for name in names:
-            value = value[name]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return ""
-    return value
 
 
 def _finish_sweeps(trials: Trials) -> list[Advice]:
@@ -138,7 +114,7 @@ def _add_seeds(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
 def _run_claimed_trials(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
     """Take the first of the claims about trials that were not run, and advise the sweep that runs them."""
     known = {name for trial in trials.trials for name in trial.factors}
-    lost = [(r.claim, [r.claim.where, *r.claim.cells]) for r in rulings if not r.seeds]
+    lost = [(r.claim, [r.claim.where, *r.claim.cells]) for r in rulings if not r.seeds and at_scale(r.claim, trials)]
     asked = [(claim, cells) for claim, cells in lost if all(name in known for cell in cells for name in cell)]
     if not asked:
         return []
@@ -151,8 +127,8 @@ def _run_claimed_trials(trials: Trials, rulings: Sequence[Ruling]) -> list[Advic
     text = f"{counted(len(asked), 'claim')} {'is' if len(asked) == 1 else 'are'} about trials that were not run. "
     text += f"To run those of {claim.id}:"
     study = trials.trials[0].folder.parent
-    kept = [word for word in shlex.split(sweep_command(study)) if word.partition("=")[0] not in {*levels, "seed"}]
-    words = kept or [*_TRAIN, "--multirun", f"study={study.name}"]
+    kept = _without({*levels, "seed"}, shlex.split(sweep_command(study)))
+    words = kept or [*TRAIN, "--multirun", f"study={study.name}"]
     return [Advice(text, shlex.join([*words, *crossed, f"seed=range({_FEW_SEEDS})"]))]
 
 
@@ -175,22 +151,26 @@ def _complete_grid(trials: Trials) -> list[Advice]:
     ]
 
 
+def _without(names: set[str], words: Iterable[str]) -> list[str]:
+    """Return a command's words without the overrides of some settings, wherever they are given."""
+    return [word for word in words if word.partition("=")[0].removeprefix("hydra.sweeper.params.") not in names]
+
+
 def _grid_command(trials: Trials, seeds: str) -> str:
     """Return the recorded command of the sweep with other seeds. If none is recorded, return one for all levels."""
     study = trials.trials[0].folder.parent
     if kept := sweep_command(study):
-        words = [word for word in shlex.split(kept) if not word.startswith("seed=")]
-        return shlex.join([*words, seeds])
+        return shlex.join([*_without({"seed"}, shlex.split(kept)), seeds])
     crossed = [f"{name}={','.join(map(level_text, levels))}" for name, levels in main_factors(trials).items()]
-    return shlex.join([*_TRAIN, "--multirun", f"study={study.name}", *crossed, seeds])
+    return shlex.join([*TRAIN, "--multirun", f"study={study.name}", *crossed, seeds])
 
 
 def _cell_command(trial: Trial, factors: Sequence[str], seed: int) -> str:
     """Return the command that trains a trial's cell with another seed."""
     try:
         kept = yaml.safe_load((trial.folder / ".hydra" / "overrides.yaml").read_text())
-        words = [hide_passwords(word) for word in kept if not word.startswith("seed=")]
+        words = _without({"seed"}, map(hide_passwords, kept))
     except (OSError, yaml.YAMLError, TypeError, AttributeError):
         words = [override(name, trial.factors.get(name)) for name in factors]
     one = ["hydra.mode=RUN"] if any(word.startswith("experiment=") for word in words) else []
-    return shlex.join([*_TRAIN, *words, f"seed={seed}", *one])
+    return shlex.join([*TRAIN, *words, f"seed={seed}", *one])

@@ -1,6 +1,7 @@
 """The report of a study: one HTML page that needs no other file, and its figures."""
 
 import difflib
+import math
 import re
 import shlex
 from collections import Counter
@@ -27,11 +28,12 @@ from stability.config.names import short_name
 from stability.core import palette
 from stability.core.checkout import git_commit
 from stability.core.errors import StabilityError
-from stability.core.files import REPORT, short_path, write_atomically
+from stability.core.files import CONFIG, REPORT, VERDICT, short_path, write_atomically
 from stability.core.text import listed
 from stability.diagnosis.outcomes import MARKS
-from stability.reporting.advice import SEARCHES, advise, sweep_command, sweeper, unfinished
+from stability.reporting.advice import advise, unfinished
 from stability.reporting.figures import Picture, save_figures
+from stability.reporting.recorded import SEARCHES, sweep_command, sweeper
 from stability.reporting.summary import summarize_boundaries, summarize_grid, summarize_search
 from stability.reporting.tables import effect_rows, pair_table, ruling_rows, trial_rows, trials_csv
 from stability.reporting.wording import cell_text, level_of, override
@@ -97,7 +99,9 @@ def write_report(
     if out and out.suffix != ".html":
         raise StabilityError(f"--out {out}: the page is HTML; give a name that ends in .html.")
     stated = read_claims(claims) if claims else []
-    trials = _trials_with(where, read_trials(folders))
+    read = read_trials(folders)
+    _check_studies(folders, read)
+    trials = _trials_with(where, read)
     chosen = tuple(find_trial(trials, name) for name in pair) if pair else closest_pair(trials)
     study = _Study(
         folders=folders,
@@ -123,6 +127,7 @@ def write_report(
             "searched": study.searched,
             "effects": effect_rows(study.effects),
             "claims": claims.name if claims else "",
+            "tested": sum(not math.isnan(r.p) for r in study.rulings),
             "rulings": ruling_rows(study.rulings),
             "not_run": [r for r in study.rulings if not r.seeds],
             "pair": pair_table(trials, *chosen) if chosen else None,
@@ -141,6 +146,19 @@ def write_report(
         ) from error
     figures = (place / f"{picture.name}.{kind}" for picture in pictures for kind in ("svg", "png"))
     return Report(page, (*figures, place / "trials.csv"), sentences)
+
+
+def _check_studies(folders: Sequence[Path], trials: Trials) -> None:
+    """Raise StabilityError if no trial was ever started in one of the folders."""
+    begun = {path for path, _ in trials.left_out if (path / CONFIG).exists() or (path / VERDICT).exists()}
+    begun |= {trial.folder for trial in trials.trials}
+    homes = begun | {path.parent for path in begun}
+    for folder in folders:
+        if folder.resolve() in homes:
+            continue
+        inside = sorted(path.parent.parent for path in folder.glob(f"*/*/{CONFIG}"))
+        instead = f", such as {short_path(inside[0])}" if inside else ", outputs/STUDY"
+        raise StabilityError(f"{folder} is no study: no trial was started in it. Give the folder of a study{instead}.")
 
 
 def _trials_with(where: Mapping[str, Level], trials: Trials) -> Trials:

@@ -268,6 +268,8 @@ def _claims_text(rulings: Sequence[Ruling]) -> str:
     not_run = sum(not ruling.seeds for ruling in rulings)
     if not rulings:
         return "no claim was stated beforehand"
+    if not_run == len(rulings):
+        return f"none of the {counted(not_run, 'claim')} stated beforehand is about these trials"
     parts = [f"{counts[ruling]} {ruling}" for ruling in ("confirmed", "refuted", "inconclusive")]
     text = f"of {counted(len(rulings), 'claim')}, {listed(parts)}"
     return f"{text}, {not_run} of them because their trials were not run" if not_run else text

@@ -75,7 +75,9 @@ def ratio_text(ratio: float) -> str:
 
 
 def p_text(p: float) -> str:
-    """Write a p value: `p = 0.03`, `p < 0.001`."""
+    """Write a p value: `p = 0.03`, `p < 0.001`; `no p` without a test."""
+    if math.isnan(p):
+        return "no p"
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 

@@ -14,7 +14,10 @@ from tests.support.claims import write_claims
 @pytest.mark.parametrize(
     ("claim", "message"),
     [
-        ("expects: lower", "there is no expects; there are id, claim, source, where, compare, response, expect"),
+        (
+            "expects: lower",
+            "there is no expects; there are id, claim, source, budget, scale, where, compare, response, expect",
+        ),
         ("where: {a: 1}", "give expect."),
         ("expect: {all: fine}", "fine is no outcome; there are stable, slow"),
         ("expect: nice", "expect nice is none of lower, higher"),
@@ -36,6 +39,11 @@ from tests.support.claims import write_claims
         ("response: per, expect: {all: [1]}", "is no range of per: give"),
         ("where: [a], expect: {all: stable}", "where must be"),
         ("compare: {a: [1, 1]}, response: per, expect: lower", "it compares a cell with itself"),
+        ("budget: 10, expect: {all: slow}", "with a budget, give {model: NAME, data: NAME}"),
+        ("budget: 10, scale: {model: small}, expect: {all: slow}", "with a budget, give {model: NAME, data: NAME}"),
+        ("scale: {model: small, data: t15}, expect: {all: slow}", "the budget is None: with a scale, give"),
+        ("budget: 0, scale: {model: small, data: t15}, expect: {all: slow}", "the budget is 0: with a scale, give"),
+        ("budget: 9, scale: {model: nope, data: t15}, expect: {all: slow}", "Could not find 'model/nope'"),
     ],
 )
 def test_a_wrong_claim_is_refused(tmp_path: Path, claim: str, message: str) -> None:
@@ -71,8 +79,16 @@ def test_the_original_claims_can_be_read() -> None:
         "aug.white_noise_std",
         "loss.reduction",
         "precision.clip_before_unscale",
-        "model.time_scale",
-        "steps",
     }
     assert names == known
+    small, full = "500 steps with model=small data=synthetic", "10,000 steps with model=official data=t15"
+    official = {"official-loss-2000": 2000, "official-per-120000": 120000}
+    for claim in claims:
+        if claim.id in official:
+            assert [cell["steps"] for cell in claim.scales.values()] == [official[claim.id]]
+        else:
+            assert [*claim.scales] == [small, full]
+    assert claims[0].scales[small]["model.units"] == 96
+    assert claims[0].scales[small]["data.synthetic.features"] == 32
+    assert claims[0].scales[full]["model.units"] == 768
     assert all(r.ruling == "inconclusive" for r in rule(claims, Trials(())))

@@ -118,14 +118,14 @@ def test_factors_that_an_option_sets_together_are_one_factor() -> None:
 def test_factors_that_were_never_varied_alone_have_no_known_effect() -> None:
     trials = [trial(s, a=x, b__c=x) for s in range(3) for x in range(2)]
     found = effects(Trials(tuple(trials)))
-    assert {(e.matches, e.p) for e in found} == {(0, 1.0)}
+    assert all(e.matches == 0 and math.isnan(e.p) for e in found)
     assert all(math.isnan(e.effect) for e in found)
 
 
 def test_one_seed_or_no_spread_gives_the_widest_interval() -> None:
     single = effects(Trials(tuple(trial(0, a=a, per=0.1 * a) for a in range(2))))
     assert [(e.low, e.high) for e in single] == [(-1, 1), (-1, 1), (0, math.inf), (0, math.inf)]
-    assert {e.p for e in single} == {1.0}
+    assert all(math.isnan(e.p) for e in single)
     same = one(effects(Trials(tuple(trial(s, a=a, per=1.0) for s in range(4) for a in range(2)))), "per", "a")
     assert (same.effect, same.low, same.high, same.p) == (0, -1, 1, 1)
 

@@ -19,7 +19,7 @@ def test_the_sign_flip_test_tries_all_signs(alternative: str) -> None:
 
 
 def test_the_name_of_the_test_says_whether_it_is_exact() -> None:
-    assert [name_of_test(n) for n in (0, 13, 14)] == ["none", "sign-flip, exact", "sign-flip, 8192 drawn"]
+    assert [name_of_test(n) for n in (1, 13, 14)] == ["none", "sign-flip, exact", "sign-flip, 8192 drawn"]
 
 
 def test_holm_multiplies_the_smallest_p_by_the_number_of_tests() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.effects_coverage import SCENARIOS, false_rulings
-from stability.analysis.claims import read_claims
+from stability.analysis.claims import find_claims, read_claims
 from stability.analysis.rulings import Ruling, rule
 from stability.analysis.trials import Trial, Trials
 from tests.support.claims import write_claims
@@ -123,7 +124,9 @@ def test_p_values_are_corrected_by_holms_method(tmp_path: Path) -> None:
     (alone,) = ruled(tmp_path, trials, f"{A}, expect: higher")
     assert (alone.ruling, alone.p, alone.corrected) == ("confirmed", 2 / 64, 2 / 64)
     found = ruled(tmp_path, trials, f"{A}, expect: higher", f"{A}, expect: lower", "where: {a: 9}, expect: {all: slow}")
-    assert [r.corrected for r in found] == [4 / 64, 4 / 64, 1]  # a claim that no trial is about is not counted
+    assert [r.corrected for r in found] == pytest.approx(
+        [4 / 64, 4 / 64, math.nan], nan_ok=True
+    )  # a claim that no trial is about is not counted
     assert {r.ruling for r in found} == {"inconclusive"}
 
 
@@ -186,6 +189,74 @@ def test_claims_without_trials_are_inconclusive_with_the_reason(tmp_path: Path) 
     unrecorded = [trial(s, phonemes=math.nan) for s in range(8)]
     (silent,) = ruled(tmp_path, unrecorded, "response: phonemes, expect: {all: [11, null]}")
     assert (silent.ruling, silent.because[:32]) == ("inconclusive", "8 trials did not record phonemes")
+
+
+def at(scale: str, seeds: range, outcome: str = "stable", **changes: Any) -> list[Trial]:
+    """Trials with the budget and the scale of the original claims, or with what is changed."""
+    (claim,) = (c for c in read_claims(find_claims()) if c.id == "official-stable")
+    factors = {**claim.where, **claim.scales[scale], **changes}
+    return [trial(s, factors=factors, outcome=outcome, healthy=outcome == "stable") for s in seeds]
+
+
+SMALL, FULL = "500 steps with model=small data=synthetic", "10,000 steps with model=official data=t15"
+ORIGINAL = read_claims(find_claims())
+
+
+def about(trials: list[Trial], claim: str) -> Ruling:
+    (found,) = (r for r in rule(ORIGINAL, Trials(tuple(trials))) if r.claim.id == claim)
+    return found
+
+
+def test_a_claim_is_ruled_on_at_its_budget_and_scale_alone() -> None:
+    ten = range(10)
+    assert about(at(SMALL, ten), "official-stable").ruling == "confirmed"
+    assert about(at(FULL, ten), "official-stable").ruling == "confirmed"
+    others: list[dict[str, Any]] = [
+        {"steps": 120},
+        {"model.units": 8},
+        {"data.synthetic.features": 8},
+        {"data.synthetic": None},
+    ]
+    for changed in others:
+        trials = at(SMALL, ten, "exploded", **changed)
+        if "data.synthetic" in changed:  # real data
+            trials = [replace(t, factors={k: v for k, v in t.factors.items() if "synthetic." not in k}) for t in trials]
+        assert about(trials, "official-stable").because == f"No trial has its budget and scale: {SMALL} or {FULL}."
+        assert {(r.ruling, r.seeds) for r in rule(ORIGINAL, Trials(tuple(trials)))} == {("inconclusive", 0)}
+
+
+def test_each_scale_has_a_ruling_of_its_own() -> None:
+    trials = at(SMALL, range(10)) + at(FULL, range(10), "exploded")
+    found = {r.claim.id: r.ruling for r in rule(ORIGINAL, Trials(tuple(trials))) if "official-stable" in r.claim.id}
+    assert found == {f"official-stable ({SMALL})": "confirmed", f"official-stable ({FULL})": "refuted"}
+
+
+def test_undecided_trials_are_no_evidence_about_an_outcome() -> None:
+    none = about(at(SMALL, range(10), "undecided"), "official-stable")
+    assert (none.ruling, none.seeds) == ("inconclusive", 0)
+    assert none.because == "No evidence: all 10 trials ended undecided."
+    some = at(SMALL, range(10)) + at(SMALL, range(10, 12), "undecided")
+    assert about(some, "official-stable").ruling == "inconclusive"  # two may still turn out otherwise
+    assert about(some, "official-stable").because.endswith("2 undecided trials counted for neither side.")
+    failed = [*some, *at(SMALL, range(12, 13), "exploded")]
+    assert about(failed, "official-stable").ruling == "refuted"
+    assert about(at(SMALL, range(10), "undecided"), "official-finite").ruling == "confirmed"  # it names undecided
+
+
+def test_one_trial_has_no_p_and_decides_nothing() -> None:
+    one = about(at(SMALL, range(1), "exploded"), "official-stable")
+    assert (one.ruling, one.test) == ("inconclusive", "none")
+    assert math.isnan(one.p)
+    assert math.isnan(one.corrected)
+    assert one.because.startswith("One seed cannot separate an effect from chance.")
+
+
+def test_a_counterexample_refutes_without_a_p(tmp_path: Path) -> None:
+    trials = [*study(8, effect=0.1), trial(8, a=0, b=0, outcome="exploded")]
+    alone, tested = ruled(tmp_path, trials, "expect: {all: [stable, slow]}", f"{A}, expect: higher")
+    assert (alone.ruling, alone.test) == ("refuted", "counterexample")
+    assert math.isnan(alone.p)
+    assert tested.corrected == tested.p  # it alone was tested
 
 
 def test_false_rulings_are_rare() -> None:

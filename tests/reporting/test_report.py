@@ -362,6 +362,34 @@ def test_bad_input_gets_one_message(
     assert err.count("\n") == 1
 
 
+def test_a_folder_that_is_no_study_gets_no_report(tmp_path: Path) -> None:
+    (tmp_path / "notes" / "a").mkdir(parents=True)
+    small(tmp_path / "outputs" / "study")
+    for folder, instead in (("notes", "outputs/STUDY"), ("outputs", "such as outputs/study")):
+        done = run(folder, folder=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: {folder} is no study: no trial was started in it. Give the folder of a")
+        assert instead in done.stderr
+        assert not (tmp_path / folder / "report.html").exists()
+    done = run("outputs/study", "notes", folder=tmp_path)
+    assert done.stderr.startswith("error: notes is no study")
+
+
+def test_the_report_rules_on_the_claims_that_the_study_states(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "- {id: x, claim: y, source: z, compare: {schedule.lr_max: [0.005, 1.0]}, response: healthy, expect: lower}"
+    )
+    for name, claims in (("a", "mine.yaml"), ("b", "original"), ("c", "null")):
+        (small(tmp_path / name) / "multirun.yaml").write_text(f"sweep: {{claims: {claims}}}")
+    assert "of 1 claim, 0 confirmed" in run("a", "c", folder=tmp_path).stdout
+    assert "none of the 23 claims stated beforehand is about these trials" in run("b", folder=tmp_path).stdout
+    assert "no claim was stated beforehand" in run("c", folder=tmp_path).stdout
+    assert "of 1 claim, 0 confirmed" in run("c", "--claims", "mine.yaml", folder=tmp_path).stdout
+    both = run("a", "b", folder=tmp_path)
+    assert both.returncode == 1
+    assert both.stderr == ("error: The studies state different claims, mine.yaml and original: choose with --claims.\n")
+
+
 def run(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "stability.report", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -373,7 +401,7 @@ def test_the_command_prints_the_summary_and_the_page(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     *sentences, path = done.stdout.splitlines()
     assert len(sentences) == 3
-    assert "23 claims" in sentences[2]  # of this project, wherever it is called
+    assert sentences[2].endswith("no claim was stated beforehand.")
     page = Page((tmp_path / path).read_text())
     assert "python -m stability.report study" in page.text
     failed = run("nowhere", folder=tmp_path)

@@ -1,8 +1,12 @@
 """Sweeps on the command line: `python -m stability.train --multirun`, each in a process of its own."""
 
+import html
 import re
+import shlex
 import signal
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 
 import pytest
@@ -152,3 +156,21 @@ def test_a_trial_that_another_process_trains_is_listed(cli: CommandLine) -> None
     assert not [*cli.folder.glob(f"outputs/single/*/{ERROR}")]
     first.send_signal(signal.SIGINT)
     ended(first, 130)
+
+
+def test_a_short_study_of_one_seed_rules_on_nothing_and_its_command_reproduces_it(cli: CommandLine) -> None:
+    chosen = ("experiment=diagnosis", "hydra.sweeper.params.seed=0", "hydra.sweeper.params.aug=strong", "steps=3")
+    out = cli.run("--multirun", *chosen).out
+    assert "one of the 23 claims stated beforehand is about these trials" in out
+    page = (cli.folder / "outputs/diagnosis/report.html").read_text()
+    assert "refuted" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    (command,) = re.findall(r"python -m (stability\.train --multirun .*?)</pre>", page)
+    program, *words = shlex.split(html.unescape(command))
+    again = subprocess.run(
+        [sys.executable, "-m", program, *words, "sweep.dry_run=true"],
+        cwd=cli.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "4 trials: 4 done, 0 to resume, 0 new" in again.stdout

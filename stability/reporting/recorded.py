@@ -1,0 +1,53 @@
+"""What a study's folder records of its last sweep: the command, the sweeper, and the claims. Hydra wrote it there."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from stability.core.errors import StabilityError
+from stability.core.passwords import hide_passwords
+from stability.core.text import listed
+
+SEARCHES = ("BisectionSweeper", "ResumingSweeper")  # sweepers that choose each trial by the outcomes so far
+TRAIN = ("python", "-m", "stability.train")
+
+
+def sweep_command(study: Path) -> str:
+    """Return the command of the last sweep in a study's folder; empty if it is not recorded there."""
+    own, hydras = (_recorded(study, "hydra", "overrides", kind) for kind in ("task", "hydra"))
+    if not isinstance(own, list):
+        return ""
+    # Hydra records its mode too, which --multirun has set.
+    hydras = [word for word in hydras if not word.startswith("hydra.mode=")]
+    return shlex.join([*TRAIN, "--multirun", *map(hide_passwords, [*own, *hydras])])
+
+
+def sweeper(study: Path) -> str:
+    """Return the class of the last sweeper in a study's folder, as `BisectionSweeper`; empty if it is not recorded."""
+    return str(_recorded(study, "hydra", "sweeper", "_target_")).rpartition(".")[2]
+
+
+def stated_claims(studies: Sequence[Path]) -> str | None:
+    """Return the claims that the last sweeps in some studies' folders have stated; None if they have stated none.
+
+    Raises:
+        StabilityError: They have stated different ones.
+    """
+    stated = dict.fromkeys(str(name) for study in studies if (name := _recorded(study, "sweep", "claims")))
+    if len(stated) > 1:
+        raise StabilityError(f"The studies state different claims, {listed(stated)}: choose with --claims.")
+    return next(iter(stated), None)
+
+
+def _recorded(study: Path, *names: str) -> Any:
+    """Return a setting of the last sweep from the file that Hydra wrote; empty if there is none."""
+    try:
+        value = yaml.safe_load((study / "multirun.yaml").read_text())
+        for name in names:
+            value = value[name]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        return ""
+    return value
