@@ -1,4 +1,4 @@
-"""Lists, counts and durations in words; numbers in strict JSON."""
+"""Lists, counts and durations in words; foreign names on the terminal; numbers in strict JSON."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +28,13 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def printable(text: object) -> str:
+    r"""Return a text that came from a file on one line, with `\n`, `\x1b` and the like in place of characters that
+    would break the line, command the terminal or not be printed at all.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def plain(value: Any) -> Any:

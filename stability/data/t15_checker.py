@@ -20,9 +20,9 @@ from stability.core.text import counted
 from stability.data.phonemes import SILENCE
 from stability.data.progress import progress
 from stability.data.records import frames_needed
-from stability.data.t15_layout import open_file, read_features, read_integer, unreadable
+from stability.data.t15_layout import member, open_file, read_features, read_integer, unreadable
 
-_INDEX_VERSION = 2  # raise it when the scan finds more, or words a problem differently
+_INDEX_VERSION = 3  # raise it when the scan finds more, or words a problem differently
 
 
 class Entry(NamedTuple):
@@ -36,6 +36,7 @@ class Entry(NamedTuple):
         transcription: The sentence, or "".
         block: Block of the recording day; None if the file does not say.
         number: Number of the utterance in its block; None if the file does not say.
+        largest: Its feature that is farthest from zero, without the sign.
         problem: What makes it unusable for any model; None if it is good.
     """
 
@@ -46,6 +47,7 @@ class Entry(NamedTuple):
     transcription: str
     block: int | None
     number: int | None
+    largest: float
     problem: str | None
 
 
@@ -125,14 +127,14 @@ def decoder_problem(entry: Entry, split: str, *, cut: int, patch_size: int, patc
 def _scan_file(file: Path, stat: os.stat_result, index_dir: Path) -> list[Entry]:
     resolved = str(file.resolve())
     key = [_INDEX_VERSION, resolved, stat.st_size, stat.st_mtime_ns]
-    index = index_dir / f"{hashlib.sha256(resolved.encode()).hexdigest()[:16]}.json"
+    index = index_dir / f"{hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]}.json"
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no index yet, or a damaged one
         saved = json.loads(index.read_text())
         if saved["key"] == key:
             return [Entry(*row) for row in saved["utterances"]]
     try:
         with open_file(file) as content:
-            entries = [_scan_utterance(name, content[name]) for name in content]
+            entries = [_scan_utterance(name, content) for name in content]
     except (OSError, RuntimeError, KeyError) as error:
         raise unreadable(file, error) from error
     # The process id is in the name: two processes may scan the same file, and the last to finish wins.
@@ -149,10 +151,24 @@ def _scan_file(file: Path, stat: os.stat_result, index_dir: Path) -> list[Entry]
     return entries
 
 
-def _scan_utterance(name: str, group: Any) -> Entry:
-    if not isinstance(group, h5py.Group) or not isinstance(group.get("input_features"), h5py.Dataset):
+def _scan_utterance(name: str | bytes, content: Any) -> Entry:
+    if isinstance(name, bytes):
+        return _unusable(name.decode(errors="backslashreplace"), "its name is not UTF-8")
+    try:
+        return _scan_group(name, member(content, name))
+    except ValueError as error:
+        problem = str(error)
+    except TypeError as error:  # from h5py, for a type that it does not know
+        problem = f"cannot be read ({error})"
+    except MemoryError:
+        problem = "is larger than the free memory"
+    return _unusable(name, problem)
+
+
+def _scan_group(name: str, group: Any) -> Entry:
+    stored = member(group, "input_features") if isinstance(group, h5py.Group) else None
+    if not isinstance(stored, h5py.Dataset):
         return _unusable(name, "has no dataset input_features")
-    stored = group["input_features"]
     if stored.dtype.kind != "f" or stored.ndim != 2:
         return _unusable(
             name,
@@ -161,9 +177,10 @@ def _scan_utterance(name: str, group: Any) -> Entry:
         )
     bins, n_features = stored.shape
     steps = read_integer(group, "n_time_steps")
+    features = read_features(group)
     labels, problem_of_labels = _scan_labels(group)
     problems = [
-        features_problem(read_features(group)),
+        features_problem(features),
         None if steps == bins else f"n_time_steps is {steps}, but input_features have {bins} bins",
         problem_of_labels,
     ]
@@ -175,25 +192,37 @@ def _scan_utterance(name: str, group: Any) -> Entry:
         transcription=_scan_transcription(group),
         block=read_integer(group, "block_num"),
         number=read_integer(group, "trial_num"),
+        largest=float(np.abs(features).max(initial=0)),
         problem="; ".join(filter(None, problems)) or None,
     )
 
 
 def _unusable(name: str, problem: str) -> Entry:
     return Entry(
-        name, n_time_steps=0, n_features=0, labels=None, transcription="", block=None, number=None, problem=problem
+        name,
+        n_time_steps=0,
+        n_features=0,
+        labels=None,
+        transcription="",
+        block=None,
+        number=None,
+        largest=0.0,
+        problem=problem,
     )
 
 
 def _scan_labels(group: Any) -> tuple[list[int] | None, str | None]:
     """The labels, if they can be read, and what is wrong with them."""
-    if "seq_class_ids" not in group and "seq_len" not in group.attrs:
+    stored = member(group, "seq_class_ids")
+    if stored is None and "seq_len" not in group.attrs:
         return None, None
-    if "seq_class_ids" not in group:
+    if not isinstance(stored, h5py.Dataset):
         return None, "has seq_len, but no seq_class_ids"
-    ids = group["seq_class_ids"][()]
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        return None, f"seq_class_ids have dtype {ids.dtype} and shape {ids.shape}; expected integers of shape (labels,)"
+    if stored.ndim != 1 or stored.dtype.kind not in "iu":
+        return None, (
+            f"seq_class_ids have dtype {stored.dtype} and shape {stored.shape}; expected integers of shape (labels,)"
+        )
+    ids = stored[()]
     length = read_integer(group, "seq_len")
     if length is None or not 0 <= length <= len(ids):
         return None, f"seq_len is {length}, but {len(ids)} label ids are stored"
@@ -205,8 +234,8 @@ def _scan_transcription(group: Any) -> str:
     label = group.attrs.get("sentence_label")
     if isinstance(label, str):
         return label
-    codes = group["transcription"][()] if "transcription" in group else np.zeros(0, np.uint8)
-    if codes.dtype.kind not in "iu":
+    codes = member(group, "transcription")
+    if not isinstance(codes, h5py.Dataset) or codes.dtype.kind not in "iu":
         return ""
-    text: bytes = codes.astype(np.uint8).tobytes()
+    text: bytes = codes[()].astype(np.uint8).tobytes()
     return text.split(b"\0")[0].decode(errors="replace")

@@ -1,5 +1,6 @@
 """Open a data set in the public T15 layout, and read its features from the files."""
 
+import logging
 import os
 from collections.abc import Sequence
 from itertools import chain
@@ -12,12 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stability.core.errors import StabilityError
-from stability.core.text import counted, listed
+from stability.core.text import counted, listed, printable
 from stability.data.records import Dataset, DrawNext, Record, Split, pad
 from stability.data.t15_checker import decoder_problem, scan_files
 from stability.data.t15_layout import EXPECTED, file_name, is_session, open_file, read_features, unreadable
 
+_log = logging.getLogger(__name__)
+
 _ON_BAD_UTTERANCE = ("error", "exclude")
+_LARGE = 1e4  # no feature is as large in data whose features were scaled
 _MOST_LISTED = 10  # bad utterances named in a message
 
 
@@ -44,7 +48,7 @@ class FileRows:
         path = self._files[record.day]
         try:
             features = read_features(self._open(path)[record.name])
-        except (OSError, RuntimeError, KeyError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise unreadable(path, error) from error
         if features.shape != (record.n_time_steps, self._n_features):
             raise StabilityError(f"{path} has changed since it was checked. Run the same command again to check it.")
@@ -157,16 +161,17 @@ def _open_splits(
 
     records: dict[str, list[Record]] = {split: [] for split in cuts}
     bad: dict[str, list[str]] = {split: [] for split in cuts}
+    largest = (0.0, "")  # the largest feature, and the utterance that has it
     n_features: dict[int, str] = {}  # each feature count with the first utterance that has it
     for split, cut in cuts.items():
         for day, file in enumerate(files[split]):
             for entry in scanned.get(file, ()):
-                where = f"{file.relative_to(path)} {entry.name}"
+                where = printable(f"{file.relative_to(path)} {entry.name}")
                 problem = entry.problem or decoder_problem(
                     entry, split, cut=cut, patch_size=patch_size, patch_stride=patch_stride
                 )
                 if problem:
-                    bad[split].append(f"{where}: {problem}")
+                    bad[split].append(f"{where}: {printable(problem)}")
                     continue
                 record = Record(
                     day=day,
@@ -178,6 +183,7 @@ def _open_splits(
                     number=entry.number,
                 )
                 records[split].append(record)
+                largest = max(largest, (entry.largest, where))
                 n_features.setdefault(entry.n_features, where)
 
     messages = [*chain(*bad.values())]
@@ -190,10 +196,20 @@ def _open_splits(
     for split in cuts:
         if not records[split]:
             why = f"all are bad:\n{_list_bad(bad[split])}" if bad[split] else f"no {file_names[split]} contains any."
-            raise StabilityError(f"{path} has no {split} utterances in the sessions {listed(names)}: {why}")
+            raise StabilityError(
+                f"{path} has no {split} utterances in the sessions {listed(map(printable, names))}: {why}"
+            )
     if len(n_features) > 1:
         counts = ", ".join(f"{where} has {count}" for count, where in n_features.items())
         raise StabilityError(f"Feature counts differ in {path}: {counts}. All utterances need the same number.")
+
+    if largest[0] > _LARGE:
+        _log.warning(
+            "%s has features of up to %.3g (%s). Features are usually scaled to a standard deviation of 1: check the "
+            "recording, or scale them.",
+            path,
+            *largest,
+        )
 
     (count,) = n_features
     return [
@@ -230,9 +246,16 @@ def _session_names(path: Path, wanted: Sequence[str] | None) -> tuple[str, ...]:
         if not path.is_dir():
             state = "is a file, not a folder" if path.exists() else "does not exist"
             raise StabilityError(f"The data path {path} {state}. {EXPECTED}")
-        found = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and is_session(folder))
+        folders = [folder for folder in path.iterdir() if not folder.name.startswith(".")]
+        found = sorted(folder.name for folder in folders if folder.is_dir() and is_session(folder))
+        dangling = sorted(folder.name for folder in folders if folder.is_symlink() and not folder.exists())
     except OSError as error:
         raise StabilityError(f"Cannot read the data path {path}: {error}") from error
+    if lost := [name for name in dangling if wanted is None or name in wanted]:
+        raise StabilityError(
+            f"{path / lost[0]} is a link to {(path / lost[0]).readlink()}, which does not exist. Bring it back, or "
+            "delete the link."
+        )
     if not found and is_session(path):
         raise StabilityError(
             f"The data path {path} is itself a session folder. Give its parent: data.path={path.resolve().parent}"
@@ -242,7 +265,9 @@ def _session_names(path: Path, wanted: Sequence[str] | None) -> tuple[str, ...]:
     if wanted is None:
         return tuple(found)
     if missing := [name for name in wanted if name not in found]:
-        raise StabilityError(f"{path} has no session {listed(missing)}. Its sessions are {listed(found)}.")
+        raise StabilityError(
+            f"{path} has no session {listed(missing)}. Its sessions are {listed(map(printable, found))}."
+        )
     if not wanted or len(set(wanted)) < len(wanted):
         raise StabilityError(f"The sessions are [{', '.join(wanted)}]. Name at least one, and each only once.")
     return tuple(wanted)

@@ -82,6 +82,40 @@ def long_target(group: Any) -> None:
     set_attribute(group, "seq_len", 12)
 
 
+def replace_by_group(group: Any, name: str) -> None:
+    del group[name]
+    group.create_group(name)
+
+
+def replace_by_times(group: Any, name: str) -> None:
+    """Put a dataset of HDF5's own type for times there, which NumPy does not know."""
+    del group[name]
+    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    h5py.h5d.create(group.id, name.encode(), h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((4,)), early)
+
+
+def declare(group: Any, name: str, shape: tuple[int, ...], **options: Any) -> None:
+    """Declare a dataset, and write none of its values: HDF5 reads them as zeros."""
+    del group[name]
+    group.create_dataset(name, shape, np.float32 if name == "input_features" else np.int32, **options)
+
+
+def virtual(group: Any, source: str) -> None:
+    layout = h5py.VirtualLayout((60, 4), np.float32)
+    layout[:] = h5py.VirtualSource(source, "x", (60, 4))
+    del group["input_features"]
+    group.create_virtual_dataset("input_features", layout)
+
+
+def external(group: Any) -> None:
+    """Take a file outside as features."""
+    outside = Path(group.file.filename).with_name("secret.bin")
+    outside.write_bytes(bytes(960))
+    del group["input_features"]
+    group.create_dataset("input_features", (60, 4), np.float32, external=[(str(outside), 0, 960)])
+
+
 BAD: list[tuple[Callable[[Any], None], str]] = [
     (
         lambda g: put(g, "input_features", (7, 2), np.nan),
@@ -129,6 +163,34 @@ BAD: list[tuple[Callable[[Any], None], str]] = [
         "CTC cannot align 12 labels with 2 repeats: they need 14 frames, but "
         "60 bins, minus a cut of up to 2, give 12 (patch 14, stride 4)",
     ),
+    (lambda g: replace_by_group(g, "input_features"), "has no dataset input_features"),
+    (lambda g: replace_by_group(g, "seq_class_ids"), "has seq_len, but no seq_class_ids"),
+    (lambda g: replace_dataset(g, "input_features", h5py.Empty("f4")), "input_features has no values"),
+    (lambda g: replace_dataset(g, "seq_class_ids", h5py.Empty("i4")), "seq_class_ids has no values"),
+    (lambda g: replace_by_times(g, "input_features"), "cannot be read (No NumPy equivalent for TypeTimeID exists)"),
+    (lambda g: replace_by_times(g, "seq_class_ids"), "cannot be read (No NumPy equivalent for TypeTimeID exists)"),
+    (
+        lambda g: declare(g, "input_features", (60, 4), chunks=(30, 4)),
+        "input_features has the shape (60, 4), but the file holds only some of its values",
+    ),
+    (
+        lambda g: declare(g, "seq_class_ids", (500,)),
+        "seq_class_ids has the shape (500,), but the file holds only some of its values",
+    ),
+    (
+        lambda g: declare(g, "input_features", (10**9, 10**6), chunks=(100, 100)),
+        "input_features has the shape (1000000000, 1000000), which is 4.0 PB",
+    ),
+    (lambda g: virtual(g, "absent.hdf5"), "the values of input_features are in another file. Put them into this one"),
+    (external, "the values of input_features are in another file. Put them into this one"),
+    (
+        lambda g: replace_dataset(g, "input_features", h5py.ExternalLink("/etc/passwd", "/x")),
+        "input_features is a link. Put its values in its place",
+    ),
+    (
+        lambda g: replace_dataset(g, "seq_class_ids", h5py.SoftLink("/nowhere")),
+        "seq_class_ids is a link. Put its values in its place",
+    ),
     (shorten, "15 bins, minus a cut of up to 2, are fewer than the 14 of one patch"),
 ]
 
@@ -154,6 +216,38 @@ def test_a_group_that_is_no_utterance_is_named(root: Path) -> None:
     with h5py.File(root / "day.1/data_val.hdf5", "r+") as file:
         file["notes"] = np.zeros(3)
     assert "day.1/data_val.hdf5 notes: has no dataset input_features" in failure(root)
+
+
+def test_an_utterance_that_is_a_link_is_named(root: Path) -> None:
+    with h5py.File(root / "day.1/data_val.hdf5", "r+") as file:
+        file["trial_7"] = h5py.ExternalLink(str(root / "day.2/data_val.hdf5"), "/trial_0000")
+        file["trial_8"] = h5py.SoftLink("/trial_0000")
+    message = failure(root)
+    for name in ("trial_7", "trial_8"):
+        assert f"day.1/data_val.hdf5 {name}: {name} is a link. Put its values in its place" in message
+
+
+def test_names_do_not_command_the_terminal(root: Path) -> None:
+    with h5py.File(root / "day.1/data_val.hdf5", "r+") as file:
+        file["\x1b[2J\n  trial_9: nothing"] = np.zeros(3)
+        file.move("trial_0000", "\u202etrial")
+        put(file["\u202etrial"], "input_features", 0, np.nan)
+        h5py.h5g.create(file.id, b"\xff\xfe")
+    message = failure(root)
+    names = (r"\x1b[2J\n  trial_9: nothing", r"\u202etrial", r"\xff\xfe")
+    for name in names:
+        assert f"  day.1/data_val.hdf5 {name}: " in message
+    assert message.isascii()
+    assert len(message.splitlines()) == len(names) + 2
+
+
+def test_features_that_nobody_scaled_are_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    opened(root)
+    assert not caplog.records
+    with h5py.File(root / "day.2/data_train.hdf5", "r+") as file:
+        put(file["trial_0001"], "input_features", (7, 2), -1e30)
+    opened(root)
+    assert "has features of up to 1e+30 (day.2/data_train.hdf5 trial_0001)." in caplog.text
 
 
 def test_validation_is_not_cut(root: Path) -> None:

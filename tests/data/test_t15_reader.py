@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,6 +49,18 @@ def test_days_may_lack_a_split(root: Path) -> None:
     assert data.sessions == ("day.0", "day.1", "day.2")
     assert data.train.by_day == {1: [0, 1, 2]}
     assert data.val.by_day == {2: [0, 1]}
+
+
+def test_hidden_folders_are_no_sessions_and_lost_ones_are_named(root: Path) -> None:
+    shutil.copytree(root / "day.1", root / ".day.1")
+    assert opened(root).sessions == ("day.1", "day.2")
+    (root / "day.2").rename(root.parent / "elsewhere")
+    (root / "day.2").symlink_to(root.parent / "elsewhere")
+    assert opened(root).sessions == ("day.1", "day.2")
+    (root.parent / "elsewhere").rename(root.parent / "away")
+    message = f"{root / 'day.2'} is a link to {root.parent / 'elsewhere'}, which does not exist. "
+    assert failure(root) == message + "Bring it back, or delete the link."
+    assert opened(root, sessions=["day.1"]).sessions == ("day.1",)
 
 
 def test_sessions_choose_and_order_the_days(root: Path) -> None:
