@@ -37,6 +37,13 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def pace_text(steps_a_second: float) -> str:
+    """Return a pace in words: `0.25 steps/s`, `4.1 steps/s`, `230 steps/s`; empty for 0, which is not known yet."""
+    if not steps_a_second:
+        return ""
+    return f"{steps_a_second:.0f} steps/s" if steps_a_second >= 10 else f"{steps_a_second:.2g} steps/s"
+
+
 def plain(value: Any) -> Any:
     """Return a value for strict JSON, which has no NaN and no infinity: as the texts "nan", "inf" and "-inf".
 

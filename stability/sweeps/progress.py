@@ -3,6 +3,7 @@
 It watches the trials' folders, so it does not matter which process or machine trains them.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,9 +21,10 @@ from rich.text import Text
 from stability.analysis.levels import level_text, ordered
 from stability.analysis.trials import read_trials
 from stability.config.names import short_name
-from stability.core.files import CONFIG, ERROR, SIGNALS_FILE, VERDICT
-from stability.core.text import duration
+from stability.core.files import CONFIG, ERROR, VERDICT
+from stability.core.text import duration, pace_text
 from stability.diagnosis.outcomes import MARKS, style_of
+from stability.sweeps.pace import Pace
 from stability.sweeps.plan import Cell, Plan
 from stability.sweeps.search import Search
 
@@ -31,7 +33,7 @@ _LETTERS = {outcome: mark.letter for outcome, mark in MARKS.items()} | {CRASHED:
 _TO_DO = "·"
 _PAUSE = 0.5  # seconds between two checks of the folders
 _RECENT = 60  # seconds: a trial that has written no signals for longer is not shown as running
-_TAIL = 8192  # bytes at the end of a table of signals that certainly hold its last row
+_FIRST_ESTIMATE = 10  # seconds of training until a log gets its first estimate
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,16 @@ class SweepProgress:
         study: The folder of the sweep.
         plan: The trials, or None if the sweeper chooses them one by one. Then all trials that end in `study` count.
         search: How far the search is, if the number of trials is known that way.
+        steps: The steps of a trial that is not planned; None if that is not known.
 
     Attributes:
         plan: As given.
         outcomes: {folder: outcome} of the trials that have ended, `crashed` for those that crashed.
     """
 
-    def __init__(self, study: Path, plan: Plan | None, search: Search | None) -> None:
+    def __init__(self, study: Path, plan: Plan | None, search: Search | None, steps: int | None = None) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
-        self._study, self.plan = study, plan
+        self._study, self.plan, self._steps = study, plan, steps
         self._done = search.done if search else 0
         self._total = search.total if search else None
         if plan:
@@ -68,8 +71,10 @@ class SweepProgress:
         for folder, trial in self._trials.items():
             if self._at_start[folder].verdict and not self._at_start[folder].error and not trial.config.fresh:
                 self.outcomes[folder] = _read_result(folder)[0]
-        self._finished_before = len(self.outcomes)
-        self._started = time.monotonic()
+        self._pace = Pace(
+            {f: f in self._trials and self._trials[f].config.fresh for f in self.folders() if f not in self.outcomes}
+        )
+        self._first_estimate: float | None = None  # when it is due
         self._stopping = Event()
         self._thread = Thread(target=self._watch, daemon=True)
         live = Live(console=self._console, auto_refresh=False, transient=True)
@@ -109,9 +114,9 @@ class SweepProgress:
 
     def _find_ended(self) -> None:
         """Find the trials that have ended since the last check, and print a line for each."""
-        for folder in self.folders():
-            if folder in self.outcomes:
-                continue
+        folders = [folder for folder in self.folders() if folder not in self.outcomes]
+        self._pace.look(folders, time.monotonic())
+        for folder in folders:
             now, at_start = _write_times(folder), self._at_start.get(folder, _WriteTimes(0, 0))
             if now.error and now.error != at_start.error:
                 self.outcomes[folder] = CRASHED
@@ -120,6 +125,16 @@ class SweepProgress:
                 self.outcomes[folder], per = _read_result(folder)
                 seconds = (now.verdict - (folder / CONFIG).stat().st_mtime_ns) / 1e9
                 self._print_ended(folder, f"PER {per:.2f}  {duration(seconds)}")
+        self._print_first_estimate()
+
+    def _print_first_estimate(self) -> None:
+        """In a log, where no bar shows it, say once how long the sweep takes, before the first trial has ended."""
+        if self._live or self.outcomes or not (left := self._time_left()):
+            return
+        self._first_estimate = self._first_estimate or time.monotonic() + _FIRST_ESTIMATE
+        if 0 < self._first_estimate <= time.monotonic():
+            self._first_estimate = math.inf
+            self._console.print(f"{left}, at {pace_text(self._pace.steps_a_second())}")
 
     def _print_ended(self, folder: Path, result: str) -> None:
         done = self._done + len(self.outcomes)
@@ -130,20 +145,28 @@ class SweepProgress:
 
     def _time_left(self) -> str:
         """Return how long the rest takes at the same pace, in words; empty if that is not known."""
-        ended = len(self.outcomes) - self._finished_before
-        to_do = (self._total or 0) - self._done - len(self.outcomes)
-        if to_do <= 0 or not ended:
-            return ""
-        return f"about {duration((time.monotonic() - self._started) / ended * to_do)} left"
+        if self.plan:
+            to_do = {folder: t.config.steps for folder, t in self._trials.items() if folder not in self.outcomes}
+            left = self._pace.seconds_left(to_do)
+        elif self._total and self._steps:
+            running = [f for f, made in self._pace.trials.items() if made.first and f not in self.outcomes]
+            unborn = max(0, self._total - self._done - len(self.outcomes) - len(running))
+            left = self._pace.seconds_left(dict.fromkeys(running, self._steps), unborn * self._steps)
+        else:
+            left = None
+        return f"about {duration(left)} left" if left else ""
 
     def _screen(self) -> RenderableType:
         """Return what is shown while trials run: a bar for the sweep, one for every running trial, and the verdicts."""
-        bars = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
-        bars.add_task(self._time_left() or "trials", total=self._total, completed=self._done + len(self.outcomes))
-        for folder in self.folders():
-            if folder not in self.outcomes and (steps := _steps_if_running(folder / SIGNALS_FILE)):
-                total = self._trials[folder].config.steps if folder in self._trials else None
-                bars.add_task(escape(self.describe(folder)), total=total, completed=steps)
+        text = TextColumn("{task.description}")
+        bars = Progress(text, BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[now]}"))
+        done, pace = self._done + len(self.outcomes), pace_text(self._pace.steps_a_second())
+        bars.add_task(self._time_left() or "trials", total=self._total, completed=done, now=pace)
+        for folder, made in self._pace.trials.items():
+            if folder not in self.outcomes and time.monotonic() - made.last < _RECENT:
+                total = self._trials[folder].config.steps if folder in self._trials else self._steps
+                now = f"loss {made.loss:.4g}  {pace_text(made.pace)}"
+                bars.add_task(escape(self.describe(folder)), total=total, completed=made.steps, now=now)
         return Group(bars.get_renderable(), self._verdicts())
 
     def _verdicts(self) -> RenderableType:
@@ -201,14 +224,3 @@ def _write_times(folder: Path) -> _WriteTimes:
             return 0
 
     return _WriteTimes(written(folder / VERDICT), written(folder / ERROR))
-
-
-def _steps_if_running(signals: Path) -> int:
-    """Return the number of steps in a table of signals that is being written, or 0."""
-    if not signals.exists() or time.time() - signals.stat().st_mtime >= _RECENT:
-        return 0
-    with signals.open("rb") as file:
-        file.seek(max(0, signals.stat().st_size - _TAIL))
-        lines = file.read().split(b"\n")[1:-1]  # the first and the last may be cut
-    step = lines[-1].split(b",")[0] if lines else b""
-    return int(step) + 1 if step.isdigit() else 0

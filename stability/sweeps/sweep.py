@@ -119,7 +119,7 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
     if not finished:
         settings = plan.trials[0].config if plan else resolve_config(cfg)
         open_study(settings.tracking, study, outputs=Path(settings.outputs))
-    progress = SweepProgress(study, plan, search)
+    progress = SweepProgress(study, plan, search, None if plan else settings.steps)
     progress.start()
     return progress, not finished
 

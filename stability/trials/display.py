@@ -17,7 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from stability.core.files import BEST, EXCLUDED, FIGURE, FLIGHT, FLIGHT_RECORD, VERDICT, short_path
-from stability.core.text import counted
+from stability.core.text import counted, pace_text
 from stability.diagnosis.display import show_outcome
 from stability.diagnosis.table import Table as Signals
 from stability.diagnosis.verdict import Verdict
@@ -77,15 +77,20 @@ class Display:
         """Show the last of the steps that were just trained."""
         last = dict(zip(rows.names, rows.values[-1].tolist(), strict=True))
         self._latest = f"loss {last['loss']:.4g}  blank {last['blank_fraction']:.0%}  gradient {last['grad_norm']:.3g}"
-        self._bar.update(self._task, completed=int(rows.steps[-1]) + 1, description=f"{self._latest}  {self._rates}")
+        self._bar.update(self._task, completed=int(rows.steps[-1]) + 1)
+        self._describe()
 
     def show_validation(self, step: int, validation: "Validation") -> None:
         """Show a validation. Without a progress bar, print a line for it."""
         per, loss = validation
         self._rates = f"PER {per:.3f}"
-        self._bar.update(self._task, description=f"{self._latest}  {self._rates}")
+        self._describe()
         if self._bar.disable:
             self._console.print(f"step {step:<6d} {self._latest}  PER {per:.4f}  validation loss {loss:.4g}")
+
+    def _describe(self) -> None:
+        pace = pace_text(self._bar.tasks[self._task].speed or 0.0)
+        self._bar.update(self._task, description=f"{self._latest}  {self._rates}  {pace}".rstrip())
 
     def show_stop(self, step: int, verdict: Verdict) -> None:
         """Print why the trial stops before its last step."""

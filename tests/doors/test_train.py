@@ -376,7 +376,9 @@ def test_a_terminal_shows_a_bar(cli: CommandLine) -> None:
     assert process.wait(timeout=60) == 0
     lines = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", seen.decode()).replace("\r", "\n").split("\n")
     bars = [line for line in lines if "━" in line]
-    last = re.fullmatch(r"loss [\d.]+  blank \d+%  gradient [\d.]+  PER \d\.\d{3} ━+ 12/12 \d\d:\d\d", bars[-1].strip())
+    last = re.fullmatch(
+        r"loss [\d.]+  blank \d+%  gradient [\d.]+  PER \d\.\d{3}  [\d.]+ steps/s ━+ 12/12 \d\d:\d\d", bars[-1].strip()
+    )
     assert last, bars[-1]
     assert not any(line.startswith("step ") for line in lines)
     assert any(line.startswith("undecided") for line in lines)

@@ -19,7 +19,7 @@ def test_a_terminal_shows_bars_and_the_verdicts_so_far(cli: CommandLine) -> None
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     environment = os.environ | {"TERM": "xterm-256color"}
     environment.pop("COLUMNS", None)
-    many = ("steps=100", "schedule.lr_max=0.005,0.002")
+    many = ("steps=200", "schedule.lr_max=0.005,0.002")
     process = cli.start("--multirun", *FACTORS, *many, stdout=theirs, stderr=theirs, stdin=theirs, env=environment)
     os.close(theirs)
     seen = b""
@@ -32,8 +32,9 @@ def test_a_terminal_shows_bars_and_the_verdicts_so_far(cli: CommandLine) -> None
     assert process.wait(timeout=60) == 0
     lines = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", seen.decode()).replace("\r", "\n").split("\n")
     lines = [line.strip() for line in lines if line.strip()]
-    assert any(re.fullmatch(r"about \d+ (s|min) left [━╸╺]+ +\d/8", line) for line in lines)
-    assert any(re.fullmatch(r"epsilon [\de.-]+ +lr [\d.]+ +seed \d [━╸╺]+ +\d+/100", line) for line in lines)
+    assert any(re.fullmatch(r"about \d+ (s|min) left +[━╸╺]+ +0/8 +[\d.]+ steps/s", line) for line in lines)
+    trial = r"epsilon [\de.-]+ +lr [\d.]+ +seed \d"
+    assert any(re.fullmatch(rf"{trial} +[━╸╺]+ +\d+/200 +loss [\d.]+ +[\d.]+ steps/s", line) for line in lines)
     assert any(re.search(r"^0\.005 .*\d·", line) for line in lines), "a cell with trials to do"
     assert any(re.fullmatch(r"\[8/8\] \w+  epsilon .* PER .* s", line) for line in lines)
     (counts,) = [line for line in lines[-6:] if re.fullmatch(r"(\w \w+ \d+ *)+", line)]  # above the report
