@@ -17,6 +17,7 @@ ERROR = "error.txt"  # why a trial of a sweep crashed: the traceback, and the re
 LOCK = "lock"  # held by the process that trains the trial
 CHECKPOINTS = Path("checkpoints")
 LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
+PREVIOUS = CHECKPOINTS / "previous.pt"  # the one before the last, in case the last is damaged
 FLIGHT = Path("flight")  # everything that is needed to repeat a step that failed
 FLIGHT_RECORD, FLIGHT_STATE = FLIGHT / "flight.json", FLIGHT / "state.pt"  # flight.json is written last
 

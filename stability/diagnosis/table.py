@@ -87,12 +87,12 @@ def read_table(path: Path, after: int = -1, only: Collection[str] | None = None)
         pieces = [_parsed(piece, len(every), kept) for piece in (b"", *_pieces(body))]
         steps, values, measured = (np.concatenate(column) for column in zip(*pieces, strict=True))
     except ValueError as error:
-        raise StabilityError(f"{path} is not a table of signals: {error}.") from None
+        raise _no_table(path, error) from None
     names, wanted = tuple(every[place] for place in kept), steps > after
     return Table(names, steps[wanted], values[wanted], measured[wanted])
 
 
-def truncate(path: Path, step: int, names: Sequence[str]) -> None:
+def truncate(path: Path, step: int, names: Sequence[str]) -> int:
     """Drop the rows of a file from `step` on, atomically, so that a resumed trial can append its rows.
 
     A missing file stays missing. If no row is left, the file becomes empty.
@@ -102,15 +102,22 @@ def truncate(path: Path, step: int, names: Sequence[str]) -> None:
         step: The first step that is dropped.
         names: The columns that the trial writes.
 
+    Returns:
+        The number of rows that are left.
+
     Raises:
-        StabilityError: The file has other columns. It is left as it is.
+        StabilityError: The file has other columns, or is no table. It is left as it is.
     """
     if not path.exists():
-        return
+        return 0
     whole = path.read_bytes()
     end = start = whole.find(b"\n") + 1
-    while (stop := whole.find(b"\n", end) + 1) and int(whole[end : whole.index(b",", end)]) < step:
-        end = stop
+    rows = 0
+    try:
+        while (stop := whole.find(b"\n", end) + 1) and int(whole[end : whole.index(b",", end)]) < step:
+            end, rows = stop, rows + 1
+    except ValueError as error:
+        raise _no_table(path, error) from None
     if end == start:
         end = 0
     elif (found := whole[: start - 1].decode().split(",")[1:]) != [*names]:
@@ -122,6 +129,18 @@ def truncate(path: Path, step: int, names: Sequence[str]) -> None:
         )
     if end < len(whole):
         write_atomically(path, whole[:end])
+    return rows
+
+
+def sync(path: Path) -> None:
+    """Wait until the rows of a file are on the disk, if there is the file."""
+    if path.exists():
+        with path.open("ab") as file:
+            os.fsync(file.fileno())
+
+
+def _no_table(path: Path, error: Exception) -> StabilityError:
+    return StabilityError(f"{path} is not a table of signals: {error}.")
 
 
 def _lines(path: Path, after: int) -> tuple[str, bytes]:

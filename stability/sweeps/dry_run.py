@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from stability.analysis.levels import level_text
 from stability.config.names import short_name
 from stability.config.schema import Config
-from stability.core.files import LAST, VERDICT
+from stability.core.files import LAST, PREVIOUS, VERDICT
 from stability.core.text import counted, duration
 from stability.sweeps.jobs import PlannedTrial
 from stability.sweeps.launcher import is_stacked
@@ -79,12 +80,14 @@ def _next_step(trial: PlannedTrial) -> int | None:
         return 0
     if (trial.folder / VERDICT).exists():
         return None
-    if not (trial.folder / LAST).exists():
-        return 0
-    import torch  # late: it takes seconds
+    for path in (trial.folder / LAST, trial.folder / PREVIOUS):
+        if path.exists():
+            import torch  # late: it takes seconds
 
-    step: int = torch.load(trial.folder / LAST, map_location="cpu", weights_only=True, mmap=True)["stability"]["step"]
-    return step
+            with suppress(Exception):  # PyTorch raises a different kind for each way a file can be broken
+                step: int = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["stability"]["step"]
+                return step
+    return 0
 
 
 def _status(step: int | None) -> str:

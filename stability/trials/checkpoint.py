@@ -5,6 +5,8 @@ official trainer writes them, and under `stability` what a resume needs beyond t
 """
 
 import inspect
+import operator
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,9 +22,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from stability.config.schema import Config
 from stability.core.errors import StabilityError
-from stability.core.files import replacing
+from stability.core.files import LAST, PREVIOUS, replacing
 from stability.core.text import first_of
 from stability.engine.decoder import Parameters
+from stability.engine.memory import is_out_of_memory
 from stability.engine.optimizer import DAY_LAYER, Moments, group_of
 from stability.engine.schedule import learning_rates
 from stability.engine.stack import Stack
@@ -34,13 +37,20 @@ _PREFIX = "_orig_mod."  # what torch.compile puts before each name; the official
 
 @dataclass
 class Best:
-    """The best validation so far: the lowest phoneme error rate; among equal rates the lowest loss."""
+    """The best validation so far: the lowest phoneme error rate; among equal rates the lowest loss.
+
+    Attributes:
+        validations: How many there were; None if an earlier version wrote the checkpoint.
+    """
 
     per: float = float("inf")
     loss: float = float("inf")
+    validations: int | None = 0
 
     def improve(self, validation: Validation) -> bool:
-        """Take over a validation if it is better; return whether it was."""
+        """Count a validation, and take it over if it is better; return whether it was."""
+        if self.validations is not None:
+            self.validations += 1
         better = validation < (self.per, self.loss)
         if better:
             self.per, self.loss = validation
@@ -98,7 +108,11 @@ def _content(stack: Stack, k: int, best: Best) -> dict[str, Any]:
         "scheduler_state_dict": scheduler,
         "val_PER": best.per,
         "val_loss": best.loss,
-        "stability": {"step": stack.steps[k], **{name: getattr(stack, name)[k].item() for name in _STACK_STATE}},
+        "stability": {
+            "step": stack.steps[k],
+            "validations": best.validations,
+            **{name: getattr(stack, name)[k].item() for name in _STACK_STATE},
+        },
     }
 
 
@@ -111,6 +125,8 @@ def _write(path: Path, content: dict[str, Any]) -> None:
             if isinstance(error.__context__, OSError):  # such as a full disk: PyTorch raises its own error instead
                 raise error.__context__ from None
             raise
+        if path.name == LAST.name and path.exists():
+            path.replace(path.with_name(PREVIOUS.name))
 
 
 def _host_copy(tensor: Tensor) -> Tensor:
@@ -138,17 +154,37 @@ def restore(path: Path, stack: Stack, k: int) -> Best:
             f"To start from its weights, give init_from={path}"
         )
     own = {name: p[k] for name, p in stack.parameters.items()}
-    for name, p in _matching(content, path, own).items():
+    weights = _matching(content, path, own)
+    try:
+        return _put(content, weights, stack, k)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise StabilityError(
+            f"{path} is no checkpoint of a trial, or it is damaged ({reason}). Train from the start: fresh=true"
+        ) from None
+
+
+def _put(content: Mapping[str, Any], weights: Parameters, stack: Stack, k: int) -> Best:
+    own = {name: p[k] for name, p in stack.parameters.items()}
+    for name, p in weights.items():
         own[name].copy_(p)
     saved = content["optimizer_state_dict"]["state"]
     for kind, key in zip(stack.moments, ("exp_avg", "exp_avg_sq", "step"), strict=True):
         places = split_days({name: t[k] for name, t in kind.items()})  # views
         for index, name in enumerate(chain(*_by_group(own).values())):
             places[name].copy_(saved[index][key]) if index in saved else places[name].zero_()
-    stack.steps[k] = content["stability"]["step"]
+    further = content["stability"]
+    stack.steps[k] = operator.index(further["step"])
     for name in _STACK_STATE:
-        getattr(stack, name)[k] = content["stability"][name]
-    return Best(content["val_PER"], content["val_loss"])
+        getattr(stack, name)[k] = further[name]
+    validations = further.get("validations")
+    return Best(
+        float(content["val_PER"]),
+        float(content["val_loss"]),
+        None if validations is None else operator.index(validations),
+    )
 
 
 def load_weights(path: Path, like: Parameters) -> Parameters:
@@ -199,6 +235,7 @@ def _read(path: Path) -> dict[str, Any]:
     allowed: list[Any] = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype]
     allowed += [type(np.dtype(kind)) for kind in (np.float32, np.float64)]
     try:
+        _check_sums(path)
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -213,6 +250,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(weights, dict) or not all(isinstance(p, Tensor) for p in weights.values()):
         raise StabilityError(f"{path} is not a checkpoint of a decoder: it has no model_state_dict of tensors.")
     return found
+
+
+def _check_sums(path: Path) -> None:
+    """Compare a file with the checksums in it, which PyTorch writes and does not read."""
+    if zipfile.is_zipfile(path):  # not so in PyTorch's old format
+        with zipfile.ZipFile(path) as records:
+            if damaged := records.testzip():
+                raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 def _by_group(parameters: Mapping[str, Tensor]) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from stability.diagnosis.detectors import findings
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.history import History
 from stability.diagnosis.judge import judge, stopping_verdict
-from stability.diagnosis.table import Table, append_table, read_table
+from stability.diagnosis.table import Table, append_table, read_table, sync
 from stability.diagnosis.verdict import Verdict
 from stability.trials.requests import Validation
 
@@ -47,6 +47,11 @@ class Readings:
         append_table(self._paths[1], row)
         self._validations.append(row)
         self._diagnosis = None
+
+    def sync(self) -> None:
+        """Wait until both files are on the disk. Then a checkpoint that is written later cannot be ahead of them."""
+        for path in self._paths:
+            sync(path)
 
     def fault(self, kinds: Collection[str]) -> Verdict | None:
         """Return the verdict on the first finding of these kinds; None if there is none."""

@@ -208,6 +208,7 @@ async def _train(context: _Context) -> Verdict:
             await _validate(context)
         stopping = slot.stopping
         if ended or stopping or count == to_checkpoint:
+            readings.sync()
             context.save(context.folder / LAST, slot.stack, slot.place, context.best)
         context.tracker.update()
         if stopping and not ended:

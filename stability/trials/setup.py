@@ -1,5 +1,6 @@
 """Prepares a trial: opens its data, and makes its stack from scratch or from its last checkpoint."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from stability.core.files import (
     FIGURE,
     FLIGHT,
     LAST,
+    PREVIOUS,
     SIGNALS_FILE,
     TRACKING,
     VALIDATION_FILE,
@@ -28,6 +30,8 @@ from stability.engine.decoder import init_parameters
 from stability.engine.stack import Stack, new_stack
 from stability.trials import checkpoint
 from stability.trials.readings import VALIDATED
+
+log = logging.getLogger(__name__)
 
 
 def open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.device) -> tuple[Stack, checkpoint.Best]:
@@ -51,10 +55,44 @@ def open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.dev
     if config.init_from is not None:
         parameters = checkpoint.load_weights(Path(config.init_from), parameters)
     stack = new_stack([config], [parameters], device)
-    best = checkpoint.restore(folder / LAST, stack, 0) if (folder / LAST).exists() else checkpoint.Best()
-    truncate(folder / SIGNALS_FILE, stack.step, signal_names(config.model.layers))
-    truncate(folder / VALIDATION_FILE, stack.step, VALIDATED)
+    problems = []
+    for name in (LAST, PREVIOUS):
+        if not (folder / name).exists():
+            continue
+        try:
+            best = checkpoint.restore(folder / name, stack, 0)
+            _cut_tables(folder, stack, best)
+        except StabilityError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            (folder / PREVIOUS).replace(folder / LAST)
+            log.warning(
+                "The trial goes on from the checkpoint before the last, at step %d: %s", stack.step, problems[0]
+            )
+        return stack, best
+    if problems:
+        raise StabilityError(problems[0])
+    best = checkpoint.Best()
+    _cut_tables(folder, stack, best)
     return stack, best
+
+
+def _cut_tables(folder: Path, stack: Stack, best: checkpoint.Best) -> None:
+    """Drop the rows of steps that are trained again. Check that all earlier ones are there."""
+    signals = truncate(folder / SIGNALS_FILE, stack.step, signal_names(stack.configs[0].model.layers))
+    validations = truncate(folder / VALIDATION_FILE, stack.step, VALIDATED)
+    if best.validations is None:
+        best.validations = validations
+    for name, rows, wanted in (
+        (SIGNALS_FILE, signals, stack.step),
+        (VALIDATION_FILE, validations, best.validations),
+    ):
+        if rows != wanted:
+            raise StabilityError(
+                f"{folder / name} has {rows} rows from before step {stack.step}, and the checkpoint of that step was "
+                f"written with {wanted}. Bring the file back, or train the trial from its start: fresh=true"
+            )
 
 
 def open_data(config: Config, device: torch.device) -> Dataset:

@@ -2,7 +2,7 @@
 
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -189,3 +189,51 @@ def test_a_trial_of_another_version_is_kept_until_fresh_is_given(root: Path, tmp
     run_trial(tiny(*own, "steps=9", "fresh=true"), folder)
     assert signals.read_text().splitlines()[0].split(",") == [*lines[0]]
     assert len(rows(signals)) == 9
+
+
+def _flip(path: Path, _: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _cut(path: Path, keep: int) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[: keep + 1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "keep"),
+    [
+        ("checkpoints/last.pt", _flip, 0),
+        ("signals.csv", _cut, 5),
+        ("validation.csv", _cut, 1),
+    ],
+)
+def test_a_trial_goes_on_from_what_a_power_cut_has_left(
+    root: Path,
+    tmp_path: Path,
+    name: str,
+    spoil: Callable[[Path, int], None],
+    keep: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It has the same numbers in the end. If no checkpoint fits what is left, it says so and changes nothing."""
+    own = ("data=t15", f"data.path={root}", f"outputs={tmp_path}", "checkpoint_every=3", "validate_every=4")
+    whole, folder = tmp_path / "whole", tmp_path / "trial"
+    run_trial(tiny(*own, "steps=8"), whole)
+    run_trial(tiny(*own, "steps=6"), folder)  # its checkpoints are at steps 3 and 6, its validations at 0, 4 and 5
+    (folder / "verdict.json").unlink()
+    spoil(folder / name, keep)
+    if name == "signals.csv":
+        kept = {path: path.read_bytes() for path in folder.rglob("*.pt")}
+        rest = (folder / "signals.csv").read_bytes()
+        _cut(folder / name, 2)
+        with pytest.raises(StabilityError, match=r"signals\.csv has 2 rows from before step 6, .* fresh=true"):
+            run_trial(tiny(*own, "steps=8"), folder)
+        assert kept == {path: path.read_bytes() for path in folder.rglob("*.pt")}
+        (folder / "signals.csv").write_bytes(rest)
+    caplog.clear()
+    run_trial(tiny(*own, "steps=8"), folder)
+    assert "The trial goes on from the checkpoint before the last, at step 3: " in caplog.text
+    for table in ("signals.csv", "validation.csv"):
+        assert (folder / table).read_text() == (whole / table).read_text()

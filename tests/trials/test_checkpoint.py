@@ -171,7 +171,7 @@ def test_best_is_the_lowest_rate_and_then_the_lowest_loss() -> None:
         *(True, True, False, False, True)
     ]
     assert not best.improve(Validation(math.nan, 1.0))
-    assert best == Best(0.4, 9.0)
+    assert best == Best(0.4, 9.0, validations=6)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +216,42 @@ def test_unreadable_files_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     assert all(torch.equal(p[0], before[n]) for n, p in stack.parameters.items())
 
 
+def test_a_flipped_byte_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    stack, _ = trained([tiny()], dataset, 1)
+    path = tmp_path / "best.pt"
+    save(path, stack, 0, Best())
+    whole = path.read_bytes()
+    with ZipFile(path) as records:
+        starts = [info.header_offset + 200 for info in records.infolist() if info.file_size > 200]
+    for at in starts:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(StabilityError, match=r"best\.pt cannot be read as a checkpoint"):
+            restore(path, stack, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("val_PER", "x"),
+        ("val_PER", None),
+        ("stability", 3),
+        ("stability", {}),
+        ("stability", {"step": 1.5, "failed": False, "loss_scale": 1.0, "steps_since_overflow": 0}),
+        ("stability", {"step": 1, "failed": "no", "loss_scale": 1.0, "steps_since_overflow": 0}),
+        ("optimizer_state_dict", None),
+        ("optimizer_state_dict", {"state": {0: {"step": 1}}}),
+        ("optimizer_state_dict", {"state": {0: {"step": 1, "exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}}}),
+    ],
+)
+def test_a_checkpoint_with_other_types_is_refused(dataset: Dataset, tmp_path: Path, name: str, value: Any) -> None:
+    stack, _ = trained([tiny()], dataset, 1)
+    path = tmp_path / "best.pt"
+    save(path, stack, 0, Best())
+    torch.save(read(path) | {name: value}, path)
+    with pytest.raises(StabilityError, match=r"best\.pt is no checkpoint of a trial, or it is damaged"):
+        restore(path, stack, 0)
+
+
 def test_training_cannot_be_resumed_from_a_public_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
     """The message says how to start from its weights."""
     stack, _ = trained([tiny()], dataset, 1)
@@ -246,7 +282,8 @@ def test_a_write_that_fails_leaves_the_old_file(
     assert path.read_bytes() == before
     monkeypatch.undo()
     save(path, stack, 0, Best(0.4, 1.0))
-    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
+    assert (tmp_path / "previous.pt").read_bytes() == before
     assert read(path)["val_PER"] == 0.4
 
 
