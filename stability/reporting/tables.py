@@ -65,12 +65,14 @@ def trial_rows(trials: Trials) -> dict[str, Any]:
 
 
 def trials_csv(trials: Trials) -> str:
-    """Write a CSV file of all trials and their responses, for other programs."""
+    """Write a CSV file of all trials and their responses, for other programs. Each column has a name of its own."""
     factors = main_factors(trials)
     measured = ("outcome", "cause", "per", "steps", "censored", "norm_spike", "largest_norm", "phonemes", "loss")
+    # `steps` is also a setting. A factor whose short name is one of these, such as the loss, gets its dotted name.
+    others = ["seed", *("plateau_steps" if name == "steps" else name for name in measured), "name"]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([*map(short_name, factors), "seed", *measured, "name"])
+    table.writerow([*(name if short_name(name) in others else short_name(name) for name in factors), *others])
     for trial in sorted(trials.trials, key=lambda trial: trial.name):
         values = (getattr(trial, name) for name in measured)
         levels = (level_text(trial.factors.get(name)) for name in factors)

@@ -14,6 +14,7 @@ import pytest
 
 from stability.analysis.effects import effects
 from stability.analysis.trials import read_trials
+from stability.core.checkout import ROOT
 from stability.report import main
 from stability.reporting.page import Report, write_report
 from stability.reporting.summary import summarize_grid
@@ -136,6 +137,24 @@ def test_every_trial_is_in_the_csv_file(report: Report, study: Path) -> None:
     trials = read_trials([study]).trials
     assert {name: row["outcome"] for name, row in rows.items()} == {t.name: t.outcome for t in trials}
     assert [float(rows[t.name]["per"]) for t in trials] == pytest.approx([t.per for t in trials], rel=1e-5)
+
+
+def test_each_column_of_the_csv_file_has_a_name_of_its_own(tmp_path: Path) -> None:
+    levels: dict[str, list[Any]] = {
+        "seed": [0],
+        "loss.reduction": ["per_utterance_sum", "per_label_mean"],
+        "steps": [20, 30],
+        LR: [0.1, 0.2],
+    }
+    report = write_report([write_study(tmp_path / "study", levels, lambda _: "stable", steps=20)], claims=None)
+    header, first, *_ = csv.reader((report.page.parent / "report/trials.csv").read_text().splitlines())
+    assert len(header) == len(set(header)) == len(first)
+    assert {"loss.reduction", "steps", "lr", "loss", "plateau_steps"} <= {*header}
+    committed = sorted((ROOT / "experiments").glob("*.csv"))
+    assert len(committed) > 8
+    for path in committed:
+        names = path.read_text().split("\n", 1)[0].split(",")
+        assert len(names) == len(set(names)), path.name
 
 
 def test_rulings_are_listed_in_a_table(page: Page) -> None:
