@@ -11,6 +11,7 @@ from math import nan
 
 import numpy as np
 
+from stability.core.text import counted
 from stability.diagnosis.collapse import forecast, narrow_output_since, will_last
 from stability.diagnosis.detectors import as_judged, findings
 from stability.diagnosis.error_rates import (
@@ -347,7 +348,7 @@ def _by_plateau(t: _Training) -> Verdict:
     if _is_short(t):
         return t.conclude("undecided", "too_few_readings", _too_few(t), "low")
     if _warms_up(t.signals):
-        advice = "The lr was still rising when the training ended. Train beyond the warm-up."
+        advice = "The training ended within the warm-up, while the lr was still rising. Train beyond the warm-up."
         return t.conclude("undecided", "in_warmup", advice, "low")
     cause, advice = why_no_progress(t.signals, t.end)
     narrow = narrow_output_since(t.signals, t.end)
@@ -377,7 +378,8 @@ def _is_short(t: _Training) -> bool:
 
 
 def _too_few(t: _Training) -> str:
-    return f"There are {len(t.signals.steps)} readings of the training, and {len(t.rates[1])} error rates: too few."
+    found = counted(len(t.signals.steps), "reading"), counted(len(t.rates[1]), "error rate")
+    return f"{' and '.join(found)} are too few to judge a training. Train for longer, or log more often."
 
 
 def _warms_up(signals: Table) -> bool:

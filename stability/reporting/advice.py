@@ -22,6 +22,7 @@ from stability.reporting.recorded import SEARCHES, TRAIN, sweep_command, sweeper
 from stability.reporting.wording import cell_text, counts_text, level_of, override
 
 _FEW_SEEDS, _MOST_SEEDS = 3, 30  # the fewest and the most to advise
+_TOO_SHORT = ("in_warmup", "too_few_readings")  # causes of `undecided` that only a longer training mends
 _MOST_CELLS = 200  # that are searched for the healthy cell nearest to a failed one
 _SPARSE = 3  # a study with less than a third of the combinations of its levels is no grid
 
@@ -35,11 +36,11 @@ class Advice:
 
 
 def advise(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
-    """Advise what to do next: finish the sweep, repair failed cells, add seeds, run missing trials.
+    """Advise what to do next: finish the sweep, train longer, repair failed cells, add seeds, run missing trials.
 
     A search has no missing trials: it is not meant to run all combinations.
     """
-    found = [*_finish_sweeps(trials), *_repair_cells(trials), *_add_seeds(trials, rulings)]
+    found = [*_finish_sweeps(trials), *_train_longer(trials), *_repair_cells(trials), *_add_seeds(trials, rulings)]
     if trials.trials and sweeper(trials.trials[0].folder.parent) in SEARCHES:
         return found
     return [*found, *_run_claimed_trials(trials, rulings), *_complete_grid(trials)]
@@ -65,6 +66,26 @@ def _finish_sweeps(trials: Trials) -> list[Advice]:
     return found
 
 
+def _train_longer(trials: Trials) -> list[Advice]:
+    """Advise a longer budget, if trials were too short to show anything."""
+    short = [trial for trial in trials.trials if trial.cause in _TOO_SHORT]
+    if not short:
+        return []
+    text = (
+        f"{len(short)} of {counted(len(trials.trials), 'trial')} ended within the warm-up or after very few steps, and "
+    )
+    text += "say nothing about the settings. Give more steps"
+    words = shlex.split(sweep_command(short[0].folder.parent))
+    longer = _without({"steps"}, words)
+    if longer == words:
+        return [Advice(f"{text} than {short[0].factors['steps']}.")]
+    return [Advice(f"{text}, or leave them at their default:", shlex.join(longer))]
+
+
+def _failed(trial: Trial, outcome: str) -> bool:
+    return trial.outcome == outcome and not trial.healthy and trial.cause not in _TOO_SHORT
+
+
 def _repair_cells(trials: Trials) -> list[Advice]:
     """For each kind of failure, find the failed cell that is nearest to a healthy one, and say what to change there."""
     factors = main_factors(trials)
@@ -79,7 +100,7 @@ def _repair_cells(trials: Trials) -> list[Advice]:
 
     found: dict[tuple[Level, ...], Advice] = {}
     for outcome in MARKS:
-        failed = [c for c in cells if shares[c] < 0.5 and any(t.outcome == outcome and not t.healthy for t in cells[c])]
+        failed = [c for c in cells if shares[c] < 0.5 and any(_failed(t, outcome) for t in cells[c])]
         pairs = [(a, b) for a in failed[:_MOST_CELLS] for b in healthy]
         if not pairs:
             continue

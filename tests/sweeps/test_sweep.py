@@ -1,6 +1,7 @@
 """Sweeps on the command line: `python -m stability.train --multirun`, each in a process of its own."""
 
 import html
+import json
 import re
 import shlex
 import signal
@@ -163,9 +164,17 @@ def test_a_short_study_of_one_seed_rules_on_nothing_and_its_command_reproduces_i
     out = cli.run("--multirun", *chosen).out
     assert "one of the 23 claims stated beforehand is about these trials" in out
     page = (cli.folder / "outputs/diagnosis/report.html").read_text()
+    for folder in trials(cli, "diagnosis").values():
+        advice = json.loads((folder / "verdict.json").read_text())["advice"]
+        assert (
+            advice == "The training ended within the warm-up, while the lr was still rising. Train beyond the warm-up."
+        )
+    assert "4 of 4 trials ended within the warm-up or after very few steps" in page
+    assert "there, 1 of 1" not in page, "no cell is better than another"
     assert "refuted" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
-    (command,) = re.findall(r"python -m (stability\.train --multirun .*?)</pre>", page)
+    longer, command = re.findall(r"python -m (stability\.train --multirun .*?)</pre>", page)
     program, *words = shlex.split(html.unescape(command))
+    assert shlex.split(html.unescape(longer)) == [program, *(word for word in words if not word.startswith("steps="))]
     again = subprocess.run(
         [sys.executable, "-m", program, *words, "sweep.dry_run=true"],
         cwd=cli.folder,
