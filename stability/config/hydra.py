@@ -9,12 +9,13 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from stability.config import schema
-from stability.config.names import flatten_dict, trial_name
+from stability.config.names import flatten_dict, search_name, trial_name
 from stability.config.schema import Command, Config, check
 from stability.core.checkout import ROOT
 from stability.core.errors import StabilityError
@@ -25,6 +26,7 @@ def register_schema() -> None:
     ConfigStore.instance().store(name="schema", node=Command, replace=True)
     OmegaConf.register_resolver("scaled", _scaled, replace=True)
     OmegaConf.register_resolver("trial_name", _trial_name, replace=True)
+    OmegaConf.register_resolver("search_name", _search_name, replace=True)
 
 
 def conf_folder() -> Path:
@@ -116,6 +118,13 @@ def _with_types(cfg: DictConfig) -> DictConfig:
 
 def _scaled(steps: int, *, _root_: DictConfig) -> int:
     return scaled(steps, _root_.model.time_scale)
+
+
+def _search_name(*, _root_: DictConfig) -> str:
+    given = OverridesParser.create().parse_overrides([*_root_.hydra.overrides.task])
+    searched = dict.fromkeys(_root_.hydra.sweeper.params or (), True)
+    searched |= {override.key_or_group: override.is_sweep_override() for override in given}  # the command's count
+    return search_name(resolve_config(_root_), [name for name, is_searched in searched.items() if is_searched])
 
 
 def _trial_name(*, _root_: DictConfig) -> str:

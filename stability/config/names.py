@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from typing import Any, get_args, get_type_hints
@@ -69,12 +69,6 @@ def short_name(name: str) -> str:
 
 def trial_name(config: Config) -> str:
     """Return a trial's name: its main factors, and a hash of all settings that can change its result."""
-    matters = {
-        name: value
-        for name, value in flatten_dict(without_defaults(config)).items()
-        if name.split(".")[0] not in CHANGES_NO_RESULT
-    }
-    digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
     readable = {
         "eps": config.optimizer.epsilon,
         "lr": config.schedule.lr_max,
@@ -82,7 +76,26 @@ def trial_name(config: Config) -> str:
         "batch": config.batch.size,
         "seed": config.seed,
     }
-    return "-".join([*(f"{name}{value:g}" for name, value in readable.items()), digest])
+    return "-".join([*(f"{name}{value:g}" for name, value in readable.items()), _digest(config)])
+
+
+def search_name(config: Config, searched: Collection[str]) -> str:
+    """Return the name of a search: a hash of all settings that can change its results and are not searched.
+
+    Args:
+        config: The settings.
+        searched: Names of the settings, or groups of settings, that the search chooses.
+    """
+    return f"search-{_digest(config, searched)}"
+
+
+def _digest(config: Config, without: Collection[str] = ()) -> str:
+    matters = {
+        name: value
+        for name, value in flatten_dict(without_defaults(config)).items()
+        if name.split(".")[0] not in CHANGES_NO_RESULT and not any(f"{name}.".startswith(f"{w}.") for w in without)
+    }
+    return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @cache

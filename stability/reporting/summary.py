@@ -30,6 +30,7 @@ from stability.reporting.wording import (
 # A pair of factors is named only if its interaction is this many times the effect of either factor alone. If only both
 # together have an effect, the interaction is twice as large.
 _PAIR = 1.5
+_NOTHING = "No trial is finished yet, so nothing is known."
 _NONE = 1e-9  # a smaller effect counts as none
 _MOST_BOUNDARIES = 6  # if there are more, only the lowest and the highest are listed
 _ORDER: tuple[Response, ...] = ("healthy", "steps", "per")  # by importance
@@ -54,7 +55,7 @@ def summarize_grid(
     total = len(trials.trials)
     if not total:
         return (
-            "No trial is finished yet, so nothing is known.",
+            _NOTHING,
             "There is no effect to report.",
             _confidence(None, 0, rulings),
         )
@@ -135,16 +136,25 @@ def summarize_search(trials: Trials, rulings: Sequence[Ruling], *, unfinished: b
     stable = sorted((trial for trial in trials.trials if trial.outcome == "stable"), key=lambda trial: trial.per)
     so_far = "so far " if unfinished else ""
     if not stable:
-        first = f"none of the trials is stable ({counts_text(trials.trials)}), so there is no best trial"
-        return _capital(f"{so_far}{first}."), "There is no PER to report.", _confidence(None, 0, rulings)
+        if not total:
+            return _NOTHING, "There is no PER to report.", _confidence(None, 0, rulings)
+        first = f"none of {counted(total, 'trial')} is stable ({counts_text(trials.trials)}), so there is no best trial"
+        lowest = min(trials.trials, key=lambda trial: trial.per)
+        second = f"The lowest PER is {lowest.per:.3f}{_at(trials, lowest)}, but that trial is {lowest.outcome}."
+        return _capital(f"{so_far}{first}."), second, _confidence(None, 0, rulings)
     best = stable[0]
-    where = cell_text({name: best.factors.get(name) for name in main_factors(trials)})
     middle = float(np.median([trial.per for trial in stable]))
     return (
-        _capital(f"{so_far}the best of {total} trials has PER {best.per:.3f}{f', at {where}' if where else ''}."),
+        _capital(f"{so_far}the best of {counted(total, 'trial')} has PER {best.per:.3f}{_at(trials, best)}."),
         f"{len(stable)} of {total} are stable ({counts_text(trials.trials)}), with a median PER of {middle:.3f}.",
         f"The best of many trials is partly luck: train it with other seeds; {_claims_text(rulings)}.",
     )
+
+
+def _at(trials: Trials, trial: Trial) -> str:
+    """Name the trial's cell: `, at lr 0.1`. Empty if the trials have no factors."""
+    where = cell_text({name: trial.factors.get(name) for name in main_factors(trials)})
+    return f", at {where}" if where else ""
 
 
 def _strongest(trials: Trials, found: Sequence[Effect]) -> tuple[Effect | None, int]:

@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stability.core.errors import StabilityError
-from stability.core.text import counted
 from stability.sweeps.jobs import grid_jobs
 
 
@@ -67,9 +66,6 @@ class ResumingSweeper(OptunaSweeper):
                 # none is. Some of OmegaConf's errors are ValueErrors too.
                 if _count_finished(study) or isinstance(error, OmegaConfBaseException):
                     raise
-                return
-            best = " ".join(f"{name}={value:.4g}" for name, value in study.best_params.items())
-            print(f"Best of {counted(_count_finished(study), 'trial')}: {study.best_value:.4g} with {best}")
 
 
 def find_search(cfg: DictConfig) -> Search | None:

@@ -338,7 +338,12 @@ def test_a_search_is_summarized_by_its_best_trial(tmp_path: Path) -> None:
     assert how_sure == f"{luck}; no claim was stated beforehand."
     assert "combinations have no verdict" not in (study / "report.html").read_text()
     part = write_report([study], claims=None, where={"lr": 1.0})
-    assert part.sentences[0] == "None of the trials is stable (1 exploded), so there is no best trial."
+    lowest = read_trials([study / "trial1-seed0"]).trials[0].per
+    assert part.sentences == (
+        "None of 1 trial is stable (1 exploded), so there is no best trial.",
+        f"The lowest PER is {lowest:.3f}, but that trial is exploded.",
+        "No claim was stated beforehand.",
+    )
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,13 @@ def test_a_search_trains_its_batches_in_stacks(cli: CommandLine) -> None:
     end = cli.run(*STACKED_SEARCH, "batch.size=8")
     assert "[4/4]" in end.out
     assert len(trials(cli, "search")) == 4
-    assert "Best of 4 trials: 1 with " in end.out
+    assert "None of 4 trials is stable (" in end.out
+    assert "The lowest PER is " in end.out
+    assert "est of 4 trials" not in end.out, "there is none"
+    storage = f"sqlite:///{cli.folder}/outputs/search/optuna.db"
+    assert len(optuna.get_all_study_names(storage)) == 1
+    cli.run(*STACKED_SEARCH, "batch.size=8", "aug.white_noise_std=0.5")  # is not searched with this
+    assert len(optuna.get_all_study_names(storage)) == 2
 
 
 @pytest.mark.slow
