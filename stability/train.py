@@ -6,8 +6,8 @@ Exit status:
     0: every trial has its verdict, whatever it is.
     1: something has to be corrected first; a message says what.
     130: stopped by Ctrl-C.
-    75 (EX_TEMPFAIL): stopped by SIGTERM in training, which schedulers send before they take a machine away.
-After 130 and 75, the same command goes on from the checkpoint that was written.
+    75 (EX_TEMPFAIL): stopped by SIGTERM, which schedulers send before they take a machine away.
+After 130 and 75, the same command goes on from there: a trial that had trained has written a checkpoint.
 """
 
 import logging
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from stability.core.errors import CallbackError, Interrupted, StabilityError, write_error
 from stability.core.extras import install_command, require
 from stability.core.passwords import refuse_password
+from stability.core.stopping import STOPPED, signals_handled
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the command line, `sys.argv`. A problem that the user can correct ends in one message and exit status 1."""
+    try:
+        with signals_handled():
+            _run()
+    except KeyboardInterrupt as error:
+        print(str(error) or STOPPED, file=sys.stderr)
+        sys.exit(error.exit_status if isinstance(error, Interrupted) else Interrupted.exit_status)
+
+
+def _run() -> None:
     try:
         _check_packages()
         for argument in sys.argv[1:]:  # before Hydra, which writes what it is given
@@ -57,9 +67,6 @@ def main() -> None:
         if "Config group override" in str(error):  # GROUP=null
             sys.exit(f"error: {error}")
         raise
-    except KeyboardInterrupt as error:
-        print(str(error) or "Stopped. The same command goes on from there.", file=sys.stderr)
-        sys.exit(error.exit_status if isinstance(error, Interrupted) else Interrupted.exit_status)
 
 
 def _check_packages() -> None:

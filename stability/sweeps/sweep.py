@@ -28,7 +28,7 @@ from stability.sweeps.plan import GridSweeper, Plan, make_plan
 from stability.sweeps.progress import CRASHED, SweepProgress, crash_reason
 from stability.sweeps.search import ResumingSweeper, Search, find_search
 from stability.sweeps.sweep_trial import is_busy, is_finished
-from stability.tracking.api import close_study, open_study
+from stability.tracking.api import abort_study, close_study, is_sent, open_study
 
 
 class Sweep(Callback):
@@ -79,13 +79,17 @@ class Sweep(Callback):
             planned = self._progress.plan.invalid if self._progress.plan else ()
             problems = [_list_missing(self._progress, self._failed), _list_all_invalid([*planned, *self._invalid])]
             try:
-                _report(config, self._progress, self._tracked)
+                _report(config, self._progress, self._tracked, stopped=isinstance(ended_by, KeyboardInterrupt))
             except StabilityError as error:
                 problems.append(str(error))
             if message := "\n".join(filter(None, self._add_cause(ended_by, problems))):
                 raise StabilityError(message)
         except Exception as error:
             raise CallbackError(error) from error
+        except KeyboardInterrupt:
+            if self._tracked:
+                abort_study(Path(config.hydra.sweep.dir))
+            raise
 
     def _add_cause(self, ended_by: BaseException | None, problems: list[str]) -> list[str]:
         """Return the problems to raise when `ended_by` ended the sweep. If there are none, Hydra raises `ended_by`."""
@@ -115,21 +119,23 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
         sys.exit(1 if plan and plan.invalid else 0)
     for note in _notes(plan, search):
         print(note)
-    finished = plan is not None and all(is_finished(trial.config, trial.folder) for trial in plan.trials)
-    if not finished:
-        settings = plan.trials[0].config if plan else resolve_config(cfg)
-        open_study(settings.tracking, study, outputs=Path(settings.outputs))
+    settings = plan.trials[0].config if plan else resolve_config(cfg)
     progress = SweepProgress(study, plan, search, None if plan else settings.steps)
+    tracking, outputs = settings.tracking, Path(settings.outputs)
+    finished = plan is not None and all(is_finished(trial.config, trial.folder) for trial in plan.trials)
+    is_closed = finished and is_sent(tracking, study, outputs=outputs)  # a kill may have come after the last trial
+    if not is_closed:
+        open_study(tracking, study, outputs=outputs)
     progress.start()
-    return progress, not finished
+    return progress, not is_closed
 
 
-def _report(cfg: DictConfig, progress: SweepProgress, tracked: bool) -> None:
+def _report(cfg: DictConfig, progress: SweepProgress, tracked: bool, *, stopped: bool) -> None:
     """Write and print the report of the study if any of its trials is finished, and send it to the tracker."""
     study, claims = Path(cfg.hydra.sweep.dir), cfg.sweep.claims
     if not any((folder / VERDICT).exists() for folder in progress.folders()):
         if tracked:
-            close_study(study, [], "")
+            close_study(study, [], "", stopped=stopped)
         return
     from stability.analysis.claims import find_claims  # late: SciPy and matplotlib take a while
     from stability.reporting.page import write_report
@@ -137,7 +143,7 @@ def _report(cfg: DictConfig, progress: SweepProgress, tracked: bool) -> None:
     report = write_report([study], claims=None if claims is None else find_claims(claims))
     print("", *report.sentences, f"report    {short_path(report.page)}", sep="\n")
     if tracked:
-        print(close_study(study, [report.page, *report.files], " ".join(report.sentences)))
+        print(close_study(study, [report.page, *report.files], " ".join(report.sentences), stopped=stopped))
 
 
 def _report_invalid(plan: Plan, stacked: bool, dry_run: bool) -> None:

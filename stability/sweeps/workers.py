@@ -21,9 +21,9 @@ import psutil
 from stability.core.errors import Interrupted, StabilityError
 from stability.core.extras import require
 from stability.core.files import short_path
+from stability.core.stopping import postponed, signals_handled, stop_requested
 
 _ATTEMPTS = 3  # a worker that was killed so often is not replaced
-_SIGNAL_AGAIN = 0.5  # seconds until a signal that nothing has received is sent again
 _CHECK_PARENT = 0.5  # seconds
 _NO_RESULT = "UncompletedJobError"  # how submitit names the error of a job that left no result
 
@@ -59,13 +59,11 @@ def run_in_workers(
         StabilityError: The package submitit or Slurm is missing, or a worker failed and all others have ended.
         Interrupted: Ctrl-C or SIGTERM came, and all workers have ended.
     """
-    from stability.trials.stopping import stop_requests  # late: PyTorch takes seconds
-
     require("cluster", "submitit")
     backend: _Backend = _ThisMachine(count) if cluster == "local" else _Slurm()
     executor = _executor(cluster, folder, {"timeout_min": backend.limit, "name": "stability", **parameters})
     workers = [_Worker(backend.task(work, number), executor) for number in range(count)]
-    with stop_requests() as stop_requested:
+    with postponed():
         for worker in workers:
             worker.start()
         while running := [worker for worker in workers if worker.job is not None]:
@@ -79,8 +77,6 @@ def run_in_workers(
                     backend.stop(worker)
                 elif done:
                     backend.cancel_waiting(worker)
-        if interruption := stop_requested():
-            raise interruption("Stopped. The same command goes on from there.")
     if failures := [worker.failure for worker in workers if worker.failure]:
         raise StabilityError("\n".join(failures))
     return [worker.result for worker in workers]
@@ -103,29 +99,23 @@ class _Task:
     def __call__(self) -> tuple[bool, Any]:
         time_is_up = False
 
-        def postpone(number: int, frame: object) -> None:
-            """Send the signal to this process again, until the trials' scheduler receives it.
-
-            The scheduler replaces this handler while it trains. A signal that comes before, during imports, must
-            neither be lost nor end the process without a checkpoint.
-            """
+        def end_early(number: int, frame: object) -> None:
             nonlocal time_is_up
-            time_is_up |= number == signal.SIGUSR2
-            again = threading.Timer(_SIGNAL_AGAIN, os.kill, (os.getpid(), signal.SIGTERM))
-            again.daemon = True
-            again.start()
+            time_is_up = True
+            signal.raise_signal(signal.SIGTERM)
 
-        signal.signal(signal.SIGTERM, postpone)
-        signal.signal(signal.SIGUSR2, postpone)  # what submitit has Slurm send when the job's time is nearly up
-        if self.parent is not None:
-            threading.Thread(target=_end_with, args=(self.parent,), daemon=True).start()
         if self.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu  # read when PyTorch is imported
-        import torch
-
-        torch.set_num_threads(max(1, torch.get_num_threads() // self.on_machine))
         try:
-            return True, self.work(self.number, self.sharing)
+            with signals_handled():
+                # What submitit has Slurm send when the job's time is nearly up.
+                signal.signal(signal.SIGUSR2, end_early)
+                if self.parent is not None:
+                    threading.Thread(target=_end_with, args=(self.parent,), daemon=True).start()
+                import torch
+
+                torch.set_num_threads(max(1, torch.get_num_threads() // self.on_machine))
+                return True, self.work(self.number, self.sharing)
         except Interrupted:
             if not time_is_up:
                 raise

@@ -108,20 +108,27 @@ def open_study(settings: Tracking, folder: Path, *, outputs: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with study_lock(folder):
-            StudySender(folder, state).start()
+            study = StudySender(folder, state)
+            try:
+                study.start()
+            except KeyboardInterrupt:
+                study.abort()
+                raise
     except OSError as error:
         raise write_error(folder, error) from error
 
 
-def close_study(folder: Path, attachments: Sequence[Path], note: str) -> str:
+def close_study(folder: Path, attachments: Sequence[Path], note: str, *, stopped: bool = False) -> str:
     """Send the results of a study and close its run.
 
-    The run ends as FINISHED if every trial in `folder` has its verdict, as FAILED if a trial crashed, else as KILLED.
+    The run ends as FINISHED if there are trials in `folder` and all have their verdict, as FAILED if a trial crashed,
+    else as KILLED.
 
     Args:
         folder: The study's folder.
         attachments: Files that become artifacts of the run.
         note: Markdown for the run's description, which begins with links to the trials of each outcome.
+        stopped: Whether Ctrl-C or SIGTERM ended the study. Then its run is KILLED, whatever is in the folder.
 
     Returns:
         Where to look at the study: a sentence.
@@ -133,17 +140,37 @@ def close_study(folder: Path, attachments: Sequence[Path], note: str) -> str:
 
     with study_lock(folder):
         study = StudySender(folder, state)
-        study.finish(attachments, note)
+        study.finish(attachments, note, stopped=stopped)
     return study.where
 
 
+def abort_study(folder: Path) -> None:
+    """Close the run of a study that Ctrl-C or SIGTERM ended, as KILLED, unless it is closed already.
+
+    Args:
+        folder: The study's folder.
+    """
+    state = read_state(folder)
+    if state is None:
+        return
+    from stability.tracking.senders import StudySender, study_lock
+
+    with study_lock(folder):
+        StudySender(folder, state).abort()
+
+
 def is_sent(settings: Tracking, folder: Path, *, outputs: Path) -> bool:
-    """Return whether all of the trial in `folder` has been sent. No store is asked, and MLflow is not imported."""
+    """Return whether the run of a finished trial or study has all that is in its folder, and is closed as finished.
+
+    No store is asked, and MLflow is not imported.
+    """
     if settings.backend == "none":
         return True
     state = read_state(folder)
     uri = resolve_uri(settings.uri, outputs)
-    return state is not None and state.finished and state.is_for(uri, settings.experiment)
+    if state is None or not state.is_for(uri, settings.experiment):
+        return False
+    return state.finished and state.status == "FINISHED"
 
 
 def find_trials_and_studies(folder: Path) -> list[Path]:

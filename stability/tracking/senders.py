@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from urllib.parse import quote, urlencode
+from uuid import uuid4
 from weakref import WeakSet
 
 import numpy as np
@@ -28,6 +29,7 @@ from stability.config.names import flatten_dict, short_name
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, ERROR, FIGURE, SIGNALS_FILE, TRACKING, VALIDATION_FILE, VERDICT, short_path
 from stability.core.passwords import hide_passwords
+from stability.core.stopping import stop_requested
 from stability.diagnosis.finding import Outcome
 from stability.diagnosis.table import Table, read_table
 from stability.tracking.state import Mark, State, read_state, write_state
@@ -54,6 +56,12 @@ _SHARE = 0.02  # of a process's time that sending all its trials may take, as fa
 _REST = 30.0
 _REST_AT_END = 3.0
 
+# For how many seconds sending may hold up a training, its end, and its end after Ctrl-C or SIGTERM. By default Slurm
+# kills a job 30 seconds after SIGTERM.
+_LIMIT = 20.0
+_LIMIT_AT_END = 60.0
+_LIMIT_AFTER_SIGNAL = 10.0
+
 _POINTS = 320  # of a metric: MLflow's pages draw no more; `signals.csv` has all
 _METRICS_PER_BATCH = 1000  # this and the next two: MLflow's limits
 _PARAMETERS_PER_BATCH = 100
@@ -65,6 +73,7 @@ _NOT_PARAMETERS = ("tracking", "outputs", "fresh")  # settings that do not descr
 
 _NOTE = "mlflow.note.content"  # the tag with the description on a run's page
 _PARENT = "mlflow.parentRunId"
+_KEY = "stability.key"  # the tag by which a run is found that was made just before a kill
 _VIEW = "mlflow.sharedViewState."  # with an id behind it: the tag of an experiment that is one of its pages' "Views"
 _COLUMNS = (
     *(f"tags.`{name}`" for name in ("outcome", "cause")),
@@ -120,7 +129,7 @@ class Sender(ABC):
         self._state.status, self._state.finished = "RUNNING", False
         self._save_state()
         import_mlflow()
-        self._attempt(self._connect, _REST_AT_END)
+        self._attempt(self._connect, _REST_AT_END, _LIMIT)
 
     def send_rest(self) -> None:
         """Send what is missing of a trial or study that has ended. MLflow's errors are raised as they are."""
@@ -137,19 +146,24 @@ class Sender(ABC):
 
     def _close(self, status: str) -> None:
         self._state.status = status
+        if status == "KILLED" and self._state.run_id is None:  # there is no run, and a signal leaves little time
+            return
         with suppress(OSError):  # the disk is full: the file keeps its last content
             self._save_state()
-        self._attempt(self._send_all, _REST_AT_END)
+        limit = _LIMIT_AFTER_SIGNAL if stop_requested() else _LIMIT_AT_END
+        self._attempt(self._send_all, _REST_AT_END, limit, _LIMIT_AFTER_SIGNAL)
 
-    def _attempt(self, work: Callable[[], object], rest: float) -> None:
-        self._is_incomplete = not attempt(self._state.uri, work, rest=rest, hint=self._how_to_send_later)
+    def _attempt(self, work: Callable[[], object], rest: float, limit: float, after_signal: float = 0) -> None:
+        self._is_incomplete = not attempt(
+            self._state.uri, work, rest=rest, hint=self._how_to_send_later, limit=limit, after_signal=after_signal
+        )
 
     def _connect(self) -> _OpenRun:
         """Open the store and the run in it. The run is made if the store has none."""
         if self._run is None:
             client, experiment_id = open_store(self._state.uri, self._state.experiment)
             parent = self._parent_id()
-            run = self._find_run(client) or self._create_run(client, experiment_id, parent)
+            run = self._find_run(client, experiment_id) or self._create_run(client, experiment_id, parent)
             if run.info.status != "RUNNING":
                 client.update_run(run.info.run_id, status="RUNNING")
             if parent and parent != run.data.tags.get(_PARENT):
@@ -159,11 +173,17 @@ class Sender(ABC):
             self._run = _OpenRun(client, run.info.run_id)
         return self._run
 
-    def _find_run(self, client: "MlflowClient") -> "Run | None":
+    def _find_run(self, client: "MlflowClient", experiment_id: str) -> "Run | None":
         from mlflow.exceptions import MlflowException
 
         if self._state.run_id is None:
-            return None
+            if _KEY not in self._state.tags:
+                return None
+            # A process that was killed had announced a run. Perhaps it made it, too.
+            found = client.search_runs([experiment_id], f"tags.`{_KEY}` = '{self._state.tags[_KEY]}'", max_results=1)
+            if found:
+                self._adopt(found[0])
+            return found[0] if found else None
         try:
             run = client.get_run(self._state.run_id)
         except MlflowException as error:
@@ -173,13 +193,20 @@ class Sender(ABC):
         return run if run.info.lifecycle_stage == "active" else None
 
     def _create_run(self, client: "MlflowClient", experiment_id: str, parent: str | None) -> "Run":
-        state = self._state
-        tags = state.tags | ({_PARENT: parent} if parent else {})
+        if _KEY not in self._state.tags:
+            self._state.tags[_KEY] = uuid4().hex
+            self._save_state()
+        tags = self._state.tags | ({_PARENT: parent} if parent else {})
         run = client.create_run(experiment_id, self._start_time(), tags, self._folder.name)
-        state.run_id, state.parent, state.marks = run.info.run_id, parent, {}
-        state.page = f"#/experiments/{experiment_id}/runs/{state.run_id}?{_WORKFLOW}"
-        self._save_state()
+        self._adopt(run)
         return run
+
+    def _adopt(self, run: "Run") -> None:
+        """Note a run that has nothing yet as the one of this folder."""
+        state = self._state
+        state.run_id, state.marks = run.info.run_id, {}
+        state.page = f"#/experiments/{run.info.experiment_id}/runs/{state.run_id}?{_WORKFLOW}"
+        self._save_state()
 
     def _save_state(self) -> None:
         write_state(self._folder, self._state)
@@ -228,7 +255,7 @@ class TrialSender(Sender):
         """Send the new rows, unless the last sending was a moment ago."""
         begun = time.monotonic()
         if begun >= self._next:
-            self._attempt(self.send_rows, _REST)
+            self._attempt(self.send_rows, _REST, _LIMIT)
             ended = time.monotonic()
             # All open trials together may take `_SHARE` of the time, so each waits longer the more there are.
             pause = len(_open) * (ended - begun) / _SHARE
@@ -368,16 +395,22 @@ class StudySender(Sender):
     Use an object for one call, while you hold the `study_lock` of its folder.
     """
 
-    def finish(self, attachments: Sequence[Path], note: str) -> None:
+    def finish(self, attachments: Sequence[Path], note: str, *, stopped: bool) -> None:
         """Send the results, and close the run.
 
         Args:
             attachments: Files that become artifacts.
             note: Markdown for the description.
+            stopped: Whether Ctrl-C or SIGTERM ended the study.
         """
         self._state.note = note
         self._state.attachments = [os.path.relpath(path, self._folder) for path in attachments]
-        self._close(self._final_status())
+        self._close("KILLED" if stopped else self._final_status())
+
+    def abort(self) -> None:
+        """Close the run of a study that Ctrl-C or SIGTERM ended, unless it is closed already."""
+        if not self._state.finished:
+            self._close("KILLED")
 
     def connect(self) -> str:
         """Open the run, make it if the store has none, and return its id. MLflow's errors are raised as they are."""
@@ -389,8 +422,8 @@ class StudySender(Sender):
     def _final_status(self) -> str:
         if any(self._folder.glob(f"*/{ERROR}")):
             return "FAILED"
-        begun = self._folder.glob(f"*/{CONFIG}")
-        return "FINISHED" if all((path.parent / VERDICT).exists() for path in begun) else "KILLED"
+        begun = [path.parent for path in self._folder.glob(f"*/{CONFIG}")]
+        return "FINISHED" if begun and all((folder / VERDICT).exists() for folder in begun) else "KILLED"
 
     def _describe(self, run: _OpenRun, found: "Run") -> None:
         """Send a view of the trials, and a description that links to it.
@@ -409,20 +442,24 @@ class StudySender(Sender):
         from mlflow.entities import Metric
 
         run = self._connect()
-        now = _now()
-        counts = self._outcome_counts()
-        metrics = [Metric(f"outcome.{outcome}", counts[outcome], now, 0) for outcome in get_args(Outcome)]
-        run.client.log_batch(run.id, metrics)
-        run.client.set_terminated(run.id, self._state.status, now)
+        if self._state.status != "KILLED":  # the counts are logged once, when all trials have ended
+            counts, last = self._outcome_counts(), max(map(_modification_time, self._verdicts()), default=0)
+            # Logged again under the same time, as after a kill just here, they are for MLflow the same points.
+            metrics = [Metric(f"outcome.{outcome}", counts[outcome], last, 0) for outcome in get_args(Outcome)]
+            run.client.log_batch(run.id, metrics)
+        run.client.set_terminated(run.id, self._state.status, _now())
         for name in self._state.attachments:
             if (self._folder / name).exists():
                 run.client.log_artifact(run.id, str(self._folder / name))
         self._state.finished = True
         self._save_state()
 
+    def _verdicts(self) -> Iterator[Path]:
+        return self._folder.glob(f"*/{VERDICT}")
+
     def _outcome_counts(self) -> Counter[str]:
         counts = Counter[str]()
-        for path in self._folder.glob(f"*/{VERDICT}"):
+        for path in self._verdicts():
             with suppress(OSError, ValueError, KeyError, TypeError):  # the report lists verdicts that are damaged
                 counts[json.loads(path.read_text())["outcome"]] += 1
         return counts

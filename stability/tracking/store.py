@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from stability.core.errors import StabilityError
 from stability.core.extras import require
 from stability.core.passwords import refuse_password
+from stability.core.stopping import time_limit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -121,7 +122,15 @@ def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> 
     return found.experiment_id if found else client.create_experiment(name, artifacts, _EXPERIMENT_TAGS)
 
 
-def attempt(uri: str, work: Callable[[], object], *, rest: float, hint: Callable[[], str]) -> bool:
+def attempt(
+    uri: str,
+    work: Callable[[], object],
+    *,
+    rest: float,
+    hint: Callable[[], str],
+    limit: float,
+    after_signal: float = 0,
+) -> bool:
     """Do work on a store, unless the store failed a short time ago. A failure is logged once; it is never raised.
 
     A store that is down may keep the training waiting until a timeout, at every attempt. So a store that has failed is
@@ -133,6 +142,9 @@ def attempt(uri: str, work: Callable[[], object], *, rest: float, hint: Callable
         work: What to do.
         rest: How long the store is left alone after a failure, as a multiple of the time that the failure took.
         hint: Returns what the user can do about a failure, for the warning.
+        limit: After so many seconds the work has failed. A server may answer so slowly that no timeout of MLflow's ends
+            the waiting.
+        after_signal: The seconds that are left when Ctrl-C or SIGTERM comes.
 
     Returns:
         Whether the work was done.
@@ -142,8 +154,10 @@ def attempt(uri: str, work: Callable[[], object], *, rest: float, hint: Callable
     if begun - failed < rest * waited:
         return False
     try:
-        with quiet():
+        with quiet(), time_limit(limit, after_signal=after_signal):
             work()
+    except InterruptedError:
+        return False
     except Exception as error:  # from MLflow, its database, the network or the disk
         reason = innermost_reason(error)
         if (uri, reason) not in _logged:

@@ -24,9 +24,11 @@ from stability.core.files import (
     VERDICT,
     write_atomically,
 )
+from stability.core.stopping import at_once
 from stability.data.records import Dataset
 from stability.diagnosis.judge import is_check_due
 from stability.diagnosis.verdict import FAULTS, Verdict
+from stability.engine.kernels.compiler import compiled
 from stability.engine.memory import ignore_out_of_memory, is_out_of_memory, prepare_process
 from stability.tracking.api import Tracker, open_tracker
 from stability.trials import checkpoint
@@ -130,7 +132,11 @@ async def _finish(config: Config, folder: Path, *, quiet: bool, open_data: OpenD
     if not (folder / FIGURE).exists():
         from stability.diagnosis.run_figure import draw_run  # late: matplotlib takes a while to import
 
-        draw_run(folder, config.optimizer.clip_norm)
+        try:
+            draw_run(folder, config.optimizer.clip_norm)
+        except BaseException:
+            tracker.abort("FAILED")
+            raise
     tracker.finish()
     if not quiet:
         show_verdict(verdict, folder, tracker.where, finished_before=finished_before)
@@ -138,11 +144,14 @@ async def _finish(config: Config, folder: Path, *, quiet: bool, open_data: OpenD
 
 
 async def _reach_verdict(config: Config, folder: Path, *, quiet: bool, open_data: OpenData) -> tuple[Verdict, Tracker]:
-    prepare_process()
-    device = choose_device(config.device)
-    dataset = open_data(config, device)
+    with at_once():
+        prepare_process()
+        device = choose_device(config.device)
+        dataset = open_data(config, device)
+        if device.type == "cpu":
+            compiled()  # not in the first step: the compiler takes a while, and no step may be left half done
     while True:  # until there is memory for the trial
-        with ignore_out_of_memory():
+        with at_once(), ignore_out_of_memory():
             stack, best = open_stack(config, folder, dataset, device)
             recorder = Recorder(stack)
             break

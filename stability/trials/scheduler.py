@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from stability.core.errors import Interrupted
+from stability.core.stopping import STOPPED, postponed, stop_requested
 from stability.data.records import Dataset
 from stability.engine.evaluate import evaluate
 from stability.engine.memory import is_out_of_memory
@@ -27,7 +28,6 @@ from stability.engine.stack import Stack, join, select
 from stability.engine.step import train_steps
 from stability.trials.capacity import Capacity, in_micro_batches
 from stability.trials.requests import Join, Request, Slot, Train, Validate, Validation, WaitForMemory
-from stability.trials.stopping import stop_requests
 
 _Result = TypeVar("_Result")
 
@@ -37,8 +37,6 @@ def train_together(
 ) -> list[_Result | BaseException]:
     """Run all trials to their end, several at a time in one stack.
 
-    After Ctrl-C or SIGTERM all trials end as `Interrupted`. Those that have trained write a checkpoint first.
-
     Args:
         trials: Coroutines of trials that can share a stack: the same model, batch, precision, data and device.
         size: The largest number of trials in the stack. None for as many as fit into memory, measured on the first one.
@@ -46,16 +44,22 @@ def train_together(
 
     Returns:
         What each trial returned or raised, in the order of `trials`.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came. All trials have ended; those that had trained have written a checkpoint.
     """
     members = [_Member(trial) for trial in trials]
     scheduler = _Scheduler(members, size, sharing)
     try:
-        with stop_requests() as stop_requested:
+        with postponed():
             while not scheduler.is_done:
+                scheduler.fill_slots()
                 if interruption := stop_requested():
                     scheduler.stop(interruption)
-                scheduler.fill_slots()
                 scheduler.advance()
+            for member in members:
+                if isinstance(member.result, Interrupted):
+                    raise member.result
     finally:
         for member in members:
             member.close()
@@ -71,6 +75,7 @@ class _Member(Generic[_Result]):
 
     slot: Slot
     dataset: Dataset
+    first_step: int  # where it began in this process
     request: Request[Any] | None = None
     result: _Result | BaseException | None = None
 
@@ -89,13 +94,14 @@ class _Member(Generic[_Result]):
             self.resume(None)
         if isinstance(self.request, Join):
             self.slot, self.dataset = self.request.slot, self.request.dataset
+            self.first_step = self.slot.step
             self.resume(None)
 
     def resume(self, answer: Any) -> None:
         """Answer its open request, and run it up to the next one."""
         self._run(lambda: self._trial.send(answer))
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: Exception | Interrupted) -> None:
         """Raise the error in the coroutine, where it awaits the answer to its open request."""
         self._run(lambda: self._trial.throw(error))
 
@@ -134,17 +140,21 @@ class _Scheduler(Generic[_Result]):
 
     def stop(self, interruption: type[Interrupted]) -> None:
         """Stop all trials: those that have trained after their next checkpoint, the others at once."""
-        trained = [member for member in self._waiting if member.is_running]
-        for member in [*self._running, *trained]:
-            member.slot.stopping = interruption
-        for member in self._waiting:
-            if member not in trained:
-                member.result = interruption("Stopped. The same command goes on from there.")
-        self._waiting = deque(trained)
+        for member in [*self._running, *self._waiting]:
+            if not member.is_running:
+                member.result = interruption(STOPPED)
+            elif member.slot.step == member.first_step:
+                member.fail(interruption(STOPPED))
+            else:
+                member.slot.stopping = interruption
+        self._waiting = deque(member for member in self._waiting if member.result is None)
+        self._running = [member for member in self._running if member.result is None]
 
     def fill_slots(self) -> None:
-        """Start waiting trials while there are free slots and memory."""
+        """Start waiting trials while there are free slots and memory, and none after a signal."""
         while self._waiting and len(self._running) < self._size:
+            if stop_requested() and not self._waiting[0].is_running:
+                return
             member = self._waiting.popleft()
             member.start()
             if isinstance(member.request, WaitForMemory):

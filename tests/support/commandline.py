@@ -35,6 +35,34 @@ class Ended(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Forked:
+    """A command in a process that was forked from one that has imported the packages already."""
+
+    process: Any
+    printed: Path  # the folder of what it prints
+
+    def poll(self) -> int | None:
+        """Return the exit status; None while it runs."""
+        status: int | None = self.process.exitcode
+        return status
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def communicate(self) -> Ended:
+        """Wait for its end."""
+        self.process.join()
+        return Ended(*((self.printed / name).read_text() for name in ("out", "err")))
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+
+@dataclass(frozen=True)
 class CommandLine:
     """Runs `python -m stability.train` with tiny settings.
 
@@ -46,7 +74,7 @@ class CommandLine:
 
     folder: Path
     sets: Path
-    started: list["subprocess.Popen[str]"] = field(default_factory=list)
+    started: list["subprocess.Popen[str] | Forked"] = field(default_factory=list)
 
     @property
     def synthetic(self) -> list[str]:
@@ -61,8 +89,18 @@ class CommandLine:
         """Start the command with these arguments alone."""
         usual: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         command = [sys.executable, "-m", "stability.train", *arguments]
-        self.started.append(subprocess.Popen(command, cwd=self.folder, **(usual | options)))
-        return self.started[-1]
+        process = subprocess.Popen(command, cwd=self.folder, **(usual | options))
+        self.started.append(process)
+        return process
+
+    def fork(self, *overrides: str) -> Forked:
+        """Like `start`, with a process that is forked from one that has imported the packages already."""
+        printed = Path(tempfile.mkdtemp(dir=self.folder.parent))
+        arguments = (self.folder, self._tiny(overrides), dict(os.environ), [printed / name for name in ("out", "err")])
+        process = _FORKED.Process(target=_become_command, args=arguments)
+        process.start()
+        self.started.append(Forked(process, printed))
+        return Forked(process, printed)
 
     def run(self, *overrides: str, status: int = 0, **options: Any) -> Ended:
         """Train a tiny trial to its end, and check the exit status.
@@ -71,13 +109,7 @@ class CommandLine:
         """
         if options:
             return ended(self.start(*overrides, **options), status)
-        with tempfile.TemporaryDirectory() as folder:
-            printed = [Path(folder, name) for name in ("out", "err")]
-            arguments = (self.folder, self._tiny(overrides), dict(os.environ), printed)
-            process = _FORKED.Process(target=_become_command, args=arguments)
-            process.start()
-            process.join()
-            return checked(Ended(*(path.read_text() for path in printed)), process.exitcode, status)
+        return ended(self.fork(*overrides), status)
 
     def _tiny(self, overrides: Sequence[str]) -> list[str]:
         return [*_MODEL, *([] if "data=t15" in overrides else self.synthetic), *overrides]
@@ -123,7 +155,7 @@ def run_module(module: str, *arguments: str | Path) -> "subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
 
 
-def ended(process: "subprocess.Popen[str]", status: int) -> Ended:
+def ended(process: "subprocess.Popen[str] | Forked", status: int) -> Ended:
     """Wait for the end of a command. Check its exit status, and that it printed no traceback."""
     return checked(Ended(*process.communicate()), process.returncode, status)
 
@@ -143,7 +175,7 @@ def the_message(end: Ended) -> str:
     return end.err
 
 
-def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str] | Forked") -> None:
     """Wait until a condition holds, or until the process that should cause it has ended."""
     while not condition() and process.poll() is None:
         time.sleep(0.001)

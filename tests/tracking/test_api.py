@@ -1,5 +1,6 @@
 """Trials and studies from start to end, and what is left to send later."""
 
+import json
 import re
 import shutil
 import socket
@@ -115,18 +116,49 @@ def test_a_sweep_is_sent_from_start_to_end(cli: CommandLine, empty_store: Path) 
     assert not outcomes
 
 
-def test_the_status_of_a_study_says_how_it_ended(outputs: Path) -> None:
+@pytest.mark.parametrize(
+    ("status", "files", "stopped"),
+    [
+        ("KILLED", [], False),  # before its first trial
+        ("KILLED", ["config.yaml"], False),
+        ("KILLED", ["config.yaml", "verdict.json"], True),
+        ("FINISHED", ["config.yaml", "verdict.json"], False),
+        ("FAILED", ["config.yaml", "error.txt"], False),
+    ],
+)
+def test_the_status_of_a_study_says_how_it_ended(outputs: Path, status: str, files: list[str], stopped: bool) -> None:
     folder = outputs / "sweep"
-    for status, left in (("FINISHED", None), ("KILLED", "config.yaml"), ("FAILED", "error.txt")):
-        open_study(folder, outputs)
-        assert read_runs(store_uri(outputs))[0].status == "RUNNING"
-        if left:
-            (folder / "trial").mkdir(exist_ok=True)
-            (folder / "trial" / left).touch()
-        close_study(folder, [], f"It is {status}.")
-        (run,) = read_runs(store_uri(outputs))
-        assert run.status == status
-        assert run.tags["mlflow.note.content"].endswith(f".\n\nIt is {status}.")
+    open_study(folder, outputs)
+    assert read_runs(store_uri(outputs))[0].status == "RUNNING"
+    (folder / "trial").mkdir()
+    for name in files:
+        (folder / "trial" / name).touch()
+    close_study(folder, [], f"It is {status}.", stopped=stopped)
+    (run,) = read_runs(store_uri(outputs))
+    assert run.status == status
+    assert run.tags["mlflow.note.content"].endswith(f".\n\nIt is {status}.")
+
+
+def test_outcomes_are_logged_once_however_often_a_study_is_closed(outputs: Path) -> None:
+    trial = make_trial(outputs / "sweep" / "trial")
+    open_study(trial.parent, outputs)
+    close_study(trial.parent, [], "", stopped=True)
+    assert not read_runs(store_uri(outputs))[0].metrics
+    write_verdict(trial)
+    for _ in range(2):
+        open_study(trial.parent, outputs)
+        close_study(trial.parent, [], "")
+        assert read_runs(store_uri(outputs))[0].metrics["outcome.exploded"] == [(0, 1)]
+
+
+def test_a_run_that_was_made_just_before_a_kill_is_found_again(outputs: Path) -> None:
+    trial = make_trial(outputs / "trial")
+    open_tracker(trial, outputs).abort("KILLED")
+    written = json.loads((trial / "tracking.json").read_text())
+    (trial / "tracking.json").write_text(json.dumps(written | {"run_id": None, "page": "", "finished": False}))
+    open_tracker(trial, outputs).finish()
+    (run,) = read_runs(store_uri(outputs))
+    assert (run.id, run.status) == (written["run_id"], "FINISHED")
 
 
 def test_a_trial_makes_the_parent_that_an_outage_prevented(
