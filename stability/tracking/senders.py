@@ -56,8 +56,8 @@ _SHARE = 0.02  # of a process's time that sending all its trials may take, as fa
 _REST = 30.0
 _REST_AT_END = 3.0
 
-# For how many seconds sending may hold up a training, its end, and its end after Ctrl-C or SIGTERM. By default Slurm
-# kills a job 30 seconds after SIGTERM.
+# For how many seconds sending may hold up a training, its beginning and its end, and its end after Ctrl-C or SIGTERM.
+# By default Slurm kills a job 30 seconds after SIGTERM.
 _LIMIT = 20.0
 _LIMIT_AT_END = 60.0
 _LIMIT_AFTER_SIGNAL = 10.0
@@ -129,15 +129,20 @@ class Sender(ABC):
         self._state.status, self._state.finished = "RUNNING", False
         self._save_state()
         import_mlflow()
-        self._attempt(self._connect, _REST_AT_END, _LIMIT)
+        self._attempt(self._connect, _REST_AT_END, _LIMIT_AT_END)
 
     def send_rest(self) -> None:
         """Send what is missing of a trial or study that has ended. MLflow's errors are raised as they are."""
-        if not self._state.finished:
-            self._state.status = self._final_status()
-            import_mlflow()
-            with quiet():
+        import_mlflow()
+        with quiet():
+            if not (self._state.finished and self._is_in_store()):
+                self._state.status = self._final_status()
                 self._send_all()
+
+    def _is_in_store(self) -> bool:
+        """Return whether the store still has the run. Somebody may have deleted it, or the whole store."""
+        client, experiment_id = open_store(self._state.uri, self._state.experiment)
+        return self._find_run(client, experiment_id) is not None
 
     def _how_to_send_later(self) -> str:
         store = () if is_own_store(self._state.uri, self._folder) else ("--uri", self._state.uri)

@@ -12,11 +12,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from stability.core.errors import StabilityError
 from stability.core.extras import require
+from stability.core.files import short_path, write_atomically
 from stability.core.passwords import refuse_password
 from stability.core.stopping import time_limit
 
@@ -33,6 +35,9 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else its page shows chat traces, not runs
+
+# What the errors of SQLite say about a file that is no database, or lacks a part of MLflow's tables.
+_DAMAGE = ("not a database", "malformed", "no such table", "no such column", "already exists", "duplicate column")
 
 _log = logging.getLogger(__name__)
 
@@ -106,15 +111,37 @@ def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
     from filelock import FileLock
 
     database = sqlite_path(uri)
+    artifacts = (database.parent / "mlflow-artifacts").as_uri()
     database.parent.mkdir(parents=True, exist_ok=True)
-    # MLflow creates the tables of a fresh file when a client first uses it, and two processes that do so at once crash:
-    # of four that open a fresh store together, three die. So only one at a time opens a store and makes its experiment.
+    # One process at a time opens a store and makes its experiment: MLflow's crash if two make the same one.
     with FileLock(f"{database}.lock"):
-        # A file that is no database, or cannot be written, fails here at once. MLflow would retry it for two minutes.
-        with closing(sqlite3.connect(database)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-        client = MlflowClient(tracking_uri=uri)
-        return client, _experiment_id(client, experiment, (database.parent / "mlflow-artifacts").as_uri())
+        if not database.exists() or (database.is_file() and not database.stat().st_size):
+            _make_database(database, artifacts)
+        try:
+            # A file that is no database, or cannot be written, fails here at once. MLflow would retry for two minutes.
+            with closing(sqlite3.connect(database)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+            client = MlflowClient(tracking_uri=uri)
+            return client, _experiment_id(client, experiment, artifacts)
+        except Exception as error:
+            reason = innermost_reason(error)
+            if not any(words in reason for words in _DAMAGE):
+                raise
+            send = f"python -m stability.send {short_path(database.parent)} --uri sqlite:///{short_path(database)}"
+            raise StabilityError(
+                f"{short_path(database)} is damaged or incomplete ({reason}). Move it away: the next command makes a "
+                f"new one, and `{send}` sends it all that the folders hold"
+            ) from None
+
+
+def _make_database(database: Path, artifacts: str) -> None:
+    """Make an empty store. After a kill or on a full disk there is none, rather than one without some of its tables."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with TemporaryDirectory() as folder:  # on a local disk, where the many small writes are fast
+        made = Path(folder, database.name)
+        SqlAlchemyStore(f"sqlite:///{made}", artifacts).engine.dispose()  # type: ignore[no-untyped-call]
+        write_atomically(database, made.read_bytes())
 
 
 def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> str:
@@ -202,6 +229,6 @@ def quiet() -> Iterator[None]:
 def innermost_reason(error: Exception) -> str:
     """Return the innermost cause of an error on one line. MLflow and the libraries below it wrap errors many times."""
     inner: BaseException = error
-    while cause := inner.__cause__ or inner.__context__:
+    while cause := inner.__cause__ or (None if inner.__suppress_context__ else inner.__context__):
         inner = cause
     return (" ".join(str(inner).split()) or type(inner).__name__).rstrip(".")

@@ -4,15 +4,17 @@ import json
 import logging
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import pytest
 
 from stability import send
 from stability.core.errors import StabilityError
+from stability.tracking.api import close_study
 from stability.tracking.store import import_mlflow
 from tests.support.commandline import run_module
 from tests.support.mlflow_runs import (
@@ -31,6 +34,7 @@ from tests.support.mlflow_runs import (
     open_tracker,
     read_runs,
     store_uri,
+    study_and_trials,
     write_verdict,
 )
 
@@ -87,6 +91,43 @@ def test_four_processes_of_two_studies_open_a_fresh_store_at_once(tmp_path: Path
     assert all(run.steps("lr") == list(range(100)) and run.status == "FINISHED" for run in trials)
 
 
+@pytest.mark.slow
+def test_a_full_disk_leaves_no_half_of_a_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trial = make_trial(tmp_path / "trial")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        tracker = open_tracker(trial, tmp_path)
+        add_rows(trial, 0, 10)
+        write_verdict(trial)
+        tracker.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "Cannot send to MLflow" in caplog.text
+    assert not (tmp_path / "mlflow.db").exists()
+    assert send.main([str(trial)]) == 0
+    assert read_runs(store_uri(tmp_path))[0].steps("loss") == list(range(10))
+
+
+def _open_fresh(outputs: Path) -> None:
+    import_mlflow()
+    open_study(outputs / "study", outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_kill_leaves_no_half_of_a_store(tmp_path: Path, share: float) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_open_fresh, args=(tmp_path,))
+    process.start()
+    while process.is_alive() and not (tmp_path / "mlflow.db.lock").exists():
+        time.sleep(0.001)
+    time.sleep(3 * share)
+    process.kill()
+    process.join()
+    open_tracker(make_trial(tmp_path / "study" / "trial"), tmp_path).finish()
+    assert "FINISHED" in {run.status for run in read_runs(store_uri(tmp_path))}
+
+
 def _overwrite(database: Path) -> None:
     database.write_bytes(b"no database" * 1000)
 
@@ -94,6 +135,41 @@ def _overwrite(database: Path) -> None:
 def _make_a_folder(database: Path) -> None:
     database.unlink()
     database.mkdir()
+
+
+def _lose_a_part(database: Path) -> None:
+    """As a kill left it when MLflow made it in its place."""
+    with closing(sqlite3.connect(database)) as store, store:
+        store.execute("DELETE FROM alembic_version")
+        store.execute("DROP TABLE webhooks")
+
+
+@pytest.mark.parametrize("spoil", [_overwrite, _lose_a_part])
+def test_a_damaged_store_is_named_with_the_mend(
+    outputs: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
+) -> None:
+    monkeypatch.chdir(outputs)
+    spoil(outputs / "mlflow.db")
+    open_tracker(make_trial(outputs / "trial"), outputs).finish()
+    (message,) = caplog.messages
+    assert "mlflow.db is damaged or incomplete (" in message
+    assert "Move it away" in message
+    assert "`python -m stability.send . --uri sqlite:///mlflow.db`" in message
+
+
+@pytest.mark.slow
+def test_a_new_store_gets_all_that_folders_hold(outputs: Path) -> None:
+    folder = make_trial(outputs / "study" / "trial")
+    open_study(folder.parent, outputs)
+    add_rows(folder, 0, 10)
+    write_verdict(folder)
+    open_tracker(folder, outputs).finish()
+    close_study(folder.parent, [], "")
+    (outputs / "mlflow.db").unlink()
+    for _ in range(2):
+        assert run_module("stability.send", outputs, "--uri", store_uri(outputs)).returncode == 0
+        study, (trial,) = study_and_trials(store_uri(outputs))
+        assert (study.status, trial.status, trial.steps("loss")) == ("FINISHED", "FINISHED", list(range(10)))
 
 
 @pytest.mark.parametrize("spoil", [_overwrite, _make_a_folder])
