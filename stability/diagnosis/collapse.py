@@ -26,6 +26,7 @@ _T = THRESHOLDS["collapsed"]
 _SOME, _WELL = THRESHOLDS["learned"]["some"], THRESHOLDS["learned"]["well"]
 _LARGE = THRESHOLDS["exploded"]["update"]
 _SMOOTH = 5
+_FEW = 3  # readings of the frame information whose median counts
 _FEWEST_POINTS = 6  # readings of the frame information that a forecast needs
 _MOST_POINTS = 500  # readings that it uses: its memory grows with the square of their number
 
@@ -117,7 +118,7 @@ def _may_leave_at_once(update: Series, step: int) -> bool:
     if not len(sizes):
         return False
     path = float(sizes.mean()) * (step - int(update.steps[0]))
-    return bool(np.median(sizes[-3:]) > _T["small_update"] and path < _T["far"])
+    return bool(np.median(sizes[-3:]) > _T["moves"] and path < _T["far"])
 
 
 def _narrow_spans(signals: Table) -> list[_NarrowSpan]:
@@ -150,8 +151,9 @@ def relapsed(signals: Table, validation: Table) -> Finding | None:
     for span in _narrow_spans(signals):
         before = series.up_to(span.first)
         if name == "frame_information":
-            best = before.max(initial=0)
-            had_learned, lost = best >= _T["spoke"], series.values < _T["relapsed"] * best
+            # One batch may lie far from the others.
+            best = float(running_median(before, _FEW).max(initial=0))
+            had_learned, lost = best >= _T["spoke"], running_median(series.values, _FEW) < _T["relapsed"] * best
             reached, expected = f"{best:.2g} nats of frame information", f"about {best:.2g} nats"
         else:
             best = before.min(initial=np.inf)

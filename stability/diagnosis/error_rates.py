@@ -19,6 +19,7 @@ from stability.diagnosis.no_progress import why_shrunk
 from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["error_rate"]
+_LEARNED = THRESHOLDS["learned"]["surely"]
 _SMOOTH = 3
 
 
@@ -76,7 +77,7 @@ def loss_went_on(validation: Table, best: int, now: int) -> bool:
 def has_slipped(rates: Floats, best: float) -> bool:
     """Return whether the last quarter of many error rates is worse than the best one, if only by a smaller part."""
     quarter = len(rates) // 4
-    if quarter < _SMOOTH:
+    if quarter < _SMOOTH or best >= _LEARNED:  # then there was nothing to lose
         return False
     risen = float(min(np.median(rates[-quarter:]), rates[-1])) - best
     return risen > max(_T["rise"], _T["slipped"] * best, 2 * _T["noises"] * noise_of(rates))

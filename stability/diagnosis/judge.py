@@ -58,7 +58,13 @@ _BACK = 0.8  # and the training loss at most this share of its first value
 _SAME = 0.02  # a difference between error rates that is none
 _RISEN = 1.5  # times its best; a validation loss that ended above this is that of an overfitted training
 _YARDSTICK = 4.0  # a training is not stable at this many times the error rate of a healthy one
+_HUGE = 1e4  # times their first norm; no healthy training has weights that grew so much
+_NEAR_0 = 0.1  # share of its first value below which growth of a validation loss says little
 _FLAT = 0.01  # a loss is flat if it falls by a smaller share than this from one quarter of the plateau to the next
+_NEGATIVE = (
+    "The training loss is or was negative, which no CTC loss and no cross-entropy is. Look whether log_softmax is "
+    "missing, and whether the labels contain the class of blank."
+)
 
 
 @dataclass(frozen=True)
@@ -205,6 +211,8 @@ def _by_growth(t: _Training) -> Verdict | None:
     held_out_grew = len(after) > 0 and len(before) > 0 and after[-1] > _MULTIPLE * before.min()
     if len(steps) and steps[-1] >= growth.onset and t.last <= _WELL and not held_out_grew:
         return None
+    if _went_on_learning(growth.onset, t):
+        return None
     cause, advice = why_grew(t.signals, growth.onset, growth.last)
     grew = f"The loss grew from {growth.usual:.3g} to {growth.value:.3g}, and the log ends there. "
     confidence: Confidence = "medium" if growth.readings > 1 else "low"
@@ -258,6 +266,10 @@ def _by_good_rates(t: _Training) -> Verdict | None:
     unscaled = clipped_before_unscaling(t.signals, t.end)
     if unscaled is not None:
         return t.conclude("stable", "precision", f"The training learned nevertheless. {unscaled}", "high")
+    growth = growth_until(t.signals, t.end)
+    if growth is not None:
+        advice = f"The last loss is {growth.value:.3g}, after {growth.usual:.3g}: look whether it comes down again."
+        return t.conclude("stable", None, advice, "medium")
     sure: Confidence = "high" if t.last < _LEARNED * _WELL and len(t.rates[1]) > 1 else "medium"
     return t.conclude("stable", None, "", sure)
 
@@ -266,9 +278,10 @@ def _by_heart(t: _Training) -> tuple[str, str]:
     """Cause and advice if the training loss is nearly 0, and the error rate is not."""
     cause = "labels" if t.last > _RESTED else "overfitting"
     return cause, (
-        f"The {t.metric} is {t.last:.2g}, and the training loss is next to 0. Either the model has memorized its "
-        "training data, or the labels of validation differ from those of training. Compare the labels of both splits, "
-        "and the error rates of groups of utterances. If the labels are right, add data, augmentation or dropout."
+        f"The {t.metric} is {t.last:.2g}, and the training loss is far below the validation loss. Either the model has "
+        "memorized its training data, or the labels of validation differ from those of training. Compare the labels of "
+        "both splits, and the error rates of groups of utterances. If the labels are right, add data, augmentation or "
+        "dropout."
     )
 
 
@@ -276,6 +289,8 @@ def _by_mismatch(t: _Training) -> Verdict | None:
     """The verdict on a training that learned its loss and not its error rate."""
     if not t.last >= _LEARNED or (t.last < _SOME and has_improved(t.rates[1])):
         return None
+    if _was_negative(t):
+        return t.conclude("bad_data", "negative_loss", f"{_NEGATIVE} The {t.metric} is {t.last:.2g}.", "medium")
     why = why_the_error_stays(t.signals, t.validation)
     return None if why is None else t.conclude("undecided", *why, "medium")
 
@@ -294,6 +309,8 @@ def _without_rates(t: _Training) -> Verdict | None:
         return t.conclude("undecided", "validation_loss", advice, "medium")
     if _is_short(t):
         return t.conclude("undecided", "too_few_readings", _too_few(t), "low")
+    if _was_negative(t):
+        return t.conclude("undecided", "negative_loss", f"{_NEGATIVE} Log an error rate, too.", "low")
     steps, finite = finite_readings(t.validation, "loss")
     if _has_risen(finite):
         best = int(steps[finite.argmin()])
@@ -311,7 +328,7 @@ def _without_rates(t: _Training) -> Verdict | None:
 
 def _has_risen(losses: Floats) -> bool:
     """Whether the validation loss ended far above its best, against its noise."""
-    if len(losses) <= _FEW or losses.min() <= 0:
+    if len(losses) <= _FEW or losses.min() <= 0 or np.median(losses[-3:]) < _NEAR_0 * losses[0]:
         return False
     logs = np.log(losses)
     risen = np.median(logs[-3:]) - np.median(np.sort(logs)[:3])
@@ -395,6 +412,11 @@ def _silent_since(t: _Training) -> int | None:
     return int(steps[-silent]) if silent >= max(_SILENT, len(rates) / 2) else None
 
 
+def _was_negative(t: _Training) -> bool:
+    _, loss = finite_readings(t.signals, "loss")
+    return bool((loss < 0).sum() >= _FEW)
+
+
 def _training_fell_since(t: _Training, step: int) -> bool:
     loss = finite_readings(t.signals, "loss")
     then, now = loss.up_to(step)[-5:], loss.values[-5:]
@@ -430,6 +452,8 @@ def _still_holds(finding: Finding, t: _Training) -> bool:
             trained = finding.signal == "lr" and _has_fallen(t)
             return bool(last == finding.value) and not t.last <= _WELL and not trained
         case "exploded":
+            if _weights_are_huge(t):
+                return True
             if _is_well_since(finding.detected_step, t):
                 return False
             return not (recovered(t.signals, finding) or _losses_ended_well(t)) or t.last > _WELL
@@ -437,7 +461,15 @@ def _still_holds(finding: Finding, t: _Training) -> bool:
             return is_lost(t.rates[1], best_of(*t.rates).rate, t.last)
     if finding.cause == "labels":
         return not t.last < _LEARNED
+    if finding.cause == "relapse" and t.last < _SOME and not is_lost(t.rates[1], best_of(*t.rates).rate, t.last):
+        return False
     return narrow_output_since(t.signals, t.end) is not None and not t.last <= _WELL
+
+
+def _weights_are_huge(t: _Training) -> bool:
+    """Whether the weights are so large that what was learned hangs by a thread, even if error rates are good."""
+    _, norms = finite_readings(t.signals, "weight_norm")
+    return len(norms) > 0 and bool(norms[-1] > _HUGE * norms[0])
 
 
 def _has_fallen(t: _Training) -> bool:
@@ -453,10 +485,20 @@ def _is_well_since(step: int, t: _Training) -> bool:
     losses = finite_readings(t.validation, "loss")
     after = losses.between(step, t.end)
     before = rates[steps < step]
+    if _went_on_learning(step, t):
+        return True
     grew = len(after) > 0 and after[-1] > _MULTIPLE * losses.values.min()
     went_on = len(before) > 0 and (steps >= step).sum() > 1 and t.last <= before.min() + _SAME
     # If the error rates went on as before, a loss that is no larger than at the start has done no harm.
     return not grew and _ended_below_start(t, 1.0 if went_on else _BACK)
+
+
+def _went_on_learning(step: int, t: _Training) -> bool:
+    """Whether error rates got better since a step at which the loss grew: then it only has another scale."""
+    steps, rates = t.rates
+    before, since = rates[steps < step], rates[steps >= step]
+    improved = len(before) > 0 and len(since) > _FEW and np.median(since[-_FEW:]) < before.min() - _SAME
+    return bool(improved) and _ended_below_start(t, _BACK)
 
 
 def _losses_ended_well(t: _Training) -> bool:

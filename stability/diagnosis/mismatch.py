@@ -88,13 +88,16 @@ def other_labels(signals: Table, validation: Table) -> Finding | None:
 
 
 def is_far_from_training(signals: Table, validation: Table) -> bool:
-    """Return whether the validation loss is many times the training loss, which is nearly 0."""
+    """Return whether the validation loss is many times the training loss, or rose from the first on while that fell."""
     _, loss = finite_readings(signals, "loss")
     _, losses = finite_readings(validation, "loss")
     if len(loss) < _SMOOTH or not len(losses):
         return False
-    trained = float(np.median(loss[-_SMOOTH:]))
-    return 0 <= trained < _T["by_heart"] * float(np.median(losses[-3:])) and trained < 0.1 * loss.max()
+    trained, held_out = float(np.median(loss[-_SMOOTH:])), float(np.median(losses[-3:]))
+    if not 0 <= trained < 0.1 * loss.max():
+        return False
+    only_rose = losses.min() > _T["at_first"] * losses[0] and held_out > _T["rose"] * losses[0]
+    return trained < _T["by_heart"] * held_out or (only_rose and trained < _T["apart"] * held_out)
 
 
 def _learned_since(signals: Table) -> int | None:

@@ -4,12 +4,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stability.diagnosis.explosion import why_exploded
-from stability.diagnosis.finding import THRESHOLDS, Finding, count_at_end, earliest, finite_readings, readings
+from stability.diagnosis.finding import THRESHOLDS, Finding, Floats, count_at_end, earliest, finite_readings, readings
 from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["fp16"]
 _UNLEARNED = THRESHOLDS["learned"]["some"]
 _GOES_ON = 3  # finite rows after a gradient that is not finite which show that its step was skipped
+_FEW = 3  # readings of a log, below which it is not known whether a loss had grown
+_FAR_FROM_0 = 1e-3  # share of its first value; a loss above it does not get to 0 in one step
 _VIOLENT = 100  # times the usual loss; a loss that was larger than this before it became infinite has exploded
 
 
@@ -48,7 +50,9 @@ def reveal_masked(signals: Table, validation: Table) -> Table:
     """Return the signals with NaN for losses of exactly 0 in which a trainer hides a NaN.
 
     Losses of exactly 0 up to the end are NaN if others came before, and the gradient norm or the validation loss is
-    NaN at the same time, or the last error rate is that of a model that has learned nothing.
+    NaN at the same time, or the last error rate is that of a model that has learned nothing. If neither error rates nor
+    gradient norms were recorded, they are if the loss was far from 0 just before: one that is memorized gets there step
+    by step.
     """
     loss = finite_readings(signals, "loss")
     if loss.values.all() or not loss.values.any():
@@ -58,12 +62,27 @@ def reveal_masked(signals: Table, validation: Table) -> Table:
     first = int(np.flatnonzero(loss.values)[-1]) + 1  # since there all are 0
     if first == len(loss.values):
         return signals
-    rates = finite_readings(validation, "per").between(int(loss.steps[first]), int(signals.steps[-1]))
-    if nan.max(initial=-1) < loss.steps[first - 1] and not (len(rates) and rates[-1] >= _UNLEARNED):
+    since, end = int(loss.steps[first]), int(signals.steps[-1])
+    rates = finite_readings(validation, "per").between(since, end)
+    norms = finite_readings(signals, "grad_norm").between(since, end)
+    hidden = nan.max(initial=-1) >= loss.steps[first - 1]
+    if not hidden and len(rates):
+        hidden = bool(rates[-1] >= _UNLEARNED)
+    elif not hidden:
+        hidden = not len(norms) and _leaps_to_0(loss.values, first)
+    if not hidden:
         return signals
     values = signals.values.copy()
     values[signals.steps >= loss.steps[first], signals.names.index("loss")] = np.nan
     return Table(signals.names, signals.steps, values, signals.measured)
+
+
+def _leaps_to_0(loss: Floats, first: int) -> bool:
+    """Whether a loss that is 0 since a reading was far from 0 before: from its start, and from what is rounded to 0."""
+    before = loss[:first][-5:]
+    digits = (10.0**-digits for digits in range(6) if np.allclose(before, np.round(before, digits), rtol=1e-6, atol=0))
+    far = np.median(before) > max(_FAR_FROM_0 * loss[0], 10 * next(digits, 0))
+    return len(loss) - first >= _GOES_ON and bool(far)
 
 
 def not_finite_parts(signals: Table, row: int) -> list[str]:
@@ -147,6 +166,12 @@ def _why_non_finite(signals: Table, row: int, name: str) -> tuple[str, str]:
         return reason
     if _column(signals, "loss_scale", 1)[row] > 1:
         return "precision", "The loss overflowed in fp16: train in bf16 or fp32."
+    before = len(finite_readings(signals, "loss").up_to(step))
+    if name == "loss" and before < min(_FEW, step) and "input_max" not in signals.names:  # a log, not of each step
+        return "no_evidence", (
+            f"There are {before} readings of the loss before, which is too few to know whether it had grown. Log the "
+            "first steps one by one, with the lr and the gradient norm."
+        )
     return ("loss", _loss_advice(signals, row)) if name == "loss" else ("gradient", _backward_advice(signals, row))
 
 

@@ -149,6 +149,14 @@ def leaves_the_plateau_late(t: Training) -> None:
     t.losses = 1.1 * t.loss[t.rows]
 
 
+def other_scale(t: Training) -> None:
+    """From one reading on both losses are a multiple, as with another reduction. The error rate goes on falling."""
+    t.best, t.rates = 0.03, np.linspace(1, 0.03, len(t.rows))
+    since = int(len(t.x) * t.rng.uniform(0.4, 0.6))
+    t.loss[since:] *= t.rng.uniform(1.5, 0.25 * t.loss[0] / t.loss[since]) if t.loss[since] < 0.15 * t.loss[0] else 1
+    t.losses = 1.1 * t.loss[t.rows]
+
+
 def no_error_rates(t: Training) -> None:
     t.log.remove("rates")
 
@@ -229,6 +237,17 @@ def nan_hidden_as_0(t: Training) -> None:
     t.rates[t.rows >= bad], t.losses[t.rows >= bad] = 1, np.nan
 
 
+def nan_hidden_as_0_in_a_log_of_losses(t: Training) -> None:
+    nan_hidden_as_0(t)
+    t.log = {"loss"}
+
+
+def nan_after_a_few_readings(t: Training) -> None:
+    t.cut(int(t.rng.integers(2, 8)))
+    t.loss[int(t.rng.integers(1, min(3, len(t.x)))) :] = np.nan
+    t.log = {"loss"}
+
+
 def loss_of_0(t: Training) -> None:
     t.loss[:] = t.norm[:] = 0
     t.rates[:] = t.rng.choice([1.0, 0.97])
@@ -262,6 +281,14 @@ def other_labels(t: Training) -> None:
     wrong_metric(t)
     t.losses = t.scale * t.rng.uniform(0.5, 1) * (1 + t.rng.uniform(0, 2) * t.x[t.rows])
     t.rates = t.rng.uniform(0.93, 1.02, len(t.rows))
+
+
+def other_labels_of_half_the_utterances(t: Training) -> None:
+    """Half of the validation utterances have other labels: the error rate rests there, and the loss only rises."""
+    t.loss = t.scale * np.exp(-t.x / 0.15)
+    t.losses = t.scale * (0.2 + 0.3 * t.x[t.rows])
+    t.rates = t.rng.uniform(0.5, 0.56) + 0.4 * np.exp(-t.x[t.rows] / 0.08) + 0.004 * t.rng.normal(size=len(t.rows))
+    t.log.add("losses")
 
 
 def stuck(t: Training) -> None:
@@ -301,6 +328,7 @@ _HEALTHY: list[Known] = [
     (leaves_the_plateau_late, {"stable"}, {None}),
     (single_spike, {"stable"}, {None}),
     (leap_that_came_back, {"stable"}, {None}),
+    (other_scale, {"stable"}, {None}),
     (no_error_rates, {"undecided"}, {"no validation"}),
     (validations_alone, {"stable"}, {None}),
     (converged, {"stable", "slow"}, {None, "no_evidence"}),
@@ -315,11 +343,14 @@ _FAULTY: list[Known] = [
     (overfitted, {"degraded"}, {"overfitting"}),
     (overfitted_without_error_rates, {"degraded", "undecided"}, {"overfitting", "no validation"}),
     (nan_hidden_as_0, {"non_finite"}, {"loss", "gradient"}),
+    (nan_hidden_as_0_in_a_log_of_losses, {"non_finite"}, {"loss"}),
+    (nan_after_a_few_readings, {"non_finite"}, {"no_evidence", "loss"}),
     (loss_of_0, {"not_training"}, {"zero_loss", "no_gradient"}),
     (gradient_of_0, {"not_training"}, {"no_gradient"}),
     (negative_loss, {"bad_data"}, {"negative_loss"}),
     (wrong_metric, {"undecided"}, {"metric"}),
     (other_labels, {"undecided"}, {"labels"}),
+    (other_labels_of_half_the_utterances, {"slow"}, {"labels", "overfitting"}),
     (stuck, {"blank_collapse", "undecided"}, {"no_evidence", "too_few_readings"}),
     (slow, {"slow"}, {"no_evidence", "no_information"}),
     (hardly_begun, {"undecided"}, {"too_few_readings", "no validation"}),
