@@ -46,6 +46,7 @@ def _run() -> None:
     from hydra.errors import HydraException  # late: these packages may be missing
     from omegaconf.errors import OmegaConfBaseException
 
+    from stability.config.commandline import full_words
     from stability.config.hydra import explain_error
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises exceptions as they are, instead of printing them
@@ -54,6 +55,7 @@ def _run() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     logging.raiseExceptions = False  # on a full disk, Hydra's log of a job would print a traceback
     try:
+        sys.argv[1:] = full_words(sys.argv[1:])
         _run_hydra()
     except StabilityError as error:
         sys.exit(f"error: {error}")

@@ -92,6 +92,16 @@ def explain_error(error: BaseException) -> str:
     text = "\n".join(str(e).strip() for e in (error, error.__cause__) if e is not None)
     if "hydra.mode changed" in text:
         return "An experiment is a sweep: add --multirun. To train one trial of it, add hydra.mode=RUN."
+    if unreadable := re.search(r"parsing index: \d+, string: (.*?) out of \[", text):
+        return _explain_grammar(unreadable[1].strip())
+    if several := re.search(r"Ambiguous value for argument '(.*?)=(.*)'", text):
+        name, values = several.groups()
+        return (
+            f"{name}={values} has several values. To sweep over them, add --multirun. For a list, write "
+            f"'{name}=[{values}]'. For a text with a comma, quote it: '{name}=\"{values}\"'."
+        )
+    if no_list := re.search(r"override (\S+?)=(.*)\nInvalid value assigned: \w+ is not a ListConfig", text):
+        return f"{no_list[1]} is a list. Write it in brackets: '{no_list[1]}=[{no_list[2]}]'."
     text = re.sub(r"\w+ raised while resolving interpolation: *", "", text)
     internals = (
         r"\nTo append to your config use .*",
@@ -103,6 +113,19 @@ def explain_error(error: BaseException) -> str:
     if owner and hasattr(schema, owner[1]):  # a class of our schema, not one of Hydra's
         text += f"\n{_there_are(getattr(schema, owner[1]))}"
     return text
+
+
+def _explain_grammar(word: str) -> str:
+    """Return how to write a word that Hydra's grammar of overrides does not allow."""
+    name, equals, value = word.partition("=")
+    if not equals:
+        return f"Cannot read {word}. Write NAME=VALUE, without blanks around = and commas."
+    if value.endswith(","):
+        return f"Cannot read {word} – write no blanks after commas: {name}=A,B. Or quote the whole: '{name}=A, B'."
+    return (
+        f"Cannot read {word}. Close all brackets and quotes. If the value has other characters than letters, digits "
+        f"and _-./:, quote it, and quote the whole for the shell: '{name}=\"{value}\"'."
+    )
 
 
 def _there_are(group: Any) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
-from stability.config.schema import Config
+from stability.config.schema import Command, Config
 
 SHORT_NAMES = {
     "optimizer.epsilon": "epsilon",
@@ -98,13 +98,37 @@ def _digest(config: Config, without: Collection[str] = ()) -> str:
     return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def full_name(name: str) -> str:
+    """Return the dotted name of a setting.
+
+    Args:
+        name: Its `short_name`, the last part of its dotted name if that is unique, or `batch_size`. The name of a
+            group, or any other name, is returned as it is.
+    """
+    return _full_names().get(name, name)
+
+
+@cache
+def _full_names() -> dict[str, str]:
+    last = {name.rpartition(".")[2]: name for name in _settings() if _last_parts()[name.rpartition(".")[2]] == 1}
+    short = {short_name(name): name for name in _settings()}
+    groups = {*get_type_hints(Command), "experiment", "debug", "hydra"}
+    return {name: full for name, full in (last | short | {"batch_size": "batch.size"}).items() if name not in groups}
+
+
 @cache
 def _last_parts() -> Counter[str]:
     """Count how many dotted names of the schema end with each last part."""
+    return Counter(name.rpartition(".")[2] for name in _settings())
 
-    def walk(kind: Any) -> Iterator[str]:
+
+@cache
+def _settings() -> tuple[str, ...]:
+    """The dotted names of all settings of the schema."""
+
+    def walk(prefix: str, kind: Any) -> Iterator[str]:
         for name, hint in get_type_hints(kind).items():
             inner = next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
-            yield from walk(inner) if inner else (name,)
+            yield from walk(f"{prefix}{name}.", inner) if inner else (f"{prefix}{name}",)
 
-    return Counter(walk(Config))
+    return tuple(walk("", Config))

@@ -61,12 +61,14 @@ def summarize_grid(
         )
     bad = [trial for trial in trials.trials if not trial.healthy]
     every = f"all {total} trials are" if total > 1 else "the only trial is"
+    known = any(trial.outcome != "undecided" for trial in bad)
+    state = "unhealthy" if known else "not known to be healthy"
     if not bad:
         first = f"{every} healthy ({counts_text(trials.trials)}): nothing made training unhealthy"
     elif len(bad) == total:
-        first = f"{every} unhealthy ({counts_text(bad)}): no factor made training healthy"
+        first = f"{every} {state} ({counts_text(bad)}): no factor made training healthy"
     else:
-        first = f"{len(bad)} of {total} trials {'are' if len(bad) > 1 else 'is'} unhealthy ({counts_text(bad)})"
+        first = f"{len(bad)} of {total} trials {'are' if len(bad) > 1 else 'is'} {state} ({counts_text(bad)})"
     strongest, compared = _strongest(trials, found)
     if strongest is None:
         second = _why_no_effect(trials, found)

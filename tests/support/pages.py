@@ -25,9 +25,9 @@ def titled_blocks(page: Path) -> list[tuple[str, str, str]]:
     return [(language, title, code) for language, title, code in _FENCE.findall(page.read_text()) if title]
 
 
-def code_with(page: Path, word: str) -> str:
-    """Return the only block of Python in a page that contains the word."""
-    (code,) = (block for block in code_blocks(page, "python") if word in block)
+def code_with(page: Path, word: str, language: str = "python") -> str:
+    """Return the only block of code in a page that contains the word."""
+    (code,) = (block for block in code_blocks(page, language) if word in block)
     return code
 
 

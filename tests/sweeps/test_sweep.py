@@ -6,8 +6,6 @@ import re
 import shlex
 import signal
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 
 import pytest
@@ -82,8 +80,16 @@ def test_crashed_and_repeated_trials_stop_no_other_and_are_listed_at_the_end(cli
     assert not [*cli.folder.glob(f"outputs/single/*/{ERROR}")]
 
 
-def test_an_experiment_needs_multirun_and_a_known_name(cli: CommandLine) -> None:
-    assert "An experiment is a sweep: add --multirun." in cli.refuse("experiment=diagnosis")
+def test_the_three_tests_are_one_sweep_and_an_experiment_needs_no_multirun(cli: CommandLine) -> None:
+    short = ("seed=0", "debug=fast", "steps=1", "batch_size=8")
+    assert "[3/3]" in cli.run("experiment=test1,test2,test3", *short).out
+    configs = [path.read_text() for path in cli.folder.glob("outputs/debug/*/config.yaml")]
+    assert len(configs) == 3
+    assert all("backend: none" in text and "- degraded" in text for text in configs)
+    assert sum("white_noise_std: 0.25" in text for text in configs) == 1
+
+
+def test_an_experiment_needs_a_known_name(cli: CommandLine) -> None:
     message = cli.refuse("--multirun", "experiment=diagnoses")
     assert "Could not find 'experiment/diagnoses'" in message
     assert message.endswith("test3\n"), "the last of those that there are"
@@ -175,11 +181,4 @@ def test_a_short_study_of_one_seed_rules_on_nothing_and_its_command_reproduces_i
     longer, command = re.findall(r"python -m (stability\.train --multirun .*?)</pre>", page)
     program, *words = shlex.split(html.unescape(command))
     assert shlex.split(html.unescape(longer)) == [program, *(word for word in words if not word.startswith("steps="))]
-    again = subprocess.run(
-        [sys.executable, "-m", program, *words, "sweep.dry_run=true"],
-        cwd=cli.folder,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "4 trials: 4 done, 0 to resume, 0 new" in again.stdout
+    assert "4 trials: 4 done, 0 to resume, 0 new" in cli.run(*words, "sweep.dry_run=true").out

@@ -1,0 +1,84 @@
+"""Rewrites what is short on the command line of a training, before Hydra reads it.
+
+| given | read as |
+|---|---|
+| `lr=0.002`, `batch_size=48` | `schedule.lr_max=0.002`, `batch.size=48`: the names in tables, figures and MLflow |
+| `experiment=test1` | `--multirun experiment=test1`: an experiment is a sweep |
+| `experiment=test1,test2` | the same, with what the experiments have in common: launcher, seeds, study, claims |
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from stability.config.hydra import conf_folder, explain_error, register_schema
+from stability.config.names import full_name
+from stability.core.errors import StabilityError
+
+_PARAMS = "hydra.sweeper.params."
+
+
+def full_words(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line as Hydra understands them.
+
+    Raises:
+        StabilityError: Several experiments are given that cannot be one sweep.
+    """
+    words = [_with_full_name(word) for word in words]
+    experiments = [word.partition("=")[2] for word in words if re.match(r"experiment=(?!null$)", word)]
+    flags = [word for word in words if word.startswith("-")]
+    if not experiments or any(word.startswith("hydra.mode=") for word in words) or {*flags} - {"--multirun", "-m"}:
+        return words
+    several = experiments[-1].split(",")
+    given = {word.partition("=")[0] for word in words}
+    presets = [word for word in words if word.startswith("debug=")]
+    shared = _shared_words(several, presets) if len(several) > 1 else []
+    return [
+        *([] if flags else ["--multirun"]),
+        *(word for word in shared if word.partition("=")[0] not in given),
+        *words,
+    ]
+
+
+def _with_full_name(word: str) -> str:
+    name, equals, value = word.partition("=")
+    if not equals or word.startswith("-"):
+        return word
+    start = _PARAMS if name.startswith(_PARAMS) else ""
+    name = name.removeprefix(start)
+    # `batch` is also a group. None of its options is a number.
+    name = "batch_size" if name == "batch" and re.match(r"[\d.]|range\(", value) else name
+    return f"{start}{full_name(name)}={value}"
+
+
+def _shared_words(experiments: Sequence[str], presets: Sequence[str]) -> list[str]:
+    """Return the overrides that some experiments have in common, and that Hydra needs before it chooses one of them."""
+    first, *others = [_sweep_settings([f"experiment={name}", *presets]) for name in experiments]
+    for name, other in zip(experiments[1:], others, strict=True):
+        if differ := [setting for setting in {**first, **other} if first.get(setting) != other.get(setting)]:
+            raise StabilityError(
+                f"{experiments[0]} and {name} differ in {', '.join(differ)}, so they cannot be one sweep: give each "
+                "experiment a command of its own."
+            )
+    return [f"{setting}={value}" for setting, value in first.items()]
+
+
+def _sweep_settings(overrides: list[str]) -> dict[str, Any]:
+    register_schema()
+    try:
+        with initialize_config_dir(str(conf_folder())):
+            cfg = compose("config", overrides=overrides, return_hydra_config=True)
+    except HydraException as error:
+        raise StabilityError(explain_error(error)) from None
+    choices, claims = cfg.hydra.runtime.choices, cfg.sweep.claims
+    params: dict[str, Any] = cfg.hydra.sweeper.params or {}
+    return {
+        **{group: choices[group] for group in ("hydra/launcher", "hydra/sweeper")},
+        "study": cfg.study,
+        "sweep.claims": "null" if claims is None else str(claims),
+        "hydra.sweeper.params": f"{{{', '.join(f'{name}: {json.dumps(values)}' for name, values in params.items())}}}",
+    }
