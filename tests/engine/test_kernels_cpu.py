@@ -1,10 +1,12 @@
 """The kernels in C beside PyTorch's operations, and how they are compiled."""
 
 import logging
+import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -24,6 +26,13 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     compiler.compiled.cache_clear()
     yield tmp_path / "stability"
     compiler.compiled.cache_clear()
+
+
+@pytest.fixture
+def quick(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, and what is compiled is not optimised."""
+    monkeypatch.setattr(compiler, "_FLAGS", [*compiler._FLAGS, "-O0"])
+    return fresh
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)
@@ -59,16 +68,92 @@ def test_a_trial_is_bit_for_bit_the_same_in_any_stack(threads: int, monkeypatch:
         assert torch.equal(a[0], b[2])
 
 
-def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_compiled_once(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert gru_cpu.applies(torch.zeros(1), UNITS)
-    (made,) = fresh.iterdir()
+    (made,) = quick.iterdir()
     compiler.compiled.cache_clear()
     monkeypatch.setenv("CC", "no-such-compiler")
     assert gru_cpu.applies(torch.zeros(1), UNITS)
-    assert [*fresh.iterdir()] == [made]
+    assert [*quick.iterdir()] == [made]
 
 
-@pytest.mark.parametrize(("compiler", "reason"), [("no-such-compiler", "no-such-compiler"), ("false", "exit status 1")])
+def _cut(library: Path) -> None:
+    os.truncate(library, library.stat().st_size // 2)
+
+
+def _flip(library: Path) -> None:
+    content = bytearray(library.read_bytes())
+    content[len(content) // 3] ^= 1
+    library.write_bytes(content)
+
+
+def _empty(library: Path) -> None:
+    library.write_bytes(b"")
+
+
+def _open_to_all(library: Path) -> None:
+    library.chmod(0o777)
+
+
+def _replace_by_a_pipe(library: Path) -> None:
+    library.unlink()
+    os.mkfifo(library)
+
+
+def test_a_library_that_is_not_as_it_was_compiled_is_compiled_again(
+    quick: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert gru_cpu.applies(torch.zeros(1), UNITS)
+    (library,) = quick.iterdir()
+    whole = library.read_bytes()
+    library.rename(quick / "in use")  # to change this file would change code that runs here
+    for spoil in (_cut, _flip, _empty, _open_to_all, _replace_by_a_pipe):
+        library.write_bytes(whole)
+        spoil(library)
+        compiler.compiled.cache_clear()
+        with monkeypatch.context() as without_compiler:
+            without_compiler.setenv("CC", "false")
+            assert not gru_cpu.applies(torch.zeros(1), UNITS), f"{spoil.__name__}: it is used"
+    compiler.compiled.cache_clear()
+    caplog.clear()
+    assert gru_cpu.applies(torch.zeros(1), UNITS)
+    assert (library.read_bytes(), library.stat().st_mode & 0o777) == (whole, 0o700)
+    assert not caplog.messages
+
+
+def test_nobody_else_may_put_a_library_there(quick: Path) -> None:
+    quick.mkdir()
+    quick.chmod(0o777)
+    assert gru_cpu.applies(torch.zeros(1), UNITS)
+    assert quick.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_refused(fresh: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fresh.mkdir()
+    os.chown(fresh, 12345, -1)
+    assert not gru_cpu.applies(torch.zeros(1), UNITS)
+    assert f"{fresh} belongs to another user: name a folder of your own in XDG_CACHE_HOME" in caplog.text
+
+
+def test_a_compiler_that_hangs_is_ended_with_all_its_processes(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = tmp_path / "compiler"
+    script.write_text(f"#!/bin/sh\nsleep 1000 & echo $! > {tmp_path}/pid\nwait\n")
+    script.chmod(0o700)
+    monkeypatch.setenv("CC", str(script))
+    monkeypatch.setattr(compiler, "_PATIENCE", 0.5)
+    assert not gru_cpu.applies(torch.zeros(1), UNITS)
+    assert "timed out after 0.5 seconds" in caplog.text
+    child = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert not [*fresh.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"), [("no-such-compiler", "no-such-compiler"), ("false", "exit status 1"), ("touch", "touch")]
+)
 def test_without_a_compiler_pytorch_replaces_the_kernels_with_one_warning(
     compiler: str, reason: str, fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

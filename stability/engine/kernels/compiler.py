@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import platform
+import signal
 import subprocess
 import tempfile
 from ctypes import CDLL, c_int64
@@ -17,6 +18,10 @@ log = logging.getLogger(__name__)
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("vectors.h", "gru.c", "ctc.c")]
 _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+_PATIENCE = 120.0  # seconds for the compiler, which needs two
+_HASH = hashlib.sha256().digest_size
+_TRUSTED = (os.geteuid(), 0)  # users who may own what is run
+_OTHERS_WRITE = 0o022  # the permission of a file's group, and of everybody else
 
 
 def threads() -> tuple[Any, int]:
@@ -42,12 +47,14 @@ def compiled() -> Any:
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stability"
         path = folder / f"kernels-{kind[:16]}.so"
-        if not path.exists():
+        _make_private(folder)
+        if not _is_whole(path):
             _compile(path)
         library = CDLL(str(path))
         library.ctc_scratch.restype = c_int64
         return library
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home folder
+    # RuntimeError: no home folder. AttributeError: the compiler left something else.
+    except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         reason = (isinstance(error, subprocess.CalledProcessError) and error.stderr.strip()) or error
         log.warning(
             "The kernels in C for the GRU and CTC were not compiled (%s). PyTorch's operations replace them and take "
@@ -57,13 +64,53 @@ def compiled() -> Any:
         return None
 
 
+def _make_private(folder: Path) -> None:
+    """Make the folder. What is in it is run as this user, so nobody else may put anything there.
+
+    Raises:
+        PermissionError: It belongs to another user.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid not in _TRUSTED:
+        raise PermissionError(f"{folder} belongs to another user: name a folder of your own in XDG_CACHE_HOME")
+    if found.st_mode & _OTHERS_WRITE:
+        folder.chmod(found.st_mode & ~_OTHERS_WRITE)
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether the library is as it was compiled: it ends with its hash. A part of it would be a bus error."""
+    if not path.is_file():
+        return False
+    found, content = path.stat(), path.read_bytes()
+    own = found.st_uid in _TRUSTED and not found.st_mode & _OTHERS_WRITE
+    return own and hashlib.sha256(content[:-_HASH]).digest() == content[-_HASH:]
+
+
 def _compile(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # another process may compile at the same time
         compiled_file = Path(folder) / path.name
-        command = [os.environ.get("CC") or "cc", *_FLAGS, "-o", str(compiled_file), *map(str, _SOURCES[1:]), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        _run([os.environ.get("CC") or "cc", *_FLAGS, "-o", str(compiled_file), *map(str, _SOURCES[1:]), "-lm"])
+        CDLL(str(compiled_file)).ctc_scratch  # noqa: B018 - raises if the compiler left something else
+        with compiled_file.open("r+b") as file:  # what follows the parts that an ELF file lists is ignored
+            file.write(hashlib.sha256(file.read()).digest())
+        compiled_file.chmod(0o700)
         compiled_file.replace(path)
+
+
+def _run(command: list[str]) -> None:
+    """Run a compiler, and end it with all its processes if it takes too long or a signal comes."""
+    with tempfile.TemporaryFile("w+") as printed:  # a pipe would have to be read until the last of them has ended
+        process = subprocess.Popen(command, stdout=printed, stderr=printed, start_new_session=True)
+        try:
+            status = process.wait(_PATIENCE)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        if status:
+            printed.seek(0)
+            raise subprocess.CalledProcessError(status, command, stderr=printed.read())
 
 
 def _processor() -> bytes:
