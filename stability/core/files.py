@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,6 +48,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         part.unlink(missing_ok=True)  # on a full disk it would occupy the space that is left
         raise
+
+
+def open_to_read(path: Path) -> BufferedReader:
+    """Open a file whose kind is not known. A named pipe that nobody writes to is empty: a plain `open` would hang."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return open(descriptor, "rb")  # noqa: PTH123 - there is no path any more
 
 
 def short_path(path: Path) -> str:

@@ -40,6 +40,8 @@ def is_session(folder: Path) -> bool:
 
 def open_file(path: Path) -> Any:
     """Open a file for reading."""
+    if path.exists() and not path.is_file():  # a named pipe: HDF5 would wait for ever
+        raise OSError("it is not a regular file")
     # Without a lock: read-only and network file systems often cannot lock, and a finished file needs no lock.
     return h5py.File(path, "r", locking=False)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stability.core.errors import StabilityError
-from stability.core.files import write_atomically
+from stability.core.files import open_to_read, write_atomically
 
 _TAIL = 1 << 16  # bytes that are read first from the end of a file
 _PIECE = 1 << 18  # bytes that are parsed at once
@@ -146,7 +146,7 @@ def _no_table(path: Path, error: Exception) -> StabilityError:
 def _lines(path: Path, after: int) -> tuple[str, bytes]:
     """The header, and the complete lines from some step at or before `after + 1` on."""
     try:
-        file = path.open("rb")
+        file = open_to_read(path)
     except FileNotFoundError:
         return "step", b""
     with file:

@@ -235,6 +235,8 @@ def _read(path: Path) -> dict[str, Any]:
     allowed: list[Any] = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype]
     allowed += [type(np.dtype(kind)) for kind in (np.float32, np.float64)]
     try:
+        if path.exists() and not path.is_file():  # a named pipe: reading would wait for ever
+            raise ValueError("it is not a regular file")
         _check_sums(path)
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)

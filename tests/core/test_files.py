@@ -1,10 +1,13 @@
 """Files that are written whole or not at all, and paths as one types them."""
 
+import os
+import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from stability.core.files import replacing, short_path, write_atomically
+from stability.core.files import open_to_read, replacing, short_path, write_atomically
 
 
 def test_a_file_is_replaced_at_once(tmp_path: Path) -> None:
@@ -38,3 +41,22 @@ def test_a_path_is_short_inside_the_current_folder_only(tmp_path: Path, monkeypa
     assert short_path(tmp_path / "outputs" / "single") == "outputs/single"
     assert short_path(Path("outputs")) == "outputs"
     assert short_path(tmp_path.parent) == str(tmp_path.parent)
+
+
+def test_a_pipe_that_nobody_writes_to_is_empty_and_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with open_to_read(tmp_path / "pipe") as file:
+        assert file.read() == b""
+    ours, theirs = os.pipe()
+
+    def write() -> None:
+        time.sleep(0.05)
+        os.write(theirs, b"late")
+        os.close(theirs)
+
+    writer = Thread(target=write)
+    with open_to_read(Path(f"/proc/self/fd/{ours}")) as file:
+        writer.start()
+        assert file.read() == b"late"
+    writer.join()
+    os.close(ours)

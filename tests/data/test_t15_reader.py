@@ -1,5 +1,6 @@
 """What is opened and read, and which paths and files are refused."""
 
+import os
 import pickle
 import re
 import shutil
@@ -141,6 +142,9 @@ def test_an_unreadable_file_is_fatal(root: Path) -> None:
     file.mkdir()
     assert str(file) in failure(root)
     file.rmdir()
+    os.mkfifo(file)
+    assert failure(root).startswith(f"Cannot read {file} as an HDF5 file (it is not a regular file).")
+    file.unlink()
     file.symlink_to(root / "gone")
     assert re.search(r"Cannot read a data file: .*No such file.*data_val\.hdf5", failure(root))
 

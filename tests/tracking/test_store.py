@@ -14,14 +14,16 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from stability import send
 from stability.core.errors import StabilityError
+from stability.tracking import senders
 from stability.tracking.api import close_study
 from stability.tracking.store import import_mlflow
 from tests.support.commandline import run_module
@@ -214,6 +216,37 @@ def test_a_server_that_does_not_answer_delays_training_once(
         assert time.monotonic() - begun < 0.5
     assert len(caplog.records) == 1
     assert all("stability.send" in tracker.where for tracker in trackers)
+
+
+def _drip(listening: socket.socket) -> None:
+    """Answer each request by a byte at a time, and never completely."""
+    while True:
+        try:
+            connection, _ = listening.accept()
+        except OSError:  # it was closed
+            return
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99999\r\n\r\n")
+        with suppress(OSError), connection:
+            while True:
+                connection.sendall(b" ")
+                time.sleep(0.05)
+
+
+def test_a_server_that_drips_holds_up_training_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(senders, "_LIMIT_AT_END", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        Thread(target=_drip, args=(listening,), daemon=True).start()
+        tracker = open_tracker(
+            make_trial(tmp_path / "trial"), tmp_path, f"http://127.0.0.1:{listening.getsockname()[1]}"
+        )
+        tracker.update()
+        tracker.finish()
+        listening.shutdown(socket.SHUT_RDWR)
+    (message,) = caplog.messages
+    assert "no complete answer within 1 seconds. The training goes on." in message
+    assert "stability.send" in tracker.where
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Checkpoints: exchanged with the official layout in both directions, exact, atomic, and clear about what is wrong."""
 
 import math
+import os
 import pickletools
 from pathlib import Path
 from threading import Event
@@ -207,6 +208,9 @@ def test_unreadable_files_are_refused(dataset: Dataset, tmp_path: Path) -> None:
         broken.write_bytes(data)
         with pytest.raises(StabilityError, match=r"broken\.pt cannot be read as a checkpoint"):
             restore(broken, stack, 0)
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(StabilityError, match=r"pipe\.pt cannot be read as a checkpoint \(it is not a regular file\)"):
+        restore(tmp_path / "pipe.pt", stack, 0)
     with pytest.raises(StabilityError, match="no checkpoint at"):
         load_weights(tmp_path / "absent.pt", before)
     for value in ([1, 2], {"state": 1}, {"model_state_dict": torch.zeros(1)}, {"model_state_dict": {"h0": 1}}):

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from stability.core.errors import StabilityError
+from stability.core.files import open_to_read
 
 _COLORS = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")  # what tells a terminal to change its colors
 _LONGEST = 1 << 22  # characters of a line
@@ -30,7 +31,7 @@ class Log(AbstractContextManager["Log"]):
         self.number, self.cut = 0, False
         self._progress = progress
         self._begun = False
-        file = path.open("rb")
+        file = open_to_read(path)
         utf16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         # A byte that is no text must not end the reading.
         self._file = io.TextIOWrapper(file, "utf-16" if utf16 else "utf-8-sig", errors="replace")

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stability.core.extras import require
+from stability.core.files import open_to_read
 from stability.diagnosis.readers.names import find_name, part_in, see_names
 from stability.diagnosis.readers.recording import Recording, RowCollector
 from stability.diagnosis.readers.runs import is_validation
@@ -128,7 +129,7 @@ def _records(path: Path) -> Iterator[bytes]:
     The package's own loader computes the checksums in Python, at a megabyte per second, and files have hundreds.
     """
     left = path.stat().st_size
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         while (left := left - _AROUND) >= 0:
             length = int.from_bytes(file.read(12)[:8], "little")
             if (left := left - length) < 0:
