@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -83,6 +84,20 @@ def test_kernels_that_do_not_work_are_replaced_with_a_warning(caplog: pytest.Log
     assert "off by 0.048" in message
     with pytest.raises(ArithmeticError):
         selftest.check_results([torch.tensor([torch.nan])], [torch.tensor([1.0])])
+
+
+def test_a_kernel_is_tried_again_if_memory_ran_out_at_first(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loss._on_gpu.cache_clear()
+    for error in (torch.OutOfMemoryError("CUDA out of memory."), MemoryError()):
+        with monkeypatch.context() as full:
+            full.setattr(ctc_gpu, "losses", Mock(side_effect=error))
+            with pytest.raises(type(error)):
+                loss._on_gpu(DEVICE)
+    assert loss._on_gpu(DEVICE) == ctc_gpu.losses
+    loss._on_gpu.cache_clear()
+    assert not caplog.messages
 
 
 def test_kernels_are_tested_before_they_are_used(

@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from stability.engine.memory import is_out_of_memory
+
 log = logging.getLogger(__name__)
 
 # Largest error, as a share of a result's largest entry. TF32, which a user may allow, is off by 5e-4.
@@ -23,12 +25,17 @@ def kernel_or_fallback(load_kernel: Callable[[], _Kernel], fallback: _Kernel, co
         load_kernel: Imports the kernel, tests it with `check_results`, and returns it.
         fallback: Does the same with PyTorch's operations.
         consequence: What is slower with the fallback, for the warning.
+
+    Raises:
+        RuntimeError: Memory ran out. That says nothing about the kernel: whoever asks for it makes room and asks again.
     """
     try:
         # The first caller may be in a validation without gradients, or under autocast; the test must not be.
         with torch.enable_grad(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             return load_kernel()
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         log.warning("%s, because Triton's kernels do not work here: %s: %s", consequence, type(error).__name__, error)
         return fallback
 
