@@ -66,25 +66,38 @@ def main(arguments: list[str] | None = None) -> int:
         help="what the log calls step, loss, grad_norm, lr, per or val_loss (may be repeated)",
     )
     parser.add_argument("--uri", default="sqlite:///outputs/mlflow.db", help="the run's store (default: %(default)s)")
-    parser.add_argument("--figure", type=Path, help="where to write the figure (default: LOG.png in this folder)")
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        help="where to write the figure (default: LOG.png here; of a folder, FOLDER/diagnosis.png)",
+    )
     parser.add_argument("--device", default="auto", help="the device of a replay: auto, cpu or cuda (default: auto)")
     options = parser.parse_args(arguments)
     if bool(options.logs) == (options.replay is not None):
         parser.error("give one or more logs, or --replay FOLDER")
     if options.replay is not None:
         return _replay(options.replay, options.device)
-    runs, failed = list[Recording](), False
+    runs, failed, figure = list[Recording](), False, Path()
     for log in options.logs:
         try:
             found = [_read_run(log, options.uri)] if log.startswith(_RUN) else _read_log(log, dict(options.map))
             runs += found if options.run is None else [_pick(found, options.run, log)]
+            figure = (
+                Path(log, "diagnosis.png") if Path(log).is_dir() else Path(f"{runs[-1].name.replace('/', '_')}.png")
+            )
         except StabilityError as error:
             print(f"error: {error}", file=sys.stderr)
             failed = True
     if len(runs) > 1:
         summarise(runs)
     elif runs:
-        diagnose(runs[0], options.figure or Path(f"{runs[0].name.replace('/', '_')}.png"))
+        figure = options.figure or figure
+        try:
+            diagnose(runs[0], figure)
+        except OSError as error:
+            reason = error.strerror or error
+            print(f"error: Cannot write {figure}: {reason}. Give another place with --figure FILE.", file=sys.stderr)
+            failed = True
     return int(failed)
 
 

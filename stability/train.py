@@ -114,6 +114,7 @@ def _run_job(cfg: "DictConfig") -> float | None:
     try:
         run_trial(resolve_config(cfg), folder)
     except StabilityError as error:
+        logging.getLogger("stability").info("error: %s", error)  # into the trial's log
         sys.exit(f"error: {error}")  # Hydra would print the exception
     return None
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from stability.diagnosis.outcomes import style_of
 from stability.diagnosis.verdict import Verdict
@@ -18,13 +19,11 @@ def show_outcome(verdict: Verdict, unit: str = "step") -> None:
         unit: What its steps count: `step`, `epoch` or `row`.
     """
     console = Console(highlight=False, soft_wrap=True)
-    cause = f": {verdict.cause}" if verdict.cause else ""
-    since = f", since {unit} {verdict.onset_step}" if verdict.onset_step is not None else ""
-    console.print(f"[{style_of(verdict.outcome)}]{verdict.outcome}[/]{cause}{since}{unsure(verdict)}")
-    for name, value in verdict.evidence.items():
-        console.print(f"  [dim]{name:<44}[/] {value if isinstance(value, str) else f'{value:.4g}'}")
-    if verdict.advice:
-        console.print(f"  {verdict.advice}")
+    head, *rest = map(Text, verdict.lines(unit))
+    head.stylize(style_of(verdict.outcome), 0, len(verdict.outcome))
+    for line, name in zip(rest, verdict.evidence, strict=False):  # the advice comes after the evidence
+        line.stylize("dim", 0, 2 + len(name))
+    console.print(head, *rest, sep="\n")
 
 
 def unsure(verdict: Verdict) -> str:

@@ -35,6 +35,22 @@ class Verdict:
     advice: str = ""
     confidence: Confidence = "high"
 
+    def __str__(self) -> str:
+        """The verdict as commands print it."""
+        return "\n".join(self.lines())
+
+    def lines(self, unit: str = "step") -> list[str]:
+        """Return the verdict in words: its outcome in the first line, then its evidence and its advice.
+
+        Args:
+            unit: What its steps count: `step`, `epoch` or `row`.
+        """
+        cause = f": {self.cause}" if self.cause else ""
+        since = f", since {unit} {self.onset_step}" if self.onset_step is not None else ""
+        unsure = "" if self.confidence == "high" else f" ({self.confidence} confidence)"
+        evidence = [f"  {n:<44} {v if isinstance(v, str) else f'{v:.4g}'}" for n, v in self.evidence.items()]
+        return [f"{self.outcome}{cause}{since}{unsure}", *evidence, *([f"  {self.advice}"] if self.advice else [])]
+
     def to_json(self) -> str:
         """Return the verdict as strict JSON.
 

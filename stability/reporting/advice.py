@@ -113,7 +113,8 @@ def _repair_cells(trials: Trials) -> list[Advice]:
         where = cell_text(dict(zip(factors, bad, strict=True)))
         own = cells[good]
         text = f"At {where} ({counts_text(cells[bad])}), change {listed(changes)}: "
-        text += f"there, {sum(t.healthy for t in own)} of {counted(len(own), 'trial')} were healthy. With a new seed:"
+        were = "was" if len(own) == 1 else "were"
+        text += f"there, {sum(t.healthy for t in own)} of {counted(len(own), 'trial')} {were} healthy. With a new seed:"
         seed = max(trial.seed for trial in trials.trials) + 1
         found.setdefault(bad, Advice(text, _cell_command(own[0], list(factors), seed)))
     return [*found.values()]

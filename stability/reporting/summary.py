@@ -144,11 +144,11 @@ def summarize_search(trials: Trials, rulings: Sequence[Ruling], *, unfinished: b
         lowest = min(trials.trials, key=lambda trial: trial.per)
         second = f"The lowest PER is {lowest.per:.3f}{_at(trials, lowest)}, but that trial is {lowest.outcome}."
         return _capital(f"{so_far}{first}."), second, _confidence(None, 0, rulings)
-    best = stable[0]
+    best, are = stable[0], "is" if len(stable) == 1 else "are"
     middle = float(np.median([trial.per for trial in stable]))
     return (
         _capital(f"{so_far}the best of {counted(total, 'trial')} has PER {best.per:.3f}{_at(trials, best)}."),
-        f"{len(stable)} of {total} are stable ({counts_text(trials.trials)}), with a median PER of {middle:.3f}.",
+        f"{len(stable)} of {total} {are} stable ({counts_text(trials.trials)}), with a median PER of {middle:.3f}.",
         f"The best of many trials is partly luck: train it with other seeds; {_claims_text(rulings)}.",
     )
 

@@ -14,6 +14,7 @@ from stability.analysis.matching import main_factors
 from stability.analysis.rulings import Ruling
 from stability.analysis.trials import Trial, Trials, read_verdict
 from stability.config.names import short_name
+from stability.core.text import counted
 from stability.diagnosis.outcomes import MARKS
 from stability.reporting.wording import changed_text, effect_text, names_text, p_text, ratio_text, size_text
 
@@ -33,7 +34,13 @@ def ruling_rows(rulings: Sequence[Ruling]) -> list[dict[str, Any]]:
     """Make a row for each ruling on trials that were run: the confirmed claims first, then the refuted ones."""
     order = ("confirmed", "refuted", "inconclusive")
     return [
-        {"ruling": r, "size": _ruling_text(r), "p": p_text(r.corrected), "tied": names_text(r.tied)}
+        {
+            "ruling": r,
+            "size": _ruling_text(r),
+            "p": p_text(r.corrected),
+            "tied": names_text(r.tied),
+            "matches": _matches_text(r),
+        }
         for r in sorted(rulings, key=lambda r: order.index(r.ruling))
         if r.seeds
     ]
@@ -89,6 +96,14 @@ def _effect_row(own: Mapping[str, Effect]) -> dict[str, Any]:
         "matches": first.matches,
         "values": [(effect_text(own[response]), p_text(own[response].p)) for response in RESPONSES],
     }
+
+
+def _matches_text(ruling: Ruling) -> str:
+    if not ruling.claim.cells:
+        return counted(ruling.matches, "trial")
+    if ruling.claim.weights:
+        return counted(ruling.matches, "quadruple")
+    return "1 match" if ruling.matches == 1 else f"{ruling.matches:,} matches"
 
 
 def _ruling_text(ruling: Ruling) -> str:

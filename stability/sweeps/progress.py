@@ -154,7 +154,7 @@ class SweepProgress:
             left = self._pace.seconds_left(dict.fromkeys(running, self._steps), unborn * self._steps)
         else:
             left = None
-        return f"about {duration(left)} left" if left else ""
+        return f"about {duration(left)} left" if left and left >= 1 else ""
 
     def _screen(self) -> RenderableType:
         """Return what is shown while trials run: a bar for the sweep, one for every running trial, and the verdicts."""

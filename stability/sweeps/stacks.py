@@ -189,6 +189,7 @@ def _log_into(path: Path) -> Iterator[None]:
     _log.set(handler)
     handler.addFilter(lambda record: _log.get() is handler)
     root.addHandler(handler)
+    logging.getLogger("stability").setLevel(logging.INFO)  # as in `conf/config.yaml`, which a worker does not read
     try:
         yield
     finally:

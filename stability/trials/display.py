@@ -1,5 +1,6 @@
 """Shows a trial on the terminal: its settings, a progress bar and its verdict. Elsewhere it prints plain lines."""
 
+import logging
 import math
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from stability.core.files import BEST, EXCLUDED, FIGURE, FLIGHT, FLIGHT_RECORD, VERDICT, short_path
 from stability.core.text import counted, pace_text
@@ -29,6 +31,8 @@ if TYPE_CHECKING:  # a log is diagnosed without PyTorch
     from stability.trials.recorder import Suspect
     from stability.trials.replay import Replay
     from stability.trials.requests import Validation
+
+log = logging.getLogger(__name__)
 
 _KINDS = {
     "transient": "It does not fail again: check the machine, its memory and its drivers before the settings.",
@@ -85,8 +89,10 @@ class Display:
         per, loss = validation
         self._rates = f"PER {per:.3f}"
         self._describe()
+        line = f"step {step:<6d} {self._latest}  PER {per:.4f}  validation loss {loss:.4g}"
         if self._bar.disable:
-            self._console.print(f"step {step:<6d} {self._latest}  PER {per:.4f}  validation loss {loss:.4g}")
+            self._console.print(line)
+        log.info(line)
 
     def _describe(self) -> None:
         pace = pace_text(self._bar.tasks[self._task].speed or 0.0)
@@ -95,10 +101,18 @@ class Display:
     def show_stop(self, step: int, verdict: Verdict) -> None:
         """Print why the trial stops before its last step."""
         reason = f"{verdict.outcome}, found at step {verdict.detected_step}"
-        self._console.print(f"stopped at step {step} of {self._steps}: {reason}")
+        _say(self._console, f"stopped at step {step} of {self._steps}: {reason}")
 
 
-def show_configuration(config: "Config", folder: Path, dataset: "Dataset", stack: "Stack") -> None:
+def _say(console: Console, text: str) -> None:
+    """Print a line on the console, and write it into the trial's log."""
+    console.print(text)
+    log.info("%s", Text.from_markup(text).plain)
+
+
+def show_configuration(
+    config: "Config", folder: Path, dataset: "Dataset", stack: "Stack", *, quiet: bool = False
+) -> None:
     """Print the settings of a trial, its data, its device and its folder.
 
     Args:
@@ -106,30 +120,34 @@ def show_configuration(config: "Config", folder: Path, dataset: "Dataset", stack
         folder: The trial's folder.
         dataset: Its data.
         stack: The trial as a stack of one.
+        quiet: Whether to write them only into the trial's log.
     """
     device, step = stack.device, stack.step
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, quiet=quiet)
     o, s, a, b = config.optimizer, config.schedule, config.aug, config.batch
     for name, value in {
         "optimizer": f"AdamW, epsilon {o.epsilon:g}, weight decay {o.weight_decay:g}, clip {o.clip_norm}",
         "schedule": f"lr {s.lr_max:g} after {s.warmup_steps} steps, cosine to {s.lr_min:g} at {s.decay_steps}",
         "noise": f"white {a.white_noise_std:g}, offset {a.constant_offset_std:g}",
-        "batch": f"{b.size} utterances of {b.days} days, loss {config.loss.reduction}",
+        "batch": f"{counted(b.size, 'utterance')} of {counted(b.days, 'day')}, loss {config.loss.reduction}",
         "model": f"GRU {config.model.layers} x {config.model.units}, {config.precision.dtype} on {device}",
-        "data": f"{len(dataset.train.records)} utterances to train on and {len(dataset.val.records)} to validate on, "
-        f"{len(dataset.sessions)} days, {dataset.n_features} features, {dataset.location}",
+        "data": f"{counted(len(dataset.train.records), 'utterance')} to train on and {len(dataset.val.records):,} to "
+        f"validate on, {counted(len(dataset.sessions), 'day')}, {counted(dataset.n_features, 'feature')}, "
+        f"{dataset.location}",
         "trial": f"seed {config.seed}, steps {step} to {config.steps}" + (" (resumed)" if step else ""),
         "folder": short_path(folder),
     }.items():
-        console.print(f"[dim]{name:<10}[/] {value}")
+        _say(console, f"[dim]{name:<10}[/] {value}")
     if config.precision.dtype == "auto" and device.type == "cuda" and stack.precision == "fp32":
-        console.print(f"{device} has no bf16, so the trial trains in fp32. precision=fp16 is faster.")
+        _say(console, f"{device} has no bf16, so the trial trains in fp32. precision=fp16 is faster.")
     if dataset.excluded:
         bad = counted(len(dataset.excluded), "bad utterance")
-        console.print(f"[yellow]Training without {bad}; {EXCLUDED} lists them.[/]")
+        _say(console, f"[yellow]Training without {bad}; {EXCLUDED} lists them.[/]")
 
 
-def show_verdict(verdict: Verdict, folder: Path, where: str, *, finished_before: bool) -> None:
+def show_verdict(
+    verdict: Verdict, folder: Path, where: str, *, finished_before: bool = False, quiet: bool = False
+) -> None:
     """Print the trial's verdict and the paths of its files.
 
     Args:
@@ -137,21 +155,25 @@ def show_verdict(verdict: Verdict, folder: Path, where: str, *, finished_before:
         folder: The trial's folder.
         where: The tracker's sentence about where to look at the trial.
         finished_before: Whether the trial had its verdict before this command.
+        quiet: Whether to write them only into the trial's log.
     """
-    show_outcome(verdict)
-    console = Console(highlight=False, soft_wrap=True)
+    if not quiet:
+        show_outcome(verdict)
+    for line in verdict.lines():
+        log.info("%s", line)
+    console = Console(highlight=False, soft_wrap=True, quiet=quiet)
     for name, place in {
         "verdict": folder / VERDICT,
         "figure": folder / FIGURE,
         "checkpoint": folder / BEST,
     }.items():
-        console.print(f"[dim]{name:<10}[/] {short_path(place)}")
+        _say(console, f"[dim]{name:<10}[/] {short_path(place)}")
     if (folder / FLIGHT_RECORD).exists():
-        console.print(f"[dim]flight recording[/]  {short_path(folder / FLIGHT)}")
-        console.print(f"  repeat the step: `python -m stability.diagnose --replay {short_path(folder)}`")
-    console.print(where)
+        _say(console, f"[dim]flight recording[/]  {short_path(folder / FLIGHT)}")
+        _say(console, f"  repeat the step: `python -m stability.diagnose --replay {short_path(folder)}`")
+    _say(console, where)
     if finished_before:
-        console.print("This trial was finished before. To train it again: fresh=true")
+        _say(console, "This trial was finished before. To train it again: fresh=true")
 
 
 def show_replay(folder: Path, replay: "Replay") -> None:

@@ -138,8 +138,7 @@ async def _finish(config: Config, folder: Path, *, quiet: bool, open_data: OpenD
             tracker.abort("FAILED")
             raise
     tracker.finish()
-    if not quiet:
-        show_verdict(verdict, folder, tracker.where, finished_before=finished_before)
+    show_verdict(verdict, folder, tracker.where, finished_before=finished_before, quiet=quiet)
     return verdict
 
 
@@ -159,8 +158,7 @@ async def _reach_verdict(config: Config, folder: Path, *, quiet: bool, open_data
     write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     if dataset.excluded:
         write_atomically(folder / EXCLUDED, "".join(f"{line}\n" for line in dataset.excluded).encode())
-    if not quiet:
-        show_configuration(config, folder, dataset, stack)
+    show_configuration(config, folder, dataset, stack, quiet=quiet)
     tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
     slot = Slot(stack)
     del stack  # the slot alone holds it, so that its memory is free as soon as the trial joins another stack
@@ -221,7 +219,9 @@ async def _train(context: _Context) -> Verdict:
             context.save(context.folder / LAST, slot.stack, slot.place, context.best)
         context.tracker.update()
         if stopping and not ended:
-            raise stopping(f"Stopped before step {slot.step}. The same command goes on from there.")
+            stopped = f"Stopped before step {slot.step}. The same command goes on from there."
+            log.info(stopped)
+            raise stopping(stopped)
     verdict = readings.fault(config.diagnosis.stop_on)
     if verdict is None:
         return readings.judge()

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
+from stability.diagnosis.display import show_outcome
 from stability.diagnosis.judge import judge
 from stability.diagnosis.verdict import Verdict
 from tests.support.tables import NOTHING, table
@@ -41,6 +42,21 @@ def test_every_verdict_can_be_written_as_strict_json(name: str, value: float) ->
     verdict = judge(table(**signals), NOTHING)
     assert verdict.outcome in ("non_finite", "bad_data")
     assert json.loads(verdict.to_json(), parse_constant=no_constant)["evidence"][name] == str(value)
+
+
+def test_a_printed_verdict_reads_like_the_terminals(capsys: pytest.CaptureFixture[str]) -> None:
+    evidence: dict[str, float | str] = {"loss": 3.14159, "advice on [red]": "see [non_finite]"}
+    for verdict in (
+        Verdict("exploded", "rate_too_high", 3, 5, evidence, "Give diagnosis.stop_on=[exploded].", "medium"),
+        Verdict("stable"),
+    ):
+        show_outcome(verdict)
+        printed = capsys.readouterr().out
+        print(verdict)
+        assert capsys.readouterr().out == printed
+    head, loss, other, advice = str(replace(verdict, outcome="slow", evidence=evidence, advice="Wait.")).splitlines()
+    assert (head, loss.split(), advice) == ("slow", ["loss", "3.142"], "  Wait.")
+    assert other.endswith(" see [non_finite]")
 
 
 def test_a_finite_verdict_reads_back_as_it_was() -> None:

@@ -13,6 +13,7 @@ from stability import diagnose
 from stability.diagnosis.judge import judge
 from stability.diagnosis.readers import read_log
 from tests.support.logs import official
+from tests.support.trials import write_trial
 
 LOGS = Path(__file__).parents[3] / "shared" / "logs"
 real_logs = pytest.mark.skipif(not LOGS.is_dir(), reason="the real training logs are not here")
@@ -46,6 +47,25 @@ def test_the_door_runs_and_a_bad_log_is_one_message(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stability.diagnose", "empty.log"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "error: empty.log is empty.\n")
+
+
+def test_the_figure_of_a_folder_is_in_that_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = write_trial(tmp_path / "trial")
+    for _ in range(2):  # the figure is no log
+        assert diagnose.main(["../trial"]) == 0
+        assert capsys.readouterr().out.endswith("figure ../trial/diagnosis.png\n")
+    assert (folder / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
+    assert not [*Path().iterdir()]
+    assert diagnose.main(["../trial", "--figure", "nowhere/x.png"]) == 1
+    out, err = capsys.readouterr()
+    assert out
+    assert err == (
+        "error: Cannot write nowhere/x.png: No such file or directory. Give another place with --figure FILE.\n"
+    )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, about how this test's MLflow uses it

@@ -133,6 +133,20 @@ def test_every_model_ends_in_a_verdict(cli: CommandLine) -> None:
     assert "_orig_mod.gru.weight_hh_l3" not in sizes[96]
 
 
+def test_the_log_of_a_trial_holds_what_was_printed_and_nothing_else(cli: CommandLine) -> None:
+    printed = cli.run().out.splitlines()
+    logged = [line.partition(" - ")[2] for line in (cli.trial() / "train.log").read_text().splitlines()]
+    assert len(printed) > 15
+    assert logged == printed
+    out = cli.run("--multirun", "seed=1", "study=swept").out
+    (log,) = cli.folder.glob("outputs/swept/*/train.log")
+    text = log.read_text()
+    assert "undecided: in_warmup" in text
+    assert "step 11 " in text
+    assert "[1/1] undecided" in out
+    assert "INFO" not in out
+
+
 def test_a_trial_is_sent_unless_tracking_is_none(cli: CommandLine) -> None:
     assert options("tracking") == ["mlflow", "none"]
     out = cli.run("tracking=mlflow").out

@@ -333,7 +333,7 @@ def test_a_search_is_summarized_by_its_best_trial(tmp_path: Path) -> None:
     best = float((study / "trial0-seed0" / "validation.csv").read_text().splitlines()[-1].split(",")[1])
     which, how_many, how_sure = write_report([study], claims=None).sentences
     assert which == f"The best of 2 trials has PER {best:.3f}, at lr 0.005."
-    assert how_many == f"1 of 2 are stable (1 stable, 1 exploded), with a median PER of {best:.3f}."
+    assert how_many == f"1 of 2 is stable (1 stable, 1 exploded), with a median PER of {best:.3f}."
     luck = "The best of many trials is partly luck: train it with other seeds"
     assert how_sure == f"{luck}; no claim was stated beforehand."
     assert "combinations have no verdict" not in (study / "report.html").read_text()
