@@ -18,13 +18,12 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as TextTable
 
 from stability.core.errors import StabilityError
 from stability.core.extras import require
 from stability.core.text import counted
-from stability.diagnosis.display import reading_bar, show_outcome, unsure
+from stability.diagnosis.display import reading_bar, show_outcome, shown, unsure
 from stability.diagnosis.finding import readings
 from stability.diagnosis.judge import judge
 from stability.diagnosis.outcomes import style_of
@@ -106,9 +105,9 @@ def diagnose(recording: Recording, figure: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     verdict = _judge(recording)
     first, last = _first_and_last_step(recording)
-    console.print(f"{escape(recording.name)}, {recording.unit}s {first} to {last}")
+    console.print(f"{shown(recording.name)}, {recording.unit}s {first} to {last}")
     for note in recording.notes:
-        console.print(f"  [dim]{escape(note)}[/]")
+        console.print(f"  [dim]{shown(note)}[/]")
     show_outcome(verdict, recording.unit)
     healthy = read_table(_HEALTHY) if recording.official else None
     if healthy is not None:
@@ -125,7 +124,7 @@ def diagnose(recording: Recording, figure: Path) -> None:
         metric=recording.metric,
         unit=recording.unit,
     )
-    console.print(f"[dim]figure[/] {figure}")
+    console.print(f"[dim]figure[/] {shown(figure)}")
 
 
 def summarise(runs: Sequence[Recording]) -> None:
@@ -138,17 +137,17 @@ def summarise(runs: Sequence[Recording]) -> None:
         cause = f": {verdict.cause}" if verdict.cause else ""
         since = "" if verdict.onset_step is None else str(verdict.onset_step)
         console.print(
-            f"{escape(run.name)}: [{style_of(verdict.outcome)}]{verdict.outcome}[/]{cause}"
+            f"{shown(run.name)}: [{style_of(verdict.outcome)}]{verdict.outcome}[/]{cause}"
             + (f", since {run.unit} {since}" if since else "")
             + unsure(verdict)
         )
         for note in run.notes:
-            console.print(f"  [dim]{escape(note)}[/]")
+            console.print(f"  [dim]{shown(note)}[/]")
         first, last = _first_and_last_step(run)
         _, losses = readings(run.signals, "loss")
         _, rates = readings(run.validation, "per")
         table.add_row(
-            escape(run.name),
+            shown(run.name),
             verdict.outcome,
             verdict.cause or "",
             since,

@@ -68,6 +68,8 @@ def _run() -> None:
             sys.exit(f"error: {_folder_error(error.__cause__)}")
         if "Config group override" in str(error):  # GROUP=null
             sys.exit(f"error: {error}")
+        if "Only one of --run" in str(error):  # --multirun --cfg job
+            sys.exit(f"error: {error}. To see what a sweep would train: --multirun sweep.dry_run=true")
         raise
 
 

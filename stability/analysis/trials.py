@@ -24,8 +24,10 @@ from stability.config.names import CHANGES_NO_RESULT, flatten_dict
 from stability.config.schema import Config, Synthetic
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, ERROR, REPORT, SIGNALS_FILE, VALIDATION_FILE, VERDICT
+from stability.core.text import load_json
 from stability.diagnosis.finding import Outcome
 from stability.diagnosis.table import read_table
+from stability.diagnosis.verdict import Verdict
 
 _SUMMARY = "summary.json"
 _FORMAT = 3  # of the summary; a file of another format is written again
@@ -118,8 +120,7 @@ def read_trials(folders: Iterable[Path]) -> Trials:
 def read_verdict(trial: Trial) -> dict[str, Any]:
     """Read a trial's verdict again; empty if its file is gone, as when the trial is being trained again."""
     with suppress(OSError, ValueError):
-        verdict: dict[str, Any] = json.loads((trial.folder / VERDICT).read_bytes())
-        return verdict
+        return dataclasses.asdict(Verdict.from_json((trial.folder / VERDICT).read_text()))
     return {}
 
 
@@ -145,7 +146,7 @@ def _read(folder: Path) -> Trial:
     except OSError:
         raise _NoTrial(_why_no_verdict(folder)) from None
     try:
-        summary = json.loads((folder / _SUMMARY).read_bytes())
+        summary = load_json((folder / _SUMMARY).read_bytes())
         if summary["made of"] == [_FORMAT, written]:
             values = summary["trial"]
             factors = _with_tuples(_with_this_versions_factors(values["factors"]))
@@ -212,8 +213,10 @@ def _read_config_and_verdict(folder: Path) -> tuple[dict[str, Any], str, str | N
         config: dict[str, Any] = {}
         for group in re.split(r"\n(?=\w)", (folder / CONFIG).read_text()):
             config |= _parsed(group)
-        verdict = json.loads((folder / VERDICT).read_bytes())
+        verdict = load_json((folder / VERDICT).read_bytes())
         outcome, cause = verdict["outcome"], verdict["cause"]
+        if not isinstance(cause, str | None):
+            raise TypeError
     except FileNotFoundError:
         raise _NoTrial(f"no {CONFIG}") from None
     except (yaml.YAMLError, ValueError, KeyError, TypeError):

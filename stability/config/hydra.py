@@ -12,13 +12,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from stability.config import schema
 from stability.config.names import flatten_dict, search_name, trial_name
 from stability.config.schema import Command, Config, check
 from stability.core.checkout import ROOT
 from stability.core.errors import StabilityError
+from stability.core.text import printable
 
 
 def register_schema() -> None:
@@ -85,6 +87,22 @@ def scale_settings(model: str, data: str) -> dict[str, Any]:
 def scaled(steps: int, time_scale: float) -> int:
     """Convert a number of steps of the official run to a model's time scale."""
     return max(1, round(steps * time_scale))
+
+
+def read_config(path: Path) -> DictConfig:
+    """Read a trial's `config.yaml`.
+
+    Raises:
+        StabilityError: It is no YAML, or no configuration.
+    """
+    try:
+        found = OmegaConf.load(path)
+        if isinstance(found, DictConfig) and found:
+            return found
+        reason = "it has no settings"
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        reason = str(error).partition("\n")[0]
+    raise StabilityError(f"{path} is not a trial's configuration: {printable(reason)}.")
 
 
 def explain_error(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Lists, counts and durations in words; foreign names on the terminal; numbers in strict JSON."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -42,6 +43,25 @@ def pace_text(steps_a_second: float) -> str:
     if not steps_a_second:
         return ""
     return f"{steps_a_second:.0f} steps/s" if steps_a_second >= 10 else f"{steps_a_second:.2g} steps/s"
+
+
+def csv_cell(value: object) -> object:
+    """Return a value for a cell of a CSV file. A spreadsheet would run a text that begins like a formula."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def load_json(text: str | bytes) -> Any:
+    """Parse JSON. Whatever is wrong with it is a ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def plain(value: Any) -> Any:

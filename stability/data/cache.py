@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.filesize import decimal
 
 from stability.core.files import write_atomically
+from stability.core.text import load_json
 from stability.data.progress import locked, progress
 from stability.data.records import Split
 
@@ -82,7 +83,7 @@ def convert(features: NDArray[np.float32], dtype: torch.dtype) -> torch.Tensor:
 def _map_if_whole(file: Path) -> NDArray[np.floating[Any]] | None:
     try:
         return _map(file)
-    except (OSError, ValueError):  # missing, or shorter than its header says
+    except (OSError, ValueError, EOFError):  # missing, empty, or shorter than its header says
         return None
 
 
@@ -103,8 +104,12 @@ def _stamp(file: Path) -> list[int] | None:
 def _remove_stale(folder: Path, data: Path) -> None:
     """Remove caches whose source files have changed. A process that has one mapped can go on with it."""
     for listed in folder.glob("*.json"):
-        sources = json.loads(listed.read_text())
-        if any(_stamp(data / file) != stamp for file, stamp in sources.items()):
+        try:
+            sources = load_json(listed.read_text())
+            is_stale = any(_stamp(data / file) != stamp for file, stamp in sources.items())
+        except (ValueError, AttributeError):  # damaged
+            is_stale = True
+        if is_stale:
             listed.with_suffix(".npy").unlink(missing_ok=True)
             listed.unlink()
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stability.core.errors import StabilityError
-from stability.core.text import counted
+from stability.core.text import counted, load_json
 from stability.data.phonemes import SILENCE
 from stability.data.progress import progress
 from stability.data.records import frames_needed
@@ -129,7 +129,7 @@ def _scan_file(file: Path, stat: os.stat_result, index_dir: Path) -> list[Entry]
     key = [_INDEX_VERSION, resolved, stat.st_size, stat.st_mtime_ns]
     index = index_dir / f"{hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]}.json"
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no index yet, or a damaged one
-        saved = json.loads(index.read_text())
+        saved = load_json(index.read_text())
         if saved["key"] == key:
             return [Entry(*row) for row in saved["utterances"]]
     try:

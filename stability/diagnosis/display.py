@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from stability.core.text import printable
 from stability.diagnosis.outcomes import style_of
 from stability.diagnosis.verdict import Verdict
 
@@ -19,11 +21,16 @@ def show_outcome(verdict: Verdict, unit: str = "step") -> None:
         unit: What its steps count: `step`, `epoch` or `row`.
     """
     console = Console(highlight=False, soft_wrap=True)
-    head, *rest = map(Text, verdict.lines(unit))
+    head, *rest = (Text(printable(line)) for line in verdict.lines(unit))
     head.stylize(style_of(verdict.outcome), 0, len(verdict.outcome))
     for line, name in zip(rest, verdict.evidence, strict=False):  # the advice comes after the evidence
         line.stylize("dim", 0, 2 + len(name))
     console.print(head, *rest, sep="\n")
+
+
+def shown(value: object) -> str:
+    """Return a path, or what was read from a file, as `rich` prints it on one line and without change."""
+    return escape(printable(value))
 
 
 def unsure(verdict: Verdict) -> str:

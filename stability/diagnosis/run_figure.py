@@ -1,8 +1,8 @@
 """Draws the figure of a training: loss, error rate, blank fraction and gradient norm against steps."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,9 @@ from matplotlib.transforms import Transform
 
 from stability.core import palette
 from stability.core.files import FIGURE, SIGNALS_FILE, VALIDATION_FILE, VERDICT, write_atomically
+from stability.core.text import printable
 from stability.diagnosis import table as signals
+from stability.diagnosis.verdict import read_verdict
 
 _LINE, _CLIP, _ONSET, _BROKEN = palette.BLUE, palette.GREEN, palette.VERMILION, palette.PURPLE
 _MEDIANS = 100  # points of the line of medians through a long, noisy signal
@@ -31,10 +33,11 @@ def draw_run(folder: Path, clip: float | None = None) -> Path:
         The path of the figure.
 
     Raises:
-        StabilityError: A table of signals in the folder cannot be read.
+        StabilityError: A table of signals or the verdict in the folder cannot be read.
     """
     table, validation = (signals.read_table(folder / name) for name in (SIGNALS_FILE, VALIDATION_FILE))
-    return draw(folder / FIGURE, folder.name, table, validation, verdict=_read_verdict(folder), clip=clip)
+    verdict = asdict(read_verdict(folder / VERDICT)) if (folder / VERDICT).exists() else {}
+    return draw(folder / FIGURE, folder.name, table, validation, verdict=verdict, clip=clip)
 
 
 def draw(
@@ -72,7 +75,7 @@ def draw(
         _draw(loss, validation, "loss", "validation loss", marker="o")
     else:
         _draw(loss, table, "loss", "training loss")
-    _draw(per, validation, "per", f"validation {metric}", marker="o")
+    _draw(per, validation, "per", f"validation {_literal(metric)}", marker="o")
     _draw(blank, table, "blank_fraction", "blank fraction")
     _draw(norm, table, "grad_norm", "gradient norm\nbefore the clip")
     for panel in (loss, norm):
@@ -89,11 +92,16 @@ def draw(
         norm.set_xlim(_padded(int(table.steps[0]), int(table.steps[-1])))
     _mark_steps(panels, table, verdict)
     figure.align_ylabels()
-    loss.set_title(f"{name}\n{_outcome(verdict)}", fontsize=12, wrap=True)
+    loss.set_title(f"{_literal(name)}\n{_literal(_outcome(verdict))}", fontsize=12, wrap=True)
     image = io.BytesIO()
     figure.savefig(image)
     write_atomically(path, image.getbuffer())
     return path
+
+
+def _literal(text: str) -> str:
+    """Return a text that came from a file as matplotlib shows it: a dollar sign begins no formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def _draw(panel: Axes, table: signals.Table, name: str, label: str, marker: str | None = None) -> None:
@@ -225,9 +233,3 @@ def _first_non_finite(table: signals.Table, names: Sequence[str]) -> int | None:
 def _outcome(verdict: Mapping[str, Any]) -> str:
     outcome, cause = verdict.get("outcome", "no verdict yet"), verdict.get("cause")
     return f"{outcome}: {cause}" if cause else str(outcome)
-
-
-def _read_verdict(folder: Path) -> dict[str, Any]:
-    path = folder / VERDICT
-    verdict: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return verdict

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stability.core.errors import StabilityError
 from stability.core.files import open_to_read, write_atomically
+from stability.core.text import printable
 
 _TAIL = 1 << 16  # bytes that are read first from the end of a file
 _PIECE = 1 << 18  # bytes that are parsed at once
@@ -84,15 +85,33 @@ def read_table(path: Path, after: int = -1, only: Collection[str] | None = None)
         header, body = _lines(path, after)
         every = header.split(",")
         kept = [place for place, name in enumerate(every) if place and (only is None or name in only)]
+        if every[0] != "step" or len({*every}) < len(every) or not all(name and name.isprintable() for name in every):
+            raise ValueError(f"its header is {printable(header[:100])}")
         pieces = [_parsed(piece, len(every), kept) for piece in (b"", *_pieces(body))]
         steps, values, measured = (np.concatenate(column) for column in zip(*pieces, strict=True))
-    except ValueError as error:
+        if (np.diff(steps, prepend=-1) <= 0).any():
+            raise ValueError("its steps do not ascend from 0")
+    except (ValueError, OverflowError) as error:
         raise _no_table(path, error) from None
     names, wanted = tuple(every[place] for place in kept), steps > after
     return Table(names, steps[wanted], values[wanted], measured[wanted])
 
 
-def truncate(path: Path, step: int, names: Sequence[str]) -> int:
+def count_rows(path: Path, step: int, names: Sequence[str]) -> int:
+    """Count the rows of a file before `step`; 0 if there is no file.
+
+    Args:
+        path: The file.
+        step: The first step that is not counted.
+        names: The columns that the trial writes.
+
+    Raises:
+        StabilityError: The file has other columns, or is no table.
+    """
+    return _rows_before(path, step, names)[0]
+
+
+def truncate(path: Path, step: int, names: Sequence[str]) -> None:
     """Drop the rows of a file from `step` on, atomically, so that a resumed trial can append its rows.
 
     A missing file stays missing. If no row is left, the file becomes empty.
@@ -102,34 +121,37 @@ def truncate(path: Path, step: int, names: Sequence[str]) -> int:
         step: The first step that is dropped.
         names: The columns that the trial writes.
 
-    Returns:
-        The number of rows that are left.
-
     Raises:
         StabilityError: The file has other columns, or is no table. It is left as it is.
     """
+    _, end, whole = _rows_before(path, step, names)
+    if end < len(whole):
+        write_atomically(path, whole[:end])
+
+
+def _rows_before(path: Path, step: int, names: Sequence[str]) -> tuple[int, int, bytes]:
+    """The number of rows before `step`, where they end in the file, and all of the file."""
     if not path.exists():
-        return 0
+        return 0, 0, b""
     whole = path.read_bytes()
     end = start = whole.find(b"\n") + 1
     rows = 0
     try:
+        header = whole[: start - 1].decode()
         while (stop := whole.find(b"\n", end) + 1) and int(whole[end : whole.index(b",", end)]) < step:
             end, rows = stop, rows + 1
     except ValueError as error:
         raise _no_table(path, error) from None
-    if end == start:
-        end = 0
-    elif (found := whole[: start - 1].decode().split(",")[1:]) != [*names]:
+    if not rows:
+        return 0, 0, whole
+    if (found := header.split(",")[1:]) != [*names]:
         differ = [f"no {name}" for name in names if name not in found]
-        differ += [f"also {name}" for name in found if name not in names]
+        differ += [f"also {printable(name)}" for name in found if name not in names]
         raise StabilityError(
             f"{path} has other columns than this trial writes ({', '.join(differ) or 'in another order'}): another "
             "version of the program wrote it. Continue with that version, or train the trial from scratch: fresh=true"
         )
-    if end < len(whole):
-        write_atomically(path, whole[:end])
-    return rows
+    return rows, end, whole
 
 
 def sync(path: Path) -> None:
@@ -140,7 +162,7 @@ def sync(path: Path) -> None:
 
 
 def _no_table(path: Path, error: Exception) -> StabilityError:
-    return StabilityError(f"{path} is not a table of signals: {error}.")
+    return StabilityError(f"{path} is not a table of signals: {printable(error)}.")
 
 
 def _lines(path: Path, after: int) -> tuple[str, bytes]:
@@ -152,6 +174,8 @@ def _lines(path: Path, after: int) -> tuple[str, bytes]:
     with file:
         header = file.readline()
         if not header.endswith(b"\n"):
+            if not header.decode().isprintable():
+                raise ValueError(f"it begins with {header[:20]!r}")
             return "step", b""
         start, end = file.tell(), file.seek(0, os.SEEK_END)
         size = _TAIL if after >= 0 else end

@@ -3,8 +3,11 @@
 import json
 from dataclasses import asdict, dataclass, field
 from math import isfinite
+from pathlib import Path
 from typing import Literal, get_args
 
+from stability.core.errors import StabilityError
+from stability.core.text import load_json, printable
 from stability.diagnosis.finding import Outcome
 
 Fault = Literal["non_finite", "bad_data", "not_training", "exploded", "degraded", "blank_collapse", "mode_collapse"]
@@ -61,5 +64,41 @@ class Verdict:
 
     @classmethod
     def from_json(cls, text: str) -> "Verdict":
-        """Read a verdict that `to_json` wrote. Evidence that is not finite stays text."""
-        return cls(**json.loads(text))
+        """Read a verdict that `to_json` wrote. Evidence that is not finite stays text.
+
+        Raises:
+            ValueError: It is no verdict.
+        """
+        found = load_json(text)
+        try:
+            verdict = cls(**found)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        evidence = verdict.evidence
+        if not (
+            verdict.outcome in get_args(Outcome)
+            and isinstance(verdict.cause, str | None)
+            and isinstance(verdict.onset_step, int | None)
+            and isinstance(verdict.detected_step, int | None)
+            and isinstance(evidence, dict)
+            and all(isinstance(value, str | int | float) for value in evidence.values())
+            and isinstance(verdict.advice, str)
+            and verdict.confidence in get_args(Confidence)
+        ):
+            raise ValueError("a value is of another kind")
+        return verdict
+
+
+def read_verdict(path: Path) -> Verdict:
+    """Read a verdict's file.
+
+    Raises:
+        StabilityError: It is damaged, or another version wrote it.
+    """
+    try:
+        return Verdict.from_json(path.read_text())
+    except ValueError as error:
+        raise StabilityError(
+            f"{path} is damaged, or another version of the program wrote it ({printable(error)}). Delete it and run "
+            "the same command again: the trial goes on from its checkpoint to its verdict."
+        ) from None

@@ -53,6 +53,7 @@ _CURVES = {
 }
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a dollar sign in a name begins no formula
     "svg.hashsalt": "stability",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],

@@ -14,7 +14,7 @@ from stability.analysis.matching import main_factors
 from stability.analysis.rulings import Ruling
 from stability.analysis.trials import Trial, Trials, read_verdict
 from stability.config.names import short_name
-from stability.core.text import counted
+from stability.core.text import counted, csv_cell
 from stability.diagnosis.outcomes import MARKS
 from stability.reporting.wording import changed_text, effect_text, names_text, p_text, ratio_text, size_text
 
@@ -83,7 +83,8 @@ def trials_csv(trials: Trials) -> str:
     for trial in sorted(trials.trials, key=lambda trial: trial.name):
         values = (getattr(trial, name) for name in measured)
         levels = (level_text(trial.factors.get(name)) for name in factors)
-        table.writerow([*levels, trial.seed, *(f"{v:.6g}" if isinstance(v, float) else v for v in values), trial.name])
+        cells = [*levels, trial.seed, *(f"{v:.6g}" if isinstance(v, float) else v for v in values), trial.name]
+        table.writerow(map(csv_cell, cells))
     return text.getvalue()
 
 

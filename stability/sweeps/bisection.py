@@ -34,7 +34,9 @@ from stability.analysis.levels import is_number
 from stability.analysis.trials import read_trials
 from stability.core.errors import StabilityError
 from stability.core.files import VERDICT, short_path, write_atomically
-from stability.diagnosis.verdict import Verdict
+from stability.core.text import csv_cell
+from stability.diagnosis.display import shown
+from stability.diagnosis.verdict import read_verdict
 from stability.sweeps.hydra_internals import BasicSweeper, combinations
 from stability.sweeps.jobs import compose_job
 
@@ -98,8 +100,8 @@ class _NextTrial:
     def read_outcome(self) -> bool:
         """Add the trial's outcome to the search. Return False if the trial has none."""
         try:
-            outcome = Verdict.from_json((self.folder / VERDICT).read_text()).outcome
-        except (OSError, ValueError, TypeError):  # there is no verdict, or another program wrote it
+            outcome = read_verdict(self.folder / VERDICT).outcome
+        except (OSError, StabilityError):  # there is no verdict, or another program wrote it
             return False
         if outcome == "bad_data":
             problem = f"the trial at lr {self.rate:g} has bad data, which no learning rate mends"
@@ -232,15 +234,15 @@ def _report_boundaries(folder: Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     write_atomically(folder / TABLE, text.getvalue().encode())
     table = Table(*rows[0], box=None, header_style="dim")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*map(shown, row.values()))
     console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
     console.print("The largest healthy learning rate, with its 95 % interval:")
     console.print(table)
-    console.print(f"[dim]{'table':<10}[/] {short_path(folder / TABLE)}")
+    console.print(f"[dim]{'table':<10}[/] {shown(short_path(folder / TABLE))}")
 
 
 def _searches(count: int) -> str:

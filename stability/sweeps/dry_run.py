@@ -16,6 +16,7 @@ from stability.config.names import short_name
 from stability.config.schema import Config
 from stability.core.files import LAST, PREVIOUS, VERDICT
 from stability.core.text import counted, duration
+from stability.diagnosis.display import shown
 from stability.sweeps.jobs import PlannedTrial
 from stability.sweeps.launcher import is_stacked
 from stability.sweeps.plan import Plan
@@ -46,7 +47,7 @@ def show_plan(plan: Plan, launcher: DictConfig) -> None:
     table = Table(*map(short_name, plan.factors), "seeds", box=None, header_style="dim")
     for cell, trials in plan.cells.items():
         seeds = [f"seed {trial.config.seed}: {_status(steps[trial.folder])}" for trial in trials]
-        table.add_row(*(level_text(level) for _, level in cell), ", ".join(seeds))
+        table.add_row(*(shown(level_text(level)) for _, level in cell), ", ".join(seeds))
     Console(highlight=False, soft_wrap=True, width=_WIDTH).print(table)
     to_do = [trial for trial in plan.trials if steps[trial.folder] is not None]
     begun = sum(bool(steps[trial.folder]) for trial in to_do)

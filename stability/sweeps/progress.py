@@ -13,7 +13,6 @@ from threading import Event, Thread
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +22,7 @@ from stability.analysis.trials import read_trials
 from stability.config.names import short_name
 from stability.core.files import CONFIG, ERROR, VERDICT
 from stability.core.text import duration, pace_text
+from stability.diagnosis.display import shown
 from stability.diagnosis.outcomes import MARKS, style_of
 from stability.sweeps.pace import Pace
 from stability.sweeps.plan import Cell, Plan
@@ -139,9 +139,9 @@ class SweepProgress:
     def _print_ended(self, folder: Path, result: str) -> None:
         done = self._done + len(self.outcomes)
         count = f"{done}/{self._total}" if self._total else f"{done}"
-        outcome, trial = self.outcomes[folder], escape(self.describe(folder))
+        outcome, trial = self.outcomes[folder], shown(self.describe(folder))
         left = f", {text}" if (text := self._time_left()) else ""
-        self._console.print(rf"\[{count}] [{style_of(outcome)}]{outcome}[/]  {trial}  {escape(result)}{left}")
+        self._console.print(rf"\[{count}] [{style_of(outcome)}]{outcome}[/]  {trial}  {shown(result)}{left}")
 
     def _time_left(self) -> str:
         """Return how long the rest takes at the same pace, in words; empty if that is not known."""
@@ -166,7 +166,7 @@ class SweepProgress:
             if folder not in self.outcomes and time.monotonic() - made.last < _RECENT:
                 total = self._trials[folder].config.steps if folder in self._trials else self._steps
                 now = f"loss {made.loss:.4g}  {pace_text(made.pace)}"
-                bars.add_task(escape(self.describe(folder)), total=total, completed=made.steps, now=now)
+                bars.add_task(shown(self.describe(folder)), total=total, completed=made.steps, now=now)
         return Group(bars.get_renderable(), self._verdicts())
 
     def _verdicts(self) -> RenderableType:
@@ -200,7 +200,7 @@ def _grid(plan: Plan, outcomes: Mapping[Path, str]) -> Table:
         rows.setdefault(row, {})[dict(cell)[across]] = Text(" ").join(signs)
     for row in sorted(rows, key=lambda row: [levels[name].index(level) for name, level in row]):
         cells = [rows[row].get(level, Text()) for level in levels[across]]
-        table.add_row(*(level_text(level) for _, level in row), *cells)
+        table.add_row(*(shown(level_text(level)) for _, level in row), *cells)
     return table
 
 

@@ -23,6 +23,7 @@ from stability.tracking.store import (
     innermost_reason,
     is_own_store,
     is_sqlite,
+    mlflow_uri,
     quiet,
     resolve_uri,
     sqlite_path,
@@ -187,7 +188,7 @@ def find_trials_and_studies(folder: Path) -> list[Path]:
 
 
 def stores_to_ask_for(folder: Path, found: Sequence[Path]) -> list[str]:
-    """Return the stores that folders name and that are not `mlflow.db` above `folder`, which training makes.
+    """Return the stores that folders name and that are no sqlite file above `folder`, where training makes it.
 
     Somebody else's folder may name any host, so its user has to say that it is the right one.
 
@@ -212,7 +213,7 @@ def send_missing(folder: Path, uri: str | None = None) -> str:
     Raises:
         StabilityError: No store is known, the store fails, or another process trains or sends the trial.
     """
-    from stability.tracking.senders import StudySender, TrialSender, read_config, study_lock
+    from stability.tracking.senders import StudySender, TrialSender, read_plain_config, study_lock
 
     known = read_state(folder)
     if known is None and uri is None:
@@ -221,7 +222,7 @@ def send_missing(folder: Path, uri: str | None = None) -> str:
         store = resolve_uri(uri or known.uri, folder)
         state = State(store, known.experiment, known.tags, note=known.note, attachments=known.attachments)
     else:
-        state = State(resolve_uri(uri, folder), str(read_config(folder).get("study", "single")), {})
+        state = State(resolve_uri(uri, folder), str(read_plain_config(folder).get("study", "single")), {})
     is_trial = (folder / CONFIG).exists()
     with nullcontext() if is_trial else study_lock(folder):
         sender = TrialSender(folder, state) if is_trial else StudySender(folder, state)
@@ -253,7 +254,7 @@ def read_run(run_id: str, uri: str) -> tuple[str, list[tuple[str, int, float]]]:
 
     try:
         with quiet():
-            client = MlflowClient(tracking_uri=uri)
+            client = MlflowClient(tracking_uri=mlflow_uri(uri))
             run = client.get_run(run_id)
             logged = [m for name in run.data.metrics for m in client.get_metric_history(run_id, name)]
     except Exception as error:  # from MLflow, its database or the network

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from stability.config.hydra import read_config
 from stability.config.names import flatten_dict, short_name
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, ERROR, FIGURE, SIGNALS_FILE, TRACKING, VALIDATION_FILE, VERDICT, short_path
@@ -32,12 +33,14 @@ from stability.core.passwords import hide_passwords
 from stability.core.stopping import stop_requested
 from stability.diagnosis.finding import Outcome
 from stability.diagnosis.table import Table, read_table
+from stability.diagnosis.verdict import read_verdict
 from stability.tracking.state import Mark, State, read_state, write_state
 from stability.tracking.store import (
     attempt,
     import_mlflow,
     is_own_store,
     is_sqlite,
+    mlflow_uri,
     open_store,
     quiet,
     sqlite_path,
@@ -120,7 +123,7 @@ class Sender(ABC):
             return f"MLflow does not have everything yet. {self._how_to_send_later()}"
         if not is_sqlite(uri):
             return f"MLflow: {uri}/{page}"
-        store = f"sqlite:///{short_path(sqlite_path(uri))}"
+        store = mlflow_uri(f"sqlite:///{short_path(sqlite_path(uri))}")
         command = _python_command("mlflow", "ui", "--backend-store-uri", store)
         return f"MLflow: run `{command}` and open http://127.0.0.1:5000/{page}"
 
@@ -251,8 +254,11 @@ class TrialSender(Sender):
         except Timeout:
             raise StabilityError(f"Another process trains or sends {folder}. Wait for its end.") from None
         super().__init__(folder, new)
-        self._config = read_config(folder)
-        self._stride = math.ceil(self._config.get("steps", 1) / _POINTS)
+        self._config = read_plain_config(folder)
+        steps = self._config.get("steps")
+        if not isinstance(steps, int):
+            raise StabilityError(f"{folder / CONFIG} is not a trial's configuration: it has no number of steps.")
+        self._stride = math.ceil(steps / _POINTS)
         self._next = 0.0  # time.monotonic() of the next sending
         _open.add(self)
 
@@ -375,13 +381,13 @@ class TrialSender(Sender):
         path = self._folder / VERDICT
         ended = _now()
         if path.exists():
-            verdict = json.loads(path.read_text())
-            tags = {name: verdict.get(name) for name in _VERDICT_TAGS} | {_NOTE: verdict.get("advice")}
+            verdict = read_verdict(path)
+            tags = {name: getattr(verdict, name) for name in _VERDICT_TAGS} | {_NOTE: verdict.advice}
             ended = _modification_time(path)
-            saved = verdict.get("evidence", {}).get("steps saved")
+            saved = verdict.evidence.get("steps saved")
             run.client.log_batch(
                 run.id,
-                metrics=[] if saved is None else [Metric("steps_saved", saved, ended, 0)],
+                metrics=[Metric("steps_saved", saved, ended, 0)] if isinstance(saved, int | float) else [],
                 tags=[RunTag(n, str(v)) for n, v in tags.items() if v is not None],
             )
         run.client.set_terminated(run.id, self._state.status, ended)
@@ -465,8 +471,8 @@ class StudySender(Sender):
     def _outcome_counts(self) -> Counter[str]:
         counts = Counter[str]()
         for path in self._verdicts():
-            with suppress(OSError, ValueError, KeyError, TypeError):  # the report lists verdicts that are damaged
-                counts[json.loads(path.read_text())["outcome"]] += 1
+            with suppress(OSError, StabilityError):  # the report lists verdicts that are damaged
+                counts[read_verdict(path).outcome] += 1
         return counts
 
     def _description(self, run_id: str) -> str:
@@ -485,9 +491,12 @@ def study_lock(folder: Path) -> FileLock:
     return _lock(folder)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read a trial's `config.yaml` as nested dictionaries."""
-    config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+def read_plain_config(folder: Path) -> dict[str, Any]:
+    """Read a trial's `config.yaml` as nested dictionaries.
+
+    Interpolations stay as they are written: somebody else's could name a variable of the user's environment.
+    """
+    config = OmegaConf.to_container(read_config(folder / CONFIG), resolve=False)
     assert isinstance(config, dict)
     return {str(name): value for name, value in config.items()}
 

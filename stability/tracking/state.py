@@ -7,6 +7,7 @@ from pathlib import Path
 from stability.core.errors import StabilityError
 from stability.core.files import TRACKING, write_atomically
 from stability.core.passwords import hide_passwords
+from stability.core.text import load_json
 
 
 @dataclass
@@ -54,7 +55,7 @@ def read_state(folder: Path) -> State | None:
     if not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_text())
+        stored = load_json(path.read_text())
         stored["uri"] = hide_passwords(stored["uri"])  # earlier versions kept them
         stored["marks"] = {name: Mark(**mark) for name, mark in stored["marks"].items()}
         state = State(**stored)

@@ -6,6 +6,7 @@ A store is a server or a sqlite file. Nothing here imports MLflow before it is n
 import logging
 import math
 import os
+import re
 import sqlite3
 import time
 import warnings
@@ -90,6 +91,14 @@ def is_own_store(uri: str, folder: Path) -> bool:
     return is_sqlite(uri) and sqlite_path(uri).parent in folder.resolve().parents
 
 
+def mlflow_uri(uri: str) -> str:
+    """Return the address of a store as MLflow reads it: in a sqlite address it decodes `%20`, and `?` ends the path.
+
+    Only what has to be is encoded, because MLflow makes an empty folder of the encoded name.
+    """
+    return re.sub(r"%(?=[0-9A-Fa-f]{2})", "%25", uri).replace("?", "%3F") if is_sqlite(uri) else uri
+
+
 def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
     """Open a store, and make it and the experiment where they are missing.
 
@@ -121,7 +130,7 @@ def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
             # A file that is no database, or cannot be written, fails here at once. MLflow would retry for two minutes.
             with closing(sqlite3.connect(database)) as connection:
                 connection.execute("BEGIN IMMEDIATE")
-            client = MlflowClient(tracking_uri=uri)
+            client = MlflowClient(tracking_uri=mlflow_uri(uri))
             return client, _experiment_id(client, experiment, artifacts)
         except Exception as error:
             reason = innermost_reason(error)

@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,7 +19,7 @@ from rich.text import Text
 
 from stability.core.files import BEST, EXCLUDED, FIGURE, FLIGHT, FLIGHT_RECORD, VERDICT, short_path
 from stability.core.text import counted, pace_text
-from stability.diagnosis.display import show_outcome
+from stability.diagnosis.display import show_outcome, shown
 from stability.diagnosis.table import Table as Signals
 from stability.diagnosis.verdict import Verdict
 
@@ -137,7 +136,7 @@ def show_configuration(
         "trial": f"seed {config.seed}, steps {step} to {config.steps}" + (" (resumed)" if step else ""),
         "folder": short_path(folder),
     }.items():
-        _say(console, f"[dim]{name:<10}[/] {value}")
+        _say(console, f"[dim]{name:<10}[/] {shown(value)}")
     if config.precision.dtype == "auto" and device.type == "cuda" and stack.precision == "fp32":
         _say(console, f"{device} has no bf16, so the trial trains in fp32. precision=fp16 is faster.")
     if dataset.excluded:
@@ -167,11 +166,11 @@ def show_verdict(
         "figure": folder / FIGURE,
         "checkpoint": folder / BEST,
     }.items():
-        _say(console, f"[dim]{name:<10}[/] {short_path(place)}")
+        _say(console, f"[dim]{name:<10}[/] {shown(short_path(place))}")
     if (folder / FLIGHT_RECORD).exists():
-        _say(console, f"[dim]flight recording[/]  {short_path(folder / FLIGHT)}")
-        _say(console, f"  repeat the step: `python -m stability.diagnose --replay {short_path(folder)}`")
-    _say(console, where)
+        _say(console, f"[dim]flight recording[/]  {shown(short_path(folder / FLIGHT))}")
+        _say(console, f"  repeat the step: `python -m stability.diagnose --replay {shown(short_path(folder))}`")
+    _say(console, shown(where))
     if finished_before:
         _say(console, "This trial was finished before. To train it again: fresh=true")
 
@@ -180,15 +179,15 @@ def show_replay(folder: Path, replay: "Replay") -> None:
     """Print the result of a replay."""
     console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
     flight = replay.flight
-    console.print(f"{short_path(folder)}: {flight.outcome} since step {flight.step}, seed {flight.seed}")
-    console.print(f"[dim]{'data':<10}[/] {escape(flight.data)}")
+    console.print(f"{shown(short_path(folder))}: {shown(flight.outcome)} since step {flight.step}, seed {flight.seed}")
+    console.print(f"[dim]{'data':<10}[/] {shown(flight.data)}")
     weights = sorted(flight.largest_weights.items(), key=lambda item: (math.isfinite(item[1]), -item[1]))
-    largest = ", ".join(f"{value:.4g} in {name}" for name, value in weights[:3])
+    largest = ", ".join(f"{value:.4g} in {shown(name)}" for name, value in weights[:3])
     console.print(f"[dim]{'weights':<10}[/] the largest before this step are {largest}")
     if replay.device != flight.device:
         console.print(
-            f"[yellow]recorded on {flight.device} and repeated on {replay.device}, which draws other random numbers: "
-            "noise and dropout differ from the recorded ones[/]"
+            f"[yellow]recorded on {shown(flight.device)} and repeated on {replay.device}, which draws other random "
+            "numbers: noise and dropout differ from the recorded ones[/]"
         )
     attempts = Table("", "fails", "loss", "gradient norm", "first not finite", box=None, header_style="dim")
     attempts.add_row("recorded", "yes", f"{replay.recorded_loss:.6g}", f"{replay.recorded_grad_norm:.6g}")
@@ -202,7 +201,7 @@ def show_replay(folder: Path, replay: "Replay") -> None:
     for u in flight.batch[:_SUSPECTS]:
         place = f"{u.session} {u.name}, block {_known(u.block)}, number {_known(u.number)}, {u.sentence!r}"
         loss, largest = f"{u.loss:.4g}", f"{u.largest_input:.4g}"
-        suspects.add_row(escape(place), str(u.frames), str(u.labels), loss, largest, _suspicion(u, own.bad_rows))
+        suspects.add_row(shown(place), shown(u.frames), shown(u.labels), loss, largest, _suspicion(u, own.bad_rows))
     console.print(suspects)
 
 

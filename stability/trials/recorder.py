@@ -13,13 +13,13 @@ import shutil
 from collections import deque
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from stability.core.errors import StabilityError
 from stability.core.files import FLIGHT, FLIGHT_RECORD, FLIGHT_STATE, MONITOR_RECORD, write_atomically
-from stability.core.text import plain
+from stability.core.text import load_json, plain
 from stability.data.batches import Batch, training_batch
 from stability.data.records import Split, frames_needed
 from stability.diagnosis.verdict import FATAL, Verdict
@@ -29,6 +29,8 @@ from stability.engine.stack import Stack
 from stability.engine.step import train_steps
 from stability.trials import checkpoint
 from stability.trials.requests import Slot
+
+_Precision = Literal["fp32", "bf16", "fp16"]
 
 _EVERY = 150  # steps from one kept state to the next
 _KEPT = 2  # states; once there are two, the older one is at least 150 steps old
@@ -72,7 +74,7 @@ class Flight:
     step: int
     detected_step: int
     seed: int
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: _Precision
     device: str
     data: str
     largest_weights: dict[str, float]
@@ -113,7 +115,7 @@ class Recorder:
         flight = Flight(
             outcome=verdict.outcome,
             step=before.step,
-            detected_step=before.step if verdict.detected_step is None else verdict.detected_step,
+            detected_step=max(before.step, verdict.detected_step or 0),
             seed=config.seed,
             precision=before.precision,
             device=before.device.type,
@@ -154,13 +156,22 @@ def read_flight(folder: Path) -> Flight:
     """
     path = folder / FLIGHT_RECORD
     try:
-        content = json.loads(path.read_text())
+        content = load_json(path.read_text())
         weights = {name: float(largest) for name, largest in content["largest_weights"].items()}
         batch = [
-            Suspect(**u | {"loss": float(u["loss"]), "largest_input": float(u["largest_input"])})
+            Suspect(**u | {"row": int(u["row"]), "loss": float(u["loss"]), "largest_input": float(u["largest_input"])})
             for u in content["batch"]
         ]
-        return Flight(**content | {"largest_weights": weights, "batch": batch})
+        flight = Flight(**content | {"largest_weights": weights, "batch": batch})
+        texts = (flight.outcome, flight.device, flight.data, flight.batch_hash)
+        if not (
+            all(isinstance(text, str) for text in texts)
+            and all(isinstance(number, int) for number in (flight.step, flight.detected_step, flight.seed))
+            and 0 <= flight.step <= flight.detected_step
+            and flight.precision in get_args(_Precision)
+        ):
+            raise ValueError("a value is of another kind")
+        return flight
     except FileNotFoundError:
         if (folder / MONITOR_RECORD).exists():
             raise StabilityError(

@@ -7,15 +7,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
-from stability.config.hydra import resolve_config
+from stability.config.hydra import read_config, resolve_config
 from stability.config.schema import Config
 from stability.core.device import choose_device
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, FLIGHT_STATE, SIGNALS_FILE, VALIDATION_FILE
+from stability.core.text import printable
 from stability.data.batches import training_batch
 from stability.data.records import Split
 from stability.diagnosis.history import History
@@ -105,9 +104,10 @@ def replay(folder: Path, device_name: str) -> Replay:
             "Restore the data, or train the trial again from its start: fresh=true"
         )
     signals = read_table(folder / SIGNALS_FILE)
-    if flight.step not in signals.steps:
+    if flight.detected_step not in signals.steps or not {"loss", "grad_norm"} <= {*signals.names}:
         raise StabilityError(
-            f"{folder / SIGNALS_FILE} does not reach step {flight.step}. Train the trial from its start: fresh=true"
+            f"{folder / SIGNALS_FILE} does not reach step {flight.detected_step} with loss and grad_norm. Train the "
+            "trial from its start: fresh=true"
         )
     # fp64 draws the same noise as fp32. The fused step would divide its gradients in float32.
     own = replace(config, precision=replace(config.precision, dtype=flight.precision))
@@ -137,14 +137,17 @@ def _configuration(folder: Path, flight: Flight) -> Config:
     """The trial's configuration, with the path at which its data were found."""
     path = folder / CONFIG
     try:
-        config = resolve_config(DictConfig(OmegaConf.load(path)))
-    except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException, StabilityError) as error:
+        config = resolve_config(read_config(path))
+    except (ValueError, TypeError, OmegaConfBaseException, StabilityError) as error:
         reason = str(error).partition("\n")[0]
         raise StabilityError(
-            f"{path} cannot be read as a trial's configuration ({reason}). If another version of the program wrote it, "
-            "replay it with that version, or train the trial again from its start: fresh=true"
+            f"{path} cannot be read as a trial's configuration ({printable(reason)}). If another version of the "
+            "program wrote it, replay it with that version, or train the trial again from its start: fresh=true"
         ) from None
-    return replace(config, data=replace(config.data, path=flight.data, synthetic=None))
+    # The folder may be somebody else's: nothing is written to a place that only its configuration names.
+    home = folder.resolve()
+    outputs = config.outputs if Path(config.outputs).resolve() in home.parents[:2] else str(home)
+    return replace(config, outputs=outputs, data=replace(config.data, path=flight.data, synthetic=None))
 
 
 def _attempt(stack: Stack, split: Split, flight: Flight, *, signals: Table, validation: Table) -> Attempt:
@@ -159,7 +162,8 @@ def _attempt(stack: Stack, split: Split, flight: Flight, *, signals: Table, vali
     tables: list[Table] = []
     while stack.step <= last:
         tables += in_micro_batches(stack, lambda: train_steps(stack, split, last + 1 - stack.step))
-        history.append(tables[-1])
+        with np.errstate(over="ignore"):  # a number of fp64 beyond float32 becomes infinite
+            history.append(tables[-1])
     fault = stopping_verdict(history.table(), validation, FATAL if fatal else [flight.outcome])
     loss, norm = float(tables[0]["loss"][0]), float(tables[0]["grad_norm"][0])
     place = next(iter(examined.not_finite), None if math.isfinite(norm) else "gradient norm, of finite gradients")

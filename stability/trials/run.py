@@ -27,7 +27,7 @@ from stability.core.files import (
 from stability.core.stopping import at_once
 from stability.data.records import Dataset
 from stability.diagnosis.judge import is_check_due
-from stability.diagnosis.verdict import FAULTS, Verdict
+from stability.diagnosis.verdict import FAULTS, Verdict, read_verdict
 from stability.engine.kernels.compiler import compiled
 from stability.engine.memory import ignore_out_of_memory, is_out_of_memory, prepare_process
 from stability.tracking.api import Tracker, open_tracker
@@ -125,7 +125,7 @@ async def _finish(config: Config, folder: Path, *, quiet: bool, open_data: OpenD
         clear(folder)
     finished_before = (folder / VERDICT).exists()
     if finished_before:
-        verdict = Verdict.from_json((folder / VERDICT).read_text())
+        verdict = read_verdict(folder / VERDICT)
         tracker = open_tracker(config.tracking, folder, outputs=Path(config.outputs))
     else:
         verdict, tracker = await _reach_verdict(config, folder, quiet=quiet, open_data=open_data)

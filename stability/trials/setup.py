@@ -25,7 +25,7 @@ from stability.data.placement import place
 from stability.data.records import Dataset
 from stability.data.t15_reader import open_dataset
 from stability.diagnosis.signals import signal_names
-from stability.diagnosis.table import truncate
+from stability.diagnosis.table import count_rows, truncate
 from stability.engine.decoder import init_parameters
 from stability.engine.stack import Stack, new_stack
 from stability.trials import checkpoint
@@ -80,8 +80,8 @@ def open_stack(config: Config, folder: Path, dataset: Dataset, device: torch.dev
 
 def _cut_tables(folder: Path, stack: Stack, best: checkpoint.Best) -> None:
     """Drop the rows of steps that are trained again. Check that all earlier ones are there."""
-    signals = truncate(folder / SIGNALS_FILE, stack.step, signal_names(stack.configs[0].model.layers))
-    validations = truncate(folder / VALIDATION_FILE, stack.step, VALIDATED)
+    columns = {SIGNALS_FILE: signal_names(stack.configs[0].model.layers), VALIDATION_FILE: VALIDATED}
+    signals, validations = (count_rows(folder / name, stack.step, names) for name, names in columns.items())
     if best.validations is None:
         best.validations = validations
     for name, rows, wanted in (
@@ -93,6 +93,8 @@ def _cut_tables(folder: Path, stack: Stack, best: checkpoint.Best) -> None:
                 f"{folder / name} has {rows} rows from before step {stack.step}, and the checkpoint of that step was "
                 f"written with {wanted}. Bring the file back, or train the trial from its start: fresh=true"
             )
+    for name, names in columns.items():
+        truncate(folder / name, stack.step, names)
 
 
 def open_data(config: Config, device: torch.device) -> Dataset:

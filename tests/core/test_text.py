@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from stability.core.text import counted, duration, first_of, listed, plain
+from stability.core.text import counted, csv_cell, duration, first_of, listed, load_json, plain, printable
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,27 @@ def test_numbers_that_are_not_finite_are_texts_in_strict_json() -> None:
     found = plain({"a": [1.5, math.nan, {"b": -math.inf}], "c": math.inf, "d": "nan", "e": 3, "f": None})
     assert found == {"a": [1.5, "nan", {"b": "-inf"}], "c": "inf", "d": "nan", "e": 3, "f": None}
     assert [float(plain(value)) for value in (1.5, math.inf, -math.inf)] == [1.5, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("ä ε $x$", "ä ε $x$"), ("a\nb", r"a\nb"), ("\x1b[2J", r"\x1b[2J"), ("\u202e", r"\u202e"), ("\udcff", r"\udcff")],
+)
+def test_a_text_is_printed_on_one_line_and_commands_nothing(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@pytest.mark.parametrize("value", ["a=1", "1e-8", "-1.5", "+3", "-inf", "", None, 3, -1.5])
+def test_most_cells_are_written_as_they_are(value: object) -> None:
+    assert csv_cell(value) == value
+
+
+@pytest.mark.parametrize("text", ["=1+2", "@SUM(1)", "+x", "-x", "\t=1", "\r=1", "=cmd|' /C calc'!A0"])
+def test_a_spreadsheet_runs_no_cell(text: str) -> None:
+    assert csv_cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, b"\xff"])
+def test_bad_json_is_one_kind_of_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        load_json(text)

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from stability.core.errors import StabilityError
 from stability.diagnosis import run_figure as figures
 from tests.support.tables import append_rows
 
@@ -85,3 +86,17 @@ def test_values_that_a_log_scale_cannot_show_are_no_error(
     _write(tmp_path, np.full((5, 3), value, np.float32), first=7)
     expected = [] if np.isfinite(value) else ["not measured", "not finite at 7"]
     assert _panels(tmp_path, monkeypatch)["training loss"] == expected
+
+
+def test_a_dollar_sign_begins_no_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "$a$b^{_$x$"
+    folder.mkdir()
+    _write(folder, _healthy(30))
+    assert _panels(folder, monkeypatch)["title"][0].replace("\\$", "$") == folder.name
+
+
+def test_a_damaged_verdict_is_named(tmp_path: Path) -> None:
+    _write(tmp_path, _healthy(30))
+    (tmp_path / "verdict.json").write_text("{")
+    with pytest.raises(StabilityError, match=r"verdict\.json is damaged.*Delete it"):
+        figures.draw_run(tmp_path)

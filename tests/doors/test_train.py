@@ -437,3 +437,7 @@ def test_spoken_digits_are_learned(cli: CommandLine) -> None:
     ended(cli.start_plain("data=t15", f"data.path={DIGITS}", "model=small", "tracking=none"), 0)
     assert verdict(cli.trial())["outcome"] == "stable"
     assert float(rows(cli.trial() / "validation.csv")[-1].split(",")[1]) < 0.10
+
+
+def test_a_sweep_has_no_single_configuration(cli: CommandLine) -> None:
+    assert "To see what a sweep would train: --multirun sweep.dry_run=true" in cli.refuse("--multirun", "--cfg", "job")

@@ -15,7 +15,7 @@ from stability.analysis.boundary import Boundary
 from stability.analysis.effects import effects
 from stability.analysis.trials import Trial, Trials, read_trials
 from stability.diagnosis.outcomes import MARKS
-from stability.reporting.figures import draw_curves, draw_effects, draw_phase
+from stability.reporting.figures import draw_curves, draw_effects, draw_phase, save_figures
 from tests.support.studies import EPSILON, LR, NOISE, write_study
 from tests.support.trials import trial
 
@@ -172,3 +172,9 @@ def test_effects_of_few_seeds_are_marked(seeds: int, marker: str, face: str | No
 def test_trials_that_cannot_be_compared_give_no_figure() -> None:
     apart: list[Trial] = [trial(0, a=0), trial(1, a=1)]
     assert draw_effects(effects(Trials(tuple(apart)))) is None
+
+
+def test_a_dollar_sign_begins_no_formula(tmp_path: Path) -> None:
+    trials = crossed({"data__path": ["$a$b^{_$", "$"], "schedule__lr_max": [0.1, 1.0]}, seeds=2)
+    save_figures(tmp_path, trials, effects(trials))
+    assert "$a$b^{_$" in (tmp_path / "phase.svg").read_text()

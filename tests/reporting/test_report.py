@@ -157,6 +157,13 @@ def test_each_column_of_the_csv_file_has_a_name_of_its_own(tmp_path: Path) -> No
         assert len(names) == len(set(names)), path.name
 
 
+def test_no_cell_of_the_csv_file_is_a_formula(tmp_path: Path) -> None:
+    levels: dict[str, list[Any]] = {"seed": [0], "data.path": ["=1+2", "-$a$b_{$", "/data"]}
+    report = write_report([write_study(tmp_path / "study", levels, lambda _: "stable")], claims=None)
+    _, *rows = csv.reader((report.page.parent / "report/trials.csv").read_text().splitlines())
+    assert sorted(row[0] for row in rows) == ["'-$a$b_{$", "'=1+2", "/data"]
+
+
 def test_rulings_are_listed_in_a_table(page: Page) -> None:
     rows = page.tables["Claims"]
     assert rows[0] == ["claim", "ruling", "effect, 95 %", "seeds", "exact test", "why"]

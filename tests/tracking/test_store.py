@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -57,6 +58,23 @@ from tests.support.mlflow_runs import (
 def test_a_uri_that_is_not_a_store(tmp_path: Path, uri: str) -> None:
     with pytest.raises(StabilityError, match=r"tracking\.uri=.* is not a store\. Give http://HOST:PORT"):
         open_tracker(make_trial(tmp_path / "trial"), tmp_path, uri)
+
+
+@pytest.mark.parametrize("name", ["a%20b", "%(x)s", "100%", "a#b?c=d&e"])
+def test_a_percent_sign_in_a_path_is_no_code(outputs: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    inside = outputs / name
+    folder = make_trial(inside / name / "trial")
+    shutil.copy(outputs / "mlflow.db", inside / "mlflow.db")
+    tracker = open_tracker(folder, inside)
+    add_rows(folder, 0, 10)
+    tracker.finish()
+    assert caplog.text == ""
+    assert {*outputs.rglob("*.db")} == {outputs / "mlflow.db", inside / "mlflow.db"}
+    shown = re.search("sqlite:///[^` ']*", tracker.where)
+    assert shown
+    (run,) = read_runs(shown[0])
+    assert run.steps("loss") == [*range(10)]
+    assert (inside / "mlflow-artifacts" / run.id / "artifacts" / "config.yaml").exists()
 
 
 def _one_of_four(barrier: Barrier, folder: Path, outputs: Path) -> None:

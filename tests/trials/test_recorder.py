@@ -382,3 +382,23 @@ def test_a_failed_trial_that_was_killed_before_its_verdict_gets_the_same_one(tri
         assert (trial / name).read_bytes() == (finished / name).read_bytes(), name
     assert len(rows(trial / "signals.csv")) == 10
     assert replay(trial, "cpu").kind == "precision"
+
+
+def test_a_replay_writes_nothing_where_only_a_foreign_folder_says(trial: Path, tmp_path: Path) -> None:
+    config = trial / "config.yaml"
+    config.write_text(re.sub("(?m)^outputs: .*", f"outputs: {tmp_path / 'elsewhere'}", config.read_text()))
+    assert replay(trial, "cpu").kind == "precision"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_names_in_a_recording_do_not_command_the_terminal(trial: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = trial / "flight/flight.json"
+    content = json.loads(record.read_text())
+    for suspect in content["batch"]:
+        suspect |= {"session": "\x1b[2J", "name": "a\nb", "sentence": "[/red]", "frames": "\x07"}
+    content |= {"outcome": "[/red]\x1b[2J", "device": "\r", "largest_weights": {"\x1b[31m": 1.0}}
+    record.write_text(json.dumps(content))
+    assert diagnose.main(["--replay", str(trial)]) == 0
+    printed = "".join(capsys.readouterr())
+    assert printed.replace("\n", "").isprintable()
+    assert r"\x1b[2J a\nb" in printed

@@ -1,6 +1,5 @@
 """The folder in which a Monitor has left its flight recording."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from stability.core.errors import StabilityError
 from stability.core.files import MONITOR_RECORD, MONITOR_SIGNALS, MONITOR_STATE
+from stability.core.text import load_json
 from stability.diagnosis.readers.recording import Recording
 from stability.diagnosis.table import Table, read_table
 
@@ -27,7 +27,7 @@ def read(folder: Path) -> Recording:
     """
     path = folder / MONITOR_RECORD
     try:
-        record = json.loads(path.read_text())
+        record = load_json(path.read_text())
         validations = np.array(
             [[float(row[name]) for name in ("step", "per", "loss")] for row in record["validations"]]
         ).reshape(-1, 3)
