@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's names for its settings
@@ -37,6 +36,8 @@ def reset_peak_memory() -> int:
         trim(0)  # freed memory that the process kept would hide how much the next step needs
     with suppress(OSError):  # only Linux can reset it; elsewhere the peak is that of the whole process so far
         Path("/proc/self/clear_refs").write_text("5")
+    import psutil  # late: it is of the extra `train`, and a Monitor imports this module with the kernels
+
     return int(psutil.Process().memory_info().rss)
 
 
@@ -50,6 +51,8 @@ def peak_memory() -> int:
 
 def free_memory() -> int:
     """Return the free memory in bytes: of the machine, or of the process's container or job if that has less."""
+    import psutil
+
     free, root = int(psutil.virtual_memory().available), Path("/sys/fs/cgroup")
     with suppress(OSError):  # other systems have no control groups
         for line in Path("/proc/self/cgroup").read_text().splitlines():
