@@ -104,7 +104,12 @@ class _Training:
 
 
 def stopping_verdict(
-    signals: Table, validation: Table, stop_on: Collection[str], found: Sequence[Finding] | None = None
+    signals: Table,
+    validation: Table,
+    stop_on: Collection[str],
+    found: Sequence[Finding] | None = None,
+    *,
+    metric: str = "PER",
 ) -> Verdict | None:
     """Return the verdict that ends a training early.
 
@@ -113,13 +118,14 @@ def stopping_verdict(
         validation: A row per validation so far.
         stop_on: The kinds of findings that end a training.
         found: The `findings` of these tables, if the caller has them.
+        metric: The error rate's own name.
 
     Returns:
         The verdict on the first finding of these kinds; None if there is none.
     """
     for finding in findings(signals, validation) if found is None else found:
         if finding.kind in stop_on:
-            return _verdict_on(finding, _Training(as_judged(signals, validation), validation))
+            return _verdict_on(finding, _Training(as_judged(signals, validation), validation, metric=metric))
     return None
 
 

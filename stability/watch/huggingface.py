@@ -43,7 +43,7 @@ class StabilityCallback(MonitorOwner, TrainerCallback):
     `StabilityError` at its first step.
 
     Args:
-        error_rate: The name of the metric, 1 if all is wrong, not 100. By default the first whose name ends in per,
+        error_rate: The name of the metric, a fraction or in percent. By default the first whose name ends in per,
             wer, cer or error_rate.
         blank: The index of CTC's blank among the classes of the logits, `[batch, frames, classes]`. By default the
             `pad_token_id` of a …ForCTC model; other models are watched for blank only if it is given.

@@ -46,7 +46,7 @@ class StabilityCallback(MonitorOwner, Callback):
     `StabilityError` before its first step.
 
     Args:
-        error_rate: The name of the metric, 1 if all is wrong, not 100. By default the first whose name ends in per,
+        error_rate: The name of the metric, a fraction or in percent. By default the first whose name ends in per,
             wer, cer or error_rate.
         blank: The index of CTC's blank among the classes of the logits.
         stop_on: The kinds of findings that end the training, as for `Monitor`.

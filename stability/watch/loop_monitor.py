@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stability.core.errors import StabilityError
 from stability.diagnosis.display import show_outcome
+from stability.diagnosis.metric import metric_name
 from stability.diagnosis.verdict import FATAL, Fault, Verdict
 from stability.watch.given import Given, joined, read_given
 from stability.watch.monitor import Monitor
@@ -88,8 +89,10 @@ class LoopMonitor(Monitor):
             )
         if rehearsal or not self._stepped:
             return
-        rate = _first_matching(metrics, _ERROR_RATE) if self._error_rate is None else float(metrics[self._error_rate])
-        loss = _first_matching(metrics, _VALIDATION_LOSS)
+        name = self._error_rate or _first_matching(metrics, _ERROR_RATE)
+        rate, loss = (float(metrics.get(key, math.nan)) for key in (name, _first_matching(metrics, _VALIDATION_LOSS)))
+        if not math.isnan(rate):
+            self._metric = metric_name(name)
         if not math.isnan(rate) or not math.isnan(loss):
             self.validated(rate, loss)
 
@@ -161,6 +164,6 @@ def _innermost(model: nn.Module) -> nn.Module:
     return _innermost(children[0])
 
 
-def _first_matching(metrics: Mapping[str, Any], pattern: re.Pattern[str]) -> float:
+def _first_matching(metrics: Mapping[str, Any], pattern: re.Pattern[str]) -> str:
     names = (name for name in metrics if pattern.search(name.lower()) and not name.lower().startswith("train"))
-    return float(metrics.get(next(names, ""), math.nan))
+    return next(names, "")

@@ -109,6 +109,7 @@ class Monitor:
         stop_on: The kinds of findings that end the training: any of `non_finite`, `bad_data`, `not_training`,
             `exploded`, `degraded`, `blank_collapse` and `mode_collapse`.
         folder: Where flight recordings are written. Without it there are none.
+        metric: The name of the error rate that `validated` is given.
 
     Raises:
         StabilityError: `stop_on` contains another word.
@@ -123,6 +124,7 @@ class Monitor:
         blank: int = BLANK,
         stop_on: Collection[Fault] = FATAL,
         folder: Path | str | None = None,
+        metric: str = "PER",
     ) -> None:
         if unknown := {*stop_on} - {*get_args(Fault)}:
             raise StabilityError(
@@ -130,6 +132,7 @@ class Monitor:
                 f"Choose from {', '.join(get_args(Fault))}."
             )
         self._model, self._optimizer, self._scaler, self._blank = model, optimizer, scaler, blank
+        self._metric = metric
         self._pending: list[_Row] = []
         self._rows = History()
         self._fetched = 0  # steps whose signals are in the history: all but the pending ones
@@ -208,8 +211,17 @@ class Monitor:
             per: The phoneme, word or character error rate, as a fraction or in percent. Percent is recognised from all
                 validations together, and the evidence of the verdict says so.
             loss: The validation loss, if there is one.
+
+        Raises:
+            StabilityError: They are not numbers.
         """
-        self._validations.append((self._next_step - 1, float(per), float(loss)))
+        try:
+            self._validations.append((self._next_step - 1, float(per), float(loss)))
+        except (TypeError, ValueError):
+            raise StabilityError(
+                f"validated takes an error rate and a loss, and was given {per!r} and {loss!r}. Give numbers, and "
+                "math.nan for the one that was not measured."
+            ) from None
 
     def verdict(self) -> Verdict:
         """Return the verdict on the training so far.
@@ -226,7 +238,7 @@ class Monitor:
             return self._failure
         if self._bad_steps and (refusal := self._bad_steps[0].verdict) is not None:
             return refusal
-        verdict = judge(self._table(), self.validation())
+        verdict = judge(self._table(), self.validation(), metric=self._metric)
         in_percent = is_in_percent([per for _, per, _ in self._validations])
         unit: _Evidence = {"error rates were given in": "percent"} if in_percent else {}
         evidence = verdict.evidence | unit | self._own_evidence() | self._recording
@@ -429,13 +441,14 @@ class Monitor:
         own_kinds = ("non_finite",) if overflow else FATAL
         deciding = [f for f in found if f.kind in self._stop_on and (f in new or (urgent and f.kind in own_kinds))]
         deciding.sort(key=lambda finding: finding.detected_step != step)
-        verdict = stopping_verdict(signals, validation, self._stop_on, deciding)
+        verdict = stopping_verdict(signals, validation, self._stop_on, deciding, metric=self._metric)
         if verdict is not None:
             places = self._non_finite_places() if urgent else {}
             evidence = self._utterances_of(deciding[0]) | verdict.evidence | self._own_evidence() | places
             verdict = replace(verdict, evidence=evidence, advice=self._with_restarts(verdict.advice))
         if new and self._folder is not None:
-            self._record(self._folder, signals, verdict or stopping_verdict(signals, validation, FAULTS, new))
+            first = stopping_verdict(signals, validation, FAULTS, new, metric=self._metric)
+            self._record(self._folder, signals, verdict or first)
         if verdict is not None:
             verdict = replace(verdict, evidence=verdict.evidence | self._recording)
             if verdict.outcome not in FATAL:

@@ -83,7 +83,7 @@ def plain_loop(model: Any, steps: int, accumulate: int = 1, *, summed: bool = Fa
     """Train the same in a plain loop. The Monitor measures the gradients before they are clipped."""
     examples = iter(Speech())
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    monitor = Monitor(model, optimizer, blank=5)
+    monitor = Monitor(model, optimizer, blank=5, metric="WER")
     for _ in range(steps):
         optimizer.zero_grad()
         total = torch.zeros(())
@@ -116,7 +116,7 @@ def test_it_measures_as_in_a_plain_loop(accumulate: int, tmp_path: Path, capsys:
     assert "\nstable" in capsys.readouterr().out
     logged = trainer.state.log_history[-1]
     assert (logged["step"], logged["stability/outcome"]) == (20, "stable")
-    assert logged["stability/validation PER"] == 0.25
+    assert logged["stability/validation WER"] == 0.25
 
 
 def spoil(model: Any, step: int, callback: StabilityCallback) -> dict[str, Tensor]:
@@ -264,7 +264,8 @@ def test_as_the_readme_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     }
     exec(code_with(DOCS / "how-to/own-loop.md", "stability.huggingface"), names)
     assert "\nstable" in capsys.readouterr().out
-    assert names["callback"].verdict().outcome == "stable"
+    verdict = names["callback"].verdict()
+    assert (verdict.outcome, verdict.evidence["validation WER"]) == ("stable", 0.25)
 
 
 def test_a_step_that_fp16_skips_is_not_counted(tmp_path: Path) -> None:

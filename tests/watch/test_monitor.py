@@ -61,6 +61,23 @@ def test_error_rates_in_percent_are_recognised_from_all_of_them() -> None:
     assert evidence["validation PER"] == pytest.approx(0.008)
 
 
+def test_the_error_rate_keeps_its_name() -> None:
+    model = Toy()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    monitor = Monitor(model, optimizer, metric="WER")
+    train(model, optimizer, monitor, 20)
+    monitor.validated(0.3)
+    assert monitor.verdict().evidence["validation WER"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("rate", [None, "n/a"])
+def test_a_validation_without_a_number_is_an_error(rate: Any) -> None:
+    monitor = Monitor(Toy())
+    with pytest.raises(StabilityError, match=rf"given {rate!r} and nan. Give numbers, and math.nan"):
+        monitor.validated(rate)
+    assert not len(monitor.validation().steps)
+
+
 def test_epsilon_dominance_is_seen_in_the_optimizer() -> None:
     torch.manual_seed(0)
     model = Toy()
