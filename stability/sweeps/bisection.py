@@ -144,7 +144,8 @@ class BisectionSweeper(BasicSweeper):
         OmegaConf.save(self.config, folder / "multirun.yaml")
         returns: list[Sequence[JobReturn]] = []
         while trials:
-            print(f"round {len(returns) + 1}: {len(trials)} of {_searches(len(searches))} continue", flush=True)
+            verb = "continues" if len(trials) == 1 else "continue"
+            print(f"round {len(returns) + 1}: {len(trials)} of {_searches(len(searches))} {verb}", flush=True)
             launched = sum(map(len, returns))
             returns.append(self.launcher.launch([trial.overrides for trial in trials], initial_job_idx=launched))
             for trial in trials:
@@ -153,7 +154,8 @@ class BisectionSweeper(BasicSweeper):
             trials = self._next_trials(searches)
         _report_boundaries(folder)
         if ended := [f"  {search.name}: {search.problem}" for search in searches if search.problem]:
-            summary = f"{len(ended)} of {_searches(len(searches))} ended early; the others are finished."
+            others = "; the others are finished" if len(ended) < len(searches) else ""
+            summary = f"{len(ended)} of {_searches(len(searches))} ended early{others}."
             advice = "Mend the cause, then run the same command again: it continues these searches."
             raise StabilityError("\n".join([summary, *ended, advice]))
         return returns

@@ -14,7 +14,7 @@ from stability.analysis.claims import find_claims, read_claims
 from stability.analysis.rulings import Ruling, rule
 from stability.analysis.trials import Trial, Trials
 from tests.support.claims import write_claims
-from tests.support.trials import trial
+from tests.support.trials import read_trial, trial, write_trial
 
 
 def ruled(tmp_path: Path, trials: list[Trial], *claims: str, left_out: Any = ()) -> list[Ruling]:
@@ -223,6 +223,16 @@ def test_a_claim_is_ruled_on_at_its_budget_and_scale_alone() -> None:
             trials = [replace(t, factors={k: v for k, v in t.factors.items() if "synthetic." not in k}) for t in trials]
         assert about(trials, "official-stable").because == f"No trial has its budget and scale: {SMALL} or {FULL}."
         assert {(r.ruling, r.seeds) for r in rule(ORIGINAL, Trials(tuple(trials)))} == {("inconclusive", 0)}
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [[], ["data.path=elsewhere"], ["model=official", "data=t15", "data.path=there", "data.on_bad_utterance=exclude"]],
+)
+def test_the_trials_of_the_commands_have_the_scales_of_the_claims(tmp_path: Path, scale: list[str]) -> None:
+    steps = "10000" if scale and scale[0] == "model=official" else "500"
+    folders = [write_trial(tmp_path / str(n), *scale, f"steps={steps}", f"seed={n}") for n in range(2)]
+    assert about([read_trial(folder) for folder in folders], "official-finite").seeds == 2
 
 
 def test_each_scale_has_a_ruling_of_its_own() -> None:
