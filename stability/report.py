@@ -12,6 +12,7 @@ from typing import Any
 
 from stability.core.errors import StabilityError
 from stability.core.extras import require
+from stability.core.text import printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     except StabilityError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("\n".join([*report.sentences, str(report.page)]))
+    print("\n".join(map(printable, [*report.sentences, report.page])))
     return 0
 
 

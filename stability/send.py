@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stability.core.errors import StabilityError
 from stability.core.extras import require
-from stability.core.text import listed
+from stability.core.text import listed, printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def _send(folder: Path, uri: str | None) -> bool:
     all_sent = True
     for each in found:
         try:
-            print(f"{each}: {send_missing(each, uri)}")
+            print(printable(f"{each}: {send_missing(each, uri)}"))
         except StabilityError as error:
             print(f"error: {error}", file=sys.stderr)
             all_sent = False

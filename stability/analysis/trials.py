@@ -150,17 +150,31 @@ def _read(folder: Path) -> Trial:
         if summary["made of"] == [_FORMAT, written]:
             values = summary["trial"]
             factors = _with_tuples(_with_this_versions_factors(values["factors"]))
-            return Trial(**values | {"name": folder.name, "factors": factors, "folder": folder})
+            trial = Trial(**values | {"name": folder.name, "factors": factors, "folder": folder})
+            if _is_sound(trial):
+                return trial
     except (OSError, ValueError, KeyError, TypeError):
         pass  # there is no summary, or half of one, or another program wrote it
     trial = _read_tables(folder)
     values = {name: value for name, value in vars(trial).items() if name != "folder"}
     summary = {"made of": [_FORMAT, written], "trial": values}
     with suppress(OSError):  # a folder may be read-only: reading it is slower, but works
-        (folder / _SUMMARY).write_text(
-            json.dumps(summary)
-        )  # not atomic: half a summary is not valid JSON, and is replaced
+        if (folder / _SUMMARY).is_symlink():  # in somebody else's folder, it could lead to any file
+            (folder / _SUMMARY).unlink()
+        # Not atomic: half a summary is not valid JSON, and is replaced.
+        (folder / _SUMMARY).write_text(json.dumps(summary))
     return trial
+
+
+def _is_sound(trial: Trial) -> bool:
+    """Return whether the values of a summary are of the right kinds."""
+    numbers = (trial.per, trial.norm_spike, trial.largest_norm, trial.phonemes, trial.loss)
+    return (
+        all(isinstance(number, int | float) for number in numbers)
+        and all(isinstance(number, int) for number in (trial.seed, trial.steps, trial.healthy, trial.censored))
+        and trial.outcome in get_args(Outcome)
+        and isinstance(trial.cause, str | None)
+    )
 
 
 def _why_no_verdict(folder: Path) -> str:

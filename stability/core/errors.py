@@ -1,8 +1,14 @@
 """Exceptions that end a command with a message instead of a traceback."""
 
+from stability.core.text import printable
+
 
 class StabilityError(Exception):
     """A problem outside the program: the message says what is wrong, where, and how to correct it."""
+
+    def __str__(self) -> str:
+        # Names in it may come from somebody else's files, and must not command the terminal.
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class TrialBusy(StabilityError):

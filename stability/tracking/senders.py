@@ -516,7 +516,9 @@ def _check_inside(folder: Path, names: Sequence[str]) -> None:
 
 
 def _lock(folder: Path) -> FileLock:
-    return FileLock(folder / f"{TRACKING}.lock")
+    path = folder / f"{TRACKING}.lock"
+    _check_inside(folder, [path.name])  # locking a file empties it
+    return FileLock(path)
 
 
 def _children_of(run_id: str) -> str:

@@ -95,3 +95,20 @@ def test_the_summary_is_made_again_for_another_verdict(tmp_path: Path) -> None:
     assert read_trial(folder).outcome == "slow"
     (folder / "summary.json").write_text('{"made of"')
     assert read_trial(folder).outcome == "slow"
+
+
+@pytest.mark.parametrize("change", [{"per": "x"}, {"outcome": "[/red]"}, {"seed": None}, {"cause": []}])
+def test_a_summary_with_other_kinds_of_values_is_made_again(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = write_trial(tmp_path / "a")
+    trial = read_trial(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"trial": summary["trial"] | change}))
+    assert read_trial(folder) == trial
+
+
+def test_a_summary_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+    folder, outside = write_trial(tmp_path / "a"), tmp_path / "outside"
+    outside.write_text("precious")
+    (folder / "summary.json").symlink_to(outside)
+    assert read_trial(folder).outcome == "stable"
+    assert outside.read_text() == "precious"

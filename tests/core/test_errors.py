@@ -16,6 +16,11 @@ def test_a_folder_that_cannot_be_written_is_named_with_what_to_do() -> None:
     )
 
 
+def test_a_name_in_a_message_does_not_command_the_terminal() -> None:
+    error = StabilityError("two lines:\n  \x1b[2J\r\u202e ä")
+    assert str(error) == "two lines:\n  " + r"\x1b[2J\r\u202e" + " ä"
+
+
 @pytest.mark.parametrize("kind", [Interrupted, Terminated, CallbackError])
 def test_what_ends_a_sweep_is_not_caught_as_an_exception(kind: type[BaseException]) -> None:
     assert not issubclass(kind, Exception)

@@ -69,3 +69,16 @@ def test_a_password_of_an_earlier_version_is_not_sent(outputs: Path) -> None:
     (sent,) = (outputs / "mlflow-artifacts" / run.id).rglob("config.yaml")
     assert sent.read_text() == (folder / "config.yaml").read_text().replace("me:secret@", "")
     assert "secret" not in (folder / "tracking.json").read_text()
+
+
+@pytest.mark.parametrize("place", ["trial", "."])
+def test_no_file_outside_is_emptied_as_a_lock(outputs: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trial = make_trial(outputs / "study" / "trial")
+    outside = outputs / "outside"
+    outside.write_text("precious")
+    write_state(trial.parent, State(store_uri(outputs), "study", {}))
+    write_state(trial, State(store_uri(outputs), "study", {}))
+    (trial.parent / place / "tracking.json.lock").symlink_to(outside)
+    assert send.main([str(trial.parent)]) == 1
+    assert f"tracking.json.lock is the file {outside}, which is outside the folder" in capsys.readouterr().err
+    assert outside.read_text() == "precious"
