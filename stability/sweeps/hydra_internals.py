@@ -3,7 +3,9 @@
 Hydra offers no public base for a sweeper that goes through a grid, and no public way to read a job's error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper as BasicSweeper
 from hydra.core.override_parser.types import Override
@@ -22,3 +24,19 @@ def job_error(result: JobReturn) -> BaseException | None:
         return None
     error: BaseException = result._return_value
     return error
+
+
+@contextmanager
+def call_when_drawn(sweeper: Any, function: Callable[[Sequence[Any]], None]) -> Iterator[None]:
+    """Call a function with the trials that Optuna's sweeper has drawn, before they are launched."""
+    configure = sweeper._configure_trials
+
+    def configure_and_call(trials: Sequence[Any], *arguments: Any) -> Any:
+        function(trials)
+        return configure(trials, *arguments)
+
+    sweeper._configure_trials = configure_and_call
+    try:
+        yield
+    finally:
+        del sweeper._configure_trials

@@ -190,9 +190,11 @@ def _list_missing(progress: SweepProgress, failed: dict[Path, str]) -> str:
     for folder in progress.folders():
         if folder in progress.outcomes or folder in missing:
             continue
+        if not progress.plan:  # another process of the same search may be training it
+            continue
         if is_busy(folder):
             missing[folder] = "another process is training it"
-        elif progress.plan:
+        else:
             missing[folder] = "it was not started, or its process was killed"
     if not missing:
         return ""

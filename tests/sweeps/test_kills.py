@@ -18,8 +18,10 @@ from tests.support.commandline import CommandLine, Forked, ended
 from tests.support.trial_folders import assert_same_trial
 
 KILLS = 20  # for each launcher
-SWEEP = ("--multirun", "optimizer=official,adam_default", "seed=0,1", "steps=60", "checkpoint_every=7")
-SWEEP = (*SWEEP, "validate_every=20", "sweep.claims=null")
+SWEEP = (
+    *("--multirun", "optimizer=official,adam_default", "seed=0,1", "sweep.claims=null"),
+    *("steps=60", "checkpoint_every=7", "validate_every=20"),
+)
 LAUNCHERS = {
     "basic": ("hydra/launcher=basic",),
     "stacked": ("hydra/launcher=stacked", "hydra.launcher.size=3"),

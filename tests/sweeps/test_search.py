@@ -1,11 +1,16 @@
 """Searches by Optuna on the command line: `experiment=search`."""
 
 import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 
-from tests.support.commandline import CommandLine, wait_for
+from tests.support.commandline import CommandLine, ended, wait_for
+from tests.support.postgres import postgres
 from tests.support.sweeps import STACKED, trials
 
 SEARCH = ("--multirun", "experiment=search", "steps=30", "checkpoint_every=5", "batch.size=8")
@@ -89,3 +94,87 @@ def test_a_search_continues_after_a_folder_that_cannot_be_written(cli: CommandLi
     err = cli.run(*search, status=1).err
     assert err.count("Cannot write in ") == 1
     assert len(trials(cli, "search")) == 3
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A database that several processes may search with at once."""
+    if request.param == "sqlite":  # under this name it is used as any database
+        yield f"sqlite+pysqlite:///{tmp_path}/shared.db"
+    else:
+        monkeypatch.setenv("PGUSER", "postgres")
+        with postgres(tmp_path / "postgres") as address:
+            yield address
+
+
+def shared_study(database: str) -> optuna.Study:
+    (name,) = optuna.get_all_study_names(database)
+    return optuna.load_study(study_name=name, storage=database)
+
+
+@pytest.mark.slow
+def test_several_processes_search_together_up_to_the_total(cli: CommandLine, database: str) -> None:
+    search = (*SEARCH, f"hydra.sweeper.storage={database}", "hydra.sweeper.n_trials=8", "hydra.sweeper.n_jobs=2")
+    processes = [cli.fork(*search) for _ in range(3)]
+    for process in processes:
+        assert not ended(process, 0).err
+    states = shared_study(database).trials
+    assert [trial.state.name for trial in states] == 8 * ["COMPLETE"]
+    assert len({str(trial.params) for trial in states}) == 8
+    assert len(trials(cli, "search")) == 8
+    assert "The search already has 8 trials" in cli.run(*search).out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_trials_of_a_process_that_ended_early_are_drawn_again(
+    cli: CommandLine, database: str, number: signal.Signals
+) -> None:
+    search = (*SEARCH, f"hydra.sweeper.storage={database}", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
+    process = cli.fork(*search)
+    wait_for(lambda: any(cli.folder.glob("outputs/search/*/signals.csv")), process)
+    process.send_signal(number)
+    process.communicate()
+    if number == signal.SIGKILL:
+        assert [trial.state.name for trial in shared_study(database).trials] == ["RUNNING", "RUNNING"]
+        let_a_minute_pass(database)
+    cli.run(*search)
+    found = shared_study(database).trials
+    assert [trial.state.name for trial in found] == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+    assert sorted(str(trial.params) for trial in found[:2]) == sorted(str(trial.params) for trial in found[2:])
+
+
+def let_a_minute_pass(database: str) -> None:
+    """Make the heartbeats of all trials older."""
+    with sqlalchemy.create_engine(database).begin() as connection:
+        connection.execute(sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = '2020-01-01'"))
+
+
+@pytest.mark.slow
+def test_a_process_that_was_suspended_leaves_its_trials_to_others(cli: CommandLine, database: str) -> None:
+    """Its machine slept. It has the locks of the trials, so the others train other trials in the meantime."""
+    search = (*SEARCH, f"hydra.sweeper.storage={database}", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1")
+    process = cli.fork(*search)
+    wait_for(lambda: any(cli.folder.glob("outputs/search/*/signals.csv")), process)
+    process.send_signal(signal.SIGSTOP)
+    let_a_minute_pass(database)
+    cli.run(*search)
+    process.send_signal(signal.SIGCONT)
+    ended(process, 0)
+    assert [trial.state.name for trial in shared_study(database).trials].count("COMPLETE") == 2
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        (
+            "optuna.db",
+            "hydra.sweeper.storage=optuna.db: give sqlite:///PATH, or for several processes at once postgresql",
+        ),
+        ("nobase://host/db", "hydra.sweeper.storage=nobase://host/db: "),
+        ("sqlite+pysqlite:////nowhere/optuna.db", "unable to open database file"),
+        ("postgresql+pg8000://127.0.0.1:1/none", "needs a package that is not installed (No module named 'pg8000')"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_one_message(cli: CommandLine, storage: str, message: str) -> None:
+    assert message in cli.refuse("--multirun", "experiment=search", f"hydra.sweeper.storage={storage}")
