@@ -66,8 +66,8 @@ def _run() -> None:
     except ValueError as error:
         if isinstance(error.__cause__, OSError):
             sys.exit(f"error: {_folder_error(error.__cause__)}")
-        if "Config group override" in str(error):  # GROUP=null
-            sys.exit(f"error: {error}")
+        if "Config group override" in str(error):  # GROUP=null, GROUP=3
+            sys.exit(f"error: {error}. Give the name of an option, as in model=small.")
         if "Only one of --run" in str(error):  # --multirun --cfg job
             sys.exit(f"error: {error}. To see what a sweep would train: --multirun sweep.dry_run=true")
         raise

@@ -118,6 +118,11 @@ def explain_error(error: BaseException) -> str:
             f"{name}={values} has several values. To sweep over them, add --multirun. For a list, write "
             f"'{name}=[{values}]'. For a text with a comma, quote it: '{name}=\"{values}\"'."
         )
+    if hydras := re.search(r"Sweeping over Hydra's configuration is not supported : '(.*?)=(.*)'", text):
+        name, values = hydras.groups()
+        if name.startswith("hydra.sweeper.params."):
+            return f"Give {name.removeprefix('hydra.sweeper.params.')}={values}, without hydra.sweeper.params."
+        return f"{name} is one of Hydra's own settings, which cannot be swept: give one value."
     if no_list := re.search(r"override (\S+?)=(.*)\nInvalid value assigned: \w+ is not a ListConfig", text):
         return f"{no_list[1]} is a list. Write it in brackets: '{no_list[1]}=[{no_list[2]}]'."
     text = re.sub(r"\w+ raised while resolving interpolation: *", "", text)

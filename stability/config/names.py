@@ -21,6 +21,8 @@ SHORT_NAMES = {
     "seed": "seed",
 }  # of the factors that are varied most
 
+_ALIASES = {"batch_size": "batch.size", "learning_rate": "schedule.lr_max", "eps": "optimizer.epsilon"}
+
 # Settings, and groups of settings, that do not change the result of a trial.
 CHANGES_NO_RESULT = {"tracking", "study", "outputs", "fresh", "validate_every", "checkpoint_every"}
 
@@ -99,11 +101,11 @@ def _digest(config: Config, without: Collection[str] = ()) -> str:
 
 
 def full_name(name: str) -> str:
-    """Return the dotted name of a setting.
+    """Return the dotted name of a setting that is given by another name.
 
     Args:
-        name: Its `short_name`, the last part of its dotted name if that is unique, or `batch_size`. The name of a
-            group, or any other name, is returned as it is.
+        name: Its `short_name`, the last part of its dotted name if that is unique, or another usual name. The name of
+            a group, or any other name, is returned as it is.
     """
     return _full_names().get(name, name)
 
@@ -113,7 +115,7 @@ def _full_names() -> dict[str, str]:
     last = {name.rpartition(".")[2]: name for name in _settings() if _last_parts()[name.rpartition(".")[2]] == 1}
     short = {short_name(name): name for name in _settings()}
     groups = {*get_type_hints(Command), "experiment", "debug", "hydra"}
-    return {name: full for name, full in (last | short | {"batch_size": "batch.size"}).items() if name not in groups}
+    return {name: full for name, full in (last | short | _ALIASES).items() if name not in groups}
 
 
 @cache

@@ -15,6 +15,8 @@ from tests.support.configs import composed
         ("lr=0.1,0.2", "schedule.lr_max=0.1,0.2"),
         ("noise=0.25", "aug.white_noise_std=0.25"),
         ("batch_size=8", "batch.size=8"),
+        ("eps=1", "optimizer.epsilon=1"),
+        ("learning_rate=1", "schedule.lr_max=1"),
         ("batch=8,16", "batch.size=8,16"),
         ("batch=range(8,10)", "batch.size=range(8,10)"),
         ("hydra.sweeper.params.lr=0.1", "hydra.sweeper.params.schedule.lr_max=0.1"),

@@ -168,7 +168,7 @@ def test_a_trial_is_sent_unless_tracking_is_none(cli: CommandLine) -> None:
         ("optimizer=nope", ["optimizer/nope", "adam_default", "official"]),
         ("optimiser=official", ["optimiser", "Did you mean: 'optimizer'", "There are: optimizer, schedule, aug"]),
         ("optimizer.epsilonn=1", ["epsilonn", "There are: epsilon, beta1"]),
-        ("optimizer=null", ["Config group override must be a string"]),
+        ("optimizer=null", ["Config group override must be a string", "as in model=small"]),
         ("+extra=1", ["Unknown in the configuration: extra", "There are: optimizer, schedule, aug"]),
         ("~optimizer", ["optimizer must be given"]),
         ("steps=many", ["steps=many", "Integer"]),
