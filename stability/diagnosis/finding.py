@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from stability.diagnosis.table import Table
@@ -121,11 +120,9 @@ def update_in_words(ratio: float) -> str:
 
 def running_median(values: Floats, width: int) -> Floats:
     """Return, at each point, the median of the last `width` values, or of all values if there are fewer."""
-    begin = values[: width - 1]
-    each = np.sort(np.where(np.tri(len(begin), dtype=bool), begin, np.inf))  # the first n + 1 values in row n
-    rows = np.arange(len(begin))
-    first: Floats = (each[rows, rows // 2] + each[rows, (rows + 1) // 2]) / 2
-    if len(values) < width:
-        return first
-    whole: Floats = np.concatenate([first, np.median(sliding_window_view(values, width), axis=1)])
-    return whole
+    rows = np.arange(len(values))
+    padded = np.concatenate([np.full(width - 1, np.inf), values])  # inf is sorted behind the values
+    windows = np.sort(padded[rows[:, None] + np.arange(width)])
+    count = np.minimum(rows + 1, width)
+    medians: Floats = (windows[rows, (count - 1) // 2] + windows[rows, count // 2]) / 2
+    return medians
