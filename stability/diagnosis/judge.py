@@ -212,12 +212,8 @@ def _by_growth(t: _Training) -> Verdict | None:
     if growth.readings > _CUT_OFF and not growth.goes_on:
         return None
     steps, _ = t.rates
-    losses = finite_readings(t.validation, "loss")
-    after, before = losses.between(growth.onset, t.end), losses.up_to(growth.onset - 1)
-    held_out_grew = len(after) > 0 and len(before) > 0 and after[-1] > _MULTIPLE * before.min()
-    if len(steps) and steps[-1] >= growth.onset and t.last <= _WELL and not held_out_grew:
-        return None
-    if _went_on_learning(growth.onset, t):
+    good = len(steps) > 0 and steps[-1] >= growth.onset and t.last <= _WELL
+    if (good and not _validation_loss_grew(growth.onset, t)) or _went_on_learning(growth.onset, t):
         return None
     cause, advice = why_grew(t.signals, growth.onset, growth.last)
     grew = f"The loss grew from {growth.usual:.3g} to {growth.value:.3g}, and the log ends there. "
@@ -488,15 +484,12 @@ def _is_well_since(step: int, t: _Training) -> bool:
     steps, rates = t.rates
     if not len(steps) or steps[-1] < step or not t.last <= _WELL or is_lost(rates, best_of(steps, rates).rate, t.last):
         return False
-    losses = finite_readings(t.validation, "loss")
-    after = losses.between(step, t.end)
     before = rates[steps < step]
     if _went_on_learning(step, t):
         return True
-    grew = len(after) > 0 and after[-1] > _MULTIPLE * losses.values.min()
     went_on = len(before) > 0 and (steps >= step).sum() > 1 and t.last <= before.min() + _SAME
     # If the error rates went on as before, a loss that is no larger than at the start has done no harm.
-    return not grew and _ended_below_start(t, 1.0 if went_on else _BACK)
+    return not _validation_loss_grew(step, t) and _ended_below_start(t, 1.0 if went_on else _BACK)
 
 
 def _went_on_learning(step: int, t: _Training) -> bool:
@@ -509,8 +502,15 @@ def _went_on_learning(step: int, t: _Training) -> bool:
 
 def _losses_ended_well(t: _Training) -> bool:
     """Whether the training loss ended below its start, and the validation loss near its best."""
-    _, losses = finite_readings(t.validation, "loss")
-    return _ended_below_start(t, _BACK) and len(losses) > 0 and bool(losses[-1] <= _MULTIPLE * losses.min())
+    validated = len(finite_readings(t.validation, "loss").steps) > 0
+    return _ended_below_start(t, _BACK) and validated and not _validation_loss_grew(0, t)
+
+
+def _validation_loss_grew(step: int, t: _Training) -> bool:
+    """Whether the validation loss was measured since a step, and its last value is a multiple of its best one."""
+    losses = finite_readings(t.validation, "loss")
+    after = losses.between(step, t.end)
+    return len(after) > 0 and bool(after[-1] > _MULTIPLE * losses.values.min())
 
 
 def _ended_below_start(t: _Training, share: float) -> bool:
