@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from stability.core.errors import CallbackError, Interrupted, StabilityError, write_error
 from stability.core.extras import install_command, require
 from stability.core.passwords import refuse_password
-from stability.core.stopping import STOPPED, signals_handled
+from stability.core.stopping import STOPPED, signals_handled, stop_requested
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -93,8 +93,11 @@ def _run_hydra() -> None:
     run = hydra.main(config_path=str(conf_folder()), config_name="config", execution_whitelist="stability.*")(_run_job)
     try:
         run()
-    except CallbackError as wrapped:
-        raise wrapped.error from wrapped.error.__cause__
+    except (Exception, CallbackError) as raised:
+        error = raised.error if isinstance(raised, CallbackError) else raised
+        if interruption := stop_requested():  # a library that a signal ends half-way may fail as it tidies up
+            raise interruption(STOPPED) from error
+        raise error from error.__cause__
 
 
 def _run_job(cfg: "DictConfig") -> float | None:

@@ -12,17 +12,19 @@ send several, and later kill the process.
 """
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from stability.core.errors import Interrupted, Terminated
 
 STOPPED = "Stopped. The same command goes on from there."
 _AGAIN = 1.0  # seconds until a time limit fires again, if a library has swallowed its exception
+_LATER = 0.01  # seconds until a time limit fires because of a signal
 
 
 class _Expired(BaseException):
@@ -50,13 +52,28 @@ def signals_handled() -> Iterator[None]:
     if signal.getsignal(signal.SIGTERM) is _note:
         yield
         return
-    before = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    hook = sys.unraisablehook
+
+    def raise_again(ignored: Any) -> None:
+        """Raise it a little later if a signal came in a destructor, where Python ignores exceptions."""
+        if not issubclass(ignored.exc_type, KeyboardInterrupt | _Expired):
+            hook(ignored)
+            return
+        if _signals.after_signal is None:  # a time limit has a handler of its own
+            signal.signal(signal.SIGALRM, lambda number, frame: None if _signals.postponed else _raise())
+        signal.setitimer(signal.ITIMER_REAL, _LATER)
+
+    signal.signal(signal.SIGINT, _note)
+    signal.signal(signal.SIGTERM, _note)
+    sys.unraisablehook = raise_again
     try:
         yield
-        if _signals.requested:  # it was raised where exceptions are ignored, as in a destructor
+        if _signals.requested:  # it was swallowed
             _raise()
     finally:
         _signals.requested = None
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -127,10 +144,8 @@ def _note(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
     elif _signals.after_signal is not None:
-        if not _signals.after_signal:
-            raise _Expired
         left, _ = signal.getitimer(signal.ITIMER_REAL)
-        signal.setitimer(signal.ITIMER_REAL, min(left, _signals.after_signal), _AGAIN)
+        signal.setitimer(signal.ITIMER_REAL, max(_LATER, min(left, _signals.after_signal)), _AGAIN)
     elif not _signals.postponed:
         _raise()
 

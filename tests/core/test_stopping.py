@@ -105,6 +105,29 @@ def test_a_signal_that_was_swallowed_is_raised_at_the_end() -> None:
         work()
 
 
+class Dying:
+    """Something that is destroyed when a signal comes. Python ignores exceptions there."""
+
+    def __del__(self) -> None:
+        send(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("trace")
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_signal_that_comes_in_a_destructor_is_raised_a_little_later(
+    limited: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @signals_handled()
+    def work() -> None:
+        with time_limit(60) if limited else contextlib.nullcontext():
+            Dying()
+            time.sleep(60)
+
+    with pytest.raises(Terminated):
+        work()
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("trace")
 def test_a_block_ends_when_its_time_is_up_even_if_a_library_swallows_that() -> None:
     @time_limit(0.01)
@@ -123,6 +146,7 @@ def test_a_signal_ends_a_wait_and_is_raised_after_it(trace: Trace) -> None:
     @time_limit(60)
     def wait() -> None:
         send(signal.SIGTERM)
+        time.sleep(60)
         trace.append("not reached")
 
     @postponed()

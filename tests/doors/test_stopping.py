@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM at every phase of a command end it with the documented status, and nothing is lost."""
 
+import random
 import signal
 import socket
 import subprocess
@@ -133,3 +134,16 @@ def test_the_run_of_a_study_that_was_stopped_before_its_first_step_is_killed(cli
     process.send_signal(signal.SIGINT)
     assert ended(process, 130).err == STOPPED
     assert {*mlflow_runs(cli).values()} == {"KILLED"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_at_random_moments(cli: CommandLine, number: signal.Signals, status: int) -> None:
+    """Most of them come while Hydra composes the trials, where libraries fail if they are ended half-way."""
+    draws = random.Random(seed := random.randrange(1000))
+    print("seed", seed)  # shown if the test fails
+    for i in range(40):
+        process = cli.fork("--multirun", "hydra/launcher=basic", "seed=0,1,2,3", *ENDLESS, f"study=study{i}")
+        process.process.join(draws.uniform(0.1, 2))
+        process.send_signal(number)
+        assert ended(process, status).err.startswith("Stopped")
