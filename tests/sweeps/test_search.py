@@ -108,8 +108,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 
 def shared_study(database: str) -> optuna.Study:
-    (name,) = optuna.get_all_study_names(database)
-    return optuna.load_study(study_name=name, storage=database)
+    storage = optuna.storages.RDBStorage(database, {"poolclass": sqlalchemy.NullPool})  # leaves no connection open
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage)
 
 
 @pytest.mark.slow
@@ -146,7 +147,7 @@ def test_the_trials_of_a_process_that_ended_early_are_drawn_again(
 
 def let_a_minute_pass(database: str) -> None:
     """Make the heartbeats of all trials older."""
-    with sqlalchemy.create_engine(database).begin() as connection:
+    with sqlalchemy.create_engine(database, poolclass=sqlalchemy.NullPool).begin() as connection:
         connection.execute(sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = '2020-01-01'"))
 
 
