@@ -81,7 +81,7 @@ def open_tracker(settings: Tracking, folder: Path, *, outputs: Path) -> Tracker:
     state = _new_state(settings, outputs)
     if state is None:
         return _NoTracker()
-    from stability.tracking.senders import TrialSender
+    from stability.tracking.trial_sender import TrialSender
 
     tracker = TrialSender(folder, state)
     tracker.start()
@@ -104,11 +104,12 @@ def open_study(settings: Tracking, folder: Path, *, outputs: Path) -> None:
     state = _new_state(settings, outputs)
     if state is None:
         return
-    from stability.tracking.senders import StudySender, study_lock
+    from stability.tracking.sender import lock_of
+    from stability.tracking.study_sender import StudySender
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with study_lock(folder):
+        with lock_of(folder):
             study = StudySender(folder, state)
             try:
                 study.start()
@@ -137,9 +138,10 @@ def close_study(folder: Path, attachments: Sequence[Path], note: str, *, stopped
     state = read_state(folder)
     if state is None:
         return "tracking=none: the study is only in its folder."
-    from stability.tracking.senders import StudySender, study_lock
+    from stability.tracking.sender import lock_of
+    from stability.tracking.study_sender import StudySender
 
-    with study_lock(folder):
+    with lock_of(folder):
         study = StudySender(folder, state)
         study.finish(attachments, note, stopped=stopped)
     return study.where
@@ -154,9 +156,10 @@ def abort_study(folder: Path) -> None:
     state = read_state(folder)
     if state is None:
         return
-    from stability.tracking.senders import StudySender, study_lock
+    from stability.tracking.sender import lock_of
+    from stability.tracking.study_sender import StudySender
 
-    with study_lock(folder):
+    with lock_of(folder):
         StudySender(folder, state).abort()
 
 
@@ -213,7 +216,9 @@ def send_missing(folder: Path, uri: str | None = None) -> str:
     Raises:
         StabilityError: No store is known, the store fails, or another process trains or sends the trial.
     """
-    from stability.tracking.senders import StudySender, TrialSender, read_plain_config, study_lock
+    from stability.tracking.sender import lock_of
+    from stability.tracking.study_sender import StudySender
+    from stability.tracking.trial_sender import TrialSender, read_plain_config
 
     known = read_state(folder)
     if known is None and uri is None:
@@ -224,7 +229,7 @@ def send_missing(folder: Path, uri: str | None = None) -> str:
     else:
         state = State(resolve_uri(uri, folder), str(read_plain_config(folder).get("study", "single")), {})
     is_trial = (folder / CONFIG).exists()
-    with nullcontext() if is_trial else study_lock(folder):
+    with nullcontext() if is_trial else lock_of(folder):
         sender = TrialSender(folder, state) if is_trial else StudySender(folder, state)
         try:
             sender.send_rest()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stability.config.schema import Tracking
-from stability.tracking import api, senders
+from stability.tracking import api, trial_sender
 from stability.tracking.api import Tracker
 from tests.support.tables import append_rows
 
@@ -137,4 +137,4 @@ def open_study(folder: Path, outputs: Path) -> None:
 
 def be_impatient() -> None:
     """Send at every update, in this process."""
-    senders.SHORTEST_PAUSE = senders.LONGEST_PAUSE = 0.0
+    trial_sender.SHORTEST_PAUSE = trial_sender.LONGEST_PAUSE = 0.0

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from stability.config.schema import Tracking
-from stability.tracking import api, senders
+from stability.tracking import api, trial_sender
 from stability.tracking.store import forget_failures
 from tests.support.mlflow_runs import make_trial
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(senders, "SHORTEST_PAUSE", 0.0)
-    monkeypatch.setattr(senders, "LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(trial_sender, "SHORTEST_PAUSE", 0.0)
+    monkeypatch.setattr(trial_sender, "LONGEST_PAUSE", 0.0)
     forget_failures()
 
 

@@ -24,7 +24,7 @@ import pytest
 
 from stability import send
 from stability.core.errors import StabilityError
-from stability.tracking import senders
+from stability.tracking import sender
 from stability.tracking.api import close_study
 from stability.tracking.store import import_mlflow
 from tests.support.commandline import run_module
@@ -253,7 +253,7 @@ def _drip(listening: socket.socket) -> None:
 def test_a_server_that_drips_holds_up_training_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(senders, "_LIMIT_AT_END", 1.0)
+    monkeypatch.setattr(sender, "_LIMIT_AT_END", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         Thread(target=_drip, args=(listening,), daemon=True).start()
         tracker = open_tracker(

@@ -17,7 +17,7 @@ import pytest
 from stability import send
 from stability.core.errors import StabilityError
 from stability.diagnosis.table import Table, append_table, truncate
-from stability.tracking import senders, store
+from stability.tracking import store, trial_sender
 from stability.tracking.api import Tracker
 from stability.tracking.store import forget_failures
 from tests.support.commandline import run_module
@@ -138,7 +138,7 @@ def test_the_more_trials_a_process_sends_the_longer_each_pauses(
 ) -> None:
     now, sendings = 0.0, Counter[Tracker]()
     monkeypatch.undo()
-    for module in (senders, store):
+    for module in (trial_sender, store):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now, time_ns=time.time_ns))
     trackers = [open_tracker(make_trial(tmp_path / f"trial{n}"), tmp_path, "http://localhost:9") for n in range(trials)]
 
@@ -148,7 +148,7 @@ def test_the_more_trials_a_process_sends_the_longer_each_pauses(
         sendings[tracker] += 1
 
     forget_failures()
-    monkeypatch.setattr(senders.TrialSender, "send_rows", send_rows)
+    monkeypatch.setattr(trial_sender.TrialSender, "send_rows", send_rows)
     while now < 4000:
         for tracker in trackers:
             tracker.update()

@@ -1,0 +1,237 @@
+"""Sends the folder of a trial as an MLflow run, while it is trained or later."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakSet
+
+import numpy as np
+from filelock import Timeout
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from stability.config.hydra import read_config
+from stability.config.names import flatten_dict, short_name
+from stability.core.errors import StabilityError
+from stability.core.files import CONFIG, FIGURE, SIGNALS_FILE, VALIDATION_FILE, VERDICT
+from stability.core.passwords import hide_passwords
+from stability.diagnosis.table import Table, read_table
+from stability.diagnosis.verdict import read_verdict
+from stability.tracking.sender import LIMIT, NOTE, REST, OpenRun, Sender, lock_of, modification_time, now_ms
+from stability.tracking.state import Mark, State, read_state
+from stability.tracking.study_sender import StudySender
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+SHORTEST_PAUSE = 5.0  # seconds between two sendings of a trial that is being trained
+LONGEST_PAUSE = 60.0
+_SHARE = 0.02  # of a process's time that sending all its trials may take, as far as the two pauses allow
+
+_POINTS = 320  # of a metric: MLflow's pages draw no more; `signals.csv` has all
+_METRICS_PER_BATCH = 1000  # this and the next two: MLflow's limits
+_PARAMETERS_PER_BATCH = 100
+_PARAMETER_LENGTH = 6000
+
+_VERDICT_TAGS = ("outcome", "cause", "confidence", "onset_step", "detected_step")
+_NOT_PARAMETERS = ("tracking", "outputs", "fresh")  # settings that do not describe the trial
+
+_open: "WeakSet[TrialSender]" = WeakSet()  # the trials that this process is sending
+
+
+class TrialSender(Sender):
+    """Sends a trial. It locks out other processes until the trial has ended, or this object is deleted.
+
+    Raises:
+        StabilityError: Another process trains or sends the trial.
+    """
+
+    def __init__(self, folder: Path, new: State) -> None:
+        self._lock = lock_of(folder)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise StabilityError(f"Another process trains or sends {folder}. Wait for its end.") from None
+        super().__init__(folder, new)
+        self._config = read_plain_config(folder)
+        steps = self._config.get("steps")
+        if not isinstance(steps, int):
+            raise StabilityError(f"{folder / CONFIG} is not a trial's configuration: it has no number of steps.")
+        self._stride = math.ceil(steps / _POINTS)
+        self._next = 0.0  # time.monotonic() of the next sending
+        _open.add(self)
+
+    def update(self) -> None:
+        """Send the new rows, unless the last sending was a moment ago."""
+        begun = time.monotonic()
+        if begun >= self._next:
+            self._attempt(self.send_rows, REST, LIMIT)
+            ended = time.monotonic()
+            # All open trials together may take `_SHARE` of the time, so each waits longer the more there are.
+            pause = len(_open) * (ended - begun) / _SHARE
+            self._next = ended + max(SHORTEST_PAUSE, min(LONGEST_PAUSE, pause))
+
+    def finish(self) -> None:
+        """Send the rest of a trial that has its verdict, and close its run."""
+        self._close("FINISHED")
+
+    def abort(self, status: Literal["FAILED", "KILLED"]) -> None:
+        """Send the rest of a trial that an error or an interrupt ended, and close its run."""
+        self._close(status)
+
+    def send_rows(self) -> None:
+        """Send the new rows of the trial's tables. MLflow's errors are raised as they are."""
+        run = self._connect()
+        self._send_table(run, SIGNALS_FILE, "", self._stride)
+        self._send_table(run, VALIDATION_FILE, "validation/", 1)
+
+    def send_rest(self) -> None:
+        """Send what is missing of a trial that has ended, its place below its study included."""
+        study = self._study_state()
+        if study and study.run_id != self._state.parent:
+            self._state.finished = False
+        super().send_rest()
+        self._release()
+
+    def _close(self, status: str) -> None:
+        super()._close(status)
+        self._release()
+
+    def _release(self) -> None:
+        self._lock.release()
+        _open.discard(self)
+
+    def _start_time(self) -> int:
+        return modification_time(self._folder / CONFIG)
+
+    def _final_status(self) -> str:
+        if (self._folder / VERDICT).exists():
+            return "FINISHED"
+        return "KILLED" if self._state.status == "RUNNING" else self._state.status
+
+    def _describe(self, run: OpenRun, found: "Run") -> None:
+        from mlflow.entities import Param
+
+        # MLflow refuses to change a parameter.
+        missing = [Param(name, value) for name, value in _parameters(self._config) if name not in found.data.params]
+        for some in _batches(missing, _PARAMETERS_PER_BATCH):
+            run.client.log_batch(run.id, params=some)
+
+    def _parent_id(self) -> str | None:
+        study = self._study_state()
+        if study is not None and study.run_id is None:  # the store did not answer when the study was opened
+            with lock_of(self._folder.parent):
+                return StudySender(self._folder.parent, study).connect()
+        return study.run_id if study else None
+
+    def _study_state(self) -> State | None:
+        """The state of the study that the trial is part of, if it is sent to the same place."""
+        study = read_state(self._folder.parent)
+        return study if study and study.is_for(self._state.uri, self._state.experiment) else None
+
+    def _send_table(self, run: OpenRun, name: str, prefix: str, stride: int, *, to_the_end: bool = False) -> None:
+        """Send the new points of a table of signals.
+
+        Args:
+            run: The run.
+            name: The table's file.
+            prefix: What the names of the metrics begin with.
+            stride: One point of each signal is sent for every `stride` steps.
+            to_the_end: The table is complete, so its last row is sent too.
+        """
+        from mlflow.entities import Metric
+
+        path = self._folder / name
+        mark = self._state.marks.setdefault(name, Mark())
+        # Read from the beginning of a span of steps: which row of it is sent depends on all its rows.
+        table = read_table(path, after=(mark.sent + 1) // stride * stride - 1)
+        chosen = _first_of_each_span(table, stride)
+        if to_the_end:
+            chosen[-1:] = table.measured[-1:]
+        elif stride > 1:
+            chosen = chosen[:-1]  # this row waits: it may be the last one, and of the last row all signals are sent
+        steps = table.steps[: len(chosen)]
+        # Rows announced before a kill go first, as a part of their own: they keep the time they were announced with.
+        for part in (steps <= mark.announced, steps > mark.announced):
+            rows = np.flatnonzero(part & (steps > mark.sent))
+            if not len(rows):
+                continue
+            last = int(steps[rows[-1]])
+            if last > mark.announced:  # announce, and only then send: see `Mark`
+                mark.announced, mark.time = last, modification_time(path)
+                self._save_state()
+            metrics = [
+                # Converted by way of its text, a float32 becomes 0.005 and not 0.004999999888.
+                Metric(prefix + table.names[at], float(str(table.values[row, at])), mark.time, int(steps[row]))
+                for row in rows
+                for at in np.flatnonzero(chosen[row])
+            ]
+            for some in _batches(metrics, _METRICS_PER_BATCH):
+                run.client.log_batch(run.id, some)
+            mark.sent = last
+            self._save_state()
+
+    def _send_all(self) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        run = self._connect()
+        self._send_table(run, SIGNALS_FILE, "", self._stride, to_the_end=True)
+        self._send_table(run, VALIDATION_FILE, "validation/", 1, to_the_end=True)
+        path = self._folder / VERDICT
+        ended = now_ms()
+        if path.exists():
+            verdict = read_verdict(path)
+            tags = {name: getattr(verdict, name) for name in _VERDICT_TAGS} | {NOTE: verdict.advice}
+            ended = modification_time(path)
+            saved = verdict.evidence.get("steps saved")
+            run.client.log_batch(
+                run.id,
+                metrics=[Metric("steps_saved", saved, ended, 0)] if isinstance(saved, int | float) else [],
+                tags=[RunTag(n, str(v)) for n, v in tags.items() if v is not None],
+            )
+        run.client.set_terminated(run.id, self._state.status, ended)
+        # Earlier versions kept passwords in the configuration.
+        run.client.log_text(run.id, hide_passwords((self._folder / CONFIG).read_text()), CONFIG)
+        for name in (VERDICT, FIGURE):
+            if (self._folder / name).exists():
+                run.client.log_artifact(run.id, str(self._folder / name))
+        self._state.finished = True
+        self._save_state()
+
+
+def read_plain_config(folder: Path) -> dict[str, Any]:
+    """Read a trial's `config.yaml` as nested dictionaries.
+
+    Interpolations stay as they are written: somebody else's could name a variable of the user's environment.
+    """
+    config = OmegaConf.to_container(read_config(folder / CONFIG), resolve=False)
+    assert isinstance(config, dict)
+    return {str(name): value for name, value in config.items()}
+
+
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
+    return (items[first : first + size] for first in range(0, len(items), size))
+
+
+def _first_of_each_span(table: Table, stride: int) -> NDArray[np.bool_]:
+    """Choose each signal's first measured value in every `stride` steps: bool `[rows, names]`.
+
+    Spans begin at multiples of the stride, so the choice depends on the trial alone, and not on when it was sent.
+    """
+    chosen = np.zeros_like(table.measured)
+    span = table.steps // stride
+    for column in range(len(table.names)):
+        rows = np.flatnonzero(table.measured[:, column])
+        chosen[rows[np.unique(span[rows], return_index=True)[1]], column] = True
+    return chosen
+
+
+def _parameters(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The values of a configuration under their short names, as text."""
+    for name, value in flatten_dict(config).items():
+        if name.partition(".")[0] not in _NOT_PARAMETERS:
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield short_name(name), text[:_PARAMETER_LENGTH]
