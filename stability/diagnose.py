@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="SIGNAL=NAME",
         help="what the log calls step, loss, grad_norm, lr, per or val_loss (may be repeated)",
     )
-    parser.add_argument("--uri", default="sqlite:///outputs/mlflow.db", help="the run's store (default: %(default)s)")
+    parser.add_argument("--uri", help="the run's store (default: MLFLOW_TRACKING_URI, or sqlite:///outputs/mlflow.db)")
     parser.add_argument(
         "--figure",
         type=Path,
@@ -214,7 +214,7 @@ def _replay(folder: Path, device: str) -> int:
     return 0
 
 
-def _read_run(address: str, uri: str) -> Recording:
+def _read_run(address: str, uri: str | None) -> Recording:
     require("train")
     from stability.tracking.api import read_run
 

@@ -25,7 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="of a trial, of a study, or of several")
-    parser.add_argument("--uri", help="the MLflow store (default: outputs/mlflow.db, if they were trained with it)")
+    parser.add_argument(
+        "--uri",
+        help="the MLflow store (default: MLFLOW_TRACKING_URI, or outputs/mlflow.db if they were trained with it)",
+    )
     options = parser.parse_args(arguments)
     try:
         require("train")
@@ -39,10 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _send(folder: Path, uri: str | None) -> bool:
     """Send what a folder holds, print what became of it, and return whether all was sent."""
     from stability.tracking.api import find_trials_and_studies, send_missing, stores_to_ask_for
+    from stability.tracking.store import uri_from_environment
 
     try:
         found = find_trials_and_studies(folder)
-        if uri is None and (stores := stores_to_ask_for(folder, found)):
+        if uri is None and uri_from_environment() is None and (stores := stores_to_ask_for(folder, found)):
             raise StabilityError(
                 f"Nothing of {folder} was sent. It names {listed(stores)}, and anybody can write such an address "
                 f"into a folder. If the store is yours, or for another one: --uri {stores[0]}"

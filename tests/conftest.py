@@ -7,6 +7,10 @@ import pytest
 # Before PyTorch starts: with more threads, the workers of xdist fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# No test sends to the developer's own store.
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ.pop("MLFLOW_EXPERIMENT_NAME", None)
+
 import torch
 
 # Before Triton starts: without a GPU it interprets its kernels, which then run on the CPU.

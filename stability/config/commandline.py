@@ -3,6 +3,7 @@
 | given | read as |
 |---|---|
 | `lr=0.002`, `batch_size=48` | `schedule.lr_max=0.002`, `batch.size=48`: the names in tables, figures and MLflow |
+| `tags={team: speech}` | `+tracking.tags={team: speech}`: without `+` Hydra accepts only keys that are there |
 | `experiment=test1` | `--multirun experiment=test1`: an experiment is a sweep |
 | `experiment=test1,test2` | the same, with what the experiments have in common: launcher, seeds, study, claims |
 """
@@ -52,7 +53,8 @@ def _with_full_name(word: str) -> str:
     name = name.removeprefix(start)
     # `batch` is also a group. None of its options is a number.
     name = "batch_size" if name == "batch" and re.match(r"[\d.]|range\(", value) else name
-    return f"{start}{full_name(name)}={value}"
+    name = full_name(name)
+    return f"{'+' if name == 'tracking.tags' else start}{name}={value}"
 
 
 def _shared_words(experiments: Sequence[str], presets: Sequence[str]) -> list[str]:

@@ -156,6 +156,9 @@ class Tracking:
     backend: Literal["mlflow", "none"]
     uri: str | None
     experiment: str
+    tags: dict[str, str] = field(default_factory=dict)
+    note: str | None = None
+    system_metrics: bool = False
 
 
 @dataclass

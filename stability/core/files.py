@@ -10,6 +10,7 @@ from typing import BinaryIO
 # In a trial's folder.
 CONFIG = "config.yaml"
 SIGNALS_FILE, VALIDATION_FILE = "signals.csv", "validation.csv"
+DATA = "data.json"  # which utterances it was trained and validated on
 VERDICT = "verdict.json"
 FIGURE = "run.png"
 EXCLUDED = "excluded.txt"  # the utterances that were left out

@@ -3,11 +3,13 @@
 Nothing here depends on the layout of the files. The decoder and the trainer see a data set only through these classes.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +116,27 @@ class Dataset:
     val: Split
     location: str = "read from its files"
     gpu_bytes: int = 0
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The name, place and size of the data set, and a digest of its utterances' names, lengths and labels."""
+        digest = hashlib.sha256(repr((self.sessions, self.n_features)).encode())
+        for split in (self.train, self.val):
+            digest.update(b"split")
+            for record in split.records:
+                digest.update(f"{record.day}/{record.name}/{record.n_time_steps}/".encode())
+                digest.update(b"" if record.labels is None else record.labels.tobytes())
+        return {
+            "name": self.train.path.name,
+            "path": str(self.train.path.resolve()),
+            "digest": digest.hexdigest()[:16],
+            "days": len(self.sessions),
+            "features": self.n_features,
+            **{
+                name: {"utterances": len(split.records), "bins": sum(record.n_time_steps for record in split.records)}
+                for name, split in (("train", self.train), ("val", self.val))
+            },
+        }
 
     @property
     def sessions(self) -> tuple[str, ...]:

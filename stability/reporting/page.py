@@ -47,11 +47,13 @@ class Report:
         page: The HTML page.
         files: The figures, as SVG and PNG, and the table of trials.
         sentences: The summary, in three sentences.
+        factors: {short name: levels, as they are typed} of the factors, and of the seed if there are several.
     """
 
     page: Path
     files: tuple[Path, ...]
     sentences: tuple[str, ...]
+    factors: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,9 @@ def write_report(
             f"{_command(folders, where)} --out FILE.html"
         ) from error
     figures = (place / f"{picture.name}.{kind}" for picture in pictures for kind in ("svg", "png"))
-    return Report(page, (*figures, place / "trials.csv"), sentences)
+    seeds = [level_text(seed) for seed in ordered(trial.seed for trial in trials.trials)]
+    varied = _factors(trials) | ({"seed": seeds} if len(seeds) > 1 else {})
+    return Report(page, (*figures, place / "trials.csv"), sentences, varied)
 
 
 def _check_studies(folders: Sequence[Path], trials: Trials) -> None:
@@ -202,10 +206,13 @@ def _header(study: _Study, sentences: Sequence[str]) -> dict[str, Any]:
         "total": len(trials.trials),
         "seeds": len({trial.seed for trial in trials.trials}),
         "begun": len(study.begun),
-        "factors": {
-            short_name(name): [level_text(level) for level in levels] for name, levels in main_factors(trials).items()
-        },
+        "factors": _factors(trials),
     }
+
+
+def _factors(trials: Trials) -> dict[str, list[str]]:
+    """{short name: levels, as they are typed}."""
+    return {short_name(name): [level_text(level) for level in levels] for name, levels in main_factors(trials).items()}
 
 
 def _provenance(study: _Study) -> dict[str, Any]:

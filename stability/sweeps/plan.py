@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from stability.analysis.levels import level_text
+from stability.analysis.levels import level_text, ordered
 from stability.config.names import CHANGES_NO_RESULT, SHORT_NAMES, flatten, short_name, trial_name
 from stability.core.errors import StabilityError
 from stability.sweeps.hydra_internals import BasicSweeper
@@ -52,6 +52,17 @@ class Plan:
             if any(pattern):
                 factors.setdefault(pattern, name)
         return tuple(factors.values())
+
+    @cached_property
+    def levels(self) -> dict[str, list[str]]:
+        """{short name: levels, as they are typed} of the factors, and of the seed if there are several."""
+        values = [flatten(trial.config) for trial in self.trials]
+        found = {name: ordered(_level(v.get(name)) for v in values) for name in (*self.factors, "seed")}
+        return {
+            short_name(name): [level_text(level) for level in levels]
+            for name, levels in found.items()
+            if name != "seed" or len(levels) > 1
+        }
 
     @cached_property
     def cells(self) -> dict[Cell, list[PlannedTrial]]:

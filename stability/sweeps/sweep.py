@@ -125,7 +125,7 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
     finished = plan is not None and all(is_finished(trial.config, trial.folder) for trial in plan.trials)
     is_closed = finished and is_sent(tracking, study, outputs=outputs)  # a kill may have come after the last trial
     if not is_closed:
-        open_study(tracking, study, outputs=outputs)
+        open_study(tracking, study, outputs=outputs, factors=plan.levels if plan else {})
     progress.start()
     return progress, not is_closed
 
@@ -143,7 +143,8 @@ def _report(cfg: DictConfig, progress: SweepProgress, tracked: bool, *, stopped:
     report = write_report([study], claims=None if claims is None else find_claims(claims))
     print("", *report.sentences, f"report    {short_path(report.page)}", sep="\n")
     if tracked:
-        print(close_study(study, [report.page, *report.files], " ".join(report.sentences), stopped=stopped))
+        files, note = [report.page, *report.files], " ".join(report.sentences)
+        print(close_study(study, files, note, factors=report.factors, stopped=stopped))
 
 
 def _report_invalid(plan: Plan, stacked: bool, dry_run: bool) -> None:

@@ -8,9 +8,14 @@ A study has a run too, the parent of its trials' runs, with a `tracking.json` in
 train its trials find the parent there.
 """
 
-from collections.abc import Sequence
+import getpass
+import os
+import socket
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 from stability.config.schema import Tracking
@@ -27,6 +32,7 @@ from stability.tracking.store import (
     quiet,
     resolve_uri,
     sqlite_path,
+    uri_from_environment,
 )
 
 # The senders are imported late. They need packages that reading a run does without.
@@ -78,17 +84,19 @@ def open_tracker(settings: Tracking, folder: Path, *, outputs: Path) -> Tracker:
     Raises:
         StabilityError: A setting is wrong, or another process trains or sends the trial.
     """
-    state = _new_state(settings, outputs)
+    state = _new_state(settings, folder, outputs)
     if state is None:
         return _NoTracker()
     from stability.tracking.trial_sender import TrialSender
 
-    tracker = TrialSender(folder, state)
+    tracker = TrialSender(folder, state, system_metrics=settings.system_metrics)
     tracker.start()
     return tracker
 
 
-def open_study(settings: Tracking, folder: Path, *, outputs: Path) -> None:
+def open_study(
+    settings: Tracking, folder: Path, *, outputs: Path, factors: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> None:
     """Make the run that is the parent of a study's trials, or continue it. Call it before the first trial.
 
     Any number of processes may have a study open at the same time, and any may be killed.
@@ -97,11 +105,12 @@ def open_study(settings: Tracking, folder: Path, *, outputs: Path) -> None:
         settings: Where to send it.
         folder: The study's folder, which holds the folders of its trials.
         outputs: The folder of all studies. Without `settings.uri`, the store is `mlflow.db` in it.
+        factors: What varies in the study, as far as it is known: {short name: levels}.
 
     Raises:
         StabilityError: A setting is wrong, or the folder cannot be written.
     """
-    state = _new_state(settings, outputs)
+    state = _new_state(settings, folder, outputs)
     if state is None:
         return
     from stability.tracking.sender import lock_of
@@ -111,6 +120,7 @@ def open_study(settings: Tracking, folder: Path, *, outputs: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with lock_of(folder):
             study = StudySender(folder, state)
+            study.set_factors(factors)
             try:
                 study.start()
             except KeyboardInterrupt:
@@ -120,7 +130,14 @@ def open_study(settings: Tracking, folder: Path, *, outputs: Path) -> None:
         raise write_error(folder, error) from error
 
 
-def close_study(folder: Path, attachments: Sequence[Path], note: str, *, stopped: bool = False) -> str:
+def close_study(
+    folder: Path,
+    attachments: Sequence[Path],
+    note: str,
+    *,
+    factors: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    stopped: bool = False,
+) -> str:
     """Send the results of a study and close its run.
 
     The run ends as FINISHED if there are trials in `folder` and all have their verdict, as FAILED if a trial crashed,
@@ -130,6 +147,7 @@ def close_study(folder: Path, attachments: Sequence[Path], note: str, *, stopped
         folder: The study's folder.
         attachments: Files that become artifacts of the run.
         note: Markdown for the run's description, which begins with links to the trials of each outcome.
+        factors: What varies in the study: {short name: levels}. If it is empty, it is as it was.
         stopped: Whether Ctrl-C or SIGTERM ended the study. Then its run is KILLED, whatever is in the folder.
 
     Returns:
@@ -143,7 +161,7 @@ def close_study(folder: Path, attachments: Sequence[Path], note: str, *, stopped
 
     with lock_of(folder):
         study = StudySender(folder, state)
-        study.finish(attachments, note, stopped=stopped)
+        study.finish(attachments, note, factors, stopped=stopped)
     return study.where
 
 
@@ -208,7 +226,7 @@ def send_missing(folder: Path, uri: str | None = None) -> str:
 
     Args:
         folder: The trial's or study's folder.
-        uri: Another store than the one it was first sent to.
+        uri: Another store than the one that the environment names, or else it was first sent to.
 
     Returns:
         Where to look at it: a sentence.
@@ -221,13 +239,15 @@ def send_missing(folder: Path, uri: str | None = None) -> str:
     from stability.tracking.trial_sender import TrialSender, read_plain_config
 
     known = read_state(folder)
-    if known is None and uri is None:
-        raise StabilityError(f"{folder} was trained with tracking=none. Give a store with --uri.")
+    is_named = uri is not None or uri_from_environment() is not None
     if known is not None:
-        store = resolve_uri(uri or known.uri, folder)
-        state = State(store, known.experiment, known.tags, note=known.note, attachments=known.attachments)
+        store = resolve_uri(uri if is_named else known.uri, folder)
+        state = replace(known, uri=store, run_id=None, page="", parent=None, marks={}, finished=False)
+    elif is_named:
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or str(read_plain_config(folder).get("study", "single"))
+        state = State(resolve_uri(uri, folder), experiment, _tags(folder))
     else:
-        state = State(resolve_uri(uri, folder), str(read_plain_config(folder).get("study", "single")), {})
+        raise StabilityError(f"{folder} was trained with tracking=none. Give a store with --uri.")
     is_trial = (folder / CONFIG).exists()
     with nullcontext() if is_trial else lock_of(folder):
         sender = TrialSender(folder, state) if is_trial else StudySender(folder, state)
@@ -238,12 +258,12 @@ def send_missing(folder: Path, uri: str | None = None) -> str:
     return sender.where
 
 
-def read_run(run_id: str, uri: str) -> tuple[str, list[tuple[str, int, float]]]:
+def read_run(run_id: str, uri: str | None) -> tuple[str, list[tuple[str, int, float]]]:
     """Read all metrics of an MLflow run, whatever program logged it.
 
     Args:
         run_id: The run's id.
-        uri: Its store.
+        uri: Its store; None for the one that the environment names, or else `outputs/mlflow.db`.
 
     Returns:
         The run's name, and (metric, step, value) in the order of logging.
@@ -268,13 +288,34 @@ def read_run(run_id: str, uri: str) -> tuple[str, list[tuple[str, int, float]]]:
     return run.info.run_name or run_id, [(metric.key, metric.step, metric.value) for metric in logged]
 
 
-def _new_state(settings: Tracking, outputs: Path) -> State | None:
+def _new_state(settings: Tracking, folder: Path, outputs: Path) -> State | None:
     """Check the settings and return the state of a folder that was never sent; None for `tracking=none`."""
     match settings.backend:
         case "none":
             return None
         case "mlflow":
-            commit = git_commit()
-            tags = {"mlflow.source.git.commit": commit} if commit else {}
+            if not settings.experiment.strip():
+                raise StabilityError("tracking.experiment is empty: give a name, or unset MLFLOW_EXPERIMENT_NAME.")
+            tags = _tags(folder, git_commit(), settings.note) | settings.tags
             return State(resolve_uri(settings.uri, outputs), settings.experiment, tags)
     raise StabilityError(f"tracking.backend={settings.backend}: choose mlflow or none.")
+
+
+def _tags(folder: Path, commit: str | None = None, note: str | None = None) -> dict[str, str]:
+    """The tags of a run that say who made it, with what, and where its folder is."""
+    tags = {
+        "mlflow.user": os.environ.get("MLFLOW_TRACKING_USERNAME") or _user(),
+        "mlflow.source.name": "stability.train",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit,
+        "mlflow.note.content": note,
+        "folder": f"{socket.gethostname()}:{folder.resolve()}",
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container, a user may have no name
+        return None

@@ -17,7 +17,7 @@ from uuid import uuid4
 from filelock import FileLock
 
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, FIGURE, SIGNALS_FILE, TRACKING, VALIDATION_FILE, VERDICT, short_path
+from stability.core.files import CONFIG, DATA, FIGURE, SIGNALS_FILE, TRACKING, VALIDATION_FILE, VERDICT, short_path
 from stability.core.stopping import stop_requested
 from stability.tracking.state import State, read_state, write_state
 from stability.tracking.store import (
@@ -29,6 +29,7 @@ from stability.tracking.store import (
     open_store,
     quiet,
     sqlite_path,
+    uri_from_environment,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ PARENT = "mlflow.parentRunId"
 WORKFLOW = "workflowType=machine_learning"  # in a link: the page gets the menus of training runs, not of chat traces
 _KEY = "stability.key"  # the tag by which a run is found that was made just before a kill
 
-_TRIAL_FILES = (CONFIG, SIGNALS_FILE, VALIDATION_FILE, VERDICT, FIGURE)
+_TRIAL_FILES = (CONFIG, DATA, SIGNALS_FILE, VALIDATION_FILE, VERDICT, FIGURE)
 
 
 class OpenRun(NamedTuple):
@@ -75,7 +76,10 @@ class Sender(ABC):
     def __init__(self, folder: Path, new: State) -> None:
         self._folder = folder
         known = read_state(folder)
-        self._state = known if known and known.is_for(new.uri, new.experiment) else new
+        self._state = new
+        if known and known.is_for(new.uri, new.experiment):
+            known.tags |= new.tags
+            self._state = known
         _check_inside(folder, (*_TRIAL_FILES, *self._state.attachments))
         self._run: OpenRun | None = None
         self._is_incomplete = False  # the last sending failed or was skipped
@@ -113,7 +117,8 @@ class Sender(ABC):
         return self._find_run(client, experiment_id) is not None
 
     def _how_to_send_later(self) -> str:
-        store = () if is_own_store(self._state.uri, self._folder) else ("--uri", self._state.uri)
+        default = uri_from_environment() is None and is_own_store(self._state.uri, self._folder)
+        store = () if default else ("--uri", self._state.uri)
         command = _python_command("stability.send", short_path(self._folder), *store)
         return f"The folder keeps everything; send it later: `{command}`"
 
@@ -133,14 +138,18 @@ class Sender(ABC):
 
     def _connect(self) -> OpenRun:
         """Open the store and the run in it. The run is made if the store has none."""
+        from mlflow.entities import RunTag
+
         if self._run is None:
             client, experiment_id = open_store(self._state.uri, self._state.experiment)
             parent = self._parent_id()
             run = self._find_run(client, experiment_id) or self._create_run(client, experiment_id, parent)
             if run.info.status != "RUNNING":
                 client.update_run(run.info.run_id, status="RUNNING")
-            if parent and parent != run.data.tags.get(PARENT):
-                client.set_tag(run.info.run_id, PARENT, parent)
+            wanted = self._tags(parent)
+            changed = [RunTag(n, v) for n, v in wanted.items() if n != NOTE and run.data.tags.get(n) != v]
+            if changed:
+                client.log_batch(run.info.run_id, tags=changed)
             self._state.parent = parent
             self._describe(OpenRun(client, run.info.run_id), run)
             self._run = OpenRun(client, run.info.run_id)
@@ -169,10 +178,23 @@ class Sender(ABC):
         if _KEY not in self._state.tags:
             self._state.tags[_KEY] = uuid4().hex
             self._save_state()
-        tags = self._state.tags | ({PARENT: parent} if parent else {})
-        run = client.create_run(experiment_id, self._start_time(), tags, self._folder.name)
+        run = client.create_run(experiment_id, self._start_time(), self._tags(parent), self._run_name())
         self._adopt(run)
         return run
+
+    def _tags(self, parent: str | None) -> dict[str, str]:
+        return self._state.tags | ({PARENT: parent} if parent else {})
+
+    def _run_name(self) -> str:
+        """The folder's name. In a store for several folders of studies, also which of these it is in."""
+        name = self._folder.name
+        if is_own_store(self._state.uri, self._folder):
+            return name
+        return f"{name} in {'/'.join(self._outputs().parts[-2:])}"
+
+    def _note(self, text: str) -> str:
+        """The description of the run: the user's own, then another text."""
+        return "\n\n".join(filter(None, (self._state.tags.get(NOTE), text)))
 
     def _adopt(self, run: "Run") -> None:
         """Note a run that has nothing yet as the one of this folder."""
@@ -187,6 +209,10 @@ class Sender(ABC):
     def _parent_id(self) -> str | None:
         """The id of the run that this one is part of."""
         return None
+
+    @abstractmethod
+    def _outputs(self) -> Path:
+        """The folder of all studies."""
 
     @abstractmethod
     def _start_time(self) -> int:

@@ -37,6 +37,7 @@ class State:
     marks: dict[str, Mark] = field(default_factory=dict)  # by the name of the table's file
     note: str = ""  # only of a study
     attachments: list[str] = field(default_factory=list)  # only of a study: paths relative to its folder
+    factors: dict[str, list[str]] = field(default_factory=dict)  # only of a study: the levels of what varies in it
     status: str = "RUNNING"
     finished: bool = False  # everything has been sent
 
@@ -62,6 +63,7 @@ def read_state(folder: Path) -> State | None:
         texts = [state.uri, state.experiment, state.page, state.note, state.status, *state.attachments]
         texts += [text for text in (state.run_id, state.parent) if text is not None]
         texts += [text for tag in state.tags.items() for text in tag]
+        texts += [text for name, levels in state.factors.items() for text in (name, *levels)]
         steps = [step for mark in state.marks.values() for step in (mark.sent, mark.announced, mark.time)]
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(step, int) for step in steps):
             raise TypeError("a value has another type")

@@ -35,6 +35,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
+_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else its page shows chat traces, not runs
 
 # What the errors of SQLite say about a file that is no database, or lacks a part of MLflow's tables.
@@ -46,11 +47,16 @@ _failures: dict[str, tuple[float, float]] = {}  # by URI: when the store last fa
 _logged: set[tuple[str, str]] = set()  # URI and reason of each failure that was logged
 
 
+def uri_from_environment() -> str | None:
+    """Return the store that the user names in the environment, as for MLflow's own commands; None if there is none."""
+    return os.environ.get(_URI_VARIABLE) or None
+
+
 def resolve_uri(uri: str | None, outputs: Path) -> str:
     """Check the address of a store and complete it.
 
     Args:
-        uri: The setting `tracking.uri`; None for `mlflow.db` in `outputs`.
+        uri: The setting `tracking.uri`; None for the store that the environment names, or `mlflow.db` in `outputs`.
         outputs: The folder of all studies.
 
     Returns:
@@ -59,9 +65,12 @@ def resolve_uri(uri: str | None, outputs: Path) -> str:
     Raises:
         StabilityError: It is another kind of address, or holds a password.
     """
+    setting = "tracking.uri"
+    if uri is None:
+        setting, uri = _URI_VARIABLE, uri_from_environment()
     if uri is None:
         return f"sqlite:///{outputs.resolve() / 'mlflow.db'}"
-    refuse_password("tracking.uri", uri)
+    refuse_password(setting, uri)
     if uri.startswith("sqlite:///") and uri != "sqlite:///":
         return f"sqlite:///{sqlite_path(uri).resolve()}"
     try:
@@ -71,8 +80,8 @@ def resolve_uri(uri: str | None, outputs: Path) -> str:
     except ValueError:
         pass  # the message is below
     raise StabilityError(
-        f"tracking.uri={uri} is not a store. Give http://HOST:PORT, https://HOST, sqlite:///PATH, or null for"
-        f" {outputs / 'mlflow.db'}."
+        f"{setting}={uri} is not a store. Give http://HOST:PORT, https://HOST, sqlite:///PATH, or "
+        f"{'unset it' if setting == _URI_VARIABLE else 'null'} for {outputs / 'mlflow.db'}."
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -19,11 +19,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _VIEW = "mlflow.sharedViewState."  # with an id behind it: the tag of an experiment that is one of its pages' "Views"
-_COLUMNS = (
-    *(f"tags.`{name}`" for name in ("outcome", "cause")),
-    "metrics.`validation/per`",
-    *(f"params.`{name}`" for name in ("epsilon", "lr", "noise", "batch", "loss", "seed")),
-)
+_USUAL_FACTORS = ("epsilon", "lr", "noise", "batch", "loss", "seed")  # columns of the view if no factor is known
+_MOST_LEVELS = 12  # of a factor that are listed
 _SORTED = {"orderByKey": "metrics.`validation/per`", "orderByAsc": "true"}
 
 
@@ -33,17 +30,26 @@ class StudySender(Sender):
     Use an object for one call, while you hold the lock of its folder.
     """
 
-    def finish(self, attachments: Sequence[Path], note: str, *, stopped: bool) -> None:
+    def finish(
+        self, attachments: Sequence[Path], note: str, factors: Mapping[str, Sequence[str]], *, stopped: bool
+    ) -> None:
         """Send the results, and close the run.
 
         Args:
             attachments: Files that become artifacts.
             note: Markdown for the description.
+            factors: What varies in the study: {short name: levels}. If it is empty, it is as it was.
             stopped: Whether Ctrl-C or SIGTERM ended the study.
         """
         self._state.note = note
+        self.set_factors(factors)
         self._state.attachments = [os.path.relpath(path, self._folder) for path in attachments]
         self._close("KILLED" if stopped else self._final_status())
+
+    def set_factors(self, factors: Mapping[str, Sequence[str]]) -> None:
+        """Note what varies in the study, unless nothing is known of it."""
+        if factors:
+            self._state.factors = {name: [*levels] for name, levels in factors.items()}
 
     def abort(self) -> None:
         """Close the run of a study that Ctrl-C or SIGTERM ended, unless it is closed already."""
@@ -53,6 +59,14 @@ class StudySender(Sender):
     def connect(self) -> str:
         """Open the run, make it if the store has none, and return its id. MLflow's errors are raised as they are."""
         return self._connect().id
+
+    def _outputs(self) -> Path:
+        return self._folder.resolve().parent
+
+    def _tags(self, parent: str | None) -> dict[str, str]:
+        """Also the levels of the factors. They are no parameters, since these cannot change when a study grows."""
+        factors = {f"factor.{name}": _listed(levels) for name, levels in self._state.factors.items()}
+        return super()._tags(parent) | factors
 
     def _start_time(self) -> int:
         return now_ms()
@@ -71,7 +85,10 @@ class StudySender(Sender):
         """
         now = now_ms()
         name = f"{self._folder.name}: trials"
-        chosen = {"searchFilter": _children_of(run.id), **_SORTED, "selectedColumns": _COLUMNS}
+        # What is the same in all trials has no column, so that the outcomes are on the screen.
+        parameters = self._state.factors or _USUAL_FACTORS
+        columns = ["tags.`outcome`", "tags.`cause`", "metrics.`validation/per`", *(f"params.`{p}`" for p in parameters)]
+        chosen = {"searchFilter": _children_of(run.id), **_SORTED, "selectedColumns": columns}
         view = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(chosen)}
         run.client.set_experiment_tag(found.info.experiment_id, _VIEW + run.id, json.dumps(view))
         run.client.set_tag(run.id, NOTE, self._description(run.id))
@@ -83,7 +100,7 @@ class StudySender(Sender):
         if self._state.status != "KILLED":  # the counts are logged once, when all trials have ended
             counts, last = self._outcome_counts(), max(map(modification_time, self._verdicts()), default=0)
             # Logged again under the same time, as after a kill just here, they are for MLflow the same points.
-            metrics = [Metric(f"outcome.{outcome}", counts[outcome], last, 0) for outcome in get_args(Outcome)]
+            metrics = [Metric(f"outcome/{outcome}", counts[outcome], last, 0) for outcome in get_args(Outcome)]
             run.client.log_batch(run.id, metrics)
         run.client.set_terminated(run.id, self._state.status, now_ms())
         for name in self._state.attachments:
@@ -110,9 +127,16 @@ class StudySender(Sender):
             query = {"searchFilter": f"{_children_of(run_id)} and tags.outcome = '{outcome}'", **_SORTED}
             links.append(f"[{number} {outcome}]({runs}&{urlencode(query, quote_via=quote)})")
         # The links come first, because MLflow shows only the beginning of a long description.
-        return "\n\n".join(filter(None, (f"Trials: {', '.join(links)}.", self._state.note)))
+        return "\n\n".join(filter(None, (f"Trials: {', '.join(links)}.", self._note(self._state.note))))
 
 
 def _children_of(run_id: str) -> str:
     """MLflow's filter for the runs with this parent."""
     return f"tags.{PARENT} = '{run_id}'"
+
+
+def _listed(levels: Sequence[str]) -> str:
+    """The levels of a factor, or of many the first and the last one: a search has as many as it has trials."""
+    if len(levels) <= _MOST_LEVELS:
+        return ", ".join(levels)
+    return f"{levels[0]} … {levels[-1]} ({len(levels)} levels)"

@@ -16,16 +16,19 @@ from omegaconf import OmegaConf
 from stability.config.hydra import read_config
 from stability.config.names import flatten_dict, short_name
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, FIGURE, SIGNALS_FILE, VALIDATION_FILE, VERDICT
+from stability.core.files import CONFIG, DATA, FIGURE, SIGNALS_FILE, VALIDATION_FILE, VERDICT
 from stability.core.passwords import hide_passwords
+from stability.core.text import load_json
 from stability.diagnosis.table import Table, read_table
 from stability.diagnosis.verdict import read_verdict
 from stability.tracking.sender import LIMIT, NOTE, REST, OpenRun, Sender, lock_of, modification_time, now_ms
 from stability.tracking.state import Mark, State, read_state
+from stability.tracking.store import mlflow_uri
 from stability.tracking.study_sender import StudySender
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 SHORTEST_PAUSE = 5.0  # seconds between two sendings of a trial that is being trained
 LONGEST_PAUSE = 60.0
@@ -49,7 +52,7 @@ class TrialSender(Sender):
         StabilityError: Another process trains or sends the trial.
     """
 
-    def __init__(self, folder: Path, new: State) -> None:
+    def __init__(self, folder: Path, new: State, *, system_metrics: bool = False) -> None:
         self._lock = lock_of(folder)
         try:
             self._lock.acquire(timeout=0)
@@ -61,6 +64,8 @@ class TrialSender(Sender):
         if not isinstance(steps, int):
             raise StabilityError(f"{folder / CONFIG} is not a trial's configuration: it has no number of steps.")
         self._stride = math.ceil(steps / _POINTS)
+        self._measures_system = system_metrics
+        self._system: SystemMetricsMonitor | None = None
         self._next = 0.0  # time.monotonic() of the next sending
         _open.add(self)
 
@@ -104,6 +109,9 @@ class TrialSender(Sender):
         self._lock.release()
         _open.discard(self)
 
+    def _outputs(self) -> Path:
+        return self._folder.resolve().parent.parent
+
     def _start_time(self) -> int:
         return modification_time(self._folder / CONFIG)
 
@@ -119,6 +127,10 @@ class TrialSender(Sender):
         missing = [Param(name, value) for name, value in _parameters(self._config) if name not in found.data.params]
         for some in _batches(missing, _PARAMETERS_PER_BATCH):
             run.client.log_batch(run.id, params=some)
+        if (self._folder / DATA).exists() and not (found.inputs and found.inputs.dataset_inputs):
+            run.client.log_inputs(run.id, [_dataset(self._folder / DATA)])
+        if self._measures_system:
+            self._system = _start_system_metrics(run.id, self._state.uri)
 
     def _parent_id(self) -> str | None:
         study = self._study_state()
@@ -154,6 +166,7 @@ class TrialSender(Sender):
         elif stride > 1:
             chosen = chosen[:-1]  # this row waits: it may be the last one, and of the last row all signals are sent
         steps = table.steps[: len(chosen)]
+        names = [prefix + name.replace(".", "/", 1) for name in table.names]  # MLflow groups charts by the first part
         # Rows announced before a kill go first, as a part of their own: they keep the time they were announced with.
         for part in (steps <= mark.announced, steps > mark.announced):
             rows = np.flatnonzero(part & (steps > mark.sent))
@@ -165,7 +178,7 @@ class TrialSender(Sender):
                 self._save_state()
             metrics = [
                 # Converted by way of its text, a float32 becomes 0.005 and not 0.004999999888.
-                Metric(prefix + table.names[at], float(str(table.values[row, at])), mark.time, int(steps[row]))
+                Metric(names[at], float(str(table.values[row, at])), mark.time, int(steps[row]))
                 for row in rows
                 for at in np.flatnonzero(chosen[row])
             ]
@@ -184,7 +197,7 @@ class TrialSender(Sender):
         ended = now_ms()
         if path.exists():
             verdict = read_verdict(path)
-            tags = {name: getattr(verdict, name) for name in _VERDICT_TAGS} | {NOTE: verdict.advice}
+            tags = {name: getattr(verdict, name) for name in _VERDICT_TAGS} | {NOTE: self._note(verdict.advice)}
             ended = modification_time(path)
             saved = verdict.evidence.get("steps saved")
             run.client.log_batch(
@@ -192,6 +205,8 @@ class TrialSender(Sender):
                 metrics=[Metric("steps_saved", saved, ended, 0)] if isinstance(saved, int | float) else [],
                 tags=[RunTag(n, str(v)) for n, v in tags.items() if v is not None],
             )
+        if self._system:
+            self._system.finish()  # type: ignore[no-untyped-call]
         run.client.set_terminated(run.id, self._state.status, ended)
         # Earlier versions kept passwords in the configuration.
         run.client.log_text(run.id, hide_passwords((self._folder / CONFIG).read_text()), CONFIG)
@@ -210,6 +225,28 @@ def read_plain_config(folder: Path) -> dict[str, Any]:
     config = OmegaConf.to_container(read_config(folder / CONFIG), resolve=False)
     assert isinstance(config, dict)
     return {str(name): value for name, value in config.items()}
+
+
+def _dataset(path: Path) -> "DatasetInput":
+    """Read a trial's `data.json`."""
+    from mlflow.entities import Dataset, DatasetInput
+
+    try:
+        found = load_json(path.read_text())
+        name, digest, place = (str(found.pop(key)) for key in ("name", "digest", "path"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StabilityError(f"{path} is damaged, or another version wrote it ({error}). Delete it.") from None
+    source = json.dumps({"uri": place})
+    return DatasetInput(Dataset(name, digest, "local", source, profile=json.dumps(flatten_dict(found))))
+
+
+def _start_system_metrics(run_id: str, uri: str) -> "SystemMetricsMonitor":
+    """Measure the load of the machine in a thread of MLflow's, which sends it until the run ends."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=mlflow_uri(uri))  # type: ignore[no-untyped-call]
+    monitor.start()  # type: ignore[no-untyped-call]
+    return monitor
 
 
 def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:

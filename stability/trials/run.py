@@ -1,5 +1,6 @@
 """Trains one trial from its start, or from its last checkpoint, to its verdict. It writes only into its folder."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from stability.core.errors import StabilityError, TrialBusy, write_error
 from stability.core.files import (
     BEST,
     CONFIG,
+    DATA,
     ERROR,
     EXCLUDED,
     FIGURE,
@@ -156,6 +158,7 @@ async def _reach_verdict(config: Config, folder: Path, *, quiet: bool, open_data
             break
         await WaitForMemory()
     write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+    write_atomically(folder / DATA, json.dumps(dataset.summary, indent=2).encode())
     if dataset.excluded:
         write_atomically(folder / EXCLUDED, "".join(f"{line}\n" for line in dataset.excluded).encode())
     show_configuration(config, folder, dataset, stack, quiet=quiet)

@@ -10,6 +10,7 @@ from stability.config.schema import Config
 from stability.core.errors import StabilityError
 from stability.core.files import (
     CHECKPOINTS,
+    DATA,
     EXCLUDED,
     FIGURE,
     FLIGHT,
@@ -138,5 +139,5 @@ def clear(folder: Path) -> None:
     """Delete the results of the trial in a folder. Other files, such as its configuration, stay."""
     for inner in (CHECKPOINTS, FLIGHT):
         shutil.rmtree(folder / inner, ignore_errors=True)
-    for name in (SIGNALS_FILE, VALIDATION_FILE, VERDICT, FIGURE, EXCLUDED, TRACKING):
+    for name in (SIGNALS_FILE, VALIDATION_FILE, VERDICT, FIGURE, EXCLUDED, DATA, TRACKING):
         (folder / name).unlink(missing_ok=True)

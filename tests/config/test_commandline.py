@@ -22,6 +22,9 @@ from tests.support.configs import composed
         ("hydra.sweeper.params.lr=0.1", "hydra.sweeper.params.schedule.lr_max=0.1"),
         ("white_noise_std=1", "aug.white_noise_std=1"),
         ("units=8", "model.units=8"),
+        ("tags={team: speech}", "+tracking.tags={team: speech}"),
+        ("tracking.tags={team: speech}", "+tracking.tags={team: speech}"),
+        ("note=a", "tracking.note=a"),
     ],
 )
 def test_short_names_are_read_as_full_ones(given: str, read: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from stability import diagnose, report, send
+from stability.config.names import full_name
 from stability.config.schema import Sweep
 from stability.diagnosis.signals import SIGNALS
 from tests.support import toy_ctc
@@ -99,7 +100,7 @@ def test_the_commands_name_existing_settings(page: str, override: str) -> None:
         there = {path.stem for path in group.glob("*.yaml")} | OF_HYDRA.get(key, set())
         assert {*value.split(",")} <= there, page
     elif not key.startswith("hydra."):
-        *groups, last = key.split(".")
+        *groups, last = full_name(key).split(".")
         settings: Any = Sweep if groups == ["sweep"] else reduce(getattr, groups, composed())
         assert last in {field.name for field in fields(settings)}, page
 

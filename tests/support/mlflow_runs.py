@@ -29,6 +29,7 @@ class StoredRun:
     tags: dict[str, str]
     metrics: dict[str, list[tuple[int, float]]]
     artifacts: set[str]
+    datasets: tuple[tuple[str, str], ...]  # (name, digest)
 
     def steps(self, name: str) -> list[int]:
         return [step for step, _ in self.metrics.get(name, [])]
@@ -60,6 +61,10 @@ def read_runs(uri: str, experiment: str = "study") -> list[StoredRun]:
                     run.data.tags,
                     history,
                     artifacts,
+                    tuple(
+                        (each.dataset.name, each.dataset.digest)
+                        for each in (run.inputs.dataset_inputs if run.inputs else ())
+                    ),
                 )
             )
         return seen
@@ -72,6 +77,16 @@ def study_and_trials(uri: str) -> tuple[StoredRun, list[StoredRun]]:
     children = [run for run in runs if run.tags.get(PARENT) == parent.id]
     assert len(children) == len(runs) - 1
     return parent, children
+
+
+def columns_of_views(uri: str, experiment: str = "study") -> list[list[str]]:
+    """Return the columns of each saved view of an experiment."""
+    from mlflow import MlflowClient
+
+    found = MlflowClient(tracking_uri=uri).get_experiment_by_name(experiment)
+    assert found is not None
+    views = [value for name, value in found.tags.items() if name.startswith("mlflow.sharedViewState.")]
+    return [json.loads(json.loads(view)["state"])["selectedColumns"] for view in views]
 
 
 def names_behind(link: str, uri: str) -> list[str]:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,14 +17,17 @@ from stability import send
 from stability.config.schema import Tracking
 from stability.core.checkout import ROOT
 from stability.core.errors import StabilityError
+from stability.diagnosis.readers.metrics import read_metrics
+from stability.diagnosis.table import read_table
 from stability.tracking import api
-from stability.tracking.api import close_study
+from stability.tracking.api import close_study, read_run
 from stability.tracking.store import forget_failures
 from tests.support.commandline import CommandLine
 from tests.support.mlflow_runs import (
     PARENT,
     add_rows,
     add_validation,
+    columns_of_views,
     make_trial,
     names_behind,
     open_study,
@@ -99,8 +103,16 @@ def test_a_sweep_is_sent_from_start_to_end(cli: CommandLine, empty_store: Path) 
     assert closed.status == "FINISHED"
     assert closed.artifacts == {"report.html", *(path.name for path in (folder / "report").iterdir())}
     outcomes = Counter(run.tags["outcome"] for run in trials)
-    assert {f"outcome.{name}": [(0, count)] for name, count in outcomes.items()}.items() <= closed.metrics.items()
+    assert {f"outcome/{name}": [(0, count)] for name, count in outcomes.items()}.items() <= closed.metrics.items()
     assert sum(count for ((_, count),) in closed.metrics.values()) == 2
+    assert {name: value for name, value in closed.tags.items() if "factor" in name} == {"factor.lr": "0.005, 1e6"}
+    (columns,) = columns_of_views(uri)
+    assert columns == ["tags.`outcome`", "tags.`cause`", "metrics.`validation/per`", "params.`lr`"]
+    dataset = json.loads(next(folder.glob("*/data.json")).read_text())
+    assert {trial.datasets for trial in trials} == {((dataset["name"], dataset["digest"]),)}
+    assert {"grad_norm", "grad_norm/gru.0", "grad_norm/day"} <= trials[0].metrics.keys()
+    found = read_run(trials[0].id, uri)
+    assert read_metrics(*found).signals.names == read_table(folder / trials[0].name / "signals.csv").names
 
     note = closed.tags["mlflow.note.content"]
     answer = " ".join(out[out.index("\n\n") + 2 :].splitlines()[:3])
@@ -148,7 +160,7 @@ def test_outcomes_are_logged_once_however_often_a_study_is_closed(outputs: Path)
     for _ in range(2):
         open_study(trial.parent, outputs)
         close_study(trial.parent, [], "")
-        assert read_runs(store_uri(outputs))[0].metrics["outcome.exploded"] == [(0, 1)]
+        assert read_runs(store_uri(outputs))[0].metrics["outcome/exploded"] == [(0, 1)]
 
 
 def test_a_run_that_was_made_just_before_a_kill_is_found_again(outputs: Path) -> None:
@@ -198,7 +210,7 @@ def test_a_study_can_be_sent_after_its_end(outputs: Path, capsys: pytest.Capture
         study, (child,) = study_and_trials(store_uri(outputs))
         assert (child.name, child.steps("loss")) == ("trial", list(range(10)))
         assert (study.status, study.artifacts) == ("FINISHED", {"report.html"})
-        assert study.metrics["outcome.exploded"] == [(0, 1)]
+        assert study.metrics["outcome/exploded"] == [(0, 1)]
         assert study.tags["mlflow.note.content"].endswith(".\n\nThe answer.")
 
 
@@ -209,6 +221,90 @@ def test_trials_sent_before_their_study_become_its_children(outputs: Path) -> No
     assert send.main([str(trial.parent)]) == 0
     study, (child,) = study_and_trials(store_uri(outputs))
     assert (study.name, child.name) == ("sweep", "trial")
+
+
+@pytest.fixture
+def named_store(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store that the environment names, and an experiment."""
+    (outputs / "shared").mkdir()
+    shutil.move(outputs / "mlflow.db", outputs / "shared" / "mlflow.db")
+    uri = store_uri(outputs / "shared")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "ours")
+    return uri
+
+
+def test_the_store_and_the_experiment_that_the_environment_names_come_before_the_default(
+    named_store: str, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = ["tags={team: speech, ticket: '42'}", "note=After the fix.", "epsilon=0.1"]
+    cli.run("tracking=mlflow", "study=sweep", *mine)
+    assert not (cli.folder / "outputs" / "mlflow.db").exists()
+    (run,) = read_runs(named_store, "ours")
+    place = f"{cli.folder.name}/outputs"
+    assert run.name.endswith(f" in {place}")
+    assert run.tags["folder"].endswith(f"/{place}/sweep/{run.name.split()[0]}")
+    assert run.tags["mlflow.user"]
+    assert run.tags["mlflow.source.name"] == "stability.train"
+    assert (run.tags["team"], run.tags["ticket"]) == ("speech", "42")
+    assert run.tags["mlflow.note.content"].startswith("After the fix.\n\n")
+
+
+def test_send_goes_to_the_store_that_the_environment_names(
+    named_store: str, outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untracked, foreign = (make_trial(outputs / "study" / name) for name in ("untracked", "foreign"))
+    add_rows(untracked, 0, 10)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    open_tracker(foreign, outputs, "http://127.0.0.1:9").finish()
+    assert send.main([str(untracked)]) == 1
+    assert send.main([str(foreign)]) == 1  # the folder names a store, and its user does not
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", named_store)
+    assert send.main([str(outputs / "study")]) == 0, capsys.readouterr().err
+    for name, experiment in (("untracked", "ours"), ("foreign", "study")):
+        (run,) = read_runs(named_store, experiment)
+        assert run.name == f"{name} in {outputs.parent.name}/{outputs.name}"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("mlruns", r"MLFLOW_TRACKING_URI=mlruns is not a store\..* or unset it for"),
+        ("http://me:secret@host", r"MLFLOW_TRACKING_URI holds a user name or a password"),
+    ],
+)
+def test_an_environment_that_names_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, message: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
+    with pytest.raises(StabilityError, match=message) as error:
+        open_tracker(make_trial(tmp_path / "trial"), tmp_path)
+    assert "secret" not in str(error.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    with pytest.raises(StabilityError, match=r"^tracking\.experiment is empty"):
+        api.open_tracker(Tracking("mlflow", None, ""), tmp_path, outputs=tmp_path)
+
+
+def test_system_metrics_by_one_switch(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    folder = make_trial(outputs / "trial")
+    tracker = api.open_tracker(Tracking("mlflow", None, "study", system_metrics=True), folder, outputs=outputs)
+    time.sleep(0.5)
+    write_verdict(folder)
+    tracker.finish()
+    (run,) = read_runs(store_uri(outputs))
+    assert run.status == "FINISHED"
+    assert "system/cpu_utilization_percentage" in run.metrics
+
+
+def test_a_study_that_grows_shows_all_its_levels(outputs: Path) -> None:
+    folder, settings = outputs / "sweep", Tracking("mlflow", None, "study")
+    for levels in (["0.1"], ["1e-8", "0.1"], [f"{n}" for n in range(20)]):
+        api.open_study(settings, folder, outputs=outputs, factors={"epsilon": levels, "seed": ["0", "1"]})
+        (run,) = read_runs(store_uri(outputs))
+        assert run.tags["factor.seed"] == "0, 1"
+        assert run.tags["factor.epsilon"] == (", ".join(levels) if len(levels) < 20 else "0 … 19 (20 levels)")
+    assert columns_of_views(store_uri(outputs))[0][-2:] == ["params.`epsilon`", "params.`seed`"]
 
 
 def test_without_tracking_nothing_is_imported_or_written(tmp_path: Path) -> None:

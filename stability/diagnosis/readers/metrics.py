@@ -12,7 +12,7 @@ from stability.diagnosis.signals import SIGNALS
 from stability.diagnosis.table import Table
 
 _OURS = {"loss", "frame_information", "epsilon_dominance"}  # together they are in no log but that of our trials
-_PARTS = "grad_norm."
+_PARTS, _PARTS_IN_MLFLOW = "grad_norm.", "grad_norm/"
 _VALIDATION = "validation/"
 
 _History = Sequence[tuple[str, int, float]]
@@ -42,6 +42,7 @@ def read_metrics(name: str, history: Iterable[tuple[str, int, float]]) -> Record
 
 
 def _read_trial(name: str, history: _History) -> Recording:
+    history = [(metric.replace(_PARTS_IN_MLFLOW, _PARTS), step, value) for metric, step, value in history]
     signals = [
         (metric, step, value) for metric, step, value in history if metric in SIGNALS or metric.startswith(_PARTS)
     ]
