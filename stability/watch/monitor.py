@@ -204,12 +204,12 @@ class Monitor:
             )
         return self._take_step(total.reshape(()), given, inputs)
 
-    def validated(self, per: float, loss: float = math.nan) -> None:
-        """Add the result of a validation.
+    def validated(self, per: float = math.nan, loss: float = math.nan) -> None:
+        """Add the result of a validation: an error rate, a loss, or both.
 
         Args:
-            per: The phoneme, word or character error rate, as a fraction or in percent. Percent is recognised from all
-                validations together, and the evidence of the verdict says so.
+            per: The phoneme, word or character error rate, as a fraction or in percent, if there is one. Percent is
+                recognised from all validations together, and the evidence of the verdict says so.
             loss: The validation loss, if there is one.
 
         Raises:

@@ -70,6 +70,17 @@ def test_the_error_rate_keeps_its_name() -> None:
     assert monitor.verdict().evidence["validation WER"] == pytest.approx(0.3)
 
 
+def test_a_validation_may_have_a_loss_alone() -> None:
+    monitor = Monitor(Toy())
+    for step in range(40):
+        monitor.step(3.0 - step / 20)
+        monitor.validated(loss=3.5 - step / 20)
+    validation = monitor.validation()
+    assert validation["loss"].tolist() == pytest.approx([3.5 - step / 20 for step in range(40)])
+    assert not validation.measured[:, validation.names.index("per")].any()
+    assert not any("PER" in name for name in monitor.verdict().evidence)
+
+
 @pytest.mark.parametrize("rate", [None, "n/a"])
 def test_a_validation_without_a_number_is_an_error(rate: Any) -> None:
     monitor = Monitor(Toy())

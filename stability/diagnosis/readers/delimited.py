@@ -12,6 +12,7 @@ from stability.diagnosis.readers.recording import Recording, RunCollector, read_
 Split = Callable[[str], tuple[str, ...]]
 
 _SEPARATORS = ",;\t"
+_EMPHASIS = re.compile(r"^(\*{1,3}|_{1,3}|`)(.+)\1$")  # of Markdown: `**0.15**`
 _RULE = re.compile(r"[\s|:=+-]+")  # the line below the header of a table
 
 
@@ -82,7 +83,7 @@ def _split_at(separator: str) -> Split:
 
 
 def _split_bars(line: str) -> tuple[str, ...]:
-    return tuple(cell.strip() for cell in line.strip().strip("|").split("|"))
+    return tuple(_EMPHASIS.sub(r"\2", cell.strip()) for cell in line.strip().strip("|").split("|"))
 
 
 def _split_blanks(line: str) -> tuple[str, ...]:

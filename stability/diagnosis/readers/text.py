@@ -31,7 +31,8 @@ _SPELLINGS = tuple(
         ("(", r"\b(?:np\.float\d+|tensor|array)\(", " "),
         ("epoch", r"(\d+)epoch\b", r" epoch \1 "),  # ESPnet
         ("batch", r"\b\d+-(\d+)batch\b", r" batch \1 "),
-        ("Batch", r"\b(TRAIN|CV) Batch (\d+)/(\d+)", r"\1 | epoch \2 | batch \3 "),  # WeNet
+        # WeNet: `TRAIN Batch 3/400`, and since 2024 `TRAIN | steps/sec 2.150| Batch 3/400`
+        ("Batch", r"\b(TRAIN|CV)\b(.*?)\bBatch (\d+)/(\d+)", r"\1\2 | epoch \3 | batch \4 "),
         ("(", r"\b(Epoch|Iter)\((\w+)\)\s*\[\s*(\d+)[^\]]*\]", r"\2 | \1 \3 | "),  # OpenMMLab
         ("/", r"\[(\d+)/\d+\]\s*\[\s*(\d+/\d+)\]", r"| epoch \1 | batch \2 | "),  # `[0/25][100/1000]`
         ("/", r"\[(\d+)\]\s*\[\s*(\d+/\d+)\]", r" \1 | batch \2 | "),  # `Epoch: [0][10/5005]`
@@ -168,9 +169,12 @@ class _Lines:
         return None, values
 
     def _counts_own(self, step: _Number, epoch: _Number | None) -> bool:
-        """Whether a step in a validation counts the batches of the validation."""
-        last = self._steps.last_in_epoch
-        return last is not None and (step.total is not None or (epoch is not None and step.value <= last))
+        """Whether a step in a validation counts the batches of the validation, or all steps beside those of epochs."""
+        last, whole = self._steps.last_in_epoch, self._steps.last
+        if last is None or whole is None:
+            return False
+        counts_all = last < whole <= step.value
+        return counts_all or step.total is not None or (epoch is not None and step.value <= last)
 
     def _row_at(self, step: _Number, values: dict[str, float]) -> Row | None:
         if step.title != _BAR:
@@ -218,12 +222,15 @@ def _read_before(text: str) -> _Before:
         text = text[: qualifier.start()]
     phrases = [own for phrase in _DELIMITERS.split(text) if (own := _without_fillers(phrase))]
     named = _name(phrases[-1]) if phrases else None
+    alone = named is not None and phrases == [named[1]]
     part = ""
-    for phrase in phrases if named is None or named[0].signal in ("step", "epoch") else phrases[:-1]:
+    if named and named[0].signal not in ("step", "epoch"):  # what is left names a part, too: `CV info lr`
+        phrases[-1] = phrases[-1].removesuffix(named[1])
+    for phrase in phrases:
         part = _part_after(phrase, part)
     part = (part_in(qualifier[1]) if qualifier else "") or part
     percent = qualifier is not None and "%" in qualifier[1]
-    return _Before(named, part, percent, empty, alone=named is not None and phrases == [named[1]])
+    return _Before(named, part, percent, empty, alone)
 
 
 def _rank(found: dict[str, _Number], number: _Number) -> tuple[int, ...]:

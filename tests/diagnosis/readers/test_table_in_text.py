@@ -40,3 +40,11 @@ def test_two_tables_are_two_runs(tmp_path: Path) -> None:
 def test_a_sentence_is_no_header(tmp_path: Path) -> None:
     recording = read(tmp_path, "An epoch, a loss, and more:\n1, 2, 3\nstep 1 loss 5\nstep 2 loss 4\n")
     assert recording.signals["loss"].tolist() == [5, 4]
+
+
+def test_the_best_value_of_a_table_may_be_set_in_bold(tmp_path: Path) -> None:
+    rows = "| epoch | **loss** | dev WER |\n|--|--|--|\n| 1 | 5.0 | **90.0** |\n| 2 | __4.0__ | *50.5* |\n"
+    for text in (rows, f"# my-model\n\n{rows}"):
+        recording = read(tmp_path, text)
+        assert recording.signals["loss"].tolist() == [5, 4]
+        assert recording.validation["per"].tolist() == pytest.approx([0.9, 0.505])

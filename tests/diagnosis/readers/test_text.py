@@ -192,6 +192,18 @@ LOGS = {
         [6.5, 5.5],
         {"loss": [7.5]},
     ),
+    "wenet since 2024": (
+        "2024-01-01 10:00:00,123 DEBUG TRAIN | steps/sec 2.150| Batch 0/100 loss 8.5 loss_att 9 lr 1.0e-03 rank 0\n"
+        "2024-01-01 10:00:00,123 DEBUG TRAIN | steps/sec 2.150| Batch 0/200 loss 6.5 loss_att 9 lr 1.0e-03 rank 0\n"
+        "2024-01-01 10:00:00,123 INFO Epoch 0 Step 250 CV info lr 1.0e-03 cv_loss 7.5 rank 0 acc 0.5\n"
+        "2024-01-01 10:00:00,123 DEBUG TRAIN | steps/sec 2.150| Batch 1/100 loss 5.5 loss_att 9 lr 1.0e-03 rank 0\n"
+        "2024-01-01 10:00:00,123 DEBUG TRAIN | steps/sec 2.150| Batch 1/200 loss 4.5 loss_att 9 lr 1.0e-03 rank 0\n"
+        "2024-01-01 10:00:00,123 INFO Epoch 1 Step 500 CV info lr 1.0e-03 cv_loss 3.5 rank 0 acc 0.5\n"
+        "2024-01-01 10:00:00,123 DEBUG TRAIN | steps/sec 2.150| Batch 2/100 loss 3.5 loss_att 9 lr 1.0e-03 rank 0\n",
+        [100, 200, 300, 400, 500],
+        [8.5, 6.5, 5.5, 4.5, 3.5],
+        {"loss": [7.5, 3.5]},
+    ),
     "deepspeech": (
         "Epoch 0 |   Training | Elapsed Time: 0:00:10 | Steps: 10 | Loss: 6.5\n"
         "Epoch 0 | Validation | Elapsed Time: 0:00:01 | Steps: 5 | Loss: 7.5 | Dataset: dev.csv\n"
@@ -374,3 +386,10 @@ def test_words_that_do_not_name_the_part_of_the_data(tmp_path: Path) -> None:
     )
     assert recording.signals["loss"].tolist() == [2, 3]
     assert not len(recording.validation.steps)
+
+
+def test_a_validation_that_counts_all_steps_belongs_to_the_last_batch(tmp_path: Path) -> None:
+    lines = "Epoch 1 batch 100 loss 5\nEpoch 1 batch 200 loss 4\nEpoch 2 batch 100 loss 3\nEpoch 2 batch 200 loss 2\n"
+    recording = read(tmp_path, lines + "Epoch 2 step 450 valid loss 6\nEpoch 3 batch 100 loss 1\n")
+    assert recording.signals.steps.tolist() == [100, 200, 300, 400, 500]
+    assert recording.validation.steps.tolist() == [400]
