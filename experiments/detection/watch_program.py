@@ -51,7 +51,7 @@ class _Watched(stability.Monitor):
         super().step(loss, logits, *rest, **given)
         self._peer_step += 1
 
-    def validated(self, per: float, loss: float = float("nan"), **given: Any) -> None:
+    def validated(self, per: float = float("nan"), loss: float = float("nan"), **given: Any) -> None:
         """Hand a validation to the peers and to our Monitor."""
         for peer in self._peers:
             peer.validated(self._peer_step - 1, per, loss)

@@ -43,6 +43,11 @@ _SPELLINGS = tuple(
         ("Saving dict", r"\bSaving dict for global step", "valid | global step"),  # TensorFlow's estimators
     )
 )
+_LEVEL = "(?:DEBUG|INFO|WARNING|ERROR)"
+_SOURCE = re.compile(  # what logged a line: `train:main:120 - `, `[train][INFO]`, `train - INFO - `, `INFO:train:`
+    rf"(?<![\w.-])([a-z]\w*)(?::[\w.<>]+:\d+ - |\]\s?\[{_LEVEL}\]| - {_LEVEL} - )"
+    rf"|\b{_LEVEL}(?:\]\s?\[| - |:)([a-z]\w*)(?:\]| - |:)"
+)
 _QUALIFIER = re.compile(r"\(([^()\d]*)\)(?=\s*[:=]?\s*$)")  # `PER (avg): `
 _TOTAL = re.compile(r"\s*/\s*(\d[\d,]*)(?![\d,]|\s*/)")
 _HELD_OUT = re.compile(  # but not `dev-box`
@@ -119,6 +124,7 @@ class _Lines:
         self._read_before = lru_cache(maxsize=4096)(_read_before)  # the same words stand on many lines
         self._steps = Steps()
         self._part = ""  # the part of the data that a heading names
+        self._by_source = False  # whether what logged a line says on which part of the data
         self._shown = dict[str, float]()  # the validations that a progress bar shows until there are others
 
     def read(self, line: str) -> Row | None:
@@ -126,6 +132,7 @@ class _Lines:
         if len(line) > _LONGEST:
             return None
         line = line.rpartition("\b")[2]  # what comes before was written over
+        line = self._without_source(line)
         for needed, pattern, words in _SPELLINGS:
             if needed in line:
                 line = pattern.sub(words, line)
@@ -146,6 +153,13 @@ class _Lines:
             self._count(epoch, step)
             return None
         return self._row(epoch, step, {number.title: number.value for number in found.values()})
+
+    def _without_source(self, line: str) -> str:
+        """The line without the script or logger `train`: it logs validations, too, unless they have one of theirs."""
+        if not (match := _SOURCE.search(line)) or not (part := part_in(match[1] or match[2])):
+            return line
+        self._by_source |= part == "val"
+        return line if self._by_source else line.replace(match[0], "| ", 1)
 
     def _count(self, epoch: _Number | None, step: _Number | None) -> None:
         """Follow a line that only counts, such as `Epoch 1/50`."""

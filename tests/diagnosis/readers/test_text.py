@@ -393,3 +393,28 @@ def test_a_validation_that_counts_all_steps_belongs_to_the_last_batch(tmp_path: 
     recording = read(tmp_path, lines + "Epoch 2 step 450 valid loss 6\nEpoch 3 batch 100 loss 1\n")
     assert recording.signals.steps.tolist() == [100, 200, 300, 400, 500]
     assert recording.validation.steps.tolist() == [400]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "2024-01-01 10:00:00.123 | INFO     | train:main:120 - ",
+        "[train][INFO] - ",
+        "[2024-01-01 10:00:00,123][INFO][train] - ",
+        "2024-01-01 10:00:00,123 - train - INFO - ",
+        "INFO:train:",
+    ],
+)
+def test_a_script_or_logger_called_train_does_not_make_an_error_rate_one_of_training(
+    tmp_path: Path, source: str
+) -> None:
+    recording = read(tmp_path, f"{source}step=0 loss=6.0 wer=1.0\n{source}step=100 loss=5.0 wer=0.9\n")
+    assert recording.signals["loss"].tolist() == [6, 5]
+    assert recording.validation["per"].tolist() == pytest.approx([1, 0.9])
+
+
+def test_loggers_may_name_the_part_of_the_data(tmp_path: Path) -> None:
+    lines = "[valid][INFO] - step=0 loss=7.0 wer=1.0\n[train][INFO] - step=1 loss=5.0 wer=0.5\n"
+    recording = read(tmp_path, lines + "[valid][INFO] - step=1 loss=6.0 wer=0.9\n")
+    assert recording.signals["loss"].tolist() == [5]
+    assert recording.validation["per"].tolist() == pytest.approx([1, 0.9])
