@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -140,18 +140,17 @@ def _run_claimed_trials(trials: Trials, rulings: Sequence[Ruling]) -> list[Advic
     asked = [(claim, cells) for claim, cells in lost if all(name in known for cell in cells for name in cell)]
     if not asked:
         return []
-    levels: dict[str, dict[Level, None]] = {}
-    claim, cells = asked[0]
-    for cell in cells:
-        for name, level in cell.items():
-            levels.setdefault(name, {})[level] = None
-    crossed = [f"{name}={','.join(map(level_text, own))}" for name, own in levels.items()]
+    claim, (where, *compared) = asked[0]
+    cells = [{**where, **cell} for cell in compared or [{}]]
     text = f"{counted(len(asked), 'claim')} {'is' if len(asked) == 1 else 'are'} about trials that were not run. "
-    text += f"To run those of {claim.id}:"
-    study = trials.trials[0].folder.parent
-    kept = _without({*levels, "seed"}, shlex.split(sweep_command(study)))
-    words = kept or [*TRAIN, "--multirun", f"study={study.name}"]
-    return [Advice(text, shlex.join([*words, *crossed, f"seed=range({_FEW_SEEDS})"]))]
+    text += f"To run those of {claim.id}, {counted(_FEW_SEEDS * len(cells), 'trial')} in {counted(len(cells), 'cell')}"
+    like = next((trial for trial in trials.trials if trial.healthy), trials.trials[0])
+    if others := {name: like.factors.get(name) for name in main_factors(trials) if name not in cells[0]}:
+        text += f", with {cell_text(others)}"
+    levels = {name: dict.fromkeys(cell.get(name) for cell in cells) for name in cells[0]}
+    crossed = math.prod(map(len, levels.values())) == len(cells)
+    sweeps = [levels] if crossed else [{name: [level] for name, level in cell.items()} for cell in cells]
+    return [Advice(f"{text}:", "\n".join(_cells_command(like, [*others], levels) for levels in sweeps))]
 
 
 def _complete_grid(trials: Trials) -> list[Advice]:
@@ -187,12 +186,29 @@ def _grid_command(trials: Trials, seeds: str) -> str:
     return shlex.join([*TRAIN, "--multirun", f"study={study.name}", *crossed, seeds])
 
 
-def _cell_command(trial: Trial, factors: Sequence[str], seed: int) -> str:
-    """Return the command that trains a trial's cell with another seed."""
+def _cells_command(trial: Trial, factors: Sequence[str], levels: Mapping[str, Iterable[Level]]) -> str:
+    """Return the command that trains all combinations of some levels, with the other settings of a trial."""
+    words = _without({*levels}, _overrides(trial, factors))
+    crossed = [f"{name}={','.join(map(level_text, own))}" for name, own in levels.items()]
+    study = (
+        []
+        if any(word.startswith(("study=", "experiment=")) for word in words)
+        else [f"study={trial.folder.parent.name}"]
+    )
+    return shlex.join([*TRAIN, "--multirun", *study, *words, *crossed, f"seed=range({_FEW_SEEDS})"])
+
+
+def _overrides(trial: Trial, factors: Sequence[str]) -> list[str]:
+    """Return the overrides that a trial was started with, without its seed; those of some factors if none are kept."""
     try:
         kept = yaml.safe_load((trial.folder / ".hydra" / "overrides.yaml").read_text())
-        words = _without({"seed"}, map(hide_passwords, kept))
+        return _without({"seed"}, map(hide_passwords, kept))
     except (OSError, yaml.YAMLError, TypeError, AttributeError):
-        words = [override(name, trial.factors.get(name)) for name in factors]
+        return [override(name, trial.factors.get(name)) for name in factors]
+
+
+def _cell_command(trial: Trial, factors: Sequence[str], seed: int) -> str:
+    """Return the command that trains a trial's cell with another seed."""
+    words = _overrides(trial, factors)
     one = ["hydra.mode=RUN"] if any(word.startswith("experiment=") for word in words) else []
     return shlex.join([*TRAIN, *words, f"seed={seed}", *one])

@@ -15,11 +15,11 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from stability.analysis.boundary import Boundary
-from stability.analysis.effects import RATIOS, RESPONSES, Effect
+from stability.analysis.effects import RATIOS, RESPONSES, Effect, Response
 from stability.analysis.levels import Level, is_number, level_text, ordered
 from stability.analysis.matching import cells_of, main_factors
 from stability.analysis.trials import Trial, Trials, read_verdict
@@ -35,8 +35,13 @@ _EPSILON, _LR, _NOISE = "optimizer.epsilon", "schedule.lr_max", "aug.white_noise
 _MOST_TICKS, _MOST_PANELS, _MOST_MARKS = 8, 6, 9
 _MOST_CELLS, _MOST_SEEDS, _POINTS = 8, 8, 150
 _MOST_ROWS = 32
+_LEAST_SPAN = 2.0  # on either side of a log axis' middle, so that it has two ticks
+_MOST_POWERS, _SHORT = 4, 1.3  # of ten: between the first and the last tick; where an axis has 2 and 5 too
 _ENOUGH_SEEDS = 6
 _FEW = "2 to 5 seeds: no exact p is below 0.05"
+_REFERENCE = "no effect"
+_PITCH = 1.5  # between the marks of a cell, as a multiple of their size
+_MOST_RATIOS = 6
 _PANELS = {
     "healthy": "healthy\n(points)",
     "per": "final PER\n(difference)",
@@ -118,26 +123,30 @@ def draw_phase(trials: Trials, boundaries: Sequence[Boundary] = ()) -> Picture |
         if third:
             panel.set_title(f"{short_name(third)} {level_text(level)}", fontsize=10.5, loc="left", pad=16)
         if diagonal:
-            _draw_ratios(panel, horizontal, vertical)
-            _draw_boundaries(panel, [b for b in boundaries if third is None or b.cell.get(third, level) == level])
+            _draw_ratios(panel, trials.trials, horizontal, vertical)
         if place % columns:
             panel.set_ylabel("")
         lowest = place + columns >= len(levels)
         panel.tick_params(labelbottom=lowest)
         if not lowest:
             panel.set_xlabel("")
-        counted |= _draw_cells(panel, own, horizontal, vertical, inches=(width / columns, height))
+        size = _MarkSize(own, horizontal, vertical, inches=(width / columns, height))
+        counted |= size.counted
+        _draw_cells(panel, own, horizontal, vertical, size)
+        if diagonal:
+            inside = [b for b in boundaries if third is None or b.cell.get(third, level) == level]
+            _draw_boundaries(panel, inside, below=size.lines * _PITCH / 2 * size.points + 4)
     for panel in panels[len(levels) :]:
         panel.set_visible(False)
     handles = [_handle(name) for name in MARKS if any(t.outcome == name for t in trials.trials)]
     if diagonal:
         handles.append(Line2D([], [], color=_RATIO, linewidth=0.8, linestyle=_DASHES, label="lr/ε constant"))
-        if boundaries:
+        if any(math.isfinite(boundary.lr) for boundary in boundaries):
             handles.append(Line2D([], [], color=_INK, marker="|", markersize=9, label="largest healthy lr"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3 * columns, frameon=False, handletextpad=0.4)
     caption = f"The outcome of every trial by {f'{short_name(y)} and ' if y else ''}{short_name(x)}"
     caption += f", with a panel for each level of {short_name(third)}" if third else ""
-    by_seed = " The trials of a cell are side by side, in the order of their seeds."
+    by_seed = " The trials of a cell are next to each other, in the order of their seeds."
     caption += "." + (" The numbers count the trials of a cell." if counted else by_seed)
     caption += f" Pooled: {', '.join(map(short_name, pooled))}." if pooled else ""
     return Picture("phase", figure, caption)
@@ -214,8 +223,8 @@ def draw_effects(found: Sequence[Effect]) -> Picture | None:
         effects = [rows[name][response] for name in kept]
         if ratio:
             panel.set_xscale("log")
-        panel.axvline(1 if ratio else 0, color=_INK, linewidth=0.8)
-        panel.set_xlim(*_limits(effects, ratio))
+        panel.axvline(1 if ratio else 0, color=_INK, linewidth=0.8, label=_REFERENCE)
+        panel.set_xlim(*_limits(effects, response))
         for place, effect in enumerate(effects):
             _draw_effect(panel, place, effect)
         if first_pair:
@@ -228,9 +237,9 @@ def draw_effects(found: Sequence[Effect]) -> Picture | None:
         if ratio:
             _set_log_ticks(panel.xaxis, panel.get_xlim())
         else:
-            panel.xaxis.set_major_locator(MaxNLocator(4))
+            panel.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             scale = 100 if response == "healthy" else 1
-            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _, scale=scale: f"{value * scale:+.3g}"))
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _, scale=scale: _signed(value * scale)))
     panels[0].set_yticks(range(len(kept)), kept, fontsize=8.5)
     panels[0].set_ylim(len(kept) - 0.4, -0.6)
     figure.legend(
@@ -238,9 +247,10 @@ def draw_effects(found: Sequence[Effect]) -> Picture | None:
             Line2D([], [], color=_EFFECT, marker="o", label="6 seeds or more"),
             Line2D([], [], color=_EFFECT, marker="o", markerfacecolor="none", linewidth=0.8, label=_FEW),
             Line2D([], [], color=_EFFECT, marker="x", linestyle="", label="1 seed: no interval"),
+            Line2D([], [], color=_INK, marker="|", linestyle="", markersize=12, label=_REFERENCE),
         ],
         loc="outside lower center",
-        ncols=3,
+        ncols=4,
         frameon=False,
     )  # fmt: skip
     caption = "Effects of the second level against the first, with 95 % intervals, all else and the seed equal."
@@ -318,63 +328,91 @@ def _axes_of(factors: Mapping[str, Sequence[Level]]) -> tuple[str | None, str | 
     return x, y, third, [name for name in rest[2:] if name != third]
 
 
-def _draw_ratios(panel: Axes, horizontal: "_Scale", vertical: "_Scale") -> None:
-    """Draw lines of constant lr/ε, with a label where they leave the panel."""
-    first, last = horizontal.low - vertical.high, horizontal.high - vertical.low
-    every = max(1, math.ceil((last - first) / 6))
-    for ratio in range(math.ceil(first), math.floor(last) + 1):
-        if ratio % every:
-            continue
+def _draw_ratios(panel: Axes, trials: Sequence[Trial], horizontal: "_Scale", vertical: "_Scale") -> None:
+    """Draw lines of constant lr/ε next to trials, with a label where they leave the panel."""
+    near = {round(horizontal.place(t.factors[_LR]) - vertical.place(t.factors[_EPSILON])) for t in trials}
+    for ratio in sorted(near)[:: math.ceil(len(near) / _MOST_RATIOS)]:
         panel.axline((ratio, 0), slope=1, color=_RATIO, linewidth=0.8, linestyle=_DASHES, zorder=0.5)
         at = vertical.high + ratio
         if horizontal.low < at < horizontal.high:
             place, shift, align = (at, vertical.high), (0, 3), {"ha": "center", "va": "bottom"}
         else:
             place, shift, align = (horizontal.high, horizontal.high - ratio), (3, 0), {"ha": "left", "va": "center"}
-        text = f"lr/ε {level_text(10.0**ratio)}"
+        text = f"lr/ε {_power_text(10.0**ratio)}"
         panel.annotate(text, place, shift, textcoords="offset points", fontsize=7.5, color=_RATIO, **align)  # type: ignore[arg-type]
 
 
-def _draw_boundaries(panel: Axes, boundaries: Sequence[Boundary]) -> None:
+def _draw_boundaries(panel: Axes, boundaries: Sequence[Boundary], *, below: float) -> None:
+    """Draw the largest healthy learning rates and their intervals, some points below the marks of their trials."""
+    offset = ScaledTranslation(0, -below / 72, panel.figure.dpi_scale_trans)
     for bracket in boundaries:
         if _EPSILON not in bracket.cell or not math.isfinite(bracket.lr):
             continue
         low, middle, high = np.log10([bracket.low, bracket.lr, bracket.high])
         y = math.log10(bracket.cell[_EPSILON])
-        panel.plot([low, high], [y, y], color=_INK, linewidth=1.2, zorder=4)
-        panel.plot([middle], [y], color=_INK, marker="|", markersize=13, markeredgewidth=1.6, zorder=4)
+        at: Any = {"color": _INK, "transform": panel.transData + offset, "zorder": 4}
+        panel.plot([low, high], [y, y], linewidth=1.2, **at)
+        panel.plot([middle], [y], marker="|", markersize=6, markeredgewidth=1.6, **at)
 
 
-def _draw_cells(
-    panel: Axes, trials: Sequence[Trial], horizontal: "_Scale", vertical: "_Scale", *, inches: tuple[float, float]
-) -> bool:
-    """Draw the trials of every cell side by side, or if there are many, each outcome once with its number.
+class _MarkSize:
+    """How the marks of a panel's cells are arranged, so that none touches another.
 
-    `inches` is the approximate size of the panel. Returns whether the outcomes have numbers.
+    Attributes:
+        counted: Whether each outcome is drawn once, with its number, because a cell has many trials.
+        across: Marks next to each other.
+        lines: Lines of marks in the largest cell.
+        points: The size of a mark.
     """
+
+    def __init__(
+        self, trials: Sequence[Trial], horizontal: "_Scale", vertical: "_Scale", *, inches: tuple[float, float]
+    ) -> None:
+        """Take the trials of a panel and its approximate size."""
+        cells = _outcomes_by_place(trials, horizontal, vertical)
+        most = max(map(len, cells.values()), default=1)
+        self.counted = most > _MOST_MARKS
+        shown = max((len({*outcomes}) for outcomes in cells.values()), default=1) if self.counted else most
+        # A number takes as much room as a mark and a half.
+        x, y = (
+            scale.pitch / (scale.high - scale.low) * 60 * size
+            for scale, size in zip((horizontal, vertical), inches, strict=True)
+        )
+
+        def fitting(across: int) -> float:
+            return min(x / across / (2.5 if self.counted else 1), y / math.ceil(shown / across)) / _PITCH
+
+        self.across = 1 if self.counted else max(range(1, shown + 1), key=lambda n: (min(fitting(n), 9), n))
+        self.lines = math.ceil(shown / self.across)
+        self.points = float(np.clip(fitting(self.across), 2, 9))
+
+
+def _outcomes_by_place(
+    trials: Sequence[Trial], horizontal: "_Scale", vertical: "_Scale"
+) -> dict[tuple[float, float], list[str]]:
+    """The outcomes of the trials at each place of a panel, in the order of their seeds."""
     cells: dict[tuple[float, float], list[str]] = defaultdict(list)
     for trial in sorted(trials, key=lambda trial: trial.seed):
         x, y = (scale.place(trial.factors.get(scale.name)) for scale in (horizontal, vertical))
         cells[x, y].append(trial.outcome)
-    most = max(map(len, cells.values()), default=1)
-    counted = most > _MOST_MARKS
-    across = most if most <= 3 else math.ceil(math.sqrt(most))
-    if counted:
-        across = 1
-    scales = zip((horizontal, vertical), inches, strict=True)
-    pitch = min(scale.pitch / (scale.high - scale.low) * 60 * size for scale, size in scales)
-    size = float(np.clip(pitch / (across + 0.6), 3.5, 9))
-    for place, outcomes in cells.items():
-        shown = [name for name in MARKS if name in outcomes] if counted else outcomes
-        wide = min(len(shown), across)
+    return cells
+
+
+def _draw_cells(
+    panel: Axes, trials: Sequence[Trial], horizontal: "_Scale", vertical: "_Scale", size: _MarkSize
+) -> None:
+    """Draw the trials of every cell next to each other, or if there are many, each outcome once with its number."""
+    pitch = _PITCH * size.points
+    for place, outcomes in _outcomes_by_place(trials, horizontal, vertical).items():
+        shown = [name for name in MARKS if name in outcomes] if size.counted else outcomes
+        wide = min(len(shown), size.across)
         high = math.ceil(len(shown) / wide)
         for i, outcome in enumerate(shown):
-            shift = (i % wide - (wide - 1) / 2) * 1.25 * size, ((high - 1) / 2 - i // wide) * 1.25 * size
-            _draw_mark(panel, outcome, place, shift=shift, size=size)
-            if counted:
-                text, at = str(outcomes.count(outcome)), (shift[0] + size, shift[1])
+            shift = (i % wide - (wide - 1) / 2) * pitch, ((high - 1) / 2 - i // wide) * pitch
+            _draw_mark(panel, outcome, place, shift=shift, size=size.points)
+            if size.counted:
+                text, at = str(outcomes.count(outcome)), (shift[0] + size.points, shift[1])
                 panel.annotate(text, place, at, textcoords="offset points", va="center", fontsize=7)
-    return counted
 
 
 def _draw_mark(
@@ -458,14 +496,34 @@ def _use_log(column: Sequence[Axes]) -> None:
     shown = shown[shown > 0]
     if len(shown):
         column[0].set_yscale("log", nonpositive="mask")
-        _set_log_ticks(column[0].yaxis, (float(shown.min()), float(shown.max())))
+        middle = math.sqrt(shown.min()) * math.sqrt(shown.max())
+        low, high = min(shown.min() / 1.2, middle / _LEAST_SPAN), max(shown.max() * 1.2, middle * _LEAST_SPAN)
+        column[0].set_ylim(low, high)
+        _set_log_ticks(column[0].yaxis, (low, high))
 
 
 def _set_log_ticks(axis: Axis, ends: tuple[float, float]) -> None:
-    """Set a few ticks on a log axis, at powers of ten if it is long enough."""
-    axis.set_major_locator(MaxNLocator(3) if ends[1] < 10 * ends[0] else LogLocator(numticks=4))
+    """Set a few ticks on a log axis: powers of ten, evenly from 1; on a short axis also 2 and 5 times them."""
+    low, high = (math.log10(end) for end in ends)
+    every = max(1, math.ceil((high - low) / _MOST_POWERS))
+    ticks = [float(f"1e{e}") for e in range(math.floor(low), math.ceil(high) + 1) if e % every == 0]
+    if high - low < _SHORT:
+        ticks = [factor * tick for tick in ticks for factor in (1, 2, 5)]
+    axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: level_text(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _power_text(value)))
+
+
+def _power_text(value: float) -> str:
+    """Write a tick of a log axis: 0.01, 500, 1e-6, 2e4."""
+    if 1e-3 <= value < 1e4:
+        return f"{value:g}"
+    mantissa, _, exponent = f"{value:.0e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3g}" if abs(value) > 1e-9 else "0"
 
 
 def _largest(rows: Mapping[str, Mapping[str, Effect]]) -> list[str]:
@@ -479,15 +537,21 @@ def _largest(rows: Mapping[str, Mapping[str, Effect]]) -> list[str]:
     return sorted(rows, key=key)[:_MOST_ROWS]
 
 
-def _limits(effects: Sequence[Effect], ratio: bool) -> tuple[float, float]:
-    """Choose the limits of a panel: all effects, and as much of their intervals as leaves the effects visible."""
+def _limits(effects: Sequence[Effect], response: Response) -> tuple[float, float]:
+    """Choose the limits of a panel: all effects, and as much of their intervals as leaves the effects visible.
+
+    Differences of shares and of error rates end at 1, and those of such differences at 2: no panel goes further.
+    """
+    ratio = response in RATIOS
     middles = np.array([e.effect for e in effects])
-    ends = np.array([end for e in effects for end in (e.low, e.high)])
+    ends = np.array([end for e in effects if e.seeds > 1 for end in (e.low, e.high)])
     if ratio:
         middles, ends = np.log(middles), np.log(np.maximum(ends, 1e-300))
     largest = max(float(np.abs(middles).max()), 0.05)
     ends = np.abs(ends[np.isfinite(ends)])
-    reach = 1.08 * min(max(largest, float(ends.max(initial=0.0))), 2.5 * largest)
+    reach = min(max(largest, float(ends.max(initial=0.0))), 2.5 * largest)
+    possible = max(largest, *(len(effect.factors) for effect in effects))
+    reach = 1.08 * (max(reach, math.log(_LEAST_SPAN)) if ratio else min(reach, possible))
     return (math.exp(-reach), math.exp(reach)) if ratio else (-reach, reach)
 
 

@@ -134,7 +134,7 @@ def write_report(
             "not_run": [r for r in study.rulings if not r.seeds],
             "pair": pair_table(trials, *chosen) if chosen else None,
             "advice": advise(trials, study.rulings),
-            **trial_rows(trials),
+            **trial_rows(trials, page),
             "table": f"{place.name}/trials.csv",
             "palette": palette,
         }

@@ -3,9 +3,12 @@
 import csv
 import io
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from stability.analysis.compare import Difference, compare
 from stability.analysis.effects import RESPONSES, Effect
@@ -14,10 +17,15 @@ from stability.analysis.matching import main_factors
 from stability.analysis.rulings import Ruling
 from stability.analysis.trials import Trial, Trials, read_verdict
 from stability.config.names import short_name
+from stability.core.errors import StabilityError
+from stability.core.files import FIGURE, VERDICT
 from stability.core.text import counted, csv_cell
 from stability.diagnosis.outcomes import MARKS
 from stability.reporting.wording import changed_text, effect_text, names_text, p_text, ratio_text, size_text
+from stability.tracking.state import read_state
+from stability.tracking.store import is_sqlite
 
+_LOCAL_MLFLOW = "http://127.0.0.1:5000"
 _MOST_TRIALS, _MOST_LEFT_OUT, _MOST_EFFECTS = 300, 20, 120  # rows
 
 
@@ -56,15 +64,22 @@ def pair_table(trials: Trials, first: Trial, second: Trial) -> dict[str, Any]:
     }
 
 
-def trial_rows(trials: Trials) -> dict[str, Any]:
-    """Make a row for each of the first 300 trials, failed ones first; and list the folders left out by their reason."""
+def trial_rows(trials: Trials, page: Path) -> dict[str, Any]:
+    """Make a row for each of the first 300 trials, failed ones first; and list the folders left out by their reason.
+
+    Args:
+        trials: The trials.
+        page: Where the page is written, for the links to the trials' files.
+    """
     factors = main_factors(trials)
     rows = sorted(trials.trials, key=lambda trial: (trial.healthy, trial.folder.parent.name, trial.seed))
     by_reason: dict[str, list[str]] = defaultdict(list)
     for folder, reason in trials.left_out:
         by_reason[reason].append(folder.name)
+    shown = [_trial_row(trial, factors) | {"links": _links(trial.folder, page)} for trial in rows[:_MOST_TRIALS]]
     return {
-        "rows": [_trial_row(trial, factors) for trial in rows[:_MOST_TRIALS]],
+        "rows": shown,
+        "local_mlflow": any(address.startswith(_LOCAL_MLFLOW) for row in shown for _, address in row["links"]),
         "columns": [short_name(name) for name in factors],
         "left_out": [(names[0], len(names), reason) for reason, names in [*by_reason.items()][:_MOST_LEFT_OUT]],
         "left_out_total": len(trials.left_out),
@@ -86,6 +101,24 @@ def trials_csv(trials: Trials) -> str:
         cells = [*levels, trial.seed, *(f"{v:.6g}" if isinstance(v, float) else v for v in values), trial.name]
         table.writerow(map(csv_cell, cells))
     return text.getvalue()
+
+
+def _links(folder: Path, page: Path) -> list[tuple[str, str]]:
+    """Return the title and address of a trial's figure, of its verdict, and of its run in MLflow, as far as they exist.
+
+    A store in a file has a page only while `mlflow ui` shows it, at the usual address.
+    """
+    files = {"figure": FIGURE, "verdict": VERDICT}
+    start = Path(os.path.relpath(folder, page.parent.resolve()))
+    found = [(title, quote(str(start / name))) for title, name in files.items() if (folder / name).is_file()]
+    try:
+        state = read_state(folder)
+    except StabilityError:  # damaged: the trial counts all the same
+        return found
+    if state is None or not state.page.startswith("#/"):
+        return found
+    store = _LOCAL_MLFLOW if is_sqlite(state.uri) else state.uri
+    return [*found, ("MLflow", f"{store}/{state.page}")] if store.startswith(("http://", "https://")) else found
 
 
 def _effect_row(own: Mapping[str, Effect]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from stability.analysis.trials import Trial, Trials, read_trials
 from stability.diagnosis.outcomes import MARKS
 from stability.reporting.figures import draw_curves, draw_effects, draw_phase, save_figures
 from tests.support.studies import EPSILON, LR, NOISE, write_study
+from tests.support.tables import append_rows
 from tests.support.trials import trial
 
 
@@ -68,6 +69,38 @@ def test_many_seeds_are_drawn_as_numbers() -> None:
     assert picture is not None
     assert len(marks(picture.figure.axes[0])) == 9
     assert [text.get_text() for text in picture.figure.axes[0].texts].count("20") == 9
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5, 9, 20])
+@pytest.mark.parametrize("rates", [[1e-4, 1e-2, 1.0], [0.01 * 1.2**n for n in range(24)]])
+def test_no_two_marks_of_a_phase_diagram_overlap(seeds: int, rates: list[float]) -> None:
+    outcomes = ["stable", "slow", "blank_collapse", "non_finite"]
+    cells = [(e, lr, s) for e in PHASE["optimizer__epsilon"] for lr in rates for s in range(seeds)]
+    made = [
+        trial(s, outcome=outcomes[(s + n) % 4], optimizer__epsilon=e, schedule__lr_max=lr)
+        for n, (e, lr, s) in enumerate(cells)
+    ]
+    edge = Boundary({EPSILON: 1e-4}, rates[1], rates[0], rates[2], ())
+    picture = draw_phase(Trials(tuple(made)), [edge])
+    assert picture is not None
+    picture.figure.draw_without_rendering()
+    (panel,) = picture.figure.axes
+    drawn = marks(panel)
+    at = np.array([line.get_transform().transform(line.get_xydata())[0] for line in drawn])
+    sizes = np.array([line.get_markersize() for line in drawn]) * picture.figure.dpi / 72
+    apart = np.abs(at[:, None] - at).max(axis=2) + np.eye(len(at)) * 1e3
+    assert (apart >= (sizes[:, None] + sizes) / 2).all()
+    (bar,) = (x for x in panel.lines if len(x.get_xdata()) == 2 and x.get_linestyle() == "-")  # type: ignore[arg-type]
+    height = bar.get_transform().transform(bar.get_xydata())[0, 1]
+    assert (np.abs(at[:, 1] - height) > sizes / 2).all()
+
+
+def test_lines_of_a_ratio_are_next_to_trials() -> None:
+    factors = {"optimizer__epsilon": [1e-8, 0.1], "schedule__lr_max": [0.002, 0.005]}
+    picture = draw_phase(crossed(factors))
+    assert picture is not None
+    texts = [text.get_text() for text in picture.figure.axes[0].texts]
+    assert texts == ["lr/ε 0.01", "lr/ε 0.1", "lr/ε 1e5", "lr/ε 1e6"]
 
 
 def test_axes_without_numbers_and_pooled_factors() -> None:
@@ -167,6 +200,56 @@ def test_effects_of_few_seeds_are_marked(seeds: int, marker: str, face: str | No
     assert len(spans) == (seeds > 1)
     if spans:
         assert np.allclose(spans[0], [effect.low, effect.high])
+
+
+def test_effects_end_where_they_can_and_no_effect_is_marked() -> None:
+    rng = np.random.default_rng(0)
+    made = [
+        trial(
+            s,
+            outcome="stable" if x else "exploded",
+            healthy=bool(x),
+            per=float(np.clip(x - 0.1 + rng.normal(0, 0.3), 0, 1)),
+            a=x,
+        )
+        for s in range(2)
+        for x in (0, 1)
+    ]
+    picture = draw_effects(effects(Trials(tuple(made))))
+    assert picture is not None
+    for panel in picture.figure.axes[:2]:
+        assert 1 < panel.get_xlim()[1] <= 1.0801
+    for panel in picture.figure.axes[2:]:
+        ticks = [tick for tick in panel.get_xticks() if panel.get_xlim()[0] <= tick <= panel.get_xlim()[1]]
+        assert len(ticks) >= 3
+        assert 1 in ticks
+    (legend,) = picture.figure.legends
+    assert "no effect" in [text.get_text() for text in legend.get_texts()]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (1.0, 1e3, ["1", "10", "100", "1000"]),
+        (8.0, 25.0, ["10", "20"]),
+        (30.0, 31.0, ["20", "50"]),
+        (2e-7, 3e9, ["1e-5", "1", "1e5"]),
+        (1e5, 1e5, ["1e5", "2e5"]),
+    ],
+)
+def test_log_axes_have_readable_ticks(tmp_path: Path, low: float, high: float, ticks: list[str]) -> None:
+    study = write_study(tmp_path / "study", {"seed": [0]}, lambda _: "stable", steps=30)
+    trials = read_trials([study])
+    path = trials.trials[0].folder / "signals.csv"
+    path.unlink()
+    append_rows(path, ("loss", "grad_norm"), range(30), np.tile(np.geomspace(low, high, 30), (2, 1)).T.astype("f4"))
+    picture = draw_curves(trials)
+    assert picture is not None
+    picture.figure.draw_without_rendering()
+    axis = picture.figure.axes[3].yaxis
+    first, last = picture.figure.axes[3].get_ylim()
+    shown = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+    assert [text.get_text() for place, text in shown if first <= place <= last] == ticks
 
 
 def test_trials_that_cannot_be_compared_give_no_figure() -> None:

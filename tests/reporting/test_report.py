@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from stability.analysis.claims import read_claims
 from stability.analysis.effects import effects
+from stability.analysis.rulings import rule
 from stability.analysis.trials import read_trials
 from stability.core.checkout import ROOT
 from stability.report import main
+from stability.reporting.advice import advise
 from stability.reporting.page import Report, write_report
 from stability.reporting.summary import summarize_grid
+from stability.tracking.state import State, write_state
 from tests.support.studies import EPSILON, LR, NOISE, write_study
 
 SEEDS = list(range(8))
@@ -42,14 +46,18 @@ class Page(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tables: dict[str, list[list[str]]] = {}
-        self.text, self.ids, self.loads = "", list[str](), list[str]()
+        self.text, self.ids, self.loads, self.links = "", list[str](), list[str](), list[str]()
         self._heading, self._open, self._skip = "", "", False
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         known = dict(attrs)
         self.ids += [known["id"] or ""] if "id" in known else []
-        self.loads += [known[name] or "" for name in ("src", "href") if name in known]
+        addresses = [known[name] or "" for name in ("src", "href") if name in known]
+        if tag == "a":
+            self.links += addresses
+        else:
+            self.loads += addresses
         if tag in ("h2", "h3", "th", "td", "style"):
             self._open = tag
         if tag in ("h2", "h3"):
@@ -125,10 +133,67 @@ def test_the_page_loads_nothing_else(report: Report, page: Page) -> None:
     assert "<script" not in html
     assert "@import" not in html
     assert all(target.startswith("#") for target in page.loads)
+    here = report.page.parent
+    assert "report/trials.csv" in page.links
+    assert all((here / link).is_file() for link in page.links)
+    assert sum(link.endswith("/verdict.json") for link in page.links) == 32
     assert len(page.ids) == len(set(page.ids))
     names = [f"{name}.{kind}" for name in ("phase", "curves", "effects") for kind in ("svg", "png")]
     assert [path.name for path in report.files] == [*names, "trials.csv"]
     assert all(path.parent == report.page.with_name("report") and path.stat().st_size for path in report.files)
+
+
+def test_a_page_links_to_each_trial_wherever_it_is_written(tmp_path: Path) -> None:
+    study = small(tmp_path / "a study")
+    first, second = sorted(path.parent for path in study.glob("*/verdict.json"))
+    (first / "run.png").write_bytes(b"\x89PNG")
+    runs = {first: "http://host:1/#/experiments/2/runs/3?a=b&c=d", second: "javascript:alert(1)/#/experiments/2/runs/3"}
+    for folder, address in runs.items():
+        uri, _, page = address.partition("/#")
+        state = State(uri, "study", {}, page=f"#{page}")
+        write_state(folder, state)
+    found = Page(write_report([study], claims=None, out=tmp_path / "page.html").page.read_text())
+    (name,) = {first.parent.name}
+    assert sorted(found.links) == sorted([
+        "page/trials.csv",
+        runs[first],
+        *(f"{name}/{path}".replace(" ", "%20") for path in (
+            f"{first.name}/run.png", f"{first.name}/verdict.json", f"{second.name}/verdict.json"
+        )),
+    ])  # fmt: skip
+    write_state(second, State(f"sqlite:///{tmp_path}/mlflow.db", "study", {}, page="#/experiments/2/runs/3"))
+    html = write_report([study], claims=None).page.read_text()
+    assert "http://127.0.0.1:5000/#/experiments/2/runs/3" in Page(html).links
+    assert "python -m mlflow ui" in html
+
+
+def test_the_command_of_a_claim_runs_the_cells_that_its_text_names(tmp_path: Path) -> None:
+    study = write_study(
+        tmp_path / "study", {"seed": [0, 1], EPSILON: [1e-8, 0.1], NOISE: [0.25, 1.0], LR: [0.002, 0.005]},
+        lambda t: "stable" if t[NOISE] == 1 else "blank_collapse", steps=20,
+    )  # fmt: skip
+    (tmp_path / "claims.yaml").write_text(
+        """
+- {id: one, claim: c, source: s, where: {optimizer.epsilon: 0.01}, expect: {most: stable}}
+- {id: two, claim: c, source: s, compare: [{optimizer.epsilon: 0.01, aug.white_noise_std: 0.5},
+   {optimizer.epsilon: 1e-8, aug.white_noise_std: 2.0}], response: healthy, expect: lower}
+"""
+    )
+    claims = read_claims(tmp_path / "claims.yaml")
+    trials = read_trials([study])
+    base = "python -m stability.train --multirun study=study"
+    for stated, text, commands in (
+        (claims[:1], "To run those of one, 3 trials in 1 cell, with lr 0.002, noise 1:",
+         [f"{base} aug.white_noise_std=1 schedule.lr_max=0.002 optimizer.epsilon=0.01 'seed=range(3)'"]),
+        (claims[1:], "To run those of two, 6 trials in 2 cells, with lr 0.002:",
+         [f"{base} schedule.lr_max=0.002 optimizer.epsilon=0.01 aug.white_noise_std=0.5 'seed=range(3)'",
+          f"{base} schedule.lr_max=0.002 optimizer.epsilon=1e-8 aug.white_noise_std=2 'seed=range(3)'"]),
+    ):  # fmt: skip
+        (advice,) = (a for a in advise(trials, rule(stated, trials)) if "To run those" in a.text)
+        assert advice.text.endswith(text)
+        assert [sorted(command.split()) for command in advice.command.splitlines()] == [
+            sorted(command.split()) for command in commands
+        ]
 
 
 def test_every_trial_is_in_the_csv_file(report: Report, study: Path) -> None:
