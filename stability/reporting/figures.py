@@ -40,7 +40,7 @@ _MOST_POWERS, _SHORT = 4, 1.3  # of ten: between the first and the last tick; wh
 _ENOUGH_SEEDS = 6
 _FEW = "2 to 5 seeds: no exact p is below 0.05"
 _REFERENCE = "no effect"
-_PITCH = 1.5  # between the marks of a cell, as a multiple of their size
+_PITCH = 1.7  # between the marks of a cell, as a multiple of their size; a diamond is 1.4 sizes wide
 _MOST_RATIOS = 6
 _PANELS = {
     "healthy": "healthy\n(points)",
