@@ -92,11 +92,12 @@ def has_improved(rates: Floats) -> bool:
 
 
 def has_come_to_rest(values: Floats) -> bool:
-    """Return whether the last third of error rates or losses is no better than the third before it."""
+    """Return whether the last third of error rates or losses is no better than the third before it, nor its end."""
     third = len(values) // 3
     if third < 2:
         return False
-    before, last = float(np.median(values[-2 * third : -third])), float(np.median(values[-third:]))
+    before = float(np.median(values[-2 * third : -third]))
+    last = float(min(np.median(values[-third:]), np.median(values[-_SMOOTH:])))
     return before - last < _T["rest"] * max(1.0, abs(before))
 
 
@@ -135,6 +136,12 @@ def why_lost(signals: Table, best: int, now: int) -> tuple[str, str]:
             f"Meanwhile the training loss went from {np.median(losses[0]):.3g} to {np.median(losses[1]):.3g}: it "
             "overfits its training data. Stop at the best validation, add augmentation, dropout or weight "
             "decay, or train on more data."
+        )
+    rising = lr.up_to(best - (best - int(lr.steps[0])) // 2)[-1:] if len(lr.steps) else lr.values
+    if len(rising) and len(rates_then) and len(rates_now) and 1.2 * rising[0] < rates_then[0] <= rates_now[0]:
+        return "rate_too_high", (
+            f"The lr had risen from {rising[0]:.3g} to {rates_then[0]:.3g} by then, is {rates_now[0]:.3g} now, and the "
+            "training loss rose, too: the lr is too high. Lower its maximum, or let it fall earlier."
         )
     if len(rates_then) and len(rates_now) and rates_now[0] > 1.2 * rates_then[0]:
         return "rate_too_high", (

@@ -66,7 +66,7 @@ def exploded(signals: Table, validation: Table) -> Finding | None:
         signal=first.signal,
         value=first.value,
         expected=f"about {first.usual:.3g}{'' if from_start else ', as before'}",
-        advice=f"The signal {first.signal} {grew} and stays there. {advice}" if cause == "unknown" else advice,
+        advice=f"The signal {first.signal} {grew}, and does not come down. {advice}" if cause == "unknown" else advice,
     )
 
 
@@ -198,11 +198,12 @@ def why_grew(signals: Table, onset: int, detected: int) -> tuple[str, str]:
         Cause and advice. The cause is `unknown` if there is no evidence for any.
     """
     reason = why_exploded(signals, onset, detected) or _why_by_rate_alone(signals, onset, detected)
-    return reason or (
-        "unknown",
-        "What was recorded does not show why. Lower the lr, or warm up for longer, and log the lr and the size of the "
-        "updates.",
-    )
+    if reason is not None:
+        return reason
+    series = {"the lr": "lr", "the size of the updates": "update_ratio"}
+    missing = [what for what, name in series.items() if not len(finite_readings(signals, name).steps)]
+    log = f", and log {' and '.join(missing)}" if missing else ""
+    return "unknown", f"What was recorded does not show why. Lower the lr, or warm up for longer{log}."
 
 
 def _why_by_rate_alone(signals: Table, onset: int, detected: int) -> tuple[str, str] | None:

@@ -34,6 +34,7 @@ from stability.diagnosis.finding import (
     finite_readings,
     noise_of,
     readings,
+    running_median,
 )
 from stability.diagnosis.growth import growth_until
 from stability.diagnosis.mismatch import is_far_from_training, why_the_error_stays
@@ -58,6 +59,8 @@ _BACK = 0.8  # and the training loss at most this share of its first value
 _SAME = 0.02  # a difference between error rates that is none
 _RISEN = 1.5  # times its best; a validation loss that ended above this is that of an overfitted training
 _YARDSTICK = 4.0  # a training is not stable at this many times the error rate of a healthy one
+_ENDLESS = THRESHOLDS["fp16"]["endless"]
+_UPDATED = THRESHOLDS["collapsed"]["small_update"]
 _HUGE = 1e4  # times their first norm; no healthy training has weights that grew so much
 _NEAR_0 = 0.1  # share of its first value below which growth of a validation loss says little
 _FLAT = 0.01  # a loss is flat if it falls by a smaller share than this from one quarter of the plateau to the next
@@ -161,6 +164,7 @@ def judge(
     found = findings(signals, validation) if found is None else found
     training = _Training(as_judged(signals, validation), validation, found, metric, healthy)
     for decide in (
+        _by_the_place_of_the_step,
         _by_finding,
         _by_growth,
         _by_lost_validation,
@@ -173,6 +177,22 @@ def judge(
         if (verdict := decide(training)) is not None:
             return verdict
     return _by_plateau(training)
+
+
+def _by_the_place_of_the_step(t: _Training) -> Verdict | None:
+    """The verdict if from the start no gradient was there when the step was measured, and yet the parameters changed.
+
+    Weight decay alone changes them less.
+    """
+    _, updates = finite_readings(t.signals, "update_ratio")
+    never = any(f.cause == "no_gradient" and f.onset_step == t.signals.steps[0] for f in t.found)
+    if not never or not len(updates) or updates[-1] < _UPDATED:
+        return None
+    advice = (
+        "The parameters change, but there was no gradient when the step was measured. Call step between backward() and "
+        "optimizer.step(), and zero_grad() after that."
+    )
+    return t.conclude("undecided", "no_gradient", advice, "high")
 
 
 def _by_finding(t: _Training) -> Verdict | None:
@@ -189,8 +209,13 @@ def _by_finding(t: _Training) -> Verdict | None:
 
 
 def _is_only_scaled(finding: Finding, t: _Training) -> bool:
-    """Whether only gradient norms are infinite, in a training that learned: fp16's scaler skips such steps."""
-    return finding.signal == "grad_norm" and finding.value == np.inf and t.last <= _WELL
+    """Whether only gradient norms are infinite, in a training that learned: fp16's scaler skips such steps.
+
+    A scaler that skips all steps since some time trains no more.
+    """
+    infinite = np.isinf(readings(t.signals, "grad_norm")[1])
+    endless = not infinite.all() and count_at_end(infinite) >= _ENDLESS
+    return finding.signal == "grad_norm" and finding.value == np.inf and t.last <= _WELL and not endless
 
 
 def _rank(finding: Finding) -> int:
@@ -293,8 +318,15 @@ def _by_mismatch(t: _Training) -> Verdict | None:
         return None
     if _was_negative(t):
         return t.conclude("bad_data", "negative_loss", f"{_NEGATIVE} The {t.metric} is {t.last:.2g}.", "medium")
+    if _begins_to_fall(t.rates[1]):
+        return None
     why = why_the_error_stays(t.signals, t.validation)
     return None if why is None else t.conclude("undecided", *why, "medium")
+
+
+def _begins_to_fall(rates: Floats) -> bool:
+    """Whether the last rate is lower than all of the first half: an error rate falls later than the loss."""
+    return len(rates) > _FEW and bool(rates[-1] < rates[: len(rates) // 2].min() - _SAME)
 
 
 def _without_rates(t: _Training) -> Verdict | None:
@@ -324,8 +356,28 @@ def _without_rates(t: _Training) -> Verdict | None:
             "low",
             best,
         )
+    if (relapse := _relapse_of_the_loss(t)) is not None:
+        return t.conclude("degraded", *relapse[1:], "low", relapse[0])
     advice = "No error rate was recorded, and losses alone do not show whether the training learned: log an error rate."
     return t.conclude("undecided", "no validation", advice, "low")
+
+
+def _relapse_of_the_loss(t: _Training) -> tuple[int, str, str] | None:
+    """The step of the best training loss, cause and advice if it ended at a multiple of that, far above its noise.
+
+    A first loss that is far above the plateau hides such a relapse from the detector of explosions.
+    """
+    steps, loss = finite_readings(t.signals, "loss")
+    if len(loss) < 4 * _CUT_OFF or loss.min() <= 0:
+        return None
+    logs = running_median(np.log(loss), _CUT_OFF)
+    best = int(logs.argmin())
+    risen = logs[-1] - logs[best]
+    if risen < max(np.log(_MULTIPLE), _CUT_OFF * noise_of(np.log(loss))) or loss[-1] < _NEAR_0 * loss[0]:
+        return None
+    cause, advice = why_grew(t.signals, int(steps[best]), t.end)
+    lost = f"The loss had come down to {np.exp(logs[best]):.3g}, and is {np.exp(logs[-1]):.3g} now. "
+    return int(steps[best]), cause, lost + advice
 
 
 def _has_risen(losses: Floats) -> bool:
@@ -348,6 +400,8 @@ def _by_progress(t: _Training) -> Verdict | None:
     if is_far_from_training(t.signals, t.validation):
         return t.conclude("slow", *_by_heart(t), "medium")
     cause, advice = why_no_progress(t.signals, t.end)
+    if cause == "no_information" and has_improved(rates):  # the labels do belong to the inputs
+        cause, advice = "no_evidence", "Train for longer."
     small = cause == "step_too_small" or narrow_output_since(t.signals, t.end) is not None
     if rests and t.last <= _RESTED and not small:
         advice = f"It learned, and converged at a {t.metric} of {t.last:.2g}."

@@ -17,15 +17,20 @@ _IN_FULL = {
 }
 _PERCENT = re.compile(r"%|(?<![a-z])(percent|percentage|pct)(?![a-z])", re.IGNORECASE)
 _NO_FRACTION = 20.0  # no fraction gets here: it would be twenty wrong insertions for each label
+_FALLEN = 0.5  # share of its start below which a loss has fallen
 _MORE_THAN_ALL = 1.5  # a fraction is above this only where a decoder inserts a lot
 
 
-def is_in_percent(rates: ArrayLike) -> bool:
+def is_in_percent(rates: ArrayLike, loss: ArrayLike = ()) -> bool:
     """Return whether error rates are percentages, judged by all of them together.
 
     A single rate can be ambiguous: 0.8 may be a bad fraction or a very good percentage. And a fraction may exceed 1 if
     a decoder inserts labels. So percentages are rates of which one is too large for any fraction, or most are above
-    1.5 and the first one does not look like the 1 of a decoder that has learned nothing.
+    1.5, the first one does not look like the 1 of a decoder that has learned nothing, and the loss has fallen.
+
+    Args:
+        rates: The error rates.
+        loss: The training loss, if it is known. One that has not fallen is that of a decoder that inserts at random.
     """
     values = np.asarray(rates, np.float64)
     values = values[np.isfinite(values)]
@@ -33,7 +38,11 @@ def is_in_percent(rates: ArrayLike) -> bool:
         return False
     if values.max() >= _NO_FRACTION:
         return True
-    return bool(np.median(values) > _MORE_THAN_ALL and values[0] > _MORE_THAN_ALL)
+    if not (np.median(values) > _MORE_THAN_ALL and values[0] > _MORE_THAN_ALL):
+        return False
+    losses = np.asarray(loss, np.float64)
+    losses = losses[np.isfinite(losses)]
+    return len(losses) < 2 or bool(np.median(losses[-5:]) < _FALLEN * losses[0])
 
 
 def says_percent(title: str) -> bool:

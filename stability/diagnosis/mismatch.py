@@ -61,13 +61,16 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
 
 def other_labels(signals: Table, validation: Table) -> Finding | None:
     """Detect a decoder that has learned its training data with a few labels, and gets others wrong in validation."""
-    loss = finite_readings(signals, "loss")
+    loss, losses = finite_readings(signals, "loss"), finite_readings(validation, "loss")
     # If a training blew up at once, only its first loss is that of the start.
     start = float(min(loss.values[0], np.median(loss.values[:_SMOOTH]))) if len(loss.values) else math.nan
     for step, rate in zip(*finite_readings(validation, "per"), strict=True):
         recent = loss.up_to(int(step))[_SMOOTH:][-_SMOOTH:]
         # A loss that may be negative, as a log-likelihood, has no share of its start.
         if rate < _LEARNED or not len(recent) or not 0 <= np.median(recent) < _T["few_labels"] * start:
+            continue
+        held_out = losses.up_to(int(step))[-1:]
+        if len(held_out) and held_out[0] < _T["both"] * np.median(recent):  # the labels of both splits are learned
             continue
         narrow = narrow_output_since(signals, int(step))
         if narrow is None or narrow[1]:  # only blank: then the loss is low for another reason

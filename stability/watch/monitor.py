@@ -239,8 +239,7 @@ class Monitor:
         if self._bad_steps and (refusal := self._bad_steps[0].verdict) is not None:
             return refusal
         verdict = judge(self._table(), self.validation(), metric=self._metric)
-        in_percent = is_in_percent([per for _, per, _ in self._validations])
-        unit: _Evidence = {"error rates were given in": "percent"} if in_percent else {}
+        unit: _Evidence = {"error rates were given in": "percent"} if self._in_percent else {}
         evidence = verdict.evidence | unit | self._own_evidence() | self._recording
         return replace(verdict, evidence=evidence, advice=self._with_restarts(verdict.advice))
 
@@ -312,9 +311,15 @@ class Monitor:
         """Return all validations so far, with error rates as fractions."""
         steps = np.array([step for step, _, _ in self._validations], np.int64)
         values = np.array([rest for _, *rest in self._validations], np.float32).reshape(-1, 2)
-        if is_in_percent(values[:, 0]):
+        if self._in_percent:
             values[:, 0] /= 100
         return Table(("per", "loss"), steps, values, ~np.isnan(values))
+
+    @property
+    def _in_percent(self) -> bool:
+        waiting = [float(row["loss"]) for row in self._pending]
+        past = self._rows.table()["loss"].tolist() if len(self._rows) else []
+        return is_in_percent([per for _, per, _ in self._validations], past + waiting)
 
     @property
     def _next_step(self) -> int:

@@ -465,3 +465,45 @@ def test_an_optimizer_of_another_model_is_named() -> None:
 def test_a_very_good_model_that_gets_worse_is_degraded() -> None:
     per = np.r_[np.linspace(0.03, 0.02, 8), 0.04, 0.06, np.full(10, 0.085)]
     assert judge(table(loss=np.linspace(1, 0.01, N)), rates(*per)).outcome == "degraded"
+
+
+def test_a_scaler_that_skips_every_step_since_some_time_is_a_fault() -> None:
+    norms = np.where(np.arange(100) < 40, 4.0, math.inf)
+    signals = table(loss=np.r_[np.linspace(6, 0.4, 40), np.full(60, 0.4)], grad_norm=norms)
+    verdict = judge(signals, rates(0.9, 0.3, 0.3, 0.3, last=99))
+    assert (verdict.outcome, verdict.onset_step) == ("non_finite", 40)
+
+
+def test_a_step_that_is_measured_where_no_gradient_is_gets_advice_on_its_place() -> None:
+    signals = learning(no_gradient=np.ones(N // 10), grad_norm=np.zeros(N), update_ratio=np.full(N // 10, 9e-3))
+    verdict = judge(signals, rates(1.0, 0.95, 0.93, 0.92))
+    assert (verdict.outcome, verdict.cause) == ("undecided", "no_gradient")
+    assert "between backward() and optimizer.step()" in verdict.advice
+
+
+def test_a_loss_that_relapses_to_its_plateau_is_degraded_without_error_rates_too() -> None:
+    loss = np.r_[np.geomspace(12, 2.9, 20), np.geomspace(2.9, 0.6, 30), np.full(100, 2.9)]
+    verdict = judge(table(loss=loss * np.exp(0.03 * np.random.default_rng(0).normal(size=150))), NOTHING)
+    assert (verdict.outcome, verdict.confidence) == ("degraded", "low")
+    assert numbers(verdict.advice)[:2] == pytest.approx([0.7, 2.9], rel=0.15)
+
+
+def test_a_rate_that_rose_until_the_relapse_is_too_high() -> None:
+    loss = np.r_[np.linspace(6, 1.7, 11), 4.5, 6, np.full(70, 3.0)]
+    lr = np.minimum(np.arange(1, 84), 12) * 1e-4
+    per = np.r_[np.linspace(1, 0.62, 11), np.ones(72)]
+    verdict = judge(table(loss=loss, lr=lr), table(per=per))
+    assert (verdict.outcome, verdict.cause) == ("degraded", "rate_too_high")
+
+
+def test_an_error_rate_in_full_fall_has_not_converged() -> None:
+    per = np.r_[np.ones(33), 0.96, 0.91, 0.87, 0.83, 0.78, 0.74, 0.69]
+    loss = np.r_[np.geomspace(6, 2.95, 20), np.full(60, 2.95), np.linspace(2.9, 1.9, 20)]
+    verdict = judge(table(loss=loss), table(steps=np.linspace(2, 99, 40).astype(int), per=per))
+    assert (verdict.outcome, verdict.cause) == ("slow", "no_evidence")
+
+
+def test_an_error_rate_that_begins_to_fall_after_the_loss_is_no_mismatch() -> None:
+    loss = np.r_[np.full(100, 2.9), np.linspace(2.9, 0.8, 100)]
+    validation = table(steps=[50, 100, 150, 175, 199], per=[1.0, 1.0, 0.98, 0.95, 0.92], loss=[2.9, 2.9, 1.9, 1.4, 0.8])
+    assert judge(table(loss=loss), validation).cause != "metric"

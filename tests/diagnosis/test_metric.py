@@ -22,6 +22,13 @@ def test_percent_is_judged_by_all_rates(rates: list[float], percent: bool) -> No
     assert is_in_percent(rates) == percent
 
 
+@pytest.mark.parametrize(("loss", "percent"), [([17.6, 17.5, 17.6], False), ([17.6, 9.0, 4.0, 3.0, 3.0, 2.0], True), ([], True)])
+def test_rates_above_1_with_a_loss_that_has_not_fallen_are_those_of_a_random_decoder(
+    loss: list[float], percent: bool
+) -> None:
+    assert is_in_percent([1.7, 1.66], loss) == percent
+
+
 def test_the_name_of_a_metric() -> None:
     titles = ("eval_wer", "val/CER", "WER (%)", "phone_error_rate", "error_rate", "per")
     assert [metric_name(title) for title in titles] == ["WER", "CER", "WER", "PER", "PER", "PER"]

@@ -37,6 +37,11 @@ def test_a_loss_that_may_be_negative_is_no_evidence_about_labels(level: float) -
     assert finding is None or (level == -3.0 and numbers(finding.advice)[0] == 0)
 
 
+def test_other_labels_are_not_seen_if_the_validation_loss_is_learned_too() -> None:
+    validation = table(steps=[20, 150], per=[1.0, 0.97], loss=[40.0, 1.1 * learned_loss()["loss"][150]])
+    assert other_labels(learned_loss(), validation) is None
+
+
 def test_other_labels_are_not_seen_in_a_training_that_blew_up_at_once() -> None:
     """Its first validation comes when the loss is still that of the start, small beside what follows."""
     loss = np.r_[90.0, 90.0, 1e3, 1e4, np.full(96, 1e5)]

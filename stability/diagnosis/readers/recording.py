@@ -220,14 +220,17 @@ def _is_readable(run: Run) -> bool:
 def _titles_in_percent(runs: Sequence[Run]) -> set[str]:
     """The error rates that are percentages: by their names, or by all their values in all runs."""
     rates: dict[str, list[np.ndarray[tuple[int], np.dtype[np.float32]]]] = {}
+    losses: dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]] = {}
     for run in runs:
         if "per" in run.titles:
             rates.setdefault(run.titles["per"], []).append(run.table["per"])
+            if "loss" in run.titles:
+                losses.setdefault(run.titles["per"], run.table["loss"])
     return {
         title
         for title, values in rates.items()
         if title.endswith("%")
-        or is_in_percent(every := np.concatenate(values))
+        or is_in_percent(every := np.concatenate(values), losses.get(title, ()))
         or (says_percent(title) and (every > 1).any())
     }
 
