@@ -105,7 +105,10 @@ def diagnose(recording: Recording, figure: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     verdict = _judge(recording)
     first, last = _first_and_last_step(recording)
-    console.print(f"{shown(recording.name)}, {recording.unit}s {first} to {last}")
+    heading = f"{shown(recording.name)}, {recording.unit}s {first} to {last}"
+    if recording.epochs is not None:
+        heading += f", epochs {_epoch_of(recording.epochs, first):.4g} to {_epoch_of(recording.epochs, last):.4g}"
+    console.print(heading)
     for note in recording.notes:
         console.print(f"  [dim]{shown(note)}[/]")
     show_outcome(verdict, recording.unit)
@@ -162,12 +165,20 @@ def summarise(runs: Sequence[Recording]) -> None:
 
 
 def _judge(recording: Recording) -> Verdict:
-    """The verdict, whose texts speak of epochs if the steps of the recording are epochs."""
+    """The verdict, whose texts speak of epochs or rows if the steps of the recording are these."""
     verdict = judge(
         recording.signals, recording.validation, metric=recording.metric, healthy=_healthy_error_rate(recording)
     )
     evidence = {name: _STEP.sub(recording.unit, v) if isinstance(v, str) else v for name, v in verdict.evidence.items()}
+    if recording.epochs is not None and (row := verdict.onset_step) is not None:
+        evidence = {f"epoch of row {row}": _epoch_of(recording.epochs, row)} | evidence
     return replace(verdict, evidence=evidence, advice=_STEP.sub(recording.unit, verdict.advice))
+
+
+def _epoch_of(epochs: Table, row: int) -> float:
+    """The epoch of a row, or of the first one that has an epoch."""
+    rows, values = readings(epochs, "epoch")
+    return float(values[max(int(np.searchsorted(rows, row, side="right")) - 1, 0)])
 
 
 def _healthy_error_rate(recording: Recording) -> float | None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,19 @@ def test_several_runs_are_a_line_each_and_a_table(tmp_path: Path, capsys: pytest
     assert "validation WER" in capsys.readouterr().out
     assert diagnose.main([str(log), "--run", "3"]) == 1
     assert "has no run 3: it holds 2 runs" in capsys.readouterr().err
+
+
+def test_rows_that_are_parts_of_epochs_are_told_by_row_and_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "console.txt"
+    values = [*range(20, 10, -1), *["nan"] * 6]
+    dicts = [f"{{'loss': {value}, 'grad_norm': 1.0, 'epoch': {n / 4}}}\n" for n, value in enumerate(values, 1)]
+    log.write_text("".join(dicts))
+    out = verdict_of(log, tmp_path / "figure.png", capsys)
+    assert "console.txt, rows 0 to 15, epochs 0.25 to 4\n" in out
+    assert "since row 10" in out
+    assert re.search(r"epoch of row 10 +2\.75\n", out)
 
 
 def test_a_log_of_epochs_speaks_of_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,7 @@ class Recording:
         official: Whether the official trainer wrote the log. Then it can be compared with healthy official runs.
         metric: The error rate's own name: PER, WER, CER.
         unit: What the steps of the tables count: steps, or epochs or rows of the log if it has no steps.
+        epochs: If they are rows, the epoch of each row that has one.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Recording:
     official: bool = False
     metric: str = "PER"
     unit: Unit = "step"
+    epochs: Table | None = None
 
 
 def last_of(runs: Sequence[Recording]) -> Recording:
@@ -163,7 +165,7 @@ class RowCollector:
         again = self._begins_again(epoch)
         titles = {title for title in values if (name := find_name(title)) and name.signal != "lr"}
         self._number = 0 if again else self._number
-        self._runs["row"].add(self._number, dict(values))
+        self._runs["row"].add(self._number, values | ({} if epoch is None else {"epoch": epoch}))
         self._number += 1
         if epoch is None or (self._epochs is not None and epoch == self._epochs[1]):
             self._repeated += self._epochs is None or not self._titles.isdisjoint(titles)
@@ -255,4 +257,5 @@ def _recording(
         official=official,
         metric=metric_name(title) if title else "PER",
         unit=unit,
+        epochs=table if "epoch" in table.names else None,
     )
