@@ -12,6 +12,7 @@ _UNLEARNED = THRESHOLDS["learned"]["some"]
 _GOES_ON = 3  # finite rows after a gradient that is not finite which show that its step was skipped
 _FEW = 3  # readings of a log, below which it is not known whether a loss had grown
 _FAR_FROM_0 = 1e-3  # share of its first value; a loss above it does not get to 0 in one step
+_TINY_SCALE = 0.1  # a loss scale below it does not come from its calibration: gradients overflow almost unscaled
 _VIOLENT = 100  # times the usual loss; a loss that was larger than this before it became infinite has exploded
 
 
@@ -164,6 +165,8 @@ def _why_non_finite(signals: Table, row: int, name: str) -> tuple[str, str]:
         return "precision", advice
     if (reason := why_exploded(signals, step, step)) is not None:
         return reason
+    if (advice := _fallen_scale(signals, step)) is not None:
+        return "precision", advice
     if _column(signals, "loss_scale", 1)[row] > 1:
         return "precision", "The loss overflowed in fp16: train in bf16 or fp32."
     before = len(finite_readings(signals, "loss").up_to(step))
@@ -186,6 +189,17 @@ def _infinite_update(signals: Table, step: int) -> str | None:
         "not finite either: the optimizer divided by 0. In half precision an epsilon of 1e-8 is 0. Keep the weights "
         "and the optimizer's state in fp32 (autocast does), or set a larger epsilon. Start again from a checkpoint "
         "before that step."
+    )
+
+
+def _fallen_scale(signals: Table, step: int) -> str | None:
+    """Return advice if the loss scale fell far below 1: gradients overflowed at each one, and small ones were lost."""
+    scale = finite_readings(signals, "loss_scale").up_to(step)
+    if not len(scale) or not 0 <= scale[-1] < _TINY_SCALE <= scale.max():
+        return None
+    return (
+        f"The loss scale fell from {scale.max():.4g} to {scale[-1]:.2g} before, as gradients overflowed in fp16 again "
+        "and again. Train in bf16 or fp32, or lower the lr if they overflow there, too."
     )
 
 

@@ -247,3 +247,16 @@ def test_the_signals_that_were_given_stay_as_they_are() -> None:
     signals = table(loss=ZERO_SINCE, grad_norm=ONCE_NAN)
     reveal_masked(signals, NOTHING)
     assert np.array_equal(signals["loss"], ZERO_SINCE)
+
+
+def test_a_loss_scale_that_fell_and_fell_before_a_nan_is_named() -> None:
+    scale = np.where(np.arange(STEPS) < 20, 32, 32 / 2.0 ** (np.arange(STEPS) - 19))
+    finding = sure(loss=with_value(math.nan, 40), loss_scale=scale)
+    assert (finding.kind, finding.cause, finding.onset_step) == ("non_finite", "precision", BAD)
+    assert "fell from 32 to 1.5e-05" in finding.advice
+
+
+def test_a_loss_scale_that_is_calibrated_at_the_start_says_nothing() -> None:
+    scale = np.maximum(65536 / 2.0 ** np.arange(STEPS), 1.0)
+    finding = sure(loss=with_value(math.nan, 40), loss_scale=scale)
+    assert finding.cause == "loss"

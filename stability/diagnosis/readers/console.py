@@ -91,7 +91,7 @@ def _read_dict(line: str) -> Row:
         return None, {}
     step, values = read_row(titles, cells)
     signals = {name.signal for title in values if (name := find_name(title))}
-    return step, values if signals - {"epoch", "lr"} else {}  # what has only a rate is a list of settings
+    return step, values if signals - {"epoch", "lr", "loss_scale"} else {}  # others are lists of settings
 
 
 def _is_number(text: str) -> bool:

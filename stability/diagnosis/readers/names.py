@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from functools import lru_cache
 from typing import NamedTuple
 
-TRAINING = ("loss", "grad_norm", "lr", "blank_fraction")  # what is measured in a training step
+TRAINING = ("loss", "grad_norm", "lr", "blank_fraction", "loss_scale")  # what is measured in a training step
 VALIDATION = ("per", "val_loss")  # and in a validation
 
 # Names are compared in lower case, with `_` for blanks, dots and hyphens, without what stands before a slash, without
@@ -30,6 +30,7 @@ _CORES = {
     ),
     "lr": ("lr", "learning_rate", "lrate", "optim0_lr0", "last_lr", "current_lr", "cur_lr"),
     "blank_fraction": ("blank_fraction", "blank_share", "blank_rate"),
+    "loss_scale": ("loss_scale", "grad_scale", "amp_scale"),
     "per": (
         "per", "phoneme_error_rate", "phone_error_rate", "wer", "word_error_rate", "cer", "character_error_rate",
         "char_error_rate", "error_rate", "ter", "token_error_rate", "ler", "letter_error_rate", "uer",
@@ -153,7 +154,7 @@ def _find_name(title: str, explained: tuple[tuple[str, str], ...]) -> Known | No
     words = _words(plain)
     if prefixes and "_".join(words) not in _RANKS:
         words = _with_prefix(prefixes[-1], words)
-    if prefixes and words == ["norm"]:
+    if prefixes and words in (["norm"], ["grad"]):
         return None  # of weights, say
     return _known("_".join(words), words, prefixes)
 
@@ -184,7 +185,7 @@ def _known(core: str, words: list[str], prefixes: Sequence[str]) -> Known | None
         return None
     if core == "epoch":
         return Known("epoch", (0,), "")
-    if core == "norm":
+    if core in ("norm", "grad"):
         return Known("grad_norm", (len(_CORES["grad_norm"]),), "")
     if _OPTIMIZER.fullmatch(core):
         core = "lr"

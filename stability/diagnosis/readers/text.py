@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from stability.diagnosis.readers.columns import Row, is_count
 from stability.diagnosis.readers.log import Log
-from stability.diagnosis.readers.names import Known, find_name, part_in, see_names
+from stability.diagnosis.readers.names import TRAINING, Known, find_name, part_in, see_names
 from stability.diagnosis.readers.recording import MOST_EPOCHS, Recording, RowCollector, read_lines
 from stability.diagnosis.readers.runs import is_validation
 from stability.diagnosis.readers.steps import Steps
@@ -269,7 +269,7 @@ def _measured(named: tuple[Known, str, bool], text: str, part: str, *, percent: 
         if name.signal == "loss":
             title = f"val_{title}"
             name = find_name(title) or name
-        elif name.signal in ("grad_norm", "lr", "blank_fraction"):
+        elif name.signal in TRAINING:
             return None
     elif part == "train" and name.signal == "per" and not name.part:
         return None

@@ -418,3 +418,19 @@ def test_loggers_may_name_the_part_of_the_data(tmp_path: Path) -> None:
     recording = read(tmp_path, lines + "[valid][INFO] - step=1 loss=6.0 wer=0.9\n")
     assert recording.signals["loss"].tolist() == [5]
     assert recording.validation["per"].tolist() == pytest.approx([1, 0.9])
+
+
+def test_the_loss_scale_of_fp16_is_read(tmp_path: Path) -> None:
+    icefall = "Epoch 1, batch {}, loss[loss={}, over 3.], batch size: 20, lr: 3.00e-03, grad_scale: {}\n"
+    fairseq = "INFO | train_inner | epoch 001: {} / 2000 loss={}, lr=1e-05, gnorm=2.5, loss_scale={}\n"
+    overflow = "INFO: gradient overflow detected, setting loss scale to: 64.0\n"
+    for line in (icefall, fairseq):
+        recording = read(tmp_path, overflow + line.format(50, 6.5, "32.0") + overflow + line.format(100, 5.5, "0.5"))
+        assert recording.signals.steps.tolist() == [50, 100]
+        assert recording.signals["loss_scale"].tolist() == [32, 0.5]
+
+
+def test_grad_beside_a_loss_is_the_gradient_norm(tmp_path: Path) -> None:
+    for line in ("[{}] loss={} grad={} lr=0.001\n", "step {} | loss {} | grad {}\n"):
+        recording = read(tmp_path, line.format(50, 6.5, 2.5) + line.format(100, 5.5, 1.5))
+        assert recording.signals["grad_norm"].tolist() == [2.5, 1.5]
