@@ -171,7 +171,7 @@ def _judge(recording: Recording) -> Verdict:
     )
     evidence = {name: _STEP.sub(recording.unit, v) if isinstance(v, str) else v for name, v in verdict.evidence.items()}
     if recording.epochs is not None and (row := verdict.onset_step) is not None:
-        evidence = {f"epoch of row {row}": _epoch_of(recording.epochs, row)} | evidence
+        evidence = {f"epoch of row {row}": _epoch_of(recording.epochs, row), **evidence}
     return replace(verdict, evidence=evidence, advice=_STEP.sub(recording.unit, verdict.advice))
 
 

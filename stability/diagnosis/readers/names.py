@@ -1,14 +1,14 @@
 """What the names in a log mean: our signals under the names that other programs give them."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import NamedTuple
 
 TRAINING = ("loss", "grad_norm", "lr", "blank_fraction", "loss_scale")  # what is measured in a training step
-VALIDATION = ("per", "val_loss")  # and in a validation
+VALIDATION = ("per", "val_loss", "accuracy")  # and in a validation
 
 # Names are compared in lower case, with `_` for blanks, dots and hyphens, without what stands before a slash, without
 # the part of the data (`val_`, `train_`) and without the kind of mean (`_step`, `_epoch`, `_avg`). If a log has several
@@ -35,6 +35,10 @@ _CORES = {
         "per", "phoneme_error_rate", "phone_error_rate", "wer", "word_error_rate", "cer", "character_error_rate",
         "char_error_rate", "error_rate", "ter", "token_error_rate", "ler", "letter_error_rate", "uer",
         "unit_error_rate", "label_error_rate", "wer_ctc", "cer_ctc",
+    ),
+    "accuracy": (
+        "norm_edit_dis", "accuracy", "acc", "seq_acc", "seq_accuracy", "word_acc", "word_accuracy", "top1", "top_1",
+        "acc1", "top1_acc", "categorical_accuracy", "sparse_categorical_accuracy", "accuray",
     ),
 }  # fmt: skip
 _RANKS = {core: (signal, rank) for signal, cores in _CORES.items() for rank, core in enumerate(cores)}
@@ -247,16 +251,25 @@ def choose_names(counts: Mapping[str, int]) -> dict[str, str]:
 
     Returns:
         The chosen name of each signal. A name that was measured far less often than another is not chosen: it may be a
-        summary at the end.
+        summary at the end. An accuracy is chosen if it is of held-out data and there is no error rate.
     """
     found = {title: name for title in counts if (name := find_name(title)) is not None}
     signals = {title: name.signal for title, name in found.items()}
     # A CTC loss next to a training loss is that of held-out data.
     if "val_loss" not in signals.values() and any(n.part == "train" and n.signal == "loss" for n in found.values()):
         signals |= {title: "val_loss" for title in found if title.lower().replace(" ", "_") == "ctc_loss"}
+    held_out = {t for t, signal in signals.items() if signal == "accuracy" and _is_held_out(found[t], found.values())}
+    if "per" in signals.values():
+        held_out.clear()
+    signals = {title: signal for title, signal in signals.items() if signal != "accuracy" or title in held_out}
     chosen: dict[str, str] = {}
     for signal in dict.fromkeys(signals.values()):
         titles = [title for title in counts if signals.get(title) == signal]
         most = max(counts[title] for title in titles)
         chosen[signal] = min((t for t in titles if 4 * counts[t] >= most), key=lambda t: found[t].rank)
     return chosen
+
+
+def _is_held_out(accuracy: Known, names: Collection[Known]) -> bool:
+    """Whether an accuracy is of held-out data: its name says so, or no name in the log speaks of any part."""
+    return accuracy.part == "val" or accuracy.rank == EXPLAINED or not any(name.part for name in names)

@@ -21,6 +21,7 @@ Unit = Literal["step", "epoch", "row"]
 _READABLE = frozenset({"loss", "grad_norm", "val_loss"})  # a log without any of these contains no training
 _MOST_RUNS = 200  # that stand next to each other
 _FEW = 3  # rows of a run
+_NO_ACCURACY = 1.5  # no fraction of what is right gets here
 MOST_EPOCHS = 1e9  # what is beyond, or NaN, is no epoch
 _NO_STEPS = {
     "epoch": "The log has no steps: its rows are ordered by epoch.",
@@ -38,7 +39,7 @@ class Recording:
         validation: A row per validation.
         notes: Sentences about what was left out of the log or mended in it.
         official: Whether the official trainer wrote the log. Then it can be compared with healthy official runs.
-        metric: The error rate's own name: PER, WER, CER.
+        metric: The error rate's own name: PER, WER, CER; `1 - val_acc` if an accuracy takes its place.
         unit: What the steps of the tables count: steps, or epochs or rows of the log if it has no steps.
         epochs: If they are rows, the epoch of each row that has one.
     """
@@ -220,7 +221,7 @@ def _is_readable(run: Run) -> bool:
 
 
 def _titles_in_percent(runs: Sequence[Run]) -> set[str]:
-    """The error rates that are percentages: by their names, or by all their values in all runs."""
+    """The error rates and accuracies that are percentages: by their names, or by all their values in all runs."""
     rates: dict[str, list[np.ndarray[tuple[int], np.dtype[np.float32]]]] = {}
     losses: dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]] = {}
     for run in runs:
@@ -228,7 +229,13 @@ def _titles_in_percent(runs: Sequence[Run]) -> set[str]:
             rates.setdefault(run.titles["per"], []).append(run.table["per"])
             if "loss" in run.titles:
                 losses.setdefault(run.titles["per"], run.table["loss"])
-    return {
+    accuracies = {
+        title
+        for run in runs
+        if (title := run.titles.get("accuracy", ""))
+        and (title.endswith("%") or (run.table["accuracy"] > _NO_ACCURACY).any())
+    }
+    return accuracies | {
         title
         for title, values in rates.items()
         if title.endswith("%")
@@ -241,12 +248,18 @@ def _recording(
     name: str, run: Run, notes: Sequence[str], percent: set[str], *, official: bool, unit: Unit
 ) -> Recording:
     table, notes = run.table, [*run.notes, *notes]
-    title = run.titles.get("per", "")
+    signal = "accuracy" if "accuracy" in run.titles else "per"
+    title = run.titles.get(signal, "")
+    metric = metric_name(title) if title else "PER"
     if title and title in percent:
         values = table.values.copy()
-        values[:, table.names.index("per")] /= 100
+        values[:, table.names.index(signal)] /= 100
         table = replace(table, values=values)
         notes.append(f"{title.removesuffix(' %')} is in percent: its values were divided by 100.")
+    if signal == "accuracy":
+        metric = f"1 - {title.removesuffix(' %')}"
+        table = _with_errors(table)
+        notes.append(f"The log has no error rate: {metric} takes its place.")
     if not {"loss", "grad_norm"}.intersection(table.names):
         notes.append("The log has measurements of held-out data, and no loss of training data.")
     return Recording(
@@ -255,7 +268,15 @@ def _recording(
         validation=validation_part(table),
         notes=tuple(notes),
         official=official,
-        metric=metric_name(title) if title else "PER",
+        metric=metric,
         unit=unit,
         epochs=table if "epoch" in table.names else None,
     )
+
+
+def _with_errors(table: Table) -> Table:
+    """The table with 1 - accuracy as the error rate."""
+    values = table.values.copy()
+    place = table.names.index("accuracy")
+    values[:, place] = 1 - values[:, place]
+    return replace(table, names=tuple("per" if name == "accuracy" else name for name in table.names), values=values)

@@ -40,6 +40,9 @@ _SPELLINGS = tuple(
         ("/", r"((?:^|[^a-zA-Z\s:=]|\s\s)\s*)\[\s*(\d+/\d+)( \(\d+%\))?\]", r"\1 | batch \2 | "),
         ("/", r"(?:\||^)\s*(\d+/\d+) (\[|━)", r"| itr \1 | "),  # a progress bar
         ("━", r"[━╸╺]\s+(\d+/\d+)\s", r"| itr \1 | "),  # that of rich
+        ("metric,", r"\bcur metric,", "valid | "),  # PaddleOCR
+        ("metric,", r"\bbest metric,.*", " "),
+        ("Current_acc", r"\bCurrent_accuracy\b", "valid | accuracy"),  # EasyOCR
         ("Saving dict", r"\bSaving dict for global step", "valid | global step"),  # TensorFlow's estimators
     )
 )
@@ -208,17 +211,23 @@ def _find(line: str, read_before: Callable[[str], _Before], *, held_out: bool = 
     """The numbers on a line that have a known name: the best one for each signal."""
     found: dict[str, _Number] = {}
     part = "val" if held_out else ""
+    loss_of = ""  # the part of the last loss: of `Test loss: 0.9, accuracy: 0.8`
     end = 0
     for match in _NUMBER.finditer(line):
         before, end = read_before(line[end : match.start()]), match.end()
         part = before.part or part
+        total = _TOTAL.match(line, end)
         if before.named:
-            number = _measured(before.named, match[1], part, percent=bool(match[2]) or before.percent)
+            own = part or (loss_of if before.named[0].signal == "accuracy" else "")
+            number = _measured(before.named, match[1], own, percent=bool(match[2]) or before.percent)
         elif before.empty:
             number = _Number(Known("step", (0,), ""), (1,), "", _value(match[1], "step"))
         else:
             continue
-        total = _TOTAL.match(line, end)
+        if number and number.name.signal in ("loss", "val_loss"):
+            loss_of = number.name.part
+        if number and total and number.name.signal == "accuracy":  # `9900/10000`
+            number = number._replace(value=number.value / max(float(total[1].replace(",", "")), 1))
         if number and (number.title or total) and number.rank < _rank(found, number):
             found[number.name.signal] = number._replace(
                 title=number.title or _UNNAMED,
@@ -266,14 +275,14 @@ def _measured(named: tuple[Known, str, bool], text: str, part: str, *, percent: 
     """The number with that name; None if it is not read on this part of the data."""
     name, title, unsure = named
     if part == "val" and not name.part:
-        if name.signal == "loss":
+        if name.signal in ("loss", "accuracy"):
             title = f"val_{title}"
             name = find_name(title) or name
         elif name.signal in TRAINING:
             return None
-    elif part == "train" and name.signal == "per" and not name.part:
+    elif part == "train" and name.signal in ("per", "accuracy") and not name.part:
         return None
-    title = f"{title} %" if percent and name.signal == "per" else title
+    title = f"{title} %" if percent and name.signal in ("per", "accuracy") else title
     return _Number(name, (int(unsure), *name.rank), title, _value(text, name.signal))
 
 

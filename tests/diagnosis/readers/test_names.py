@@ -49,7 +49,7 @@ from tests.support.logs import read
         ("best/val_loss", None),
         ("config/lr", None),
         ("per_batch", None),
-        ("loss_scale", None),
+        ("loss_scale", "loss_scale"),
         ("best_val_loss", None),
         ("kl_loss", None),
         ("train_wer", None),

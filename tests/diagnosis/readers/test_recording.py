@@ -98,3 +98,56 @@ def test_an_epoch_that_is_none(tmp_path: Path, epoch: str) -> None:
         assert read(tmp_path, text).signals["loss"][0] == 5
     huge = "9" * 400
     assert read(tmp_path, f"step 0 loss 5\nstep {huge} loss 4\nstep 5/{huge} loss 3\n").signals["loss"][-1] == 3
+
+
+ACCURACIES = {
+    "val_accuracy": "epoch,accuracy,loss,val_accuracy,val_loss\n1,0.9,5,0.25,6\n2,0.9,4,0.5,5\n",
+    "eval_top1": "epoch,train_loss,eval_loss,eval_top1,eval_top5\n1,5,6,25,50\n2,4,5,50,75\n",
+    "val_seq_acc": '{"step": 1, "loss": 5, "val_seq_acc": 0.25}\n{"step": 2, "loss": 4, "val_seq_acc": 0.5}\n',
+    "val/acc": "split,step,loss,acc\ntrain,1,5,0.9\nvalid,1,6,0.25\ntrain,2,4,0.9\nvalid,2,5,0.5\n",
+    "acc": "step,loss,acc\n1,5,0.25\n2,4,0.5\n",
+    "val_norm_edit_dis": "INFO: epoch: [1/9], global_step: 10, acc: 0.9, norm_edit_dis: 0.9, loss: 5.0\n"
+    "INFO: cur metric, acc: 0.1, norm_edit_dis: 0.25, fps: 1200\nINFO: best metric, acc: 0.4, norm_edit_dis: 0.9\n"
+    "INFO: epoch: [1/9], global_step: 20, acc: 0.9, norm_edit_dis: 0.9, loss: 4.0\n"
+    "INFO: cur metric, acc: 0.3, norm_edit_dis: 0.5, fps: 1200\nINFO: best metric, acc: 0.4, norm_edit_dis: 0.9\n",
+    "val_accuracy in easyocr": "[500/900] Train loss: 5.0, Valid loss: 6.0, Elapsed_time: 9.0\n"
+    "Current_accuracy : 25.000, Current_norm_ED : 0.10\nBest_accuracy : 90.000, Best_norm_ED : 0.90\n"
+    "[600/900] Train loss: 4.0, Valid loss: 5.0, Elapsed_time: 9.0\n"
+    "Current_accuracy : 50.000, Current_norm_ED : 0.20\nBest_accuracy : 90.000, Best_norm_ED : 0.90\n",
+    "val_accuray": "[0/5][100/200] Loss: 5.0\nTest loss: 6.0, accuray: 0.25\n"
+    "[0/5][200/200] Loss: 4.0\nTest loss: 5.0, accuray: 0.5\n",
+    "val_Accuracy": "Train Epoch: 1 [0/600 (0%)]\tLoss: 5.0\n"
+    "Test set: Average loss: 6.0, Accuracy: 50/200 (25%)\nTrain Epoch: 2 [0/600 (0%)]\tLoss: 4.0\n"
+    "Test set: Average loss: 5.0, Accuracy: 100/200 (50%)\n",
+}
+
+
+@pytest.mark.parametrize("name", ACCURACIES)
+def test_an_accuracy_of_held_out_data_takes_the_place_of_an_error_rate(tmp_path: Path, name: str) -> None:
+    recording = read(tmp_path, ACCURACIES[name])
+    title = name.partition(" ")[0]
+    assert recording.metric == f"1 - {title}"
+    assert recording.signals["loss"].tolist() == [5, 4]
+    assert recording.validation["per"].tolist() == pytest.approx([0.75, 0.5])
+    assert any(f"no error rate: 1 - {title} takes its place" in note for note in recording.notes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epoch,loss,accuracy,val_loss\n1,5,0.5,6\n2,4,0.6,5\n",
+        "epoch,train_loss,acc\n1,5,0.5\n2,4,0.6\n",
+        "epoch,loss,train_acc\n1,5,0.5\n2,4,0.6\n",
+        "step: 1 train: loss 5.0 acc 0.5\nstep: 2 train: loss 4.0 acc 0.6\n",
+    ],
+)
+def test_an_accuracy_of_training_data_is_no_error_rate(tmp_path: Path, text: str) -> None:
+    recording = read(tmp_path, text)
+    assert recording.signals["loss"].tolist() == [5, 4]
+    assert "per" not in recording.validation.names
+
+
+def test_an_error_rate_comes_before_an_accuracy(tmp_path: Path) -> None:
+    recording = read(tmp_path, "step,loss,val_acc,val_cer\n1,5,0.9,0.75\n2,4,0.9,0.5\n")
+    assert recording.metric == "CER"
+    assert recording.validation["per"].tolist() == [0.75, 0.5]

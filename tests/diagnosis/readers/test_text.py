@@ -161,7 +161,7 @@ LOGS = {
         "Test Error: \n Accuracy: 44.7%, Avg loss: 7.5 \n\nEpoch 2\n-------------\nloss: 4.5  [   64/60000]\n",
         [64, 6464, 60064],
         [6.5, 5.5, 4.5],
-        {"loss": [7.5]},
+        {"loss": [7.5], "per": [0.553]},
     ),
     "pytorch's imagenet": (
         "Epoch: [0][  10/5005]\tTime  0.500 ( 0.600)\tLoss 6.5000e+00 (7.1000e+00)\tAcc@1   0.00 (  0.10)\n"
@@ -182,7 +182,7 @@ LOGS = {
         "[0/25][500/1000] Loss: 6.5\n[1/25][0/1000] Loss: 5.5\nTest loss: 7.5, accuray: 0.000000\n",
         [500, 1000],
         [6.5, 5.5],
-        {"loss": [7.5]},
+        {"loss": [7.5], "per": [1.0]},
     ),
     "wenet": (
         "2023-01-01 10:00:00,123 DEBUG TRAIN Batch 0/100 loss 6.5 loss_att 9 loss_ctc 8 lr 0.00000020 rank 0\n"
@@ -202,7 +202,7 @@ LOGS = {
         "2024-01-01 10:00:00,123 DEBUG TRAIN | steps/sec 2.150| Batch 2/100 loss 3.5 loss_att 9 lr 1.0e-03 rank 0\n",
         [100, 200, 300, 400, 500],
         [8.5, 6.5, 5.5, 4.5, 3.5],
-        {"loss": [7.5, 3.5]},
+        {"loss": [7.5, 3.5], "per": [0.5, 0.5]},
     ),
     "deepspeech": (
         "Epoch 0 |   Training | Elapsed Time: 0:00:10 | Steps: 10 | Loss: 6.5\n"
