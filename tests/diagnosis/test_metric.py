@@ -22,7 +22,10 @@ def test_percent_is_judged_by_all_rates(rates: list[float], percent: bool) -> No
     assert is_in_percent(rates) == percent
 
 
-@pytest.mark.parametrize(("loss", "percent"), [([17.6, 17.5, 17.6], False), ([17.6, 9.0, 4.0, 3.0, 3.0, 2.0], True), ([], True)])
+@pytest.mark.parametrize(
+    ("loss", "percent"),
+    [([17.6, 17.5, 17.6], False), ([17.6, 9.0, 4.0, 3.0, 3.0, 2.0], True), ([], True)],
+)
 def test_rates_above_1_with_a_loss_that_has_not_fallen_are_those_of_a_random_decoder(
     loss: list[float], percent: bool
 ) -> None:
