@@ -153,7 +153,7 @@ class Diagnosis:
 class Tracking:
     """Where trials and studies are sent: see `conf/tracking/mlflow.yaml`."""
 
-    backend: Literal["mlflow", "none"]
+    backend: Literal["mlflow", "none", "tensorboard", "wandb"]
     uri: str | None
     experiment: str
     tags: dict[str, str] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from typing import Final, Literal
 from stability.core.errors import StabilityError
 from stability.core.text import listed
 
-Extra = Literal["train", "cluster", "tensorboard"]
+Extra = Literal["train", "cluster", "tensorboard", "wandb"]
 
 # What each extra installs, by the names that are imported. `pyproject.toml` has the distributions and their versions.
 PACKAGES: Final[dict[Extra, tuple[str, ...]]] = {
@@ -16,6 +16,7 @@ PACKAGES: Final[dict[Extra, tuple[str, ...]]] = {
     ),
     "cluster": ("submitit",),
     "tensorboard": ("google", "tensorboard"),
+    "wandb": ("wandb",),
 }
 
 

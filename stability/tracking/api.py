@@ -1,4 +1,4 @@
-"""The interface of tracking: send a trial or a study to MLflow, or nowhere.
+"""The interface of tracking: send a trial or a study to MLflow, copy a trial for TensorBoard or W&B, or neither.
 
 The trial's folder is the source of truth, and the queue: a tracker sends what is in the folder and not yet in MLflow,
 and `tracking.json` records what has been sent. So sending works the same during the training, after a kill and long
@@ -21,6 +21,7 @@ from typing import Literal, Protocol
 from stability.config.schema import Tracking
 from stability.core.checkout import git_commit
 from stability.core.errors import StabilityError, write_error
+from stability.core.extras import require
 from stability.core.files import CONFIG, SIGNALS_FILE, TRACKING, short_path
 from stability.tracking.state import State, read_state
 from stability.tracking.store import (
@@ -34,6 +35,8 @@ from stability.tracking.store import (
     sqlite_path,
     uri_from_environment,
 )
+
+_COPIES = ("tensorboard", "wandb")
 
 # The senders are imported late. They need packages that reading a run does without.
 
@@ -84,6 +87,11 @@ def open_tracker(settings: Tracking, folder: Path, *, outputs: Path) -> Tracker:
     Raises:
         StabilityError: A setting is wrong, or another process trains or sends the trial.
     """
+    if settings.backend in _COPIES:
+        _check_copies(settings)
+        from stability.tracking.copies import CopyTracker
+
+        return CopyTracker(settings, folder)
     state = _new_state(settings, folder, outputs)
     if state is None:
         return _NoTracker()
@@ -188,6 +196,10 @@ def is_sent(settings: Tracking, folder: Path, *, outputs: Path) -> bool:
     """
     if settings.backend == "none":
         return True
+    if settings.backend in _COPIES:
+        from stability.tracking.copies import is_copied
+
+        return is_copied(settings.backend, folder)
     state = read_state(folder)
     uri = resolve_uri(settings.uri, outputs)
     if state is None or not state.is_for(uri, settings.experiment):
@@ -234,9 +246,10 @@ def send_missing(folder: Path, uri: str | None = None) -> str:
     Raises:
         StabilityError: No store is known, the store fails, or another process trains or sends the trial.
     """
+    from stability.tracking.naming import read_plain_config
     from stability.tracking.sender import lock_of
     from stability.tracking.study_sender import StudySender
-    from stability.tracking.trial_sender import TrialSender, read_plain_config
+    from stability.tracking.trial_sender import TrialSender
 
     known = read_state(folder)
     is_named = uri is not None or uri_from_environment() is not None
@@ -247,7 +260,7 @@ def send_missing(folder: Path, uri: str | None = None) -> str:
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or str(read_plain_config(folder).get("study", "single"))
         state = State(resolve_uri(uri, folder), experiment, _tags(folder))
     else:
-        raise StabilityError(f"{folder} was trained with tracking=none. Give a store with --uri.")
+        raise StabilityError(f"{folder} was never sent to MLflow. Give a store with --uri.")
     is_trial = (folder / CONFIG).exists()
     with nullcontext() if is_trial else lock_of(folder):
         sender = TrialSender(folder, state) if is_trial else StudySender(folder, state)
@@ -289,16 +302,26 @@ def read_run(run_id: str, uri: str | None) -> tuple[str, list[tuple[str, int, fl
 
 
 def _new_state(settings: Tracking, folder: Path, outputs: Path) -> State | None:
-    """Check the settings and return the state of a folder that was never sent; None for `tracking=none`."""
+    """Check the settings and return the state of a folder that was never sent; None if nothing is sent to a store."""
     match settings.backend:
         case "none":
+            return None
+        case "tensorboard" | "wandb":
+            _check_copies(settings)
             return None
         case "mlflow":
             if not settings.experiment.strip():
                 raise StabilityError("tracking.experiment is empty: give a name, or unset MLFLOW_EXPERIMENT_NAME.")
             tags = _tags(folder, git_commit(), settings.note) | settings.tags
             return State(resolve_uri(settings.uri, outputs), settings.experiment, tags)
-    raise StabilityError(f"tracking.backend={settings.backend}: choose mlflow or none.")
+    raise StabilityError(f"tracking.backend={settings.backend}: choose mlflow, tensorboard, wandb or none.")
+
+
+def _check_copies(settings: Tracking) -> None:
+    """Raise StabilityError if a trial cannot be copied into the files of another program."""
+    require("tensorboard" if settings.backend == "tensorboard" else "wandb")
+    if settings.uri is not None:
+        raise StabilityError(f"tracking.uri is for tracking=mlflow; tracking={settings.backend} writes into folders.")
 
 
 def _tags(folder: Path, commit: str | None = None, note: str | None = None) -> dict[str, str]:

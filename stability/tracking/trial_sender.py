@@ -11,16 +11,15 @@ from weakref import WeakSet
 import numpy as np
 from filelock import Timeout
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
-from stability.config.hydra import read_config
-from stability.config.names import flatten_dict, short_name
+from stability.config.names import flatten_dict
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, DATA, FIGURE, SIGNALS_FILE, VALIDATION_FILE, VERDICT
 from stability.core.passwords import hide_passwords
 from stability.core.text import load_json
 from stability.diagnosis.table import Table, read_table
 from stability.diagnosis.verdict import read_verdict
+from stability.tracking.naming import metric_name, parameters, read_plain_config
 from stability.tracking.sender import LIMIT, NOTE, REST, OpenRun, Sender, lock_of, modification_time, now_ms
 from stability.tracking.state import Mark, State, read_state
 from stability.tracking.store import mlflow_uri
@@ -40,7 +39,6 @@ _PARAMETERS_PER_BATCH = 100
 _PARAMETER_LENGTH = 6000
 
 _VERDICT_TAGS = ("outcome", "cause", "confidence", "onset_step", "detected_step")
-_NOT_PARAMETERS = ("tracking", "outputs", "fresh")  # settings that do not describe the trial
 
 _open: "WeakSet[TrialSender]" = WeakSet()  # the trials that this process is sending
 
@@ -90,8 +88,8 @@ class TrialSender(Sender):
     def send_rows(self) -> None:
         """Send the new rows of the trial's tables. MLflow's errors are raised as they are."""
         run = self._connect()
-        self._send_table(run, SIGNALS_FILE, "", self._stride)
-        self._send_table(run, VALIDATION_FILE, "validation/", 1)
+        self._send_table(run, SIGNALS_FILE, self._stride)
+        self._send_table(run, VALIDATION_FILE, 1)
 
     def send_rest(self) -> None:
         """Send what is missing of a trial that has ended, its place below its study included."""
@@ -124,7 +122,8 @@ class TrialSender(Sender):
         from mlflow.entities import Param
 
         # MLflow refuses to change a parameter.
-        missing = [Param(name, value) for name, value in _parameters(self._config) if name not in found.data.params]
+        texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in parameters(self._config).items()}
+        missing = [Param(n, text[:_PARAMETER_LENGTH]) for n, text in texts.items() if n not in found.data.params]
         for some in _batches(missing, _PARAMETERS_PER_BATCH):
             run.client.log_batch(run.id, params=some)
         if (self._folder / DATA).exists() and not (found.inputs and found.inputs.dataset_inputs):
@@ -144,13 +143,12 @@ class TrialSender(Sender):
         study = read_state(self._folder.parent)
         return study if study and study.is_for(self._state.uri, self._state.experiment) else None
 
-    def _send_table(self, run: OpenRun, name: str, prefix: str, stride: int, *, to_the_end: bool = False) -> None:
+    def _send_table(self, run: OpenRun, name: str, stride: int, *, to_the_end: bool = False) -> None:
         """Send the new points of a table of signals.
 
         Args:
             run: The run.
             name: The table's file.
-            prefix: What the names of the metrics begin with.
             stride: One point of each signal is sent for every `stride` steps.
             to_the_end: The table is complete, so its last row is sent too.
         """
@@ -166,7 +164,7 @@ class TrialSender(Sender):
         elif stride > 1:
             chosen = chosen[:-1]  # this row waits: it may be the last one, and of the last row all signals are sent
         steps = table.steps[: len(chosen)]
-        names = [prefix + name.replace(".", "/", 1) for name in table.names]  # MLflow groups charts by the first part
+        names = [metric_name(name, signal) for signal in table.names]
         # Rows announced before a kill go first, as a part of their own: they keep the time they were announced with.
         for part in (steps <= mark.announced, steps > mark.announced):
             rows = np.flatnonzero(part & (steps > mark.sent))
@@ -191,8 +189,8 @@ class TrialSender(Sender):
         from mlflow.entities import Metric, RunTag
 
         run = self._connect()
-        self._send_table(run, SIGNALS_FILE, "", self._stride, to_the_end=True)
-        self._send_table(run, VALIDATION_FILE, "validation/", 1, to_the_end=True)
+        self._send_table(run, SIGNALS_FILE, self._stride, to_the_end=True)
+        self._send_table(run, VALIDATION_FILE, 1, to_the_end=True)
         path = self._folder / VERDICT
         ended = now_ms()
         if path.exists():
@@ -215,16 +213,6 @@ class TrialSender(Sender):
                 run.client.log_artifact(run.id, str(self._folder / name))
         self._state.finished = True
         self._save_state()
-
-
-def read_plain_config(folder: Path) -> dict[str, Any]:
-    """Read a trial's `config.yaml` as nested dictionaries.
-
-    Interpolations stay as they are written: somebody else's could name a variable of the user's environment.
-    """
-    config = OmegaConf.to_container(read_config(folder / CONFIG), resolve=False)
-    assert isinstance(config, dict)
-    return {str(name): value for name, value in config.items()}
 
 
 def _dataset(path: Path) -> "DatasetInput":
@@ -264,11 +252,3 @@ def _first_of_each_span(table: Table, stride: int) -> NDArray[np.bool_]:
         rows = np.flatnonzero(table.measured[:, column])
         chosen[rows[np.unique(span[rows], return_index=True)[1]], column] = True
     return chosen
-
-
-def _parameters(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The values of a configuration under their short names, as text."""
-    for name, value in flatten_dict(config).items():
-        if name.partition(".")[0] not in _NOT_PARAMETERS:
-            text = value if isinstance(value, str) else json.dumps(value)
-            yield short_name(name), text[:_PARAMETER_LENGTH]

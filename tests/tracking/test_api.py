@@ -328,5 +328,5 @@ def test_without_tracking_nothing_is_imported_or_written(tmp_path: Path) -> None
 
 
 def test_an_unknown_backend(tmp_path: Path) -> None:
-    with pytest.raises(StabilityError, match=r"tracking\.backend=wandb: choose mlflow or none"):
-        api.open_tracker(Tracking("wandb", None, "s"), tmp_path, outputs=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(StabilityError, match=r"tracking\.backend=aim: choose mlflow, tensorboard, wandb or none"):
+        api.open_tracker(Tracking("aim", None, "s"), tmp_path, outputs=tmp_path)  # type: ignore[arg-type]
