@@ -333,7 +333,7 @@ def test_a_server_that_dies_and_comes_back(outputs: Path, caplog: pytest.LogCapt
         assert (done.returncode, done.stderr) == (0, "")
         assert [line.split(": MLflow: ")[0] for line in done.stdout.splitlines()] == [str(early), str(late)]
         for _ in range(2):
-            runs = {run.name: run for run in read_runs(uri)}
+            runs = {run.name.split()[0]: run for run in read_runs(uri)}
             assert runs["early"].steps("loss") == list(range(100))
             assert runs["late"].steps("loss") == list(range(40, 100))
             for run in runs.values():
