@@ -31,7 +31,7 @@ from rich.table import Table as TextTable
 from experiments.detection.corpus import Trace
 from experiments.detection.field import packed
 from experiments.detection.field_cases import field_cases
-from experiments.detection.field_recipes import Half
+from experiments.detection.field_recipe import Half
 from experiments.detection.log_peers import LOG_PEERS, Said
 from experiments.detection.peers import PEERS
 from stability.core.errors import StabilityError

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from experiments.detection.corpus import Trace, unpack
 from experiments.detection.field import packed
 from experiments.detection.field_labels import field_label, in_view, knows_nothing
-from experiments.detection.field_recipes import Half
+from experiments.detection.field_recipe import Half
 from experiments.detection.labels import Label
 from stability.diagnosis.table import Table
 
@@ -46,7 +46,9 @@ def field_cases(half: Half, distance: int = 1, signals: Signals = "all") -> Iter
         right = _visible(label, seen, _grown_at(trace, label))
         if right is not None:
             names = {*seen.signals.names, *(("per",) if "per" in seen.validation.names else ())}
-            yield FieldCase(seen, in_view(right, names, distance))
+            right = in_view(right, names, distance)
+        if right is not None:
+            yield FieldCase(seen, right)
 
 
 def view(trace: Trace, distance: int, signals: Signals) -> Trace:

@@ -22,6 +22,12 @@ right decoder and in evaluation mode, whatever the trainer reports.
 - A wrong metric, decoder, class table or mode of evaluation is labelled by its cause. Several outcomes describe it.
 - Labels that do not belong to the inputs, and steps that are too small, leave a decoder on the blank plateau. Whether
   that is a collapse or undecided is a matter of words: both are right. What is learned in the continuation was slow.
+- What a check of the loss's inputs or of the optimizer shows is asked for where its signal is. A log without it shows
+  only what came of it.
+- While a training was hurt, a finding may say so, also if it has recovered since: it went back to a checkpoint, had a
+  new head, or went on without a bad batch.
+- If the losses of a training exploded and its error rate is as good as ever, it has no label. This rule is newer than
+  the labels of the first two halves, and does not apply to them.
 
 `in_view` says what is right of a log in which something is missing: what leaves no evidence in it need not be named.
 """
@@ -41,6 +47,11 @@ _KNOWS_NOTHING = {
     ("short", "per_utterance_sum"): 10.3,
     ("long", "per_label_mean"): 3.27,
     ("long", "per_utterance_sum"): 29.0,
+    ("words", "per_label_mean"): 3.52,
+    ("words", "per_utterance_sum"): 21.4,
+    ("words", "batch_sum"): 21.4,  # of a validation, which has the mean over the utterances
+    ("homophones", "per_label_mean"): 3.94,
+    ("homophones", "per_utterance_sum"): 25.8,
 }
 _UNKNOWN = frozenset({"unknown", "no_evidence", "too_few_readings", "in_warmup", "no validation"})
 
@@ -53,6 +64,8 @@ _DEAD = {
     "no_step": {"no_update", "not_in_optimizer"},
     "scale_stuck": {"precision", "no_update", "gradient"},
     "all_infeasible": {"zero_loss", "infeasible_target", "no_gradient"},
+    "zeroed_too_late": {"no_update", "not_in_optimizer"},
+    "integer_warmup": {"no_update", "rate_zero"},
 }
 _DATA = {
     "nan_input": "non_finite_input",
@@ -60,11 +73,24 @@ _DATA = {
     "infeasible": "infeasible_target",
     "repeats": "infeasible_target",
     "empty_target": "empty_target",
+    "silent_utterance_normalised": "non_finite_input",
 }
-_RATES = ("rate_start", "rate_jump", "rate_jump_cut", "rate_grows", "rate_ramp", "restart")
-_DRIFTS = ("weight_drift", "weight_drift_cut", "masked_explosion", "sign_flip")
-_BORNE = (None, "rate_blip", "augmented", "silent_batches", "reduction_changed")
+_CLIMBS = ("rate_ramp", "rate_peaks", "range_test_goes_on")  # they do harm since the error rate was at its best
+_FROM_START = ("rate_start", "momentum_too_high")
+_RATES = (*_FROM_START, "rate_jump", "rate_jump_cut", "rate_grows", *_CLIMBS, "restart", "unfrozen_too_fast")
+_DRIFTS = ("weight_drift", "weight_drift_cut", "masked_explosion", "sign_flip", "decay_of_wrong_sign")
+_HURT = (
+    *("rolled_back", "range_test_stopped", "head_replaced", "loud_utterance", "unfrozen_too_fast"),
+    "bad_batch_skipped",
+)
+_BORNE = (
+    *(None, "rate_blip", "augmented", "silent_batches", "reduction_changed"),
+    *("bad_batch_skipped", "curriculum", "buckets", "masked", "corpus_extended", "unfrozen_later", "rolled_back"),
+    *("lower_layers_frozen", "range_test_stopped", "decay_scheduled", "wrong_transcripts", "frames_per_batch"),
+    *("outliers", "few_infeasible", "silences", "large_start", "head_replaced", "validation_loss_infinite"),
+)
 _UNRELATED = ("shuffled_labels", "sorted_inputs", "frames_mixed", "dead_input")
+_HARDLY_RELATED = ("masked", "features_reshaped")  # a little is learned
 _MISMATCH = {
     "decoder_blank": {"metric"},
     "metric_at_one": {"metric"},
@@ -76,6 +102,24 @@ _MISMATCH = {
     "labels_unknown": {"labels", "train_eval"},
     "half_labels_shifted": {"labels", "train_eval", "metric", "overfitting"},
     "norm_frozen": {"train_eval", "labels"},
+    "decoder_table": {"metric"},
+    "blank_bonus": {"metric"},
+    "average_too_slow": {"train_eval", "labels"},
+    "validation_masked": {"train_eval", "labels"},
+    "truncated_transcripts": {"labels", "train_eval"},
+    "most_unknown": {"labels", "train_eval"},
+}
+_ANOTHER_TASK = ("labels_unknown", "truncated_transcripts", "most_unknown")  # they learn it, and not the right one
+# What a check of the loss's inputs, or of the optimizer's parameters, shows at every step.
+_CHECKED: dict[str, tuple[set[str], str]] = {
+    "padding_counted": ({"blank_in_labels", "infeasible_target"}, "blanks_in_labels"),
+    "lengths_before_subsampling": ({"lengths_too_long"}, "lengths_too_long"),
+    "subsampled_too_far": ({"infeasible_target"}, "infeasible_targets"),
+    "transcripts_lost": ({"empty_target"}, "empty_targets"),
+}
+_HALF_TRAINED: dict[str, tuple[set[str], str]] = {
+    "encoder_not_in_optimizer": ({"not_in_optimizer"}, "unoptimized"),
+    "encoder_cut_off": ({"no_gradient", "no_update", "not_in_optimizer"}, "no_gradient"),
 }
 # A cause, and the signals of which one at least must be in a log that shows it.
 _EVIDENCE: dict[str, set[str]] = {
@@ -103,25 +147,40 @@ def field_label(facts: dict[str, Any]) -> Label | None:
     fault = r["fault"]
     if facts["failed_at"] is not None:
         return _failed(fault, r["onset"], facts["failed_at"])
-    if fault in ("blank_in_labels", "not_normalised"):
-        causes = frozenset({"negative_loss", "blank_in_labels", "not_normalised", "labels"})
-        return Label(frozenset({"bad_data"}), causes, 0) if facts["least_loss"] < 0 else None
+    if fault in ("blank_in_labels", "not_normalised", "probabilities_not_logs"):
+        causes = {"negative_loss", "not_normalised"}
+        causes |= set() if fault == "probabilities_not_logs" else {"blank_in_labels", "labels"}
+        return Label(frozenset({"bad_data"}), frozenset(causes), 0) if facts["least_loss"] < 0 else None
     if fault in _DEAD:
         also = {"all_infeasible": {"bad_data"}, "scale_stuck": {"non_finite"}}.get(fault, set())
         return Label(frozenset({"not_training"} | also), frozenset(_DEAD[fault]), 0)
     if fault in _MISMATCH:
         return _mismatched(facts)
+    if fault in _CHECKED:
+        return _checked(facts)
+    if fault in _HALF_TRAINED:
+        return _half_trained(facts)
+    if fault == "labels_drift":
+        return _drifted_labels(facts)
     if fault == "short":
         return _short(facts)
     if not ends:
         return Label(frozenset({"exploded"}), _causes(fault, set()), r["onset"]) if fault in _RATES + _DRIFTS else None
-    if fault in ("small_step", "clip_before_unscale", "rate_falls"):
+    if fault in ("small_step", "clip_before_unscale", "rate_falls", "warmup_again"):
         return _small_steps(facts)
+    if fault == "softmax_twice":  # no word for a cause fits
+        none_fits = frozenset({"unknown", "no_evidence", "no_information", "step_too_small", "labels"})
+        return _never_learned(facts, none_fits)
     if fault in _UNRELATED and r["onset"] == 0:
         return _never_learned(facts, frozenset({"no_information", "labels"}))
-    if not r["fresh_noise"]:
+    if fault in _HARDLY_RELATED and r["onset"] == 0:
+        return _hardly_learned(facts, frozenset({"no_information", "labels"}))
+    if not r["fresh_noise"] or fault in ("augmentation_ends", "stuck_loader"):
         return _overfitted(facts)
-    return _hurt_or_not(facts)
+    own = _hurt_or_not(facts)
+    if own is not None and own.healthy and fault in _HURT:
+        return replace(own, passing=_passing(facts))
+    return own
 
 
 def knows_nothing(facts: dict[str, Any]) -> float:
@@ -130,14 +189,18 @@ def knows_nothing(facts: dict[str, Any]) -> float:
     return min(_KNOWS_NOTHING[r["task"], r["reduction"]], facts["start_loss"] if not r["pretrained"] else float("inf"))
 
 
-def in_view(label: Label, signals: Collection[str], distance: int) -> Label:
-    """Return what is right of a log that has these signals, in readings at this distance.
+def in_view(label: Label, signals: Collection[str], distance: int) -> Label | None:
+    """Return what is right of a log that has these signals, in readings at this distance; None if that is not clear.
 
     Args:
         label: What is true of the training.
         signals: The names of the signals in the log, those of its validations included.
         distance: The number of steps between two readings.
     """
+    if label.shown_by is not None:
+        if label.shown_by in signals:
+            return label
+        return None if label.unseen is None else in_view(label.unseen, signals, distance)
     outcomes, causes = set(label.outcomes), set(label.causes)
     hidden = {cause for cause in label.causes if cause in _EVIDENCE and not _EVIDENCE[cause] & {*signals}}
     vague = {"relapse", "unknown"} | ({"labels"} if "no_information" in label.causes else set())
@@ -175,13 +238,16 @@ def _failed(fault: str | None, onset: int, failed_at: int) -> Label | None:
         return Label(frozenset({"bad_data"}), frozenset({_DATA[fault]}), failed_at)
     if fault == "log_of_zero":
         return Label(frozenset({"non_finite"}), frozenset({"loss", "gradient", "precision"}), failed_at)
-    if fault == "nan_gradient":
+    if fault == "epsilon_underflows":  # the update that is not finite may fall between two that are measured
+        causes = frozenset({"precision", "unknown", "loss", "gradient"})
+        return Label(frozenset({"non_finite", "exploded"}), causes, failed_at)
+    if fault in ("nan_gradient", "root_of_zero"):
         return Label(frozenset({"non_finite"}), frozenset({"gradient"}), failed_at)
     if fault == "masked_nan":
         return Label(frozenset({"non_finite"}), frozenset({"loss", "gradient", "masked", "unknown"}), failed_at)
     if fault == "not_normalised":
         return Label(frozenset({"bad_data", "non_finite"}), frozenset({"negative_loss", "not_normalised"}), 0)
-    if fault in (*_RATES, *_DRIFTS, "bad_batch", "not_zeroed"):
+    if fault in (*_RATES, *_DRIFTS, "bad_batch", "not_zeroed", "loud_utterance"):
         return Label(frozenset({"exploded", "non_finite"}), _causes(fault, set()), onset)
     return None
 
@@ -189,12 +255,15 @@ def _failed(fault: str | None, onset: int, failed_at: int) -> Label | None:
 def _causes(fault: str, state: set[str]) -> frozenset[str]:
     """The causes that are right for a training that was hurt by a fault and is in that state since."""
     also = {"relapse"} if state else set[str]()
+    if fault == "unfrozen_too_fast":  # the rate in a log is that of the head, and as before
+        return frozenset({"rate_too_high", "unknown"} | also)
     if fault in _RATES:
         return frozenset({"rate_too_high"} | also)
     if fault in _DRIFTS:
         return frozenset({"drift", "unknown"} | also)
     own = {
         "bad_batch": {"bad_batch"},
+        "loud_utterance": {"bad_batch"},
         "not_zeroed": {"drift", "unknown", "rate_too_high", *also},
         "decay": {"decay", "relapse"},
         "other_room": {"relapse", "unknown", "labels", "train_eval", "overfitting"},
@@ -206,11 +275,11 @@ def _causes(fault: str, state: set[str]) -> frozenset[str]:
 
 def _mismatched(facts: dict[str, Any]) -> Label | None:
     end, fault = facts["ends"][-1], facts["recipe"]["fault"]
-    learned = min(end["true_per"], end["train_per"]) <= LEARNED or fault == "labels_unknown"
+    learned = min(end["true_per"], end["train_per"]) <= LEARNED or fault in _ANOTHER_TASK
     apart = end["per"] - min(end["true_per"], end["train_per"]) >= 0.25
     if not learned or facts["end_loss"] > 0.5 * knows_nothing(facts):
         return None
-    if fault != "half_labels_shifted" and (end["per"] < 0.8 or not (apart or fault == "labels_unknown")):
+    if fault != "half_labels_shifted" and (end["per"] < 0.8 or not (apart or fault in _ANOTHER_TASK)):
         return None
     outcomes = {"undecided", "slow", "mode_collapse", "blank_collapse", "bad_data"}
     if fault == "half_labels_shifted":
@@ -230,6 +299,7 @@ def _small_steps(facts: dict[str, Any]) -> Label | None:
     end, later = facts["ends"][-1], facts["later"]
     fault = facts["recipe"]["fault"]
     causes = frozenset({"precision"} if fault == "clip_before_unscale" else {"step_too_small"})
+    causes |= {"in_warmup"} if fault == "warmup_again" else set()
     if end["true_per"] <= LEARNED:
         return Label(frozenset({"stable", "slow"}))
     state = _state(end)
@@ -246,6 +316,13 @@ def _never_learned(facts: dict[str, Any], causes: frozenset[str]) -> Label | Non
     if min(e["true_per"] for e in [end, *later]) < 0.85:
         return None
     return Label(frozenset({"undecided"} | _state(end)), causes, 0)
+
+
+def _hardly_learned(facts: dict[str, Any], causes: frozenset[str]) -> Label | None:
+    end, later = facts["ends"][-1], facts["later"]
+    if min(e["true_per"] for e in [end, *later]) < 0.75:
+        return None
+    return Label(frozenset({"undecided", "slow"} | _state(end)), causes, 0)
 
 
 def _converged(facts: dict[str, Any]) -> bool:
@@ -288,13 +365,21 @@ def _hurt_or_not(facts: dict[str, Any]) -> Label | None:
     if fault in _BORNE:
         recovers = bool(later) and later[-1]["true_per"] <= LEARNED
         return Label(frozenset({"stable", "slow", "undecided"})) if recovers else None
-    if fault == "rate_start" and not r["pretrained"]:
+    if fault in _FROM_START and not r["pretrained"]:
         return _bad_from_start(facts, state)
-    if fault == "rate_ramp":  # it does harm since the error rate was at its best
+    if fault in _CLIMBS:
         onset = int(best["step"])
+    if best["true_per"] > LEARNED and fault == "range_test_goes_on" and facts["end_loss"] > 2 * nothing:
+        return Label(frozenset({"exploded"} | state), _causes(fault, state), onset)
+    if best["true_per"] > LEARNED and fault == "rate_peaks":
+        bad = _bad_from_start(facts, state)
+        return bad if bad is None or lost < _HARM else replace(bad, outcomes=bad.outcomes | {"degraded"})
     if best["true_per"] > LEARNED:  # it had hardly learned anything that it could lose
         decayed = fault == "decay" and end["true_per"] > 0.85
         return Label(frozenset({"undecided"} | state), frozenset({"decay"}), onset) if decayed else None
+    # Losses and error rates contradict each other. The halves before were labelled without this rule.
+    if r["half"] == "field_second_test" and end["true_per"] <= LEARNED and lost <= 0.1:
+        return None
     gained = nothing - best["loss"]
     if facts["end_loss"] > 2 * nothing:
         outcomes = {"exploded"}
@@ -315,6 +400,55 @@ def _bad_from_start(facts: dict[str, Any], state: set[str]) -> Label | None:
     if min(e["true_per"] for e in facts["ends"]) <= LEARNED:
         outcomes |= {"degraded"}
     return Label(frozenset(outcomes), frozenset({"rate_too_high"}), 0)
+
+
+def _passing(facts: dict[str, Any]) -> frozenset[str]:
+    """What was true of a training that recovered, while it was hurt."""
+    match facts["recipe"]["fault"]:
+        case "head_replaced":  # for a while it knew nothing again
+            return frozenset({"degraded", "exploded", "blank_collapse", "mode_collapse"})
+        case "bad_batch_skipped":  # the batch was bad
+            return frozenset({"bad_data", "non_finite"})
+    return frozenset({"degraded", "exploded"} if facts["largest_loss"] > 2 * knows_nothing(facts) else ())
+
+
+def _checked(facts: dict[str, Any]) -> Label | None:
+    """Data that are wrong at every step: in a log without the numbers of the check, only their effect is seen."""
+    r, end = facts["recipe"], facts["ends"][-1]
+    causes, signal = _CHECKED[r["fault"]]
+    negative = {"negative_loss"} if facts["least_loss"] < 0 else set[str]()
+    if r["fault"] in ("padding_counted", "lengths_before_subsampling"):  # they do little harm
+        unseen = _hurt_or_not(facts | {"recipe": r | {"fault": None}})
+        state = set[str]() if unseen is None else set(unseen.outcomes - {"stable"})
+        if unseen is not None and negative:  # which shows in every log
+            unseen = replace(unseen, outcomes=unseen.outcomes | {"bad_data"}, causes=frozenset(negative))
+    elif min(e["true_per"] for e in facts["ends"]) > 0.7:
+        state = {"undecided", "slow"} | _state(end)
+        looks_like = _UNKNOWN | {"no_information", "labels", "train_eval"}
+        unseen = Label(frozenset(state | {"bad_data"}), looks_like, 0) if r["fault"] == "transcripts_lost" else None
+    else:
+        return None
+    return Label(frozenset({"bad_data"} | state), frozenset(causes | negative), 0, shown_by=signal, unseen=unseen)
+
+
+def _half_trained(facts: dict[str, Any]) -> Label | None:
+    """Only the head is trained: what it reads from random features is learned slowly, or not at all."""
+    end = facts["ends"][-1]
+    if end["true_per"] <= 0.7:
+        return None
+    causes, signal = _HALF_TRAINED[facts["recipe"]["fault"]]
+    outcomes = frozenset({"not_training", "slow", "undecided"} | _state(end))
+    unseen = Label(outcomes - {"not_training"}, _UNKNOWN | causes | {"no_information", "step_too_small"}, 0)
+    return Label(outcomes, frozenset(causes), 0, shown_by=signal, unseen=unseen)
+
+
+def _drifted_labels(facts: dict[str, Any]) -> Label | None:
+    """Training goes on with another class table, which is learned, and the first is forgotten."""
+    end, best = facts["ends"][-1], min(e["true_per"] for e in facts["ends"])
+    if best > LEARNED or end["true_per"] - best < 0.3 or facts["end_loss"] > 0.6 * knows_nothing(facts):
+        return None
+    causes = frozenset({"labels", "train_eval", "relapse", "unknown"})
+    return Label(frozenset({"degraded"} | _state(end)), causes, facts["recipe"]["onset"])
 
 
 def _state(end: dict[str, float]) -> set[str]:

@@ -21,11 +21,22 @@ class Label:
     """The outcomes and the causes that count as right, and the step of the onset.
 
     If two outcomes describe a training (it exploded, and has output only blank since then), both are right.
+
+    Attributes:
+        outcomes: What may be said of it.
+        causes: Why it may be said to be so.
+        onset: The step.
+        passing: What else a finding may say on the way, of a training that was hurt and has recovered since.
+        shown_by: The signal without which a log does not show the cause, if there is one.
+        unseen: What is right of a log without that signal; None if that is not clear.
     """
 
     outcomes: frozenset[str]
     causes: frozenset[str] = frozenset()
     onset: int | None = None
+    passing: frozenset[str] = frozenset()
+    shown_by: str | None = None
+    unseen: "Label | None" = None
 
     @property
     def healthy(self) -> bool:

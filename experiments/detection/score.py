@@ -27,7 +27,7 @@ from scipy.stats import binomtest
 
 from experiments.detection.corpus import PACKED, Trace, unpack
 from experiments.detection.field_cases import DISTANCES, SIGNALS, Signals, field_cases
-from experiments.detection.field_recipes import Half as FieldHalf
+from experiments.detection.field_recipe import Half as FieldHalf
 from experiments.detection.labels import LEARNED, Label, label
 from experiments.detection.peers import PEERS
 from stability.core import palette
@@ -212,7 +212,9 @@ def _print_wrong(half: list[Case]) -> None:
     for case in half:
         said = ours(case)
         right = said.outcomes <= case.label.outcomes and (case.label.healthy or said.cause in case.label.causes)
-        false = case.label.healthy and any(kind not in case.label.outcomes for _, kind in said.alarms)
+        false = case.label.healthy and any(
+            kind not in case.label.outcomes | case.label.passing for _, kind in said.alarms
+        )
         if not right or false:
             print(
                 f"{case.trace.name}: is {'/'.join(sorted(case.label.outcomes))} ({'/'.join(case.label.causes)}, since "
@@ -224,7 +226,7 @@ def _field_row(half: list[Case]) -> list[str]:
     """Score ours on logs of a field half: on healthy ones any finding, and the verdict; on faulty ones the verdict."""
     healthy = [case for case in half if case.label.healthy]
     faulty = [case for case in half if not case.label.healthy]
-    found = sum(any(kind not in case.label.outcomes for _, kind in case.found) for case in healthy)
+    found = sum(any(kind not in case.label.outcomes | case.label.passing for _, kind in case.found) for case in healthy)
     condemned = sum(ours(case).outcomes.isdisjoint(case.label.outcomes) for case in healthy)
     named = sum(not ours(case).outcomes.isdisjoint(case.label.outcomes) for case in faulty)
     causes = sum(ours(case).cause in case.label.causes for case in faulty)

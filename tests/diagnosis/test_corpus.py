@@ -1,6 +1,6 @@
 """The detection corpus: what is in it, and that the detectors still say of it what was published."""
 
-from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +12,8 @@ from experiments.detection.field import packed
 from experiments.detection.field_benchmark import write_csv
 from experiments.detection.field_cases import field_cases, view
 from experiments.detection.field_labels import field_label
-from experiments.detection.field_recipes import Half, field_recipes
+from experiments.detection.field_recipe import FieldRecipe, Half
+from experiments.detection.field_recipes import field_recipes
 from experiments.detection.labels import label
 from experiments.detection.recipes import recipes
 from experiments.detection.score import cases, ours
@@ -60,18 +61,19 @@ def test_what_is_wrong_with_the_data_or_not_finite_is_known_at_once() -> None:
             assert min(known) == case.label.onset, case.trace.name
 
 
-def test_the_field_test_half_shares_no_family_and_no_seed_with_the_design_half() -> None:
+def test_no_two_field_halves_share_a_family_or_a_seed() -> None:
     drawn = field_recipes()
     assert len({r.name for r in drawn}) == len(drawn)
-    design, test = ([r for r in drawn if r.half == half] for half in ("field_design", "field_test"))
-    assert not {r.family for r in design} & {r.family for r in test}
-    assert not {r.seed for r in design} & {r.seed for r in test}
+    halves = [[r for r in drawn if r.half == half] for half in get_args(Half)]
+    for one, other in combinations(halves, 2):
+        assert not {r.family for r in one} & {r.family for r in other}
+        assert not {r.seed for r in one} & {r.seed for r in other}
 
 
 @pytest.mark.parametrize("half", get_args(Half))
 def test_every_field_recipe_has_its_trace(half: Half) -> None:
-    traces = {trace.name: trace.facts["recipe"] for trace in unpack(packed(half))}
-    assert traces == {r.name: asdict(r) for r in field_recipes() if r.half == half}
+    traces = {trace.name: FieldRecipe(**trace.facts["recipe"]) for trace in unpack(packed(half))}
+    assert traces == {r.name: r for r in field_recipes() if r.half == half}
 
 
 @pytest.mark.parametrize("half", get_args(Half))
@@ -117,3 +119,22 @@ def test_what_a_log_does_not_show_need_not_be_named() -> None:
     assert dense[small].causes == {"step_too_small"}
     assert "no_evidence" in sparse[small].causes
     assert not any(name.startswith("metric_at_one") for name in sparse)
+
+
+def test_what_only_a_check_shows_is_asked_for_only_where_its_signal_is() -> None:
+    checked, bare = (
+        {c.trace.name: c.label for c in field_cases("field_second_test", 1, kind)} for kind in ("all", "bare")
+    )
+    padded = next(name for name in checked if name.startswith("padding_counted"))
+    assert "stable" not in checked[padded].outcomes
+    assert "stable" in bare[padded].outcomes
+    subsampled = next(name for name in checked if name.startswith("subsampled_too_far"))
+    assert checked[subsampled].causes == {"infeasible_target"}
+    assert subsampled not in bare
+
+
+def test_only_a_training_that_was_hurt_and_recovered_may_have_findings_on_the_way() -> None:
+    passing = {c.trace.facts["recipe"]["fault"] for c in field_cases("field_second_test") if c.label.passing}
+    assert {"rolled_back", "bad_batch_skipped"} <= passing
+    assert None not in passing
+    assert all(c.label.healthy for c in field_cases("field_second_test") if c.label.passing)
