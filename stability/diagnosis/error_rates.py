@@ -74,13 +74,20 @@ def loss_went_on(validation: Table, best: int, now: int) -> bool:
     return bool(len(then) and len(present) and present[0] < _T["went_on"] * then[0])
 
 
-def has_slipped(rates: Floats, best: float) -> bool:
-    """Return whether the last quarter of many error rates is worse than the best one, if only by a smaller part."""
+def has_slipped(rates: Floats, best: float, overfits: bool = False) -> bool:
+    """Return whether the last quarter of many error rates is worse than the best one, if only by a smaller part.
+
+    Args:
+        rates: All error rates.
+        best: The best one.
+        overfits: Whether the losses show that, too. Then the rise need not be as far above the noise.
+    """
     quarter = len(rates) // 4
     if quarter < _SMOOTH or best >= _LEARNED:  # then there was nothing to lose
         return False
     risen = float(min(np.median(rates[-quarter:]), rates[-1])) - best
-    return risen > max(_T["rise"], _T["slipped"] * best, 2 * _T["noises"] * noise_of(rates))
+    noises = (1 if overfits else 2) * _T["noises"]
+    return risen > max(_T["rise"], _T["slipped"] * best, noises * noise_of(rates))
 
 
 def has_improved(rates: Floats) -> bool:

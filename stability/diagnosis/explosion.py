@@ -100,7 +100,8 @@ def why_exploded(signals: Table, onset: int, detected: int) -> tuple[str, str] |
 
 def _why_one_batch(signals: Table, onset: int, detected: int) -> tuple[str, str] | None:
     """Cause and advice if the gradient of one batch is large; else None."""
-    spike = _find_spike(finite_readings(signals, "grad_norm"), onset - 10, detected)
+    norms = finite_readings(signals, "grad_norm")
+    spike = _find_spike(norms, onset - 10, min(detected, onset + max(_AFTER, norms.distance(onset))))
     if spike is None:
         return None
     step, norm, common = spike
@@ -298,7 +299,7 @@ def _may_have_stepped_far(optimizer: _Optimizer, step: int) -> bool:
     if len(recent) and recent.max() > max(_T["driven"], _T["driven_more"] * usual):
         return True
     before, now = lr.up_to(step - window)[-1:], lr.up_to(step)[-1:]
-    if len(before) and len(now) and now[0] > 3 * before[0]:
+    if not len(recent) and len(before) and len(now) and now[0] > 3 * before[0]:
         return True
     return _find_spike(norm, step - 10, step) is not None
 

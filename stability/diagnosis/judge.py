@@ -252,13 +252,19 @@ def _by_best_rate(t: _Training) -> Verdict | None:
     if len(rates) <= _FEW:
         return None
     best = best_of(steps, rates)
-    if not is_lost(rates, best.rate, t.last) and not has_slipped(rates, best.rate):
+    if not (is_lost(rates, best.rate, t.last) or has_slipped(rates, best.rate, _overfits(t))):
         return None
     if loss_went_on(t.validation, best.step, int(steps[-1])):
         return None
     cause, advice = why_lost(t.signals, best.step, int(steps[-1]))
     lost = f"The last {t.metric} is {t.last:.2g}; the best one was {best.rate:.2g} at step {best.step}."
     return t.conclude("degraded", cause, f"{lost} {advice}", "low", best.step)
+
+
+def _overfits(t: _Training) -> bool:
+    """Whether the validation loss has risen while the training loss fell."""
+    steps, losses = finite_readings(t.validation, "loss")
+    return _has_risen(losses) and _training_fell_since(t, int(steps[losses.argmin()]))
 
 
 def _by_lost_validation(t: _Training) -> Verdict | None:
@@ -325,8 +331,8 @@ def _by_mismatch(t: _Training) -> Verdict | None:
 
 
 def _begins_to_fall(rates: Floats) -> bool:
-    """Whether the last rate is lower than all of the first half: an error rate falls later than the loss."""
-    return len(rates) > _FEW and bool(rates[-1] < rates[: len(rates) // 2].min() - _SAME)
+    """Whether the last rate is below 1 and all of the first half: an error rate falls later than the loss."""
+    return len(rates) > _FEW and bool(rates[-1] < min(1.0, rates[: len(rates) // 2].min()) - _SAME)
 
 
 def _without_rates(t: _Training) -> Verdict | None:
@@ -530,7 +536,8 @@ def _weights_are_huge(t: _Training) -> bool:
 
 def _has_fallen(t: _Training) -> bool:
     _, loss = finite_readings(t.signals, "loss")
-    return len(loss) > 0 and bool(loss.min() < _BACK * loss[0])
+    first, last = loss[: max(1, len(loss) // 10)], loss[-max(1, len(loss) // 3) :]
+    return len(loss) > 0 and bool(np.median(last) < _BACK * np.median(first))
 
 
 def _is_well_since(step: int, t: _Training) -> bool:

@@ -17,6 +17,11 @@ _ENOUGH = 0.4  # and within which it does if the updates are still large
 _NEAR_START = 0.6  # share of the first loss; a training that did not get below it has not even begun,
 _SMALL = 1e-5  # and a learning rate below this explains it
 _TINY = 1e-6  # a learning rate below this is too small for any model, if nothing else is known
+_MANY = 0.3  # share of the parameters without a gradient or an optimizer that explains why nothing is learned
+_UNTRAINED = (
+    ("unoptimized", "not_in_optimizer", "are in no optimizer. Make it from all parameters that should be trained."),
+    ("no_gradient", "no_gradient", "have no gradient. Look for a detach(), no_grad() or argmax before the loss."),
+)
 _TO_LOG = {
     "lr": "the learning rate",
     "update_ratio": "the size of the updates over that of the weights",
@@ -38,6 +43,10 @@ def why_no_progress(signals: Table, step: int) -> tuple[str, str]:
         return decayed
     if (advice := clipped_before_unscaling(signals, step)) is not None:
         return "precision", advice
+    for name, cause, what in _UNTRAINED:
+        share = finite_readings(signals, name).up_to(step)[-1:]
+        if len(share) and share[0] >= _MANY:
+            return cause, f"{share[0]:.0%} of the parameters {what}"
     largest = float(update.max(initial=0))
     if len(weights) and weights[-1] > _GREW * weights[0] and largest > THRESHOLDS["exploded"]["update"]:
         return "rate_too_high", (

@@ -507,3 +507,24 @@ def test_an_error_rate_that_begins_to_fall_after_the_loss_is_no_mismatch() -> No
     loss = np.r_[np.full(100, 2.9), np.linspace(2.9, 0.8, 100)]
     validation = table(steps=[50, 100, 150, 175, 199], per=[1.0, 1.0, 0.98, 0.95, 0.92], loss=[2.9, 2.9, 1.9, 1.4, 0.8])
     assert judge(table(loss=loss), validation).cause != "metric"
+
+
+@pytest.mark.parametrize(("name", "cause"), [("unoptimized", "not_in_optimizer"), ("no_gradient", "no_gradient")])
+def test_a_large_part_that_is_not_trained_explains_slow_learning(name: str, cause: str) -> None:
+    verdict = judge(learning(**{name: np.full(N // 10, 0.8)}), rates(1.0, 0.95, 0.85, 0.8))
+    assert (verdict.outcome, verdict.cause) == ("slow", cause)
+    assert verdict.advice.count("80% of the parameters") == 1
+
+
+def test_an_error_rate_that_slipped_with_the_validation_loss_is_overfitting() -> None:
+    per = [0.9, 0.6, 0.4, 0.32, 0.26, *np.linspace(0.37, 0.4, 15)]
+    losses = [17, 11, 8.5, 7, 6, *np.linspace(8, 10, 15)]
+    validation = table(steps=np.linspace(9, 199, 20).astype(int), per=per, loss=losses)
+    verdict = judge(table(loss=np.geomspace(30, 0.01, 200)), validation)
+    assert (verdict.outcome, verdict.cause) == ("degraded", "overfitting")
+
+
+def test_a_rate_of_0_is_found_whatever_the_noise_of_the_loss() -> None:
+    loss = np.random.default_rng(0).uniform(25, 45, 200)
+    verdict = judge(table(loss=np.r_[45.0, loss[1:]], lr=np.zeros(200)), rates(1.2, 1.2, 1.2))
+    assert (verdict.outcome, verdict.cause) == ("not_training", "no_update")
