@@ -517,7 +517,7 @@ def test_a_large_part_that_is_not_trained_explains_slow_learning(name: str, caus
 
 
 def test_an_error_rate_that_slipped_with_the_validation_loss_is_overfitting() -> None:
-    per = [0.9, 0.6, 0.4, 0.32, 0.26, *np.linspace(0.37, 0.4, 15)]
+    per = [0.9, 0.6, 0.4, 0.27, 0.26, *np.linspace(0.37, 0.4, 15)]
     losses = [17, 11, 8.5, 7, 6, *np.linspace(8, 10, 15)]
     validation = table(steps=np.linspace(9, 199, 20).astype(int), per=per, loss=losses)
     verdict = judge(table(loss=np.geomspace(30, 0.01, 200)), validation)
