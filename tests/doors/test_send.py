@@ -31,7 +31,7 @@ def test_what_cannot_be_sent_is_named_and_fails(tmp_path: Path) -> None:
     assert done.stderr.splitlines() == [
         f"error: {tmp_path / 'empty'} is not the folder of a trial or study, and holds none.",
         f"error: {tmp_path / 'absent'} is not the folder of a trial or study, and holds none.",
-        f"error: {tmp_path / 'untracked'} was trained with tracking=none. Give a store with --uri.",
+        f"error: {tmp_path / 'untracked'} was never sent to MLflow. Give a store with --uri.",
     ]
     done = run_module("stability.send", tmp_path, "--uri", "foo://")
     assert done.returncode == 1

@@ -148,7 +148,7 @@ def test_the_log_of_a_trial_holds_what_was_printed_and_nothing_else(cli: Command
 
 
 def test_a_trial_is_sent_unless_tracking_is_none(cli: CommandLine) -> None:
-    assert options("tracking") == ["mlflow", "none"]
+    assert options("tracking") == ["mlflow", "none", "tensorboard", "wandb"]
     out = cli.run("tracking=mlflow").out
     assert re.search(
         r"mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db` and open http://127.0.0.1:5000/#", out
