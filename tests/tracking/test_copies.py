@@ -95,6 +95,7 @@ def test_a_trial_that_was_killed_is_copied_whole_and_once(tmp_path: Path, backen
     assert "Lower it." in texts
 
 
+@pytest.mark.slow
 def test_the_command_line_copies_each_trial_of_a_study(cli: CommandLine, backend: str) -> None:
     words = ["--multirun", "study=mine", f"tracking={backend}", "tags={team: speech}", "seed=0,1"]
     cli.run(*words)
