@@ -36,7 +36,7 @@ from stability.diagnosis.finding import (
     readings,
     running_median,
 )
-from stability.diagnosis.growth import growth_until
+from stability.diagnosis.growth import Growth, growth_until
 from stability.diagnosis.mismatch import is_far_from_training, why_the_error_stays
 from stability.diagnosis.no_progress import clipped_before_unscaling, why_no_progress
 from stability.diagnosis.non_finite import (
@@ -94,6 +94,11 @@ class _Training:
     def last(self) -> float:
         """The last error rate; NaN if there is none."""
         return float(self.rates[1][-1]) if len(self.rates[1]) else nan
+
+    @cached_property
+    def growth(self) -> Growth | None:
+        """Growth of the loss that goes on up to the end."""
+        return growth_until(self.signals, self.end)
 
     @cached_property
     def evidence(self) -> dict[str, float | str]:
@@ -231,7 +236,7 @@ def _rank(finding: Finding) -> int:
 
 def _by_growth(t: _Training) -> Verdict | None:
     """An explosion whose beginning is the last that was recorded."""
-    growth = growth_until(t.signals, t.end)
+    growth = t.growth
     if growth is None or growth.value < _MULTIPLE * growth.usual:
         return None
     if growth.readings > _CUT_OFF and not growth.goes_on:
@@ -299,9 +304,8 @@ def _by_good_rates(t: _Training) -> Verdict | None:
     unscaled = clipped_before_unscaling(t.signals, t.end)
     if unscaled is not None:
         return t.conclude("stable", "precision", f"The training learned nevertheless. {unscaled}", "high")
-    growth = growth_until(t.signals, t.end)
-    if growth is not None:
-        advice = f"The last loss is {growth.value:.3g}, after {growth.usual:.3g}: look whether it comes down again."
+    if t.growth is not None:
+        advice = f"The last loss is {t.growth.value:.3g}, after {t.growth.usual:.3g}: look whether it comes down again."
         return t.conclude("stable", None, advice, "medium")
     sure: Confidence = "high" if t.last < _LEARNED * _WELL and len(t.rates[1]) > 1 else "medium"
     return t.conclude("stable", None, "", sure)

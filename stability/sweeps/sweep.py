@@ -170,7 +170,7 @@ def _notes(plan: Plan | None, search: Search | None) -> list[str]:
         verb = "repeats" if plan.duplicates == 1 else "repeat"
         notes.append(f"{counted(plan.duplicates, 'configuration')} {verb} an earlier one; each trial is trained once.")
     if plan and plan.factors and len({trial.config.seed for trial in plan.trials}) == 1:
-        notes.append("With only one seed no effect can be told from chance: give several, as in 'seed=range(3)'.")
+        notes.append("One seed does not show whether an effect is chance: give several, as in 'seed=range(3)'.")
     if search and search.done >= search.total:
         notes.append(f"The search already has {search.done} trials: to go on, give hydra.sweeper.n_trials=MORE.")
     return notes

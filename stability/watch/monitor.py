@@ -317,6 +317,8 @@ class Monitor:
 
     @property
     def _in_percent(self) -> bool:
+        if not self._validations:
+            return False
         waiting = [float(row["loss"]) for row in self._pending]
         past = self._rows.table()["loss"].tolist() if len(self._rows) else []
         return is_in_percent([per for _, per, _ in self._validations], past + waiting)

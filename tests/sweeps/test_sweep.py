@@ -57,7 +57,7 @@ def test_crashed_and_repeated_trials_stop_no_other_and_are_listed_at_the_end(cli
     end = cli.run(*command, status=1)
     lines = end.out.splitlines()
     assert lines[0] == "2 configurations repeat an earlier one; each trial is trained once."
-    assert lines[1] == "With only one seed no effect can be told from chance: give several, as in 'seed=range(3)'."
+    assert lines[1] == "One seed does not show whether an effect is chance: give several, as in 'seed=range(3)'."
     assert any(re.match(r"\[\d/4\] non_finite  lr 1e30  init_from null  seed 0  PER \d", line) for line in lines)
     *grid, counts = lines[lines.index("") - 4 : lines.index("")]  # above the report
     cells = [["init_from", "lr", "0.005", "lr", "1e30"], ["first.pt", "1C", "1C"], ["null", "1U", "1N"]]

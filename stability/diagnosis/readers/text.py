@@ -186,7 +186,7 @@ class _Lines:
         return None, values
 
     def _counts_own(self, step: _Number, epoch: _Number | None) -> bool:
-        """Whether a step in a validation counts the batches of the validation, or all steps beside those of epochs."""
+        """Whether a validation's step counts its batches, or all steps where the training's count those of an epoch."""
         last, whole = self._steps.last_in_epoch, self._steps.last
         if last is None or whole is None:
             return False
