@@ -10,10 +10,9 @@ python -m stability.diagnose --replay outputs/single/TRIAL                      
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +24,12 @@ from stability.core.extras import require
 from stability.core.text import counted
 from stability.diagnosis.display import reading_bar, show_outcome, shown, unsure
 from stability.diagnosis.finding import readings
-from stability.diagnosis.judge import judge
+from stability.diagnosis.judge_log import epoch_of, healthy_runs, judge_recording
 from stability.diagnosis.outcomes import style_of
 from stability.diagnosis.readers import Recording, read_metrics, read_runs
-from stability.diagnosis.table import Table, read_table
-from stability.diagnosis.verdict import Verdict
+from stability.diagnosis.table import Table
 
-_HEALTHY = Path(__file__).parent / "diagnosis" / "healthy.csv"
 _WIDE = 200  # characters of a line that goes to a file
-_STEP = re.compile(r"\bstep(?=s? \d)")  # in a text of the judge
 _RUN = "runs:/"  # how MLflow writes the address of a run
 
 
@@ -103,16 +99,16 @@ def main(arguments: list[str] | None = None) -> int:
 def diagnose(recording: Recording, figure: Path) -> None:
     """Print the verdict on a recording, compare it with healthy official runs if it is one, and draw its figure."""
     console = Console(highlight=False, soft_wrap=True)
-    verdict = _judge(recording)
+    verdict = judge_recording(recording)
     first, last = _first_and_last_step(recording)
     heading = f"{shown(recording.name)}, {recording.unit}s {first} to {last}"
     if recording.epochs is not None:
-        heading += f", epochs {_epoch_of(recording.epochs, first):.4g} to {_epoch_of(recording.epochs, last):.4g}"
+        heading += f", epochs {epoch_of(recording.epochs, first):.4g} to {epoch_of(recording.epochs, last):.4g}"
     console.print(heading)
     for note in recording.notes:
         console.print(f"  [dim]{shown(note)}[/]")
     show_outcome(verdict, recording.unit)
-    healthy = read_table(_HEALTHY) if recording.official else None
+    healthy = healthy_runs() if recording.official else None
     if healthy is not None:
         _compare_with_healthy(console, recording, healthy)
     from stability.diagnosis.run_figure import draw  # late: matplotlib takes a while to import
@@ -136,7 +132,7 @@ def summarise(runs: Sequence[Recording]) -> None:
     columns = ("run", "outcome", "cause", "since", "steps", "readings", "first loss", "last loss", "error rate")
     table = TextTable(*columns, box=None, header_style="dim")
     for run in runs:
-        verdict = _judge(run)
+        verdict = judge_recording(run)
         cause = f": {verdict.cause}" if verdict.cause else ""
         since = "" if verdict.onset_step is None else str(verdict.onset_step)
         console.print(
@@ -162,32 +158,6 @@ def summarise(runs: Sequence[Recording]) -> None:
     console.print()
     console.print(table)
     console.print("[dim]One of them in full: one LOG, and --run NUMBER if it holds several.[/]")
-
-
-def _judge(recording: Recording) -> Verdict:
-    """The verdict, whose texts speak of epochs or rows if the steps of the recording are these."""
-    verdict = judge(
-        recording.signals, recording.validation, metric=recording.metric, healthy=_healthy_error_rate(recording)
-    )
-    evidence = {name: _STEP.sub(recording.unit, v) if isinstance(v, str) else v for name, v in verdict.evidence.items()}
-    if recording.epochs is not None and (row := verdict.onset_step) is not None:
-        evidence = {f"epoch of row {row}": _epoch_of(recording.epochs, row), **evidence}
-    return replace(verdict, evidence=evidence, advice=_STEP.sub(recording.unit, verdict.advice))
-
-
-def _epoch_of(epochs: Table, row: int) -> float:
-    """The epoch of a row, or of the first one that has an epoch."""
-    rows, values = readings(epochs, "epoch")
-    return float(values[max(int(np.searchsorted(rows, row, side="right")) - 1, 0)])
-
-
-def _healthy_error_rate(recording: Recording) -> float | None:
-    """The error rate of healthy official runs at the last step that is known, if the recording is of such a run."""
-    if not recording.official or not len(recording.validation.steps):
-        return None
-    steps, rates = readings(read_table(_HEALTHY), "per_high")
-    rates = rates[steps <= recording.validation.steps[-1]]
-    return float(rates[-1]) if len(rates) else None
 
 
 def _first_and_last_step(recording: Recording) -> tuple[int, int]:
