@@ -46,7 +46,7 @@ def show_plan(plan: Plan, launcher: DictConfig) -> None:
     steps = {trial.folder: _next_step(trial) for trial in plan.trials}
     table = Table(*map(short_name, plan.factors), "seeds", box=None, header_style="dim")
     for cell, trials in plan.cells.items():
-        seeds = [f"seed {trial.config.seed}: {_status(steps[trial.folder])}" for trial in trials]
+        seeds = [f"seed {trial.settings['seed']}: {_status(steps[trial.folder])}" for trial in trials]
         table.add_row(*(shown(level_text(level)) for _, level in cell), ", ".join(seeds))
     Console(highlight=False, soft_wrap=True, width=_WIDTH).print(table)
     to_do = [trial for trial in plan.trials if steps[trial.folder] is not None]

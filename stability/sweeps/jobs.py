@@ -3,8 +3,9 @@
 import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from hydra.core.config_loader import ConfigLoader
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from stability.config.hydra import explain_error, resolve_config
+from stability.config.names import CHANGES_NO_RESULT, flatten
 from stability.config.schema import Config
 from stability.core.errors import StabilityError
 from stability.sweeps.hydra_internals import combinations
@@ -28,6 +30,21 @@ class PlannedTrial:
 
     config: Config
     folder: Path
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """{dotted name: value} of the settings that can change its result."""
+        return {n: value for n, value in flatten(self.config).items() if n.split(".")[0] not in CHANGES_NO_RESULT}
+
+    @property
+    def steps(self) -> int:
+        """The number of its training steps."""
+        return self.config.steps
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it is trained from the start, whatever its folder holds."""
+        return self.config.fresh
 
 
 class InvalidJob(NamedTuple):

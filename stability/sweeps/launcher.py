@@ -22,11 +22,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from stability.core.errors import StabilityError, write_error
-from stability.core.files import CONFIG, ERROR, VERDICT, write_atomically
+from stability.core.files import CONFIG, ERROR, LOCK, VERDICT, write_atomically
+from stability.core.locks import is_locked
 from stability.sweeps.jobs import compose_job
 from stability.sweeps.plan import check_count
 from stability.sweeps.stacks import Job, Stack, StackTrainer, set_result, stack_key
-from stability.sweeps.sweep_trial import is_busy, is_finished, objective
+from stability.sweeps.sweep_trial import is_finished, objective
 from stability.tracking.api import open_tracker
 
 
@@ -149,7 +150,7 @@ def _clear_earlier(job: Job) -> None:
 
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        if not is_busy(job.folder):
+        if not is_locked(job.folder / LOCK):
             (job.folder / ERROR).unlink(missing_ok=True)
             if job.settings.fresh:
                 clear(job.folder)
@@ -161,7 +162,7 @@ def _clear_earlier(job: Job) -> None:
 def _objective_after_workers(job: Job, *, killed: bool) -> float:
     """Read the objective of a trial after all workers have ended. `killed`: a worker was killed and not replaced."""
     folder = job.folder
-    if is_busy(folder) or (folder / ERROR).exists():
+    if is_locked(folder / LOCK) or (folder / ERROR).exists():
         return math.nan
     if (folder / VERDICT).exists():
         with suppress(StabilityError):  # a verdict that cannot be read: the report says so

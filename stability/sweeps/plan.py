@@ -1,24 +1,20 @@
 """The plan of a grid sweep: all its trials, known and checked before the first one starts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
-from stability.analysis.levels import level_text, ordered
-from stability.config.names import CHANGES_NO_RESULT, SHORT_NAMES, flatten, short_name, trial_name
+from stability.config.names import trial_name
 from stability.core.errors import StabilityError
+from stability.sweeps.cells import Cells
 from stability.sweeps.hydra_internals import BasicSweeper
 from stability.sweeps.jobs import InvalidJob, PlannedTrial, compose_job, describe_job, grid_jobs
 
-Cell = tuple[tuple[str, Any], ...]  # the level of every factor, as (dotted name, level)
-
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Cells):
     """The trials of a grid sweep.
 
     Attributes:
@@ -35,50 +31,6 @@ class Plan:
     def jobs(self) -> int:
         """The number of jobs, duplicates and invalid ones included."""
         return len(self.trials) + self.duplicates + len(self.invalid)
-
-    @cached_property
-    def factors(self) -> tuple[str, ...]:
-        """The dotted names of the settings that vary, without the seed.
-
-        If several settings vary together, only one of them is listed, preferably one that has a short name.
-        """
-        values = [flatten(trial.config) for trial in self.trials]
-        usual_first = [*SHORT_NAMES, *(name for name in values[0] if name not in SHORT_NAMES)]
-        factors: dict[tuple[int, ...], str] = {}
-        for name in usual_first:
-            if name == "seed" or name.split(".")[0] in CHANGES_NO_RESULT:
-                continue
-            pattern = _pattern(_level(v.get(name)) for v in values)
-            if any(pattern):
-                factors.setdefault(pattern, name)
-        return tuple(factors.values())
-
-    @cached_property
-    def levels(self) -> dict[str, list[str]]:
-        """{short name: levels, as they are typed} of the factors, and of the seed if there are several."""
-        values = [flatten(trial.config) for trial in self.trials]
-        found = {name: ordered(_level(v.get(name)) for v in values) for name in (*self.factors, "seed")}
-        return {
-            short_name(name): [level_text(level) for level in levels]
-            for name, levels in found.items()
-            if name != "seed" or len(levels) > 1
-        }
-
-    @cached_property
-    def cells(self) -> dict[Cell, list[PlannedTrial]]:
-        """The trials by the levels of the factors. The trials of a cell differ in the seed."""
-        cells: dict[Cell, list[PlannedTrial]] = {}
-        for trial in self.trials:
-            values = flatten(trial.config)
-            cell = tuple((name, _level(values.get(name))) for name in self.factors)
-            cells.setdefault(cell, []).append(trial)
-        return cells
-
-    def describe(self, trial: PlannedTrial) -> str:
-        """Return the trial's factors and seed, as `epsilon 0.1  seed 0`."""
-        values = flatten(trial.config)
-        levels = {name: _level(values.get(name)) for name in (*self.factors, "seed")}
-        return "  ".join(f"{short_name(name)} {level_text(level)}" for name, level in levels.items())
 
 
 class GridSweeper(BasicSweeper):
@@ -129,13 +81,3 @@ def check_count(name: str, value: object, *, or_null: bool = False) -> None:
     if type(value) is not int or value < 1:
         choices = "a whole number of 1 or more, or null" if or_null else "a whole number of 1 or more"
         raise StabilityError(f"{name}={value}: give {choices}.")
-
-
-def _pattern(levels: Iterable[Any]) -> tuple[int, ...]:
-    """Number the levels as they appear. Settings that vary together have the same numbers; all 0: it does not vary."""
-    numbers: dict[Any, int] = {}
-    return tuple(numbers.setdefault(level, len(numbers)) for level in levels)
-
-
-def _level(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

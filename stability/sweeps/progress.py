@@ -24,9 +24,8 @@ from stability.core.files import CONFIG, ERROR, VERDICT
 from stability.core.text import duration, pace_text
 from stability.diagnosis.display import shown
 from stability.diagnosis.outcomes import MARKS, style_of
+from stability.sweeps.cells import Cell, Cells
 from stability.sweeps.pace import Pace
-from stability.sweeps.plan import Cell, Plan
-from stability.sweeps.search import Search
 
 CRASHED = "crashed"  # in the place of an outcome
 _LETTERS = {outcome: mark.letter for outcome, mark in MARKS.items()} | {CRASHED: "C"}
@@ -50,7 +49,8 @@ class SweepProgress:
     Args:
         study: The folder of the sweep.
         plan: The trials, or None if the sweeper chooses them one by one. Then all trials that end in `study` count.
-        search: How far the search is, if the number of trials is known that way.
+        total: The number of trials if they are not planned; None if that is not known.
+        done: How many of them were done before.
         steps: The steps of a trial that is not planned; None if that is not known.
 
     Attributes:
@@ -58,21 +58,20 @@ class SweepProgress:
         outcomes: {folder: outcome} of the trials that have ended, `crashed` for those that crashed.
     """
 
-    def __init__(self, study: Path, plan: Plan | None, search: Search | None, steps: int | None = None) -> None:
+    def __init__(
+        self, study: Path, plan: Cells | None, total: int | None = None, done: int = 0, steps: int | None = None
+    ) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
         self._study, self.plan, self._steps = study, plan, steps
-        self._done = search.done if search else 0
-        self._total = search.total if search else None
-        if plan:
-            self._total = len(plan.trials)
+        self._done, self._total = done, len(plan.trials) if plan else total
         self._trials = {trial.folder: trial for trial in plan.trials} if plan else {}
         self._at_start = {folder: _write_times(folder) for folder in self.folders()}
         self.outcomes: dict[Path, str] = {}
         for folder, trial in self._trials.items():
-            if self._at_start[folder].verdict and not self._at_start[folder].error and not trial.config.fresh:
+            if self._at_start[folder].verdict and not self._at_start[folder].error and not trial.fresh:
                 self.outcomes[folder] = _read_result(folder)[0]
         self._pace = Pace(
-            {f: f in self._trials and self._trials[f].config.fresh for f in self.folders() if f not in self.outcomes}
+            {f: f in self._trials and self._trials[f].fresh for f in self.folders() if f not in self.outcomes}
         )
         self._first_estimate: float | None = None  # when it is due
         self._stopping = Event()
@@ -146,8 +145,9 @@ class SweepProgress:
     def _time_left(self) -> str:
         """Return how long the rest takes at the same pace, in words; empty if that is not known."""
         if self.plan:
-            to_do = {folder: t.config.steps for folder, t in self._trials.items() if folder not in self.outcomes}
-            left = self._pace.seconds_left(to_do)
+            to_do = {folder: trial.steps for folder, trial in self._trials.items() if folder not in self.outcomes}
+            known = {folder: steps for folder, steps in to_do.items() if steps is not None}
+            left = self._pace.seconds_left(known) if len(known) == len(to_do) else None
         elif self._total and self._steps:
             running = [f for f, made in self._pace.trials.items() if made.first and f not in self.outcomes]
             unborn = max(0, self._total - self._done - len(self.outcomes) - len(running))
@@ -164,7 +164,7 @@ class SweepProgress:
         bars.add_task(self._time_left() or "trials", total=self._total, completed=done, now=pace)
         for folder, made in self._pace.trials.items():
             if folder not in self.outcomes and time.monotonic() - made.last < _RECENT:
-                total = self._trials[folder].config.steps if folder in self._trials else self._steps
+                total = self._trials[folder].steps if folder in self._trials else self._steps
                 now = f"loss {made.loss:.4g}  {pace_text(made.pace)}"
                 bars.add_task(shown(self.describe(folder)), total=total, completed=made.steps, now=now)
         return Group(bars.get_renderable(), self._verdicts())
@@ -184,7 +184,7 @@ def crash_reason(folder: Path) -> str:
     return (folder / ERROR).read_text().splitlines()[-1]
 
 
-def _grid(plan: Plan, outcomes: Mapping[Path, str]) -> Table:
+def _grid(plan: Cells, outcomes: Mapping[Path, str]) -> Table:
     """Count the outcomes of every cell. The factor with most levels is in the columns, the others are in the rows."""
     levels = {name: ordered(dict(cell)[name] for cell in plan.cells) for name in plan.factors}
     across = max(plan.factors, key=lambda name: len(levels[name]))

@@ -17,17 +17,18 @@ from omegaconf import DictConfig
 
 from stability.config.hydra import register_schema, resolve_config
 from stability.core.errors import CallbackError, StabilityError
-from stability.core.files import ERROR, VERDICT, short_path
+from stability.core.files import VERDICT, short_path
 from stability.core.text import counted
 from stability.sweeps.bisection import BisectionSweeper
 from stability.sweeps.dry_run import show_plan, show_search
 from stability.sweeps.hydra_internals import job_error
 from stability.sweeps.jobs import InvalidJob, describe_job, list_invalid
 from stability.sweeps.launcher import StackedLauncher, is_stacked
+from stability.sweeps.missing import list_missing
 from stability.sweeps.plan import GridSweeper, Plan, make_plan
-from stability.sweeps.progress import CRASHED, SweepProgress, crash_reason
+from stability.sweeps.progress import SweepProgress
 from stability.sweeps.search import ResumingSweeper, Search, find_search
-from stability.sweeps.sweep_trial import is_busy, is_finished
+from stability.sweeps.sweep_trial import is_finished
 from stability.tracking.api import abort_study, close_study, is_sent, open_study
 
 
@@ -76,8 +77,8 @@ class Sweep(Callback):
         ended_by = sys.exc_info()[1]  # Hydra calls this while it handles the exception that ends the sweep
         try:
             self._progress.stop()
-            planned = self._progress.plan.invalid if self._progress.plan else ()
-            problems = [_list_missing(self._progress, self._failed), _list_all_invalid([*planned, *self._invalid])]
+            planned = self._progress.plan.invalid if isinstance(self._progress.plan, Plan) else ()
+            problems = [list_missing(self._progress, self._failed), _list_all_invalid([*planned, *self._invalid])]
             try:
                 _report(config, self._progress, self._tracked, stopped=isinstance(ended_by, KeyboardInterrupt))
             except StabilityError as error:
@@ -120,7 +121,8 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
     for note in _notes(plan, search):
         print(note)
     settings = plan.trials[0].config if plan else resolve_config(cfg)
-    progress = SweepProgress(study, plan, search, None if plan else settings.steps)
+    total, done = (search.total, search.done) if search else (None, 0)
+    progress = SweepProgress(study, plan, total, done, None if plan else settings.steps)
     tracking, outputs = settings.tracking, Path(settings.outputs)
     finished = plan is not None and all(is_finished(trial.config, trial.folder) for trial in plan.trials)
     is_closed = finished and is_sent(tracking, study, outputs=outputs)  # a kill may have come after the last trial
@@ -182,27 +184,6 @@ def _list_all_invalid(jobs: Sequence[InvalidJob]) -> str:
     if not different:
         return ""
     return f"{counted(len(different), 'configuration')} {_are(len(different))} invalid:\n{list_invalid(different)}"
-
-
-def _list_missing(progress: SweepProgress, failed: dict[Path, str]) -> str:
-    """List the trials that have no verdict, each with the reason; empty if there are none."""
-    crashed = [folder for folder, outcome in progress.outcomes.items() if outcome == CRASHED]
-    missing = {folder: f"{crash_reason(folder)} ({short_path(folder / ERROR)})" for folder in crashed} | failed
-    for folder in progress.folders():
-        if folder in progress.outcomes or folder in missing:
-            continue
-        if not progress.plan:  # another process of the same search may be training it
-            continue
-        if is_busy(folder):
-            missing[folder] = "another process is training it"
-        else:
-            missing[folder] = "it was not started, or its process was killed"
-    if not missing:
-        return ""
-    verb = "has" if len(missing) == 1 else "have"
-    lines = [f"  {progress.describe(folder)}: {reason}" for folder, reason in missing.items()]
-    summary = f"{counted(len(missing), 'trial')} {verb} no verdict."
-    return "\n".join([f"{summary} Run the same command again to train what is missing.", *lines])
 
 
 def _are(count: int) -> str:

@@ -5,14 +5,13 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from stability.analysis.trials import read_trials
 from stability.config.hydra import resolve_config
 from stability.config.schema import Config
 from stability.core.errors import StabilityError, TrialBusy
-from stability.core.files import ERROR, FIGURE, LOCK, VERDICT, short_path, write_atomically
+from stability.core.files import ERROR, FIGURE, VERDICT, short_path, write_atomically
 from stability.tracking.api import is_sent
 
 if TYPE_CHECKING:  # PyTorch takes seconds
@@ -87,14 +86,3 @@ def is_finished(settings: Config, folder: Path) -> bool:
     """Return whether the trial has its verdict and figure, no error, and has sent all to its tracker."""
     complete = all((folder / name).exists() for name in (VERDICT, FIGURE)) and not (folder / ERROR).exists()
     return complete and not settings.fresh and is_sent(settings.tracking, folder, outputs=Path(settings.outputs))
-
-
-def is_busy(folder: Path) -> bool:
-    """Return whether a process is training the trial."""
-    if not (folder / LOCK).exists():
-        return False
-    try:
-        with FileLock(folder / LOCK).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
