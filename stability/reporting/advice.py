@@ -166,7 +166,9 @@ def _complete_grid(trials: Trials) -> list[Advice]:
     seeds = ",".join(map(str, factors["seed"]))
     return [
         Advice(
-            f"{missing} of {size} combinations have no verdict, such as {example}. To run them:",
+            f"1 of {size} combinations has no verdict: {example}. To run it:"
+            if missing == 1
+            else f"{missing} of {size} combinations have no verdict, such as {example}. To run them:",
             _grid_command(trials, f"seed={seeds}"),
         )
     ]

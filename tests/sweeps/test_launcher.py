@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from stability.config.hydra import resolve_config
 from stability.core.errors import StabilityError
+from stability.core.files import VERDICT
+from stability.diagnosis.verdict import read_verdict
 from stability.sweeps.launcher import StackedLauncher
 from stability.trials.run import run_trial
 from tests.support.commandline import CommandLine, ended, wait_for
@@ -46,6 +48,21 @@ def test_trials_in_a_stack_end_as_alone_and_an_invalid_one_is_listed(cli: Comman
         assert_same_trial(folder, cli.folder / name)
     again = run_without_heavy_imports(cli, *STACKED, *jobs, "study=stacked")  # which finished trials do not need
     assert "/2]" not in again
+
+
+@pytest.mark.slow
+def test_trials_that_explode_have_the_same_outcome_in_a_stack_and_alone(cli: CommandLine) -> None:
+    """After an explosion rounding errors grow a thousandfold, and the numbers part. The outcome must not."""
+    jobs = ("steps=60", "optimizer.clip_norm=null", "schedule.warmup_steps=5", "schedule.lr_max=10,100,1e4", "seed=0,1")
+    for launcher in (STACKED, BASIC):
+        cli.run(*launcher, *jobs, f"study={launcher[1].partition('=')[2]}")
+    basic, stacked = (
+        {name: read_verdict(folder / VERDICT).outcome for name, folder in trials(cli, study).items()}
+        for study in ("basic", "stacked")
+    )
+    assert len(basic) == 6
+    assert {*basic.values()} == {"exploded"}
+    assert stacked == basic
 
 
 @pytest.mark.slow
