@@ -20,7 +20,7 @@ from stability.analysis.effects import RESPONSES, Response, differences, interva
 from stability.analysis.inference import sign_flip
 from stability.analysis.matching import Cell, interaction_cells, match
 from stability.analysis.rulings import rule
-from stability.analysis.trials import Trial, Trials
+from stability.analysis.trial import Trial, Trials
 
 SEEDS = (3, 5, 10)
 BUDGET = 500

@@ -16,16 +16,15 @@ interval is never narrower than the mean bracket: all seeds can end in one brack
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stability.analysis.levels import Level, ordered
-from stability.analysis.trials import Trials
+from stability.analysis.levels import Level, is_number, ordered
+from stability.analysis.trial import HEALTHY, Trials
 from stability.config.names import short_name
 
 LR = "schedule.lr_max"
-HEALTHY = ("stable", "slow")
 
 _TOO_HIGH = ("exploded", "degraded", "non_finite", "mode_collapse")
 _LEVEL = 0.95
@@ -85,13 +84,18 @@ class Boundary:
 
 
 def boundaries(trials: Trials) -> list[Boundary]:
-    """Find the boundary in every cell with more than one learning rate, in the order of the cells' levels."""
-    lr = [trial.factors.get(LR) for trial in trials.trials]
+    """Find the boundary in every cell with more than one learning rate, in the order of the cells' levels.
+
+    Trials without a learning rate of that name, or without a seed, are ignored.
+    """
+    kept = tuple(t for t in trials.trials if t.seed is not None and is_number(t.factors.get(LR)))
+    trials = replace(trials, trials=kept)
+    lr = [trial.factors[LR] for trial in trials.trials]
     # If the learning rate of the day layers always equals the other, it is no factor of its own.
     names = [name for name in trials.factors if [trial.factors.get(name) for trial in trials.trials] != lr]
     cells: dict[tuple[Level, ...], dict[int, dict[float, str]]] = defaultdict(lambda: defaultdict(dict))
     for trial in trials.trials:
-        if trial.outcome != "bad_data":  # no learning rate causes that
+        if trial.seed is not None and trial.outcome != "bad_data":  # no learning rate causes that
             cells[tuple(trial.factors.get(n) for n in names)][trial.seed][trial.factors[LR]] = trial.outcome
     places = [{level: place for place, level in enumerate(ordered(trials.factors[name]))} for name in names]
     found = []

@@ -6,7 +6,7 @@ from pathlib import Path
 from stability.analysis.effects import Effect, Response, difference_between
 from stability.analysis.levels import Level
 from stability.analysis.matching import cells_of, main_factors
-from stability.analysis.trials import Trial, Trials
+from stability.analysis.trial import Trial, Trials
 from stability.config.names import short_name
 from stability.core.errors import StabilityError
 
@@ -40,7 +40,7 @@ def compare(trials: Trials, first: Trial, second: Trial) -> list[Difference]:
         found.append(Difference("seed", first.seed, second.seed, {}, note="chance"))
     main = main_factors(trials)
     changed_with: dict[str, str] = {}
-    names = [n for n in first.factors | second.factors if first.factors.get(n) != second.factors.get(n)]
+    names = [n for n in {**first.factors, **second.factors} if first.factors.get(n) != second.factors.get(n)]
     for name in sorted(names, key=lambda name: name not in main):
         levels = first.factors.get(name), second.factors.get(name)
         if name in changed_with:

@@ -14,11 +14,13 @@ Some `steps` are censored: a trial ended before it left the plateau. The differe
 is certain. If one trial had not left the plateau by step 500, and the other left at step 50, the ratio is at least ten:
 it counts as ten. If it is not certain which of the two was longer on the plateau, the difference is 0. So no match is
 dropped, no difference has the wrong sign, and ratios err towards 1 where many trials are censored.
+
+A response that was not recorded of a trial is never taken for a number: matches with that trial do not count for it.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Literal
@@ -26,17 +28,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stability.analysis.inference import mean_interval, name_of_test, share_interval, sign_flips
-from stability.analysis.levels import Level, is_number
+from stability.analysis.inference import mean_interval, name_of_test, share_interval, sign_flip, sign_flips
+from stability.analysis.levels import MOST_LEVELS, Level, is_number
 from stability.analysis.matching import Cell, Matched, interaction_cells, main_factors, match
-from stability.analysis.trials import Trial, Trials
+from stability.analysis.trial import Trial, Trials
 
 Response = Literal["healthy", "per", "steps", "norm_spike"]
 Kind = Literal["difference", "trend per decade", "trend per unit", "interaction"]
 
 RESPONSES: tuple[Response, ...] = ("healthy", "per", "steps", "norm_spike")
 RATIOS: tuple[Response, ...] = ("steps", "norm_spike")  # compared by their logarithms
-MOST_LEVELS = 12  # of a grid's factor; a search draws a level for each trial, and no two of its trials match
 
 _LARGEST_SPIKE = math.log(1e6)
 
@@ -127,12 +128,18 @@ def effects(trials: Trials) -> list[Effect]:
         The effects. Without a match of trials, an effect is NaN, with no matches.
     """
     slim = _with_varying_factors(trials)
-    return [effect for contrast in _contrasts(trials) for effect in _effects(slim, contrast)]
+    return [effect for contrast in _contrasts(trials) for effect in _effects(slim, contrast, trials.bound)]
+
+
+def recorded_responses(found: Sequence[Effect]) -> list[Response]:
+    """Return the responses that were recorded of matched trials, in their order; all if no trials are matched."""
+    known = {effect.response for effect in found if effect.matches}
+    return [response for response in RESPONSES if response in known] or [*RESPONSES]
 
 
 def difference_between(trials: Trials, factor: str, first: Level, second: Level) -> list[Effect]:
     """Measure the effects of one level of a factor against another, on every response, as in `effects`."""
-    return _effects(_with_varying_factors(trials), _difference(factor, first, second))
+    return _effects(_with_varying_factors(trials), _difference(factor, first, second), trials.bound)
 
 
 def differences(matched: Matched, weights: Sequence[float], response: Response) -> Sample:
@@ -143,17 +150,21 @@ def differences(matched: Matched, weights: Sequence[float], response: Response) 
         weights: One weight a cell.
         response: The response to compare.
     """
-    by_seed: dict[int, list[float]] = defaultdict(list)
+    by_seed: dict[int | None, list[float]] = defaultdict(list)
+    bounded = 0
     for seed, trials in matched.matches:
-        by_seed[seed].append(_certain_difference(trials, weights, response))
+        if not math.isnan(difference := _certain_difference(trials, weights, response)):
+            by_seed[seed].append(difference)
+            bounded += response == "steps" and any(trial.censored for trial in trials)
     means = np.array([np.mean(values) for values in by_seed.values()])
     total, squares = sum(w for w in weights if w > 0), sum(w * w for w in weights)
-    a_seed = len(matched.matches) / max(1, len(by_seed))
+    matches = sum(map(len, by_seed.values()))
+    a_seed = matches / max(1, len(by_seed))
     return Sample(
         response=response,
         means=means,
-        matches=len(matched.matches),
-        bounded=sum(any(t.censored for t in trials) for _, trials in matched.matches) if response == "steps" else 0,
+        matches=matches,
+        bounded=bounded,
         limit=math.inf if response in RATIOS else total,
         chance=math.sqrt(squares / 2 / max(1.0, a_seed)),
     )
@@ -210,12 +221,13 @@ def _trend(factor: str, levels: Sequence[Level]) -> Contrast:
     )
 
 
-def _effects(trials: Sequence[Trial], contrast: Contrast) -> list[Effect]:
+def _effects(trials: Sequence[Trial], contrast: Contrast, bound: Mapping[str, tuple[str, ...]]) -> list[Effect]:
     """The effect on every response."""
     matched = match(trials, contrast.cells)
+    tied = (*matched.tied, *(name for factor in contrast.factors for name in bound.get(factor, ())))
     samples = [differences(matched, contrast.weights, response) for response in RESPONSES]
     found = []
-    for sample, p in zip(samples, sign_flips(np.stack([sample.means for sample in samples])), strict=True):
+    for sample, p in zip(samples, _p_values(samples), strict=True):
         seeds = len(sample.means)
         effect = float(sample.means.mean()) if seeds else math.nan
         low, high = interval(sample) if seeds else (math.nan, math.nan)
@@ -224,7 +236,7 @@ def _effects(trials: Sequence[Trial], contrast: Contrast) -> list[Effect]:
                 kind=contrast.kind,
                 factors=contrast.factors,
                 levels=contrast.levels,
-                tied=matched.tied,
+                tied=tied,
                 response=sample.response,
                 effect=in_unit(effect, sample.response),
                 low=in_unit(low, sample.response),
@@ -239,13 +251,21 @@ def _effects(trials: Sequence[Trial], contrast: Contrast) -> list[Effect]:
     return found
 
 
+def _p_values(samples: Sequence[Sample]) -> list[float]:
+    """The p value of each sample. Those with as many seeds as the first one are tested together, which is faster."""
+    seeds = len(samples[0].means)
+    together = iter(sign_flips(np.stack([sample.means for sample in samples if len(sample.means) == seeds])))
+    return [next(together) if len(sample.means) == seeds else sign_flip(sample.means) for sample in samples]
+
+
 def _certain_difference(trials: Sequence[Trial], weights: Sequence[float], response: Response) -> float:
-    """The weighted sum of a match's responses, or as much of it as is certain."""
+    """The weighted sum of a match's responses, or as much of it as is certain; NaN if one was not recorded."""
+    values = [trial.response(response) for trial in trials]
     if response == "norm_spike":
-        return float(np.dot(weights, [min(t.norm_spike, _LARGEST_SPIKE) for t in trials]))
-    if response != "steps":
-        return float(np.dot(weights, [float(getattr(t, response)) for t in trials]))
-    least = float(np.dot(weights, [math.log(t.steps) for t in trials]))
+        values = [min(value, _LARGEST_SPIKE) for value in values]  # of NaN, NaN
+    least = float(np.dot(weights, values))
+    if response != "steps" or math.isnan(least):
+        return least
     above = any(t.censored and w > 0 for t, w in zip(trials, weights, strict=True))  # the truth may be above `least`
     below = any(t.censored and w < 0 for t, w in zip(trials, weights, strict=True))  # or below
     return 0.0 if (above and (below or least < 0)) or (below and least > 0) else least

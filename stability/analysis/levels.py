@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+MOST_LEVELS = 12  # of a grid's factor; a search draws a level for each trial, and no two of its trials match
+
 Level = Any  # a configuration's value: a number, a string, True, False, None, or a tuple of them
 
 

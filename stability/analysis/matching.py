@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stability.analysis.levels import Level
-from stability.analysis.trials import Trial, Trials
+from stability.analysis.trial import Trial, Trials
 
 Cell = Mapping[str, Level]  # {dotted name: level} of some factors
 
@@ -15,11 +15,11 @@ class Matched:
     """Trials that differ only in their cell.
 
     Attributes:
-        matches: For each match its seed, and one trial of each cell.
+        matches: For each match its seed, and one trial of each cell. The seed is None if it is not known.
         tied: The other factors that change together with the compared ones.
     """
 
-    matches: tuple[tuple[int, tuple[Trial, ...]], ...]
+    matches: tuple[tuple[int | None, tuple[Trial, ...]], ...]
     tied: tuple[str, ...]
 
 
@@ -28,6 +28,8 @@ def match(trials: Sequence[Trial], cells: Sequence[Cell]) -> Matched:
 
     A factor is tied if it belongs to the group (`schedule.…`) of a compared factor and has one value in each cell: an
     option of the group sets them together. Tied factors may differ within a match.
+
+    Trials whose seed is not known are matched in their order: the first of each cell, the second of each cell, …
     """
     inside = [[t for t in trials if all(t.factors.get(k) == v for k, v in cell.items())] for cell in cells]
     named = {name for cell in cells for name in cell}
@@ -41,14 +43,14 @@ def match(trials: Sequence[Trial], cells: Sequence[Cell]) -> Matched:
             continue
         together = name.split(".")[0] in groups and all(len(v) == 1 for v in values)
         (tied if together else varying).append(name)
-    by_rest: dict[tuple[Level, ...], dict[int, Trial]] = defaultdict(dict)
+    by_rest: dict[tuple[Level, ...], list[list[Trial]]] = defaultdict(lambda: [[] for _ in cells])
     for place, cell in enumerate(inside):
         for trial in cell:
-            by_rest[(trial.seed, *(trial.factors.get(name) for name in varying))].setdefault(place, trial)
+            by_rest[(trial.seed, *(trial.factors.get(name) for name in varying))][place].append(trial)
     matches = [
-        (rest[0], tuple(found[place] for place in range(len(cells))))
+        (rest[0], own)
         for rest, found in by_rest.items()
-        if len(found) == len(cells)
+        for own in list(zip(*found, strict=False))[: 1 if rest[0] is not None else None]
     ]
     return Matched(tuple(matches), tuple(tied))
 
@@ -81,7 +83,7 @@ def cells_of(trials: Trials) -> dict[tuple[Level, ...], list[Trial]]:
     """
     factors = main_factors(trials)
     cells: dict[tuple[Level, ...], list[Trial]] = defaultdict(list)
-    for trial in sorted(trials.trials, key=lambda trial: trial.seed):
+    for trial in sorted(trials.trials, key=lambda trial: trial.place):
         cells[tuple(trial.factors.get(name) for name in factors)].append(trial)
     ranks = [{level: place for place, level in enumerate(levels)} for levels in factors.values()]
     return dict(sorted(cells.items(), key=lambda item: [rank[x] for rank, x in zip(ranks, item[0], strict=True)]))

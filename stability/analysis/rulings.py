@@ -33,7 +33,7 @@ from stability.analysis.inference import (
 )
 from stability.analysis.levels import ordered
 from stability.analysis.matching import Cell, match
-from stability.analysis.trials import Trial, Trials
+from stability.analysis.trial import Trial, Trials
 from stability.config.names import short_name
 from stability.core.text import counted
 
@@ -119,6 +119,7 @@ class _Evidence:
     note: str = ""
     counterexample: bool = False
     tied: tuple[str, ...] = ()
+    seed_known: bool = True
 
     @property
     def is_tested(self) -> bool:
@@ -152,7 +153,7 @@ def _evidence(claim: Claim, trials: Trials) -> _Evidence:
         if trouble := _not_run({**claim.where, **cell}, trials):
             return _Evidence(trouble=trouble)
     inside = [t for t in inside if all(t.factors.get(k) == v for k, v in claim.where.items())]
-    return _comparison(claim, inside) if claim.cells else _all_or_most(claim, inside)
+    return _comparison(claim, replace(trials, trials=tuple(inside))) if claim.cells else _all_or_most(claim, inside)
 
 
 def _not_run(cell: Cell, trials: Trials) -> str:
@@ -164,6 +165,8 @@ def _not_run(cell: Cell, trials: Trials) -> str:
     if not known:
         return "There is no trial." + lost
     for name, level in cell.items():
+        if main := next((main for main, names in trials.bound.items() if name in names), ""):
+            return f"{name} always changes with {main}, so its own effect is not known."
         if name not in known:
             dotted = {short_name(factor): factor for factor in known} | {factor: factor for factor in known}
             close = difflib.get_close_matches(name, dotted, 1, 0.0)
@@ -182,17 +185,20 @@ def _left_out(trials: Trials) -> str:
     return f" Left out: {counted(len(trials.left_out), 'folder')}, such as {path.name} ({reason})."
 
 
-def _comparison(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
+def _comparison(claim: Claim, trials: Trials) -> _Evidence:
     response: Response = next(r for r in RESPONSES if r == claim.response)
-    matched = match(trials, claim.cells)
+    matched = match(trials.trials, claim.cells)
     if not matched.matches:
         return _Evidence(trouble="No trials of the same seed differ only in what is compared.")
     last = len(claim.cells) - 1
     weights = claim.weights or (-1.0, *[0.0] * (last - 1), 1.0)
     sample = differences(matched, weights, response)
+    if not sample.matches:
+        return _Evidence(trouble=f"{response} was not recorded of the trials that differ only in what is compared.")
     low, high = interval(sample)
     effect, low, high = (in_unit(x, response) for x in (float(sample.means.mean()), low, high))
     seeds = len(sample.means)
+    bound = (name for cell in claim.cells for factor in cell for name in trials.bound.get(factor, ()))
     known = _Evidence(
         effect=effect,
         low=low,
@@ -200,7 +206,8 @@ def _comparison(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
         seeds=seeds,
         matches=sample.matches,
         test=name_of_test(seeds),
-        tied=matched.tied,
+        tied=tuple(dict.fromkeys((*matched.tied, *bound))),
+        seed_known=all(seed is not None for seed, _ in matched.matches),
     )
     m = claim.margin
     if claim.verb == "same":
@@ -232,11 +239,11 @@ def _less(means: NDArray[np.float64]) -> float:
 
 def _all_or_most(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
     """Collect the evidence on a claim about all or most trials. A seed supports it if most of its trials do."""
-    if lacking := [t.name for t in trials if getattr(t, claim.response) != getattr(t, claim.response)]:
+    if lacking := [t.name for t in trials if claim.response != "outcome" and math.isnan(t.response(claim.response))]:
         return _Evidence(
             trouble=f"{counted(len(lacking), 'trial')} did not record {claim.response}, such as {lacking[0]}."
         )
-    by_seed: dict[int, list[bool]] = defaultdict(list)
+    by_seed: dict[int | None, list[bool]] = defaultdict(list)
     silent = claim.response == "outcome" and "undecided" not in claim.accepted
     decided = [trial for trial in trials if not (silent and trial.outcome == "undecided")]
     undecided = len(trials) - len(decided)
@@ -269,6 +276,7 @@ def _all_or_most(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
         decisive=0.5 - shares,
         note=f" {counted(undecided, 'undecided trial')} counted for neither side." if undecided else "",
         counterexample=counterexample,
+        seed_known=all(trial.seed is not None for trial in decided),
     )
 
 
@@ -305,6 +313,9 @@ def _ruling(claim: Claim, evidence: _Evidence, corrected: float, claims: int) ->
     needed = seeds_needed(evidence.decisive, _ALPHA / claims)
     because = f"{evidence.seeds} seeds do not decide this."
     about = "About"
+    if not evidence.seed_known and evidence.seeds == 1:
+        because = "The seed of these trials is not known, so an effect cannot be separated from chance."
+        return replace(known, because=because + evidence.note)
     if evidence.seeds == 1:
         because, about = "One seed cannot separate an effect from chance.", "At least"
     if needed is None:

@@ -1,4 +1,7 @@
-"""Read the finished trials of a study: their factors and their responses.
+"""Read the finished trials of a study from their folders: their factors and their responses.
+
+A folder with `config.yaml` is a trial of `python -m stability.train`: of our own decoder, or of a command. A folder
+with `.hydra/config.yaml` alone is a job of somebody's own Hydra app.
 
 Reading a trial's tables takes 2 ms for 500 steps. The responses are therefore kept in the trial's `summary.json`, which
 is read ten times as fast. It is written again if the verdict is newer, or if another version of the program wrote it.
@@ -6,86 +9,34 @@ is read ten times as fast. It is written again if the verdict is newer, or if an
 
 import dataclasses
 import json
+import math
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, fields
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from stability.analysis.levels import Level, ordered
-from stability.analysis.responses import SIGNALS_USED, late_median, norm_spike, plateau_steps
+from stability.analysis.levels import Level
+from stability.analysis.responses import SIGNALS_USED
+from stability.analysis.settings import levels_of, merged, with_factors
+from stability.analysis.trial import HEALTHY, Trial, Trials, measured
 from stability.config.names import CHANGES_NO_RESULT, flatten_dict
 from stability.config.schema import Config, Synthetic
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, ERROR, REPORT, SIGNALS_FILE, VALIDATION_FILE, VERDICT
+from stability.core.files import CONFIG, ERROR, HYDRA_CONFIG, REPORT, SIGNALS_FILE, VALIDATION_FILE, VERDICT
 from stability.core.text import load_json
 from stability.diagnosis.finding import Outcome
-from stability.diagnosis.table import read_table
-from stability.diagnosis.verdict import Verdict
+from stability.diagnosis.table import Table, read_table
 
 _SUMMARY = "summary.json"
-_FORMAT = 3  # of the summary; a file of another format is written again
+_FORMAT = 4  # of the summary; a file of another format is written again
+_KIND = "trainer.kind"  # the setting that says whether our own decoder or a command was trained
 _NO_FACTORS = CHANGES_NO_RESULT | {"seed", "device"}  # settings that a study does not vary as factors
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A finished trial.
-
-    Attributes:
-        name: The name of its folder.
-        factors: {dotted name: value} of its configuration, without the seed and what changes no result.
-        seed: Its seed.
-        outcome: The outcome of its verdict.
-        cause: The cause of its verdict, if one was found.
-        healthy: Response. Whether the outcome is stable or slow.
-        steps: Response. The number of steps on the plateau: until the frame information stays above 0.1 nats.
-        censored: Whether the trial ended, diverged or was stopped before it left the plateau for good. Then `steps` is
-            the number of steps that it made.
-        per: Response. The error rate of the last validation; 1 without a validation.
-        norm_spike: Response. The natural logarithm of the largest gradient norm after the first 10 steps over the
-            median of the norms before it; inf if a norm was not finite.
-        largest_norm: The largest gradient norm after the first 10 steps.
-        phonemes: The median number of distinct phonemes over the last tenth of the steps; NaN if not recorded.
-        loss: The median training loss over the last tenth of the steps; NaN if not recorded.
-        folder: Where its files are.
-    """
-
-    name: str
-    factors: dict[str, Level]
-    seed: int
-    outcome: str
-    cause: str | None
-    healthy: bool
-    steps: int
-    censored: bool
-    per: float
-    norm_spike: float
-    largest_norm: float
-    phonemes: float
-    loss: float
-    folder: Path = field(default=Path(), compare=False)
-
-
-@dataclass(frozen=True)
-class Trials:
-    """The finished trials of a study, and the folders without one, each with the reason."""
-
-    trials: tuple[Trial, ...]
-    left_out: tuple[tuple[Path, str], ...] = ()
-
-    @property
-    def factors(self) -> dict[str, tuple[Level, ...]]:
-        """{dotted name: levels in order} of every factor with more than one level among the trials."""
-        names = dict.fromkeys(name for trial in self.trials for name in trial.factors)
-        levels = {name: ordered({trial.factors.get(name) for trial in self.trials}) for name in names}
-        return {name: values for name, values in levels.items() if len(values) > 1}
 
 
 def read_trials(folders: Iterable[Path]) -> Trials:
@@ -101,37 +52,45 @@ def read_trials(folders: Iterable[Path]) -> Trials:
         StabilityError: A folder does not exist, or has no folder in it.
     """
     found: dict[tuple[Any, ...], Trial] = {}
-    left_out = []
+    jobs, left_out = [], []
     for folder in dict.fromkeys(inner.resolve() for outer in folders for inner in _trial_folders(outer)):
         try:
-            trial = _read(folder)
-        except (StabilityError, _NoTrial) as reason:
+            trial = read_trial(folder)
+        except NoTrial as reason:
             left_out.append((folder, str(reason)))
             continue
-        except OSError as error:
-            left_out.append((folder, f"cannot be read: {error.strerror or error}"))
+        if not trial.ours:
+            jobs.append(trial)
             continue
         same = found.setdefault((trial.seed, *sorted((k, repr(v)) for k, v in trial.factors.items())), trial)
         if same is not trial:
             left_out.append((folder, f"the same trial as {same.name}, which is counted once"))
-    return Trials(tuple(found.values()), tuple(left_out))
+    ours = Trials(tuple(found.values()), tuple(left_out))
+    return merged([ours, with_factors(jobs)]) if jobs else ours
 
 
-def read_verdict(trial: Trial) -> dict[str, Any]:
-    """Read a trial's verdict again; empty if its file is gone, as when the trial is being trained again."""
-    with suppress(OSError, ValueError):
-        return dataclasses.asdict(Verdict.from_json((trial.folder / VERDICT).read_text()))
-    return {}
-
-
-class _NoTrial(Exception):
+class NoTrial(Exception):
     """A folder has no finished trial; the message says why."""
+
+
+def read_trial(folder: Path) -> Trial:
+    """Read the finished trial in a folder. Of a Hydra app's job, the factors are all its settings, the seed included.
+
+    Raises:
+        NoTrial: There is none.
+    """
+    try:
+        return _read(folder)
+    except StabilityError as reason:
+        raise NoTrial(str(reason)) from None
+    except OSError as error:
+        raise NoTrial(f"cannot be read: {error.strerror or error}") from None
 
 
 def _trial_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise StabilityError(f"There is no folder {folder}: give the folder of a study, outputs/STUDY.")
-    if (folder / CONFIG).exists() or (folder / VERDICT).exists():
+    if any((folder / name).exists() for name in (CONFIG, VERDICT, HYDRA_CONFIG)):
         return [folder]
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", REPORT)))
     if not inner:
@@ -144,19 +103,21 @@ def _read(folder: Path) -> Trial:
     try:
         written = (folder / VERDICT).stat().st_mtime_ns
     except OSError:
-        raise _NoTrial(_why_no_verdict(folder)) from None
+        raise NoTrial(_why_no_verdict(folder)) from None
     try:
         summary = load_json((folder / _SUMMARY).read_bytes())
         if summary["made of"] == [_FORMAT, written]:
             values = summary["trial"]
-            factors = _with_tuples(_with_this_versions_factors(values["factors"]))
+            factors = _with_tuples(values["factors"])
+            if _is_of_decoder(factors) and values["ours"]:
+                factors = _with_this_versions_factors(factors)
             trial = Trial(**values | {"name": folder.name, "factors": factors, "folder": folder})
             if _is_sound(trial):
                 return trial
     except (OSError, ValueError, KeyError, TypeError):
         pass  # there is no summary, or half of one, or another program wrote it
     trial = _read_tables(folder)
-    values = {name: value for name, value in vars(trial).items() if name != "folder"}
+    values = {name: value for name, value in vars(trial).items() if name not in ("folder", "page", "read")}
     summary = {"made of": [_FORMAT, written], "trial": values}
     with suppress(OSError):  # a folder may be read-only: reading it is slower, but works
         if (folder / _SUMMARY).is_symlink():  # in somebody else's folder, it could lead to any file
@@ -169,16 +130,19 @@ def _read(folder: Path) -> Trial:
 def _is_sound(trial: Trial) -> bool:
     """Return whether the values of a summary are of the right kinds."""
     numbers = (trial.per, trial.norm_spike, trial.largest_norm, trial.phonemes, trial.loss)
+    optional = (trial.steps, trial.seed)
+    decoder = trial.ours and _is_of_decoder(trial.factors)
     return (
         all(isinstance(number, int | float) for number in numbers)
-        and all(isinstance(number, int) for number in (trial.seed, trial.steps, trial.healthy, trial.censored))
+        and all(isinstance(number, int | None) for number in optional)
+        and all(isinstance(value, int) for value in (trial.healthy, trial.censored, *(optional if decoder else ())))
         and trial.outcome in get_args(Outcome)
-        and isinstance(trial.cause, str | None)
+        and all(isinstance(text, str | None) for text in (trial.cause, trial.metric))
     )
 
 
 def _why_no_verdict(folder: Path) -> str:
-    if not (folder / CONFIG).exists():
+    if not (folder / CONFIG).exists() and not (folder / HYDRA_CONFIG).exists():
         return "no trial was started in it"
     with suppress(OSError, UnicodeDecodeError, IndexError):
         return f"it crashed: {(folder / ERROR).read_text().strip().splitlines()[-1]}"
@@ -186,58 +150,75 @@ def _why_no_verdict(folder: Path) -> str:
 
 
 def _read_tables(folder: Path) -> Trial:
-    config, outcome, cause = _read_config_and_verdict(folder)
+    ours = (folder / CONFIG).exists() or not (folder / HYDRA_CONFIG).exists()
+    config = _read_config(folder / (CONFIG if ours else HYDRA_CONFIG))
+    outcome, cause = _read_verdict(folder)
+    signals = read_table(folder / SIGNALS_FILE, only=SIGNALS_USED)
+    validation = read_table(folder / VALIDATION_FILE, only=("per",))
+    factors: Mapping[str, Level]
     values = flatten_dict(config)
+    decoder = ours and _is_of_decoder(values)
+    if not len(signals.steps) and (decoder or not len(validation.steps)):
+        raise NoTrial(f"no step in {SIGNALS_FILE}")
+    if not ours:
+        factors, seed, budget = levels_of(config), None, None
+    elif decoder:
+        factors, seed, budget = _of_decoder(values, signals)
+    else:
+        factors, seed, budget = _of_command(levels_of(config))
+    responses = measured(signals, validation, outcome=outcome, cause=cause, budget=budget)
+    if decoder:  # it outputs nothing before it has learned
+        responses |= {"healthy": outcome in HEALTHY, "per": 1.0 if math.isnan(responses["per"]) else responses["per"]}
+    return Trial(name=folder.name, factors=factors, seed=seed, ours=ours, folder=folder, **responses)
+
+
+def _is_of_decoder(values: Mapping[str, Level]) -> bool:
+    """Whether these settings of ours are of our own decoder. Folders of earlier versions do not say it."""
+    return bool(values.get(_KIND, "decoder") == "decoder")
+
+
+def _of_decoder(values: Mapping[str, Level], signals: Table) -> tuple[dict[str, Level], int, int]:
+    """The factors, the seed and the number of steps of a trial of our own decoder."""
     factors = _with_this_versions_factors({k: v for k, v in values.items() if k.split(".")[0] not in _NO_FACTORS})
     seed, budget = values.get("seed"), values.get("steps")
     if not isinstance(seed, int) or not isinstance(budget, int):
-        raise _NoTrial(f"{CONFIG} has no seed or no steps: another version of the program wrote it")
-    signals = read_table(folder / SIGNALS_FILE, only=SIGNALS_USED)
-    validation = read_table(folder / VALIDATION_FILE, only=("per",))
+        raise NoTrial(f"{CONFIG} has no seed or no steps: another version of the program wrote it")
     if missing := [name for name in ("frame_information", "grad_norm", "loss") if name not in signals.names]:
-        raise _NoTrial(f"no {', '.join(missing)} in {SIGNALS_FILE}")
-    if not len(signals.steps):
-        raise _NoTrial(f"no step in {SIGNALS_FILE}")
-    ended = int(signals.steps[-1]) + 1
-    steps, left = plateau_steps(signals)
-    censored = not left or ended < budget or outcome in ("exploded", "non_finite", "bad_data")
-    rates = validation["per"] if "per" in validation.names else np.zeros(0)
-    spike, largest = norm_spike(signals)
-    return Trial(
-        name=folder.name,
-        factors=_with_tuples(factors),
-        seed=seed,
-        outcome=outcome,
-        cause=cause,
-        healthy=outcome in ("stable", "slow"),
-        steps=ended if censored else steps,
-        censored=censored,
-        per=float(rates[-1]) if len(rates) and np.isfinite(rates[-1]) else 1.0,
-        norm_spike=spike,
-        largest_norm=largest,
-        phonemes=late_median(signals, "distinct_phonemes"),
-        loss=late_median(signals, "loss"),
-        folder=folder,
-    )
+        raise NoTrial(f"no {', '.join(missing)} in {SIGNALS_FILE}")
+    return _with_tuples(factors), seed, budget
 
 
-def _read_config_and_verdict(folder: Path) -> tuple[dict[str, Any], str, str | None]:
-    """Read the configuration, and the verdict's outcome and cause."""
+def _of_command(values: Mapping[str, Level]) -> tuple[dict[str, Level], int | None, None]:
+    """The factors and the seed of a trial of a command, which has none of our decoder's settings."""
+    seed = values.get("seed")
+    factors = {name: level for name, level in values.items() if name.split(".")[0] in ("settings", "trainer")}
+    return factors, seed if isinstance(seed, int) else None, None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = {}
-        for group in re.split(r"\n(?=\w)", (folder / CONFIG).read_text()):
+        for group in re.split(r"\n(?=\w)", path.read_text()):
             config |= _parsed(group)
+    except FileNotFoundError:
+        raise NoTrial(f"no {CONFIG}") from None
+    except (yaml.YAMLError, ValueError, TypeError):
+        raise NoTrial(f"{path.name} is half written, or another program wrote it") from None
+    return config
+
+
+def _read_verdict(folder: Path) -> tuple[str, str | None]:
+    """Read the verdict's outcome and cause."""
+    try:
         verdict = load_json((folder / VERDICT).read_bytes())
         outcome, cause = verdict["outcome"], verdict["cause"]
         if not isinstance(cause, str | None):
             raise TypeError
-    except FileNotFoundError:
-        raise _NoTrial(f"no {CONFIG}") from None
-    except (yaml.YAMLError, ValueError, KeyError, TypeError):
-        raise _NoTrial(f"{CONFIG} or {VERDICT} is half written, or another program wrote it") from None
+    except (ValueError, KeyError, TypeError):
+        raise NoTrial(f"{VERDICT} is half written, or another program wrote it") from None
     if outcome not in get_args(Outcome):
-        raise _NoTrial(f"its outcome {outcome} is from another version of the program")
-    return config, outcome, cause
+        raise NoTrial(f"its outcome {outcome} is from another version of the program")
+    return outcome, cause
 
 
 @lru_cache(maxsize=1024)
@@ -261,7 +242,7 @@ def _with_this_versions_factors(factors: dict[str, Any]) -> dict[str, Any]:
     if names != known:
         differ = [f"no {name}" for name in sorted(known - names)]
         differ += [f"{name} unknown" for name in sorted(names - known)]
-        raise _NoTrial(f"another version of the program wrote its {CONFIG} ({', '.join(differ)})")
+        raise NoTrial(f"another version of the program wrote its {CONFIG} ({', '.join(differ)})")
     return factors
 
 

@@ -23,6 +23,9 @@ PREVIOUS = CHECKPOINTS / "previous.pt"  # the one before the last, in case the l
 FLIGHT = Path("flight")  # everything that is needed to repeat a step that failed
 FLIGHT_RECORD, FLIGHT_STATE = FLIGHT / "flight.json", FLIGHT / "state.pt"  # flight.json is written last
 
+# In the folder of a job of a Hydra app, instead of CONFIG.
+HYDRA_CONFIG, HYDRA_OVERRIDES = Path(".hydra", "config.yaml"), Path(".hydra", "overrides.yaml")
+
 # In the folder of a Monitor's flight recording.
 MONITOR_RECORD, MONITOR_SIGNALS, MONITOR_STATE = "flight.json", "flight.csv", "flight.pt"
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
 
-from stability.analysis.levels import Level, level_text
+from stability.analysis.levels import Level, level_text, ordered
 from stability.analysis.matching import cells_of, main_factors
 from stability.analysis.rulings import Ruling, at_scale
-from stability.analysis.trials import Trial, Trials
+from stability.analysis.settings import place_of
+from stability.analysis.trial import Trial, Trials
 from stability.config.names import short_name
-from stability.core.files import CONFIG, ERROR, VERDICT
+from stability.core.files import CONFIG, ERROR, HYDRA_OVERRIDES, VERDICT
 from stability.core.passwords import hide_passwords
-from stability.core.text import counted, listed
+from stability.core.text import counted, first_of, listed
 from stability.diagnosis.outcomes import MARKS
 from stability.reporting.recorded import SEARCHES, TRAIN, sweep_command, sweeper
 from stability.reporting.wording import cell_text, counts_text, level_of, override
@@ -41,7 +42,7 @@ def advise(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
     A search has no missing trials: it is not meant to run all combinations.
     """
     found = [*_finish_sweeps(trials), *_train_longer(trials), *_repair_cells(trials), *_add_seeds(trials, rulings)]
-    if trials.trials and sweeper(trials.trials[0].folder.parent) in SEARCHES:
+    if trials.trials and sweeper(place_of(trials.trials[0]).parent) in SEARCHES:
         return found
     return [*found, *_run_claimed_trials(trials, rulings), *_complete_grid(trials)]
 
@@ -75,10 +76,11 @@ def _train_longer(trials: Trials) -> list[Advice]:
         f"{len(short)} of {counted(len(trials.trials), 'trial')} ended within the warm-up or after very few steps, and "
     )
     text += "say nothing about the settings. Give more steps"
-    words = shlex.split(sweep_command(short[0].folder.parent))
+    words = shlex.split(sweep_command(place_of(short[0]).parent))
     longer = _without({"steps"}, words)
-    if longer == words:
-        return [Advice(f"{text} than {short[0].factors['steps']}.")]
+    if longer == words or not short[0].ours:
+        than = f" than {short[0].factors['steps']}" if "steps" in short[0].factors else ""
+        return [Advice(f"{text}{than}.")]
     return [Advice(f"{text}, or leave them at their default:", shlex.join(longer))]
 
 
@@ -114,9 +116,12 @@ def _repair_cells(trials: Trials) -> list[Advice]:
         own = cells[good]
         text = f"At {where} ({counts_text(cells[bad])}), change {listed(changes)}: "
         were = "was" if len(own) == 1 else "were"
-        text += f"there, {sum(t.healthy for t in own)} of {counted(len(own), 'trial')} {were} healthy. With a new seed:"
-        seed = max(trial.seed for trial in trials.trials) + 1
-        found.setdefault(bad, Advice(text, _cell_command(own[0], list(factors), seed)))
+        text += f"there, {sum(t.healthy for t in own)} of {counted(len(own), 'trial')} {were} healthy."
+        if own[0].ours:
+            seed = max(trial.seed or 0 for trial in trials.trials) + 1
+            found.setdefault(bad, Advice(f"{text} With a new seed:", _cell_command(own[0], list(factors), seed)))
+        else:
+            found.setdefault(bad, Advice(text))
     return [*found.values()]
 
 
@@ -129,8 +134,10 @@ def _add_seeds(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
     decided = [r.claim.id for r in rulings if r.ruling == "inconclusive" and r.seeds_needed and r.seeds_needed <= seeds]
     run = len({trial.seed for trial in trials.trials})
     text = f"{seeds} seeds instead of {run} would decide about {len(decided)} of the inconclusive claims "
-    text += f"({listed(decided if len(decided) < 6 else [*decided[:4], 'others'])}). Finished trials are not run again:"
-    return [Advice(text, _grid_command(trials, f"seed=range({seeds})"))]
+    text += f"({listed(decided if len(decided) < 6 else [*decided[:4], 'others'])})."
+    if not _is_ours(trials):
+        return [Advice(text)]
+    return [Advice(f"{text} Finished trials are not run again:", _grid_command(trials, f"seed=range({seeds})"))]
 
 
 def _run_claimed_trials(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
@@ -140,10 +147,12 @@ def _run_claimed_trials(trials: Trials, rulings: Sequence[Ruling]) -> list[Advic
     asked = [(claim, cells) for claim, cells in lost if all(name in known for cell in cells for name in cell)]
     if not asked:
         return []
+    text = f"{counted(len(asked), 'claim')} {'is' if len(asked) == 1 else 'are'} about trials that were not run."
+    if not _is_ours(trials):
+        return [Advice(f"{text} They are {first_of([claim.id for claim, _ in asked], 4)}.")]
     claim, (where, *compared) = asked[0]
     cells = [{**where, **cell} for cell in compared or [{}]]
-    text = f"{counted(len(asked), 'claim')} {'is' if len(asked) == 1 else 'are'} about trials that were not run. "
-    text += f"To run those of {claim.id}, {counted(_FEW_SEEDS * len(cells), 'trial')} in {counted(len(cells), 'cell')}"
+    text += f" To run those of {claim.id}, {counted(_FEW_SEEDS * len(cells), 'trial')} in {counted(len(cells), 'cell')}"
     like = next((trial for trial in trials.trials if trial.healthy), trials.trials[0])
     if others := {name: like.factors.get(name) for name in main_factors(trials) if name not in cells[0]}:
         text += f", with {cell_text(others)}"
@@ -155,7 +164,7 @@ def _run_claimed_trials(trials: Trials, rulings: Sequence[Ruling]) -> list[Advic
 
 def _complete_grid(trials: Trials) -> list[Advice]:
     """Advise to run the combinations of a grid that were not run."""
-    factors = main_factors(trials) | {"seed": tuple(sorted({trial.seed for trial in trials.trials}))}
+    factors = main_factors(trials) | {"seed": ordered(trial.seed for trial in trials.trials)}
     size = math.prod(map(len, factors.values()))
     there = {tuple(level_of(trial, name) for name in factors) for trial in trials.trials}
     missing = size - len(there)
@@ -164,14 +173,19 @@ def _complete_grid(trials: Trials) -> list[Advice]:
     first = next(cell for cell in product(*factors.values()) if cell not in there)
     example = cell_text(dict(zip(factors, first, strict=True)))
     seeds = ",".join(map(str, factors["seed"]))
-    return [
-        Advice(
-            f"1 of {size} combinations has no verdict: {example}. To run it:"
-            if missing == 1
-            else f"{missing} of {size} combinations have no verdict, such as {example}. To run them:",
-            _grid_command(trials, f"seed={seeds}"),
-        )
-    ]
+    text = (
+        f"1 of {size} combinations has no verdict: {example}."
+        if missing == 1
+        else f"{missing} of {size} combinations have no verdict, such as {example}."
+    )
+    if not _is_ours(trials):
+        return [Advice(text)]
+    return [Advice(f"{text} To run {'it' if missing == 1 else 'them'}:", _grid_command(trials, f"seed={seeds}"))]
+
+
+def _is_ours(trials: Trials) -> bool:
+    """Whether the first trial, whose study the commands name, is one that `python -m stability.train` can run."""
+    return bool(trials.trials) and trials.trials[0].ours
 
 
 def _without(names: set[str], words: Iterable[str]) -> list[str]:
@@ -181,7 +195,7 @@ def _without(names: set[str], words: Iterable[str]) -> list[str]:
 
 def _grid_command(trials: Trials, seeds: str) -> str:
     """Return the recorded command of the sweep with other seeds. If none is recorded, return one for all levels."""
-    study = trials.trials[0].folder.parent
+    study = place_of(trials.trials[0]).parent
     if kept := sweep_command(study):
         return shlex.join([*_without({"seed"}, shlex.split(kept)), seeds])
     crossed = [f"{name}={','.join(map(level_text, levels))}" for name, levels in main_factors(trials).items()]
@@ -195,7 +209,7 @@ def _cells_command(trial: Trial, factors: Sequence[str], levels: Mapping[str, It
     study = (
         []
         if any(word.startswith(("study=", "experiment=")) for word in words)
-        else [f"study={trial.folder.parent.name}"]
+        else [f"study={place_of(trial).parent.name}"]
     )
     return shlex.join([*TRAIN, "--multirun", *study, *words, *crossed, f"seed=range({_FEW_SEEDS})"])
 
@@ -203,7 +217,7 @@ def _cells_command(trial: Trial, factors: Sequence[str], levels: Mapping[str, It
 def _overrides(trial: Trial, factors: Sequence[str]) -> list[str]:
     """Return the overrides that a trial was started with, without its seed; those of some factors if none are kept."""
     try:
-        kept = yaml.safe_load((trial.folder / ".hydra" / "overrides.yaml").read_text())
+        kept = yaml.safe_load((place_of(trial) / HYDRA_OVERRIDES).read_text())
         return _without({"seed"}, map(hide_passwords, kept))
     except (OSError, yaml.YAMLError, TypeError, AttributeError):
         return [override(name, trial.factors.get(name)) for name in factors]

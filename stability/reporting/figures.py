@@ -19,16 +19,16 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from matplotlib.transforms import ScaledTranslation
 
 from stability.analysis.boundary import Boundary
-from stability.analysis.effects import RATIOS, RESPONSES, Effect, Response
+from stability.analysis.effects import RATIOS, Effect, Response, recorded_responses
 from stability.analysis.levels import Level, is_number, level_text, ordered
 from stability.analysis.matching import cells_of, main_factors
-from stability.analysis.trials import Trial, Trials, read_verdict
+from stability.analysis.trial import Record, Trial, Trials, read_record
 from stability.config.names import short_name
 from stability.core import palette
-from stability.core.files import SIGNALS_FILE, VALIDATION_FILE, write_atomically
-from stability.diagnosis.finding import finite_readings
+from stability.core.files import write_atomically
+from stability.core.text import listed
+from stability.diagnosis.finding import Series, finite_readings
 from stability.diagnosis.outcomes import MARKS
-from stability.diagnosis.table import read_table
 from stability.reporting.wording import cell_text, changed_text, counts_text
 
 _EPSILON, _LR, _NOISE = "optimizer.epsilon", "schedule.lr_max", "aug.white_noise_std"
@@ -44,7 +44,7 @@ _PITCH = 1.7  # between the marks of a cell, as a multiple of their size; a diam
 _MOST_RATIOS = 6
 _PANELS = {
     "healthy": "healthy\n(points)",
-    "per": "final PER\n(difference)",
+    "per": "final {metric}\n(difference)",
     "steps": "steps on the plateau\n(ratio)",
     "norm_spike": "gradient-norm spike\n(ratio)",
 }
@@ -52,9 +52,15 @@ _INK, _RULE = palette.LIGHT["ink"], palette.LIGHT["rule"]  # a page in a dark sc
 _EFFECT, _RATIO, _DASHES = palette.BLUE, palette.GREY, (0, (4, 3))
 _CURVES = {
     "loss": "training loss",
-    "per": "validation PER",
+    "per": "validation {metric}",
     "blank_fraction": "blank share",
     "grad_norm": "gradient norm",
+}
+_IN_CAPTION = {
+    "loss": "training loss",
+    "per": "validation {metric}",
+    "blank_fraction": "share of blank frames",
+    "grad_norm": "gradient norm before the clip",
 }
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -162,21 +168,26 @@ def draw_curves(trials: Trials) -> Picture | None:
     chosen = _representative(cells)
     if not chosen:
         return None
+    records = {cell: [read_record(trial) for trial in cells[cell][:_MOST_SEEDS]] for cell in chosen}
+    every = [record for own in records.values() for record in own]
+    curves = [name for name in _CURVES if trials.trials[0].ours or any(len(_readings(r, name)[0]) for r in every)]
+    if not curves:
+        return None
     figure = Figure(figsize=(9.6, 0.7 + 1.35 * len(chosen)), layout=ConstrainedLayoutEngine(hspace=0.03, h_pad=0.12))
-    panels = figure.subplots(len(chosen), len(_CURVES), squeeze=False, sharex=True, sharey="col")
+    panels = figure.subplots(len(chosen), len(curves), squeeze=False, sharex=True, sharey="col")
     for row, cell in zip(panels, chosen, strict=True):
         own = cells[cell]
-        for trial in own[:_MOST_SEEDS]:
-            _draw_trial(row, trial)
+        for trial, record in zip(own, records[cell], strict=False):
+            _draw_trial(row, curves, trial, record)
         name = cell_text(dict(zip(main_factors(trials), cell, strict=True)))
         title = f"{name}  ({counts_text(own)})" if name else counts_text(own)
         heading = row[0].annotate(
             title, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=9
         )
         heading.set_in_layout(False)  # it is wider than its panel, and continues over the next
-    for column, (signal, label) in zip(panels.T, _CURVES.items(), strict=True):
+    for column, signal in zip(panels.T, curves, strict=True):
         column[0].annotate(
-            label,
+            _CURVES[signal].format(metric=trials.metric),
             (0.5, 1),
             (0, 19),
             xycoords="axes fraction",
@@ -194,7 +205,8 @@ def draw_curves(trials: Trials) -> Picture | None:
     handles = [Line2D([], [], color=MARKS[outcome].colour, label=outcome) for outcome in shown]
     handles.append(Line2D([], [], color=_INK, marker="v", linestyle=":", markersize=5, label="onset"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
-    caption = "Training loss, validation PER, share of blank frames and gradient norm before the clip, against steps."
+    caption = f"{listed([_IN_CAPTION[name].format(metric=trials.metric) for name in curves])}, against steps."
+    caption = caption[0].upper() + caption[1:]
     if len(chosen) < len(cells):
         caption += f" {len(chosen)} of {len(cells)} cells are shown, with every outcome among them."
     if any(len(cells[cell]) > _MOST_SEEDS for cell in chosen):
@@ -202,8 +214,12 @@ def draw_curves(trials: Trials) -> Picture | None:
     return Picture("curves", figure, caption)
 
 
-def draw_effects(found: Sequence[Effect]) -> Picture | None:
-    """Draw a forest plot of effects, with a panel for each response.
+def draw_effects(found: Sequence[Effect], metric: str = "PER") -> Picture | None:
+    """Draw a forest plot of effects, with a panel for each response that was recorded.
+
+    Args:
+        found: The effects.
+        metric: The error rate's own name.
 
     Returns:
         The figure; None if no effect has matched trials.
@@ -216,20 +232,21 @@ def draw_effects(found: Sequence[Effect]) -> Picture | None:
         return None
     kept = _largest(rows)
     figure = Figure(figsize=(9.6, 1.3 + 0.27 * len(kept)), layout="constrained")
-    panels = figure.subplots(1, len(RESPONSES), sharey=True)
+    responses = recorded_responses(found)
+    panels = figure.subplots(1, len(responses), sharey=True, squeeze=False)[0]
     first_pair = next((i for i, name in enumerate(kept) if len(rows[name]["healthy"].factors) > 1), None)
-    for panel, response in zip(panels, RESPONSES, strict=True):
+    for panel, response in zip(panels, responses, strict=True):
         ratio = response in RATIOS
-        effects = [rows[name][response] for name in kept]
+        effects = {place: own for place, name in enumerate(kept) if (own := rows[name].get(response))}
         if ratio:
             panel.set_xscale("log")
         panel.axvline(1 if ratio else 0, color=_INK, linewidth=0.8, label=_REFERENCE)
-        panel.set_xlim(*_limits(effects, response))
-        for place, effect in enumerate(effects):
+        panel.set_xlim(*_limits([*effects.values()], response))
+        for place, effect in effects.items():
             _draw_effect(panel, place, effect)
         if first_pair:
             panel.axhline(first_pair - 0.5, color=_RULE, linewidth=0.8)
-        panel.set_title(_PANELS[response], fontsize=9)
+        panel.set_title(_PANELS[response].format(metric=metric), fontsize=9)
         panel.grid(True, axis="x")
         panel.set_axisbelow(True)
         panel.spines[["top", "right", "left"]].set_visible(False)
@@ -273,7 +290,7 @@ def save_figures(
         boundaries: The largest healthy learning rates.
     """
     with rc_context(_STYLE):
-        drawn = draw_phase(trials, boundaries), draw_curves(trials), draw_effects(found)
+        drawn = draw_phase(trials, boundaries), draw_curves(trials), draw_effects(found, trials.metric)
         pictures = [picture for picture in drawn if picture is not None]
         for name in {"phase", "curves", "effects"} - {picture.name for picture in pictures}:
             for kind in ("svg", "png"):
@@ -392,7 +409,7 @@ def _outcomes_by_place(
 ) -> dict[tuple[float, float], list[str]]:
     """The outcomes of the trials at each place of a panel, in the order of their seeds."""
     cells: dict[tuple[float, float], list[str]] = defaultdict(list)
-    for trial in sorted(trials, key=lambda trial: trial.seed):
+    for trial in sorted(trials, key=lambda trial: trial.place):
         x, y = (scale.place(trial.factors.get(scale.name)) for scale in (horizontal, vertical))
         cells[x, y].append(trial.outcome)
     return cells
@@ -455,13 +472,16 @@ def _representative(cells: Mapping[tuple[Level, ...], Sequence[Trial]]) -> list[
     return sorted(list(chosen)[:_MOST_CELLS], key=lambda cell: np.mean([order.index(t.outcome) for t in cells[cell]]))
 
 
-def _draw_trial(row: Sequence[Axes], trial: Trial) -> None:
+def _readings(record: Record, name: str) -> Series:
+    return finite_readings(record.validation if name == "per" else record.signals, name)
+
+
+def _draw_trial(row: Sequence[Axes], curves: Sequence[str], trial: Trial, record: Record) -> None:
     """Draw the curves of a trial in the panels of a row, and its onset."""
-    signals, validation = read_table(trial.folder / SIGNALS_FILE), read_table(trial.folder / VALIDATION_FILE)
-    onset = read_verdict(trial).get("onset_step")
+    onset = record.verdict.onset_step if record.verdict else None
     mark = MARKS[trial.outcome]
-    for panel, name in zip(row, _CURVES, strict=True):
-        steps, values = finite_readings(validation if name == "per" else signals, name)
+    for panel, name in zip(row, curves, strict=True):
+        steps, values = _readings(record, name)
         groups = np.array_split(np.arange(len(steps)), min(len(steps), _POINTS)) if len(steps) else []
         middle = np.max if name == "grad_norm" else np.median  # of norms, the spikes matter
         panel.plot(
@@ -530,9 +550,9 @@ def _largest(rows: Mapping[str, Mapping[str, Effect]]) -> list[str]:
     """Choose the rows to show: those of single factors, then the largest of those of pairs."""
 
     def key(name: str) -> tuple[bool, float, float]:
-        healthy, steps = rows[name]["healthy"], rows[name]["steps"]
+        healthy, steps = rows[name]["healthy"], rows[name].get("steps")
         pair = len(healthy.factors) > 1
-        return pair, -abs(healthy.effect) if pair else 0.0, -abs(math.log(steps.effect)) if pair else 0.0
+        return pair, -abs(healthy.effect) if pair else 0.0, -abs(math.log(steps.effect)) if pair and steps else 0.0
 
     return sorted(rows, key=key)[:_MOST_ROWS]
 

@@ -19,11 +19,13 @@ from stability import __version__
 from stability.analysis.boundary import Boundary, boundaries
 from stability.analysis.claims import read_claims
 from stability.analysis.compare import closest_pair, find_trial
-from stability.analysis.effects import Effect, effects
+from stability.analysis.effects import Effect, Response, effects, recorded_responses
 from stability.analysis.levels import Level, level_text, ordered
 from stability.analysis.matching import main_factors
 from stability.analysis.rulings import Ruling, rule
-from stability.analysis.trials import Trials, read_trials
+from stability.analysis.settings import place_of
+from stability.analysis.trial import Trials
+from stability.analysis.trials import read_trials
 from stability.config.names import short_name
 from stability.core import palette
 from stability.core.checkout import git_commit
@@ -37,6 +39,10 @@ from stability.reporting.recorded import SEARCHES, sweep_command, sweeper
 from stability.reporting.summary import summarize_boundaries, summarize_grid, summarize_search
 from stability.reporting.tables import effect_rows, pair_table, ruling_rows, trial_rows, trials_csv
 from stability.reporting.wording import cell_text, level_of, override
+
+_COLUMNS = {"healthy": "healthy", "per": "{metric}", "steps": "steps", "norm_spike": "norm spike"}
+_RECORDED = {"rates": "per", "plateau": "steps", "norms": "norm_spike"}
+_COMPARED = {"healthy": "effect on healthy", "steps": "on steps on the plateau", "per": "on {metric}"}
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,8 @@ def write_report(
         begun=unfinished(trials)[0],
     )
     sentences = _sentences(study)
+    responses = recorded_responses(study.effects)
+    compared: list[Response] = [r for r in ("healthy", "steps", "per") if trials.has(r)] or ["healthy"]
     page = out or folders[0] / f"{_name(where)}.html"
     place = page.with_suffix("")
     try:
@@ -127,12 +135,16 @@ def write_report(
             **_provenance(study),
             "figures": {picture.name: _inlined(picture, place) for picture in pictures},
             "searched": study.searched,
-            "effects": effect_rows(study.effects),
+            "metric": trials.metric,
+            "responses": [_COLUMNS[r].format(metric=trials.metric) for r in responses],
+            "effects": effect_rows(study.effects, responses),
             "claims": claims.name if claims else "",
             "tested": sum(not math.isnan(r.p) for r in study.rulings),
             "rulings": ruling_rows(study.rulings),
             "not_run": [r for r in study.rulings if not r.seeds],
-            "pair": pair_table(trials, *chosen) if chosen else None,
+            "pair": pair_table(trials, chosen, compared) if chosen else None,
+            "compared": [_COMPARED[r].format(metric=trials.metric) for r in compared],
+            **{name: trials.has(response) for name, response in _RECORDED.items()},
             "advice": advise(trials, study.rulings),
             **trial_rows(trials, page),
             "table": f"{place.name}/trials.csv",
@@ -147,7 +159,7 @@ def write_report(
             f"{_command(folders, where)} --out FILE.html"
         ) from error
     figures = (place / f"{picture.name}.{kind}" for picture in pictures for kind in ("svg", "png"))
-    seeds = [level_text(seed) for seed in ordered(trial.seed for trial in trials.trials)]
+    seeds = [level_text(seed) for seed in ordered({trial.seed for trial in trials.trials} - {None})]
     varied = _factors(trials) | ({"seed": seeds} if len(seeds) > 1 else {})
     return Report(page, (*figures, place / "trials.csv"), sentences, varied)
 
@@ -155,7 +167,7 @@ def write_report(
 def _check_studies(folders: Sequence[Path], trials: Trials) -> None:
     """Raise StabilityError if no trial was ever started in one of the folders."""
     begun = {path for path, _ in trials.left_out if (path / CONFIG).exists() or (path / VERDICT).exists()}
-    begun |= {trial.folder for trial in trials.trials}
+    begun |= {place_of(trial) for trial in trials.trials}
     homes = begun | {path.parent for path in begun}
     for folder in folders:
         if folder.resolve() in homes:
@@ -204,7 +216,8 @@ def _header(study: _Study, sentences: Sequence[str]) -> dict[str, Any]:
         "sentences": sentences,
         "outcomes": [(name, mark, counts[name]) for name, mark in MARKS.items() if counts[name]],
         "total": len(trials.trials),
-        "seeds": len({trial.seed for trial in trials.trials}),
+        "seeds": len({trial.seed for trial in trials.trials} - {None}),
+        "notes": trials.notes,
         "begun": len(study.begun),
         "factors": _factors(trials),
     }

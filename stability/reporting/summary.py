@@ -11,11 +11,11 @@ from itertools import product
 import numpy as np
 
 from stability.analysis.boundary import Boundary
-from stability.analysis.effects import MOST_LEVELS, RESPONSES, Effect, Response, difference_between
-from stability.analysis.levels import Level, level_text
+from stability.analysis.effects import RESPONSES, Effect, Response, difference_between
+from stability.analysis.levels import MOST_LEVELS, Level, level_text
 from stability.analysis.matching import Cell, interaction_cells, main_factors, match
 from stability.analysis.rulings import Ruling
-from stability.analysis.trials import Trial, Trials
+from stability.analysis.trial import Trial, Trials
 from stability.config.names import short_name
 from stability.core.text import counted, listed
 from stability.reporting.wording import (
@@ -34,7 +34,7 @@ _NOTHING = "No trial is finished yet, so nothing is known."
 _NONE = 1e-9  # a smaller effect counts as none
 _MOST_BOUNDARIES = 6  # if there are more, only the lowest and the highest are listed
 _ORDER: tuple[Response, ...] = ("healthy", "steps", "per")  # by importance
-_WORDS: dict[Response, str] = {"steps": "the length of the blank plateau", "per": "the final PER"}
+_WORDS: dict[Response, str] = {"steps": "the length of the blank plateau", "per": "the final {metric}"}
 
 
 def summarize_grid(
@@ -70,19 +70,24 @@ def summarize_grid(
     else:
         first = f"{len(bad)} of {total} trials {'are' if len(bad) > 1 else 'is'} {state} ({counts_text(bad)})"
     strongest, compared = _strongest(trials, found)
+    seeds_known = any(trial.seed is not None for trial in trials.trials)
     if strongest is None:
         second = _why_no_effect(trials, found)
     else:
         second = _pair(trials, strongest) if strongest.kind == "interaction" else _single(trials, strongest)
         subject = ("the pair of " if strongest.kind == "interaction" else "") + names_text(strongest.factors)
-        what = "this" if strongest.response == "healthy" else _WORDS[strongest.response]
+        what = "this" if strongest.response == "healthy" else _words(trials, strongest.response)
         if strongest.response != "healthy" and 0 < len(bad) < total:
             first += "; no factor has an effect on this"
         first += f"; {subject} has the largest effect on {what}"
         if uncompared := [name for name, levels in main_factors(trials).items() if len(levels) > MOST_LEVELS]:
             first += f" (not compared, because of more than {MOST_LEVELS} levels: {names_text(uncompared)})"
     so_far = "so far " if unfinished else ""
-    return _capital(f"{so_far}{first}."), _capital(second), _confidence(strongest, compared, rulings)
+    return (
+        _capital(f"{so_far}{first}."),
+        _capital(second),
+        _confidence(strongest, compared, rulings, seeds_known=seeds_known),
+    )
 
 
 def summarize_boundaries(
@@ -135,22 +140,32 @@ def _boundary_text(boundary: Boundary) -> str:
 def summarize_search(trials: Trials, rulings: Sequence[Ruling], *, unfinished: bool = False) -> tuple[str, str, str]:
     """Summarize a search: the best of its stable trials, and how sure this is."""
     total = len(trials.trials)
-    stable = sorted((trial for trial in trials.trials if trial.outcome == "stable"), key=lambda trial: trial.per)
+    stable = sorted((trial for trial in trials.trials if trial.outcome == "stable"), key=_rate)
     so_far = "so far " if unfinished else ""
     if not stable:
         if not total:
-            return _NOTHING, "There is no PER to report.", _confidence(None, 0, rulings)
+            return _NOTHING, f"There is no {trials.metric} to report.", _confidence(None, 0, rulings)
         first = f"none of {counted(total, 'trial')} is stable ({counts_text(trials.trials)}), so there is no best trial"
-        lowest = min(trials.trials, key=lambda trial: trial.per)
-        second = f"The lowest PER is {lowest.per:.3f}{_at(trials, lowest)}, but that trial is {lowest.outcome}."
+        lowest = min(trials.trials, key=_rate)
+        second = (
+            f"The lowest {trials.metric} is {lowest.per:.3f}{_at(trials, lowest)}, but that trial is {lowest.outcome}."
+        )
         return _capital(f"{so_far}{first}."), second, _confidence(None, 0, rulings)
     best, are = stable[0], "is" if len(stable) == 1 else "are"
-    middle = float(np.median([trial.per for trial in stable]))
+    middle = float(np.nanmedian([trial.per for trial in stable]))
     return (
-        _capital(f"{so_far}the best of {counted(total, 'trial')} has PER {best.per:.3f}{_at(trials, best)}."),
-        f"{len(stable)} of {total} {are} stable ({counts_text(trials.trials)}), with a median PER of {middle:.3f}.",
+        _capital(
+            f"{so_far}the best of {counted(total, 'trial')} has {trials.metric} {best.per:.3f}{_at(trials, best)}."
+        ),
+        f"{len(stable)} of {total} {are} stable ({counts_text(trials.trials)}), "
+        f"with a median {trials.metric} of {middle:.3f}.",
         f"The best of many trials is partly luck: train it with other seeds; {_claims_text(rulings)}.",
     )
+
+
+def _rate(trial: Trial) -> float:
+    """The key that sorts trials by their error rates, those without one last."""
+    return math.inf if math.isnan(trial.per) else trial.per
 
 
 def _at(trials: Trials, trial: Trial) -> str:
@@ -193,10 +208,13 @@ def _alone(trials: Trials, pair: Effect) -> float:
 def _worst_against_best(trials: Trials, name: str, levels: Sequence[Level], response: Response) -> Effect | None:
     """Return the effect of a factor's worst level against its best one, by the means of their trials."""
     sign = -1 if response == "healthy" else 1
-    harms = [
-        sign * float(np.mean([_value(t, response) for t in trials.trials if t.factors.get(name) == level]))
+    recorded = [
+        [v for t in trials.trials if t.factors.get(name) == level and not math.isnan(v := t.response(response))]
         for level in levels
     ]
+    if not all(recorded):
+        return None
+    harms = [sign * float(np.mean(values)) for values in recorded]
     places = [[i for i, value in enumerate(harms) if value == end] for end in (min(harms), max(harms))]
     best, worst = min(product(*places), key=lambda pair: abs(pair[0] - pair[1]))  # of equals, the nearest
     effect = next(e for e in difference_between(trials, name, levels[best], levels[worst]) if e.response == response)
@@ -211,7 +229,7 @@ def _single(trials: Trials, effect: Effect) -> str:
         after, before = _means(trials, [{name: worst}, {name: best}], "healthy")
         shares = f"{after:.0%} of the trials are healthy instead of {before:.0%}"
         return f"{at}, all else equal, {shares}: {_size_text(effect)}."
-    return f"{at}, all else equal, {_WORDS[effect.response]} changes by {_size_text(effect)}."
+    return f"{at}, all else equal, {_words(trials, effect.response)} changes by {_size_text(effect)}."
 
 
 def _pair(trials: Trials, effect: Effect) -> str:
@@ -224,7 +242,8 @@ def _pair(trials: Trials, effect: Effect) -> str:
             f"{step} moves the healthy share from {start1:.0%} to {end1:.0%} at {low}, "
             f"and from {start2:.0%} to {end2:.0%} at {high}: the difference is {_size_text(effect)}."
         )
-    return f"{step} changes {_WORDS[effect.response]} by a further {_size_text(effect)} at {high}, compared with {low}."
+    what = _words(trials, effect.response)
+    return f"{step} changes {what} by a further {_size_text(effect)} at {high}, compared with {low}."
 
 
 def _cells(pair: Effect) -> list[Cell]:
@@ -234,12 +253,13 @@ def _cells(pair: Effect) -> list[Cell]:
 
 def _means(trials: Trials, cells: Sequence[Cell], response: Response) -> list[float]:
     """Return the mean of a response in each cell, over the trials that are matched."""
-    matches = match(trials.trials, cells).matches
-    return [float(np.mean([_value(own[place], response) for _, own in matches])) for place in range(len(cells))]
+    matches = [[trial.response(response) for trial in own] for _, own in match(trials.trials, cells).matches]
+    recorded = [own for own in matches if not math.isnan(sum(own))]
+    return [float(np.mean([own[place] for own in recorded])) for place in range(len(cells))]
 
 
-def _value(trial: Trial, response: Response) -> float:
-    return math.log(trial.steps) if response == "steps" else float(getattr(trial, response))
+def _words(trials: Trials, response: Response) -> str:
+    return _WORDS[response].format(metric=trials.metric)
 
 
 def _size_text(effect: Effect) -> str:
@@ -253,15 +273,18 @@ def _why_no_effect(trials: Trials, found: Sequence[Effect]) -> str:
         return "The trials differ only in their seed, so there is no effect to report."
     factors = names_text(main_factors(trials))
     if any(effect.matches for effect in found):
-        return (
-            f"Changing {factors} made no difference to health, to the length of the blank plateau, or to the final PER."
-        )
-    return f"No two trials of the same seed differ in one factor only, so the effect of {factors} is not known."
+        what = ["to health", *(f"to {_words(trials, r)}" for r in ("steps", "per") if trials.has(r))]
+        parts = f"{', '.join(what[:-1])}, or {what[-1]}" if len(what) > 1 else what[0]
+        return f"Changing {factors} made no difference {parts}."
+    same = "of the same seed " if any(trial.seed is not None for trial in trials.trials) else ""
+    return f"No two trials {same}differ in one factor only, so the effect of {factors} is not known."
 
 
-def _confidence(effect: Effect | None, compared: int, rulings: Sequence[Ruling]) -> str:
+def _confidence(effect: Effect | None, compared: int, rulings: Sequence[Ruling], *, seeds_known: bool = True) -> str:
     if effect is None:
         sure = ""
+    elif effect.seeds == 1 and not seeds_known:
+        sure = "the seeds of these trials are not known, so an effect cannot be separated from chance"
     elif effect.seeds == 1:
         sure = "this is based on 1 seed, which cannot separate an effect from chance"
     else:

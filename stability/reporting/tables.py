@@ -11,11 +11,12 @@ from typing import Any
 from urllib.parse import quote
 
 from stability.analysis.compare import Difference, compare
-from stability.analysis.effects import RESPONSES, Effect
+from stability.analysis.effects import Effect, Response
 from stability.analysis.levels import is_number, level_text
 from stability.analysis.matching import main_factors
 from stability.analysis.rulings import Ruling
-from stability.analysis.trials import Trial, Trials, read_verdict
+from stability.analysis.settings import place_of
+from stability.analysis.trial import Trial, Trials, read_record
 from stability.config.names import short_name
 from stability.core.errors import StabilityError
 from stability.core.files import FIGURE, VERDICT
@@ -29,13 +30,13 @@ _LOCAL_MLFLOW = "http://127.0.0.1:5000"
 _MOST_TRIALS, _MOST_LEFT_OUT, _MOST_EFFECTS = 300, 20, 120  # rows
 
 
-def effect_rows(found: Sequence[Effect]) -> list[dict[str, Any]]:
-    """Make a row for each change of a factor that has matched trials, with its effects on all responses."""
+def effect_rows(found: Sequence[Effect], responses: Sequence[Response]) -> list[dict[str, Any]]:
+    """Make a row for each change of a factor that has matched trials, with its effects on these responses."""
     changes: dict[str, dict[str, Effect]] = defaultdict(dict)
     for effect in found:
         if effect.matches:
             changes[changed_text(effect)][effect.response] = effect
-    return [_effect_row(own) for own in [*changes.values()][:_MOST_EFFECTS]]
+    return [_effect_row(own, responses) for own in [*changes.values()][:_MOST_EFFECTS]]
 
 
 def ruling_rows(rulings: Sequence[Ruling]) -> list[dict[str, Any]]:
@@ -54,13 +55,14 @@ def ruling_rows(rulings: Sequence[Ruling]) -> list[dict[str, Any]]:
     ]
 
 
-def pair_table(trials: Trials, first: Trial, second: Trial) -> dict[str, Any]:
-    """Describe two trials, and the values in which they differ."""
+def pair_table(trials: Trials, pair: Sequence[Trial], responses: Sequence[Response]) -> dict[str, Any]:
+    """Describe two trials, and the values in which they differ, with their effects on these responses."""
     return {
         "trials": [
-            _trial_row(trial, {}) | {"advice": read_verdict(trial).get("advice", "")} for trial in (first, second)
+            _trial_row(trial, {}) | {"advice": verdict.advice if (verdict := read_record(trial).verdict) else ""}
+            for trial in pair
         ],
-        "differences": [_difference_row(difference) for difference in compare(trials, first, second)],
+        "differences": [_difference_row(difference, responses) for difference in compare(trials, *pair)],
     }
 
 
@@ -72,11 +74,11 @@ def trial_rows(trials: Trials, page: Path) -> dict[str, Any]:
         page: Where the page is written, for the links to the trials' files.
     """
     factors = main_factors(trials)
-    rows = sorted(trials.trials, key=lambda trial: (trial.healthy, trial.folder.parent.name, trial.seed))
+    rows = sorted(trials.trials, key=lambda trial: (trial.healthy, place_of(trial).parent.name, *trial.place))
     by_reason: dict[str, list[str]] = defaultdict(list)
     for folder, reason in trials.left_out:
         by_reason[reason].append(folder.name)
-    shown = [_trial_row(trial, factors) | {"links": _links(trial.folder, page)} for trial in rows[:_MOST_TRIALS]]
+    shown = [_trial_row(trial, factors) | {"links": _links(trial, page)} for trial in rows[:_MOST_TRIALS]]
     return {
         "rows": shown,
         "local_mlflow": any(address.startswith(_LOCAL_MLFLOW) for row in shown for _, address in row["links"]),
@@ -94,7 +96,8 @@ def trials_csv(trials: Trials) -> str:
     others = ["seed", *("plateau_steps" if name == "steps" else name for name in measured), "name"]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([*(name if short_name(name) in others else short_name(name) for name in factors), *others])
+    names = [name if short_name(name) in others else short_name(name) for name in factors]
+    table.writerow([*(f"setting {name}" if name in others else name for name in names), *others])
     for trial in sorted(trials.trials, key=lambda trial: trial.name):
         values = (getattr(trial, name) for name in measured)
         levels = (level_text(trial.factors.get(name)) for name in factors)
@@ -103,13 +106,19 @@ def trials_csv(trials: Trials) -> str:
     return text.getvalue()
 
 
-def _links(folder: Path, page: Path) -> list[tuple[str, str]]:
+def _links(trial: Trial, page: Path) -> list[tuple[str, str]]:
     """Return the title and address of a trial's figure, of its verdict, and of its run in MLflow, as far as they exist.
 
     A store in a file has a page only while `mlflow ui` shows it, at the usual address.
     """
+    if trial.page:
+        return [("MLflow", trial.page)]
+    if (folder := trial.folder) is None:
+        return []
     files = {"figure": FIGURE, "verdict": VERDICT}
     start = Path(os.path.relpath(folder, page.parent.resolve()))
+    if folder.is_file():
+        return [("log", quote(str(start)))]
     found = [(title, quote(str(start / name))) for title, name in files.items() if (folder / name).is_file()]
     try:
         state = read_state(folder)
@@ -121,14 +130,14 @@ def _links(folder: Path, page: Path) -> list[tuple[str, str]]:
     return [*found, ("MLflow", f"{store}/{state.page}")] if store.startswith(("http://", "https://")) else found
 
 
-def _effect_row(own: Mapping[str, Effect]) -> dict[str, Any]:
+def _effect_row(own: Mapping[str, Effect], responses: Sequence[Response]) -> dict[str, Any]:
     first = own["healthy"]
     return {
         "change": changed_text(first),
         "tied": names_text(first.tied),
         "seeds": first.seeds,
         "matches": first.matches,
-        "values": [(effect_text(own[response]), p_text(own[response].p)) for response in RESPONSES],
+        "values": [(effect_text(own[r]), p_text(own[r].p)) if r in own else ("", "") for r in responses],
     }
 
 
@@ -147,7 +156,7 @@ def _ruling_text(ruling: Ruling) -> str:
     return f"{ruling.effect:.0%} of trials; seeds [{ruling.low:.0%}, {ruling.high:.0%}]"
 
 
-def _difference_row(difference: Difference) -> dict[str, Any]:
+def _difference_row(difference: Difference, responses: Sequence[Response]) -> dict[str, Any]:
     a, b = difference.first, difference.second
     ratio = (
         f"×{ratio_text(b / a)}"
@@ -161,21 +170,26 @@ def _difference_row(difference: Difference) -> dict[str, Any]:
         "second": level_text(b),
         "ratio": ratio,
         "note": difference.note,
-        "effects": [effect_text(difference.effects[r]) for r in ("healthy", "steps", "per") if difference.effects],
+        "effects": [effect_text(difference.effects[r]) for r in responses if difference.effects],
         "seeds": difference.effects["healthy"].seeds if difference.effects else 0,
     }
 
 
 def _trial_row(trial: Trial, factors: Iterable[str]) -> dict[str, Any]:
-    spike = "not finite" if math.isinf(trial.norm_spike) else f"×{ratio_text(math.exp(trial.norm_spike))}"
     return {
         "name": trial.name,
         "levels": [level_text(trial.factors.get(name)) for name in factors],
-        "seed": trial.seed,
+        "seed": "" if trial.seed is None else trial.seed,
         "outcome": trial.outcome,
         "mark": MARKS[trial.outcome],
         "cause": trial.cause or "",
-        "per": f"{trial.per:.2f}",
-        "steps": f"over {trial.steps}" if trial.censored else str(trial.steps),
-        "norm_spike": spike,
+        "per": "" if math.isnan(trial.per) else f"{trial.per:.2f}",
+        "steps": "" if trial.steps is None else f"over {trial.steps}" if trial.censored else str(trial.steps),
+        "norm_spike": _spike_text(trial.norm_spike),
     }
+
+
+def _spike_text(spike: float) -> str:
+    if math.isnan(spike):
+        return ""
+    return "not finite" if math.isinf(spike) else f"×{ratio_text(math.exp(spike))}"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from stability.analysis.effects import RATIOS, Effect
 from stability.analysis.levels import Level, level_text
-from stability.analysis.trials import Trial
+from stability.analysis.trial import Trial
 from stability.config.names import short_name
 from stability.core.text import listed
 from stability.diagnosis.outcomes import MARKS

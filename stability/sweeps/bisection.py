@@ -29,8 +29,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from stability.analysis.boundary import HEALTHY, LR, as_rows, boundaries, too_high
+from stability.analysis.boundary import LR, as_rows, boundaries, too_high
 from stability.analysis.levels import is_number
+from stability.analysis.trial import HEALTHY
 from stability.analysis.trials import read_trials
 from stability.core.errors import StabilityError
 from stability.core.files import VERDICT, short_path, write_atomically

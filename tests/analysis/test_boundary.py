@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from stability.analysis.boundary import Boundary, as_rows, boundaries
-from stability.analysis.trials import Trial, Trials
+from stability.analysis.trial import Trial, Trials
 from stability.sweeps.bisection import next_rate
 from tests.support.trials import trial
 

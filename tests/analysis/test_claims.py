@@ -6,7 +6,7 @@ import pytest
 
 from stability.analysis.claims import find_claims, read_claims
 from stability.analysis.rulings import rule
-from stability.analysis.trials import Trials
+from stability.analysis.trial import Trials
 from stability.core.errors import StabilityError
 from tests.support.claims import write_claims
 

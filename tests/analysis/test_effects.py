@@ -9,7 +9,7 @@ from scipy import stats
 
 from experiments.effects_coverage import SCENARIOS, Scenario, coverage
 from stability.analysis.effects import Effect, effects
-from stability.analysis.trials import Trials
+from stability.analysis.trial import Trials
 from tests.support.trials import trial
 
 

@@ -12,7 +12,7 @@ import pytest
 from experiments.effects_coverage import SCENARIOS, false_rulings
 from stability.analysis.claims import find_claims, read_claims
 from stability.analysis.rulings import Ruling, rule
-from stability.analysis.trials import Trial, Trials
+from stability.analysis.trial import Trial, Trials
 from tests.support.claims import write_claims
 from tests.support.trials import read_trial, trial, write_trial
 

@@ -1,6 +1,7 @@
 """Trials are read from real folders; a folder that has none is listed with the reason."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,39 @@ def test_a_summary_that_is_a_link_is_not_written_through(tmp_path: Path) -> None
     (folder / "summary.json").symlink_to(outside)
     assert read_trial(folder).outcome == "stable"
     assert outside.read_text() == "precious"
+
+
+def write_job(folder: Path, *, lr: str, seed: int, outcome: str) -> Path:
+    """Write the folder of a job of somebody's own Hydra app, with what a Monitor leaves."""
+    write_trial(folder, outcome=outcome, norms=[2.0] * 20)
+    (folder / "config.yaml").unlink()
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "config.yaml").write_text(f"optim:\n  lr: {lr}\nseed: {seed}\nname: job${{seed}}\n")
+    return folder
+
+
+def test_the_settings_of_a_hydra_app_are_factors(tmp_path: Path) -> None:
+    for number, (lr, seed) in enumerate((lr, seed) for lr in ("1e-3", "0.1") for seed in (0, 1)):
+        write_job(tmp_path / str(number), lr=lr, seed=seed, outcome="stable" if lr == "1e-3" else "exploded")
+    for again in range(2):
+        found = read_trials([tmp_path])
+        assert found.factors == {"optim.lr": (0.001, 0.1)}, again
+        assert [(t.seed, t.healthy, t.ours) for t in found.trials] == [
+            (0, True, False), (1, True, False), (0, False, False), (1, False, False)
+        ]  # fmt: skip
+
+
+def test_the_settings_of_a_command_are_factors_and_what_was_not_logged_is_no_number(tmp_path: Path) -> None:
+    for number, lr in enumerate((0.1, 3.0)):
+        folder = write_trial(tmp_path / str(number))
+        (folder / "config.yaml").write_text(
+            f"settings: {{lr: {lr}}}\ntrainer: {{kind: command, command: python x.py}}\nseed: 5\noptimizer: {{a: {lr}}}\n"
+        )
+        (folder / "signals.csv").write_text("step,loss\n0,3.0\n1,2.0\n")
+        (folder / "validation.csv").unlink()
+    for again in range(2):
+        found = read_trials([tmp_path])
+        assert found.factors == {"settings.lr": (0.1, 3.0)}, again
+        (first, _) = found.trials
+        assert (first.seed, first.ours, first.steps) == (5, True, None)
+        assert (first.per, first.norm_spike, first.loss) == pytest.approx((math.nan, math.nan, 2.0), nan_ok=True)

@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 
 from stability.analysis.boundary import Boundary
 from stability.analysis.effects import effects
-from stability.analysis.trials import Trial, Trials, read_trials
+from stability.analysis.trial import Trial, Trials
+from stability.analysis.trials import read_trials
 from stability.diagnosis.outcomes import MARKS
 from stability.reporting.figures import draw_curves, draw_effects, draw_phase, save_figures
 from tests.support.studies import EPSILON, LR, NOISE, write_study
@@ -240,7 +241,7 @@ def test_effects_end_where_they_can_and_no_effect_is_marked() -> None:
 def test_log_axes_have_readable_ticks(tmp_path: Path, low: float, high: float, ticks: list[str]) -> None:
     study = write_study(tmp_path / "study", {"seed": [0]}, lambda _: "stable", steps=30)
     trials = read_trials([study])
-    path = trials.trials[0].folder / "signals.csv"
+    path = study / "trial0-seed0" / "signals.csv"
     path.unlink()
     append_rows(path, ("loss", "grad_norm"), range(30), np.tile(np.geomspace(low, high, 30), (2, 1)).T.astype("f4"))
     picture = draw_curves(trials)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from stability.analysis.trials import Trial, read_trials
+from stability.analysis.trial import Trial
+from stability.analysis.trials import read_trials
 from tests.support.configs import composed
 from tests.support.tables import append_rows
 
