@@ -138,9 +138,8 @@ def test_the_settings_of_a_hydra_app_are_factors(tmp_path: Path) -> None:
 def test_the_settings_of_a_command_are_factors_and_what_was_not_logged_is_no_number(tmp_path: Path) -> None:
     for number, lr in enumerate((0.1, 3.0)):
         folder = write_trial(tmp_path / str(number))
-        (folder / "config.yaml").write_text(
-            f"settings: {{lr: {lr}}}\ntrainer: {{kind: command, command: python x.py}}\nseed: 5\noptimizer: {{a: {lr}}}\n"
-        )
+        trainer = "trainer: {kind: command, command: python x.py}"
+        (folder / "config.yaml").write_text(f"settings: {{lr: {lr}}}\n{trainer}\nseed: 5\noptimizer: {{a: {lr}}}\n")
         (folder / "signals.csv").write_text("step,loss\n0,3.0\n1,2.0\n")
         (folder / "validation.csv").unlink()
     for again in range(2):
