@@ -15,6 +15,7 @@ from stability.diagnosis.table import Table, read_table
 from stability.diagnosis.verdict import Verdict
 
 HEALTHY = ("stable", "slow")  # outcomes
+_NOTHING = Table((), np.zeros(0, np.int64), np.zeros((0, 0), np.float32), np.zeros((0, 0), bool))
 _CUT_SHORT = ("exploded", "non_finite", "bad_data")  # outcomes after which nothing is known of the plateau
 
 
@@ -165,10 +166,11 @@ def measured(
 
 
 def read_record(trial: Trial) -> Record:
-    """Read what was recorded of a trial again."""
+    """Read what was recorded of a trial again; nothing, if it has no folder and is read from nowhere else."""
     if trial.read is not None:
         return trial.read()
-    assert trial.folder is not None
+    if trial.folder is None:
+        return Record(_NOTHING, _NOTHING, None)
     try:
         verdict = Verdict.from_json((trial.folder / VERDICT).read_text())
     except (OSError, ValueError):
