@@ -200,7 +200,7 @@ def stuck(signals: Table, validation: Table) -> Finding | None:
             lasts = ahead is not None and will_last(ahead, step, age) and not _may_leave_at_once(update, step)
             if not lasts and not _updates_vanish(update, step):
                 continue
-            cause, advice = why_no_progress(signals, step)
+            cause, advice = why_no_progress(signals, validation, step)
             return Finding(
                 kind=span.outcome,
                 cause=cause,

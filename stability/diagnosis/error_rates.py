@@ -9,6 +9,7 @@ from stability.diagnosis.finding import (
     THRESHOLDS,
     Finding,
     Floats,
+    Series,
     Steps,
     finite_readings,
     noise_of,
@@ -49,7 +50,7 @@ def degraded(signals: Table, validation: Table) -> Finding | None:
         now = float(last_three[row - 3])
         lost = now - best.rate > _T["alarm"] and is_lost(rates[: row + 1], best.rate, now)
         if lost and not loss_went_on(validation, best.step, int(steps[row])):
-            return _finding(signals, best, int(steps[row]), float(rates[row]))
+            return _finding(signals, validation, best, int(steps[row]), float(rates[row]))
     return None
 
 
@@ -74,20 +75,58 @@ def loss_went_on(validation: Table, best: int, now: int) -> bool:
     return bool(len(then) and len(present) and present[0] < _T["went_on"] * then[0])
 
 
+def overfits(signals: Table, validation: Table, best: int, now: int) -> bool:
+    """Return whether the training loss went on falling since the best validation, and the validation loss did not.
+
+    A training loss that leapt on its way, or that was lower before, is not that of a model that goes on with its data.
+    """
+    loss, held_out = finite_readings(signals, "loss"), finite_readings(validation, "loss")
+    then, present = _losses_at(loss, best, now)
+    if now <= best or not len(then) or not len(present) or np.median(present) > np.median(then):
+        return False
+    since = loss.between(best + 1, now)
+    lowest = running_median(since, len(present)).min()
+    if _leap(loss, best, now) is not None or np.median(present) > max(_T["lowest"], _noise(since)) * lowest:
+        return False
+    before, after = held_out.up_to(best)[-1:], held_out.up_to(now)[-1:]
+    return not len(before) or bool(after[0] > before[0])
+
+
+def _leap(loss: Series, best: int, now: int) -> tuple[int, float] | None:
+    """The step and the height of a leap of the training loss since the best validation; None if there is none."""
+    then, since = _losses_at(loss, best, now)[0], loss.between(best + 1, now)
+    smooth = running_median(since, _SMOOTH)
+    if not len(then) or not len(since) or smooth.max() <= max(_T["leap"], _noise(since)) * np.median(then):
+        return None
+    return int(loss.steps[len(loss.up_to(best)) + smooth.argmax()]), float(smooth.max())
+
+
+def _noise(loss: Floats) -> float:
+    """The factor by which a loss fluctuates."""
+    return float(np.exp(_T["noises"] * noise_of(np.log(loss[loss > 0]))))
+
+
+def _losses_at(loss: Series, best: int, now: int) -> tuple[Floats, Floats]:
+    """The last losses up to the best validation, and up to now."""
+    window = min(5, 1 + len(loss.up_to(now)) // 10)
+    near = best + loss.distance(best) - 1  # a log may have its readings next to the validations
+    return loss.up_to(near)[-window:], loss.between(best + 1, now)[-window:]
+
+
 def has_slipped(rates: Floats, best: float, overfits: bool = False) -> bool:
     """Return whether the last quarter of many error rates is worse than the best one, if only by a smaller part.
 
     Args:
         rates: All error rates.
         best: The best one.
-        overfits: Whether the losses show that, too. Then the rise need not be as far above the noise.
+        overfits: Whether the losses show that, too. Then the rise need not be as large.
     """
     quarter = len(rates) // 4
     if quarter < _SMOOTH or best >= _LEARNED:  # then there was nothing to lose
         return False
     risen = float(min(np.median(rates[-quarter:]), rates[-1])) - best
-    noises = (1 if overfits else 2) * _T["noises"]
-    return risen > max(_T["rise"], _T["slipped"] * best, noises * noise_of(rates))
+    noise = _T["noises"] * noise_of(rates)
+    return risen > (max(_T["rise"], noise) if overfits else max(_T["rise"], _T["slipped"] * best, 2 * noise))
 
 
 def has_improved(rates: Floats) -> bool:
@@ -108,8 +147,8 @@ def has_come_to_rest(values: Floats) -> bool:
     return before - last < _T["rest"] * max(1.0, abs(before))
 
 
-def _finding(signals: Table, best: Best, step: int, rate: float) -> Finding:
-    cause, advice = why_lost(signals, best.step, step)
+def _finding(signals: Table, validation: Table, best: Best, step: int, rate: float) -> Finding:
+    cause, advice = why_lost(signals, validation, best.step, step)
     return Finding(
         kind="degraded",
         cause=cause,
@@ -122,27 +161,30 @@ def _finding(signals: Table, best: Best, step: int, rate: float) -> Finding:
     )
 
 
-def why_lost(signals: Table, best: int, now: int) -> tuple[str, str]:
-    """Find out from the training loss and the optimizer why the error rate got worse since the best step.
+def why_lost(signals: Table, validation: Table, best: int, now: int) -> tuple[str, str]:
+    """Find out from the losses and the optimizer why the error rate got worse since the best step.
 
     Returns:
         Cause and advice.
     """
     loss, lr, update = (finite_readings(signals, name) for name in ("loss", "lr", "update_ratio"))
     rates_then, rates_now = lr.up_to(best)[-1:], lr.up_to(now)[-1:]
-    window = min(5, 1 + len(loss.up_to(now)) // 10)
-    near = best + loss.distance(best) - 1  # a log may have its readings next to the validations
-    losses = loss.up_to(near)[-window:], loss.between(best + 1, now)[-window:]
-    fell = bool(len(losses[0]) and len(losses[1]) and np.median(losses[1]) <= np.median(losses[0]))
     weights = finite_readings(signals, "weight_norm")
-    then, present = weights.up_to(best)[-1:], weights.up_to(now)[-1:]
-    if len(then) and len(present) and (decayed := why_shrunk(float(then[0]), float(present[0]))) is not None:
+    norms = weights.up_to(best)[-1:], weights.up_to(now)[-1:]
+    if all(map(len, norms)) and (decayed := why_shrunk(float(norms[0][0]), float(norms[1][0]))) is not None:
         return decayed
-    if fell and now > best:
+    if overfits(signals, validation, best, now):
+        before, after = (float(np.median(own)) for own in _losses_at(loss, best, now))
         return "overfitting", (
-            f"Meanwhile the training loss went from {np.median(losses[0]):.3g} to {np.median(losses[1]):.3g}: it "
+            f"Meanwhile the training loss went from {before:.3g} to {after:.3g}: it "
             "overfits its training data. Stop at the best validation, add augmentation, dropout or weight "
             "decay, or train on more data."
+        )
+    then, present = _losses_at(loss, best, now)
+    if len(then) and len(present) and np.median(present) <= np.median(then) and (leap := _leap(loss, best, now)):
+        return "unknown", (
+            f"The training loss leapt to {leap[1]:.3g} at about step {leap[0]}, and has come down again since then: "
+            "from there on, something else is learned. Look at what changed there, the labels and the inputs first."
         )
     rising = lr.up_to(best - (best - int(lr.steps[0])) // 2)[-1:] if len(lr.steps) else lr.values
     if len(rising) and len(rates_then) and len(rates_now) and 1.2 * rising[0] < rates_then[0] <= rates_now[0]:

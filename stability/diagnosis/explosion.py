@@ -26,6 +26,7 @@ _SMOOTH = int(_T["smooth"])
 _PAST = 60  # readings of a signal that are its past
 _LONG_PAST = 100  # readings of the gradient norm that are its past while it is watched whether growth lasts
 _BACK = 10  # readings of what is measured every 10th step that are its past
+_GREW = 1.5  # times their former norm; weights that are so much larger have grown
 _TYPICAL_UPDATE = 0.01  # size of an update over that of the weights, if none was measured before
 _EVERY_STEP = 5  # steps: readings at most so far apart show single batches
 _AFTER = 20  # steps from the onset in which updates may have caused it
@@ -102,7 +103,7 @@ def _why_one_batch(signals: Table, onset: int, detected: int) -> tuple[str, str]
     """Cause and advice if the gradient of one batch is large; else None."""
     norms = finite_readings(signals, "grad_norm")
     spike = _find_spike(norms, onset - 10, min(detected, onset + max(_AFTER, norms.distance(onset))))
-    if spike is None:
+    if spike is None or _had_grown(signals, spike[0]):
         return None
     step, norm, common = spike
     return "bad_batch", (
@@ -110,6 +111,16 @@ def _why_one_batch(signals: Table, onset: int, detected: int) -> tuple[str, str]
         f"{common:.3g}.{_second_moments_advice(signals, step, detected)} Look at that batch, and clip gradients at "
         f"about {_rounded(3 * common, 1)}."
     )
+
+
+def _had_grown(signals: Table, step: int) -> bool:
+    """Whether the weights or the loss had grown before a step: then a large gradient there only follows from that."""
+    weights = finite_readings(signals, "weight_norm").up_to(step)[-_BACK:]
+    if len(weights) > 1 and weights[-1] > _GREW * weights.min():
+        return True
+    loss = finite_readings(signals, "loss").up_to(step - 1)[-_PAST:]
+    smooth = running_median(loss, _SMOOTH)
+    return len(loss) >= 2 * _SMOOTH and _is_above_noise(loss, float(smooth[-1]), _T["worse"] * float(smooth.min()))
 
 
 def _why_rate(signals: Table, onset: int, detected: int, raised_from: float) -> tuple[str, str] | None:
@@ -143,7 +154,7 @@ def _why_drift(signals: Table, onset: int, detected: int) -> tuple[str, str] | N
         return None
     largest, weights = _largest_update(signals, onset, detected), finite_readings(signals, "weight_norm")
     former, present = weights.up_to(onset - 10)[-1:], weights.up_to(detected)[-1:]
-    if len(former) and len(present) and present[0] > 1.5 * former[0]:
+    if len(former) and len(present) and present[0] > _GREW * former[0]:
         return "drift", (
             f"The weights grew from {former[0]:.3g} to {present[0]:.3g}. Updates of {update_in_words(largest)} do not "
             "explain that: something other than the optimizer changes the weights."

@@ -21,6 +21,7 @@ from stability.diagnosis.error_rates import (
     has_slipped,
     is_lost,
     loss_went_on,
+    overfits,
     why_lost,
 )
 from stability.diagnosis.explosion import recovered, why_grew
@@ -203,7 +204,7 @@ def _by_the_place_of_the_step(t: _Training) -> Verdict | None:
 def _by_finding(t: _Training) -> Verdict | None:
     """The verdict by a finding that still holds at the end."""
     at_the_end = non_finite_at_the_end(t.signals)
-    if at_the_end is not None and not _is_only_scaled(at_the_end, t):
+    if at_the_end is not None and not _is_only_scaled(at_the_end, t) and not _is_validated_since(at_the_end, t):
         # What the batch was given may explain the step better.
         same_step = (f for f in t.found if f.kind == "bad_data" and f.detected_step == at_the_end.detected_step)
         return _verdict_on(next(same_step, at_the_end), t)
@@ -221,6 +222,15 @@ def _is_only_scaled(finding: Finding, t: _Training) -> bool:
     infinite = np.isinf(readings(t.signals, "grad_norm")[1])
     endless = not infinite.all() and count_at_end(infinite) >= _ENDLESS
     return finding.signal == "grad_norm" and finding.value == np.inf and t.last <= _WELL and not endless
+
+
+def _is_validated_since(finding: Finding, t: _Training) -> bool:
+    """Whether validations after a loss that is not finite are good: then means in the log contain a skipped batch."""
+    steps, losses = t.rates[0], finite_readings(t.validation, "loss")
+    later = int((steps > finding.onset_step).sum())
+    if finding.signal != "loss" or later < 2 or (len(losses.steps) and losses.steps[-1] != steps[-1]):
+        return False
+    return t.last <= _WELL and not _has_lost(t)
 
 
 def _rank(finding: Finding) -> int:
@@ -261,7 +271,7 @@ def _by_best_rate(t: _Training) -> Verdict | None:
         return None
     if loss_went_on(t.validation, best.step, int(steps[-1])):
         return None
-    cause, advice = why_lost(t.signals, best.step, int(steps[-1]))
+    cause, advice = why_lost(t.signals, t.validation, best.step, int(steps[-1]))
     lost = f"The last {t.metric} is {t.last:.2g}; the best one was {best.rate:.2g} at step {best.step}."
     return t.conclude("degraded", cause, f"{lost} {advice}", "low", best.step)
 
@@ -269,7 +279,7 @@ def _by_best_rate(t: _Training) -> Verdict | None:
 def _overfits(t: _Training) -> bool:
     """Whether the validation loss has risen while the training loss fell."""
     steps, losses = finite_readings(t.validation, "loss")
-    return _has_risen(losses) and _training_fell_since(t, int(steps[losses.argmin()]))
+    return _has_risen(losses) and overfits(t.signals, t.validation, int(steps[losses.argmin()]), t.end)
 
 
 def _by_lost_validation(t: _Training) -> Verdict | None:
@@ -295,7 +305,7 @@ def _by_good_rates(t: _Training) -> Verdict | None:
     if t.healthy is not None and t.last > _YARDSTICK * t.healthy:
         return t.conclude(
             "slow",
-            why_no_progress(t.signals, t.end)[0],
+            why_no_progress(t.signals, t.validation, t.end)[0],
             f"A healthy training has a {t.metric} of {t.healthy:.2g} here, and this one {t.last:.2g}.",
             "medium",
         )
@@ -360,7 +370,7 @@ def _without_rates(t: _Training) -> Verdict | None:
         best = int(steps[finite.argmin()])
         return t.conclude(
             "degraded",
-            "overfitting" if _training_fell_since(t, best) else "unknown",
+            "overfitting" if overfits(t.signals, t.validation, best, t.end) else "unknown",
             f"The validation loss had come down to {finite.min():.3g} at step {best}, and is {finite[-1]:.3g} now. "
             "Stop at the best validation, and log an error rate: it may improve while the loss gets worse.",
             "low",
@@ -409,8 +419,8 @@ def _by_progress(t: _Training) -> Verdict | None:
     rests = has_come_to_rest(rates) and (len(losses) == 0 or has_come_to_rest(losses))
     if is_far_from_training(t.signals, t.validation):
         return t.conclude("slow", *_by_heart(t), "medium")
-    cause, advice = why_no_progress(t.signals, t.end)
-    if cause == "no_information" and has_improved(rates):  # the labels do belong to the inputs
+    cause, advice = why_no_progress(t.signals, t.validation, t.end)
+    if cause == "no_information" and has_improved(rates) and not rests:  # the labels do belong to the inputs
         cause, advice = "no_evidence", "Train for longer."
     small = cause == "step_too_small" or narrow_output_since(t.signals, t.end) is not None
     if rests and t.last <= _RESTED and not small:
@@ -433,7 +443,7 @@ def _by_plateau(t: _Training) -> Verdict:
     if _warms_up(t.signals):
         advice = "The training ended within the warm-up, while the lr was still rising. Train beyond the warm-up."
         return t.conclude("undecided", "in_warmup", advice, "low")
-    cause, advice = why_no_progress(t.signals, t.end)
+    cause, advice = why_no_progress(t.signals, t.validation, t.end)
     narrow = narrow_output_since(t.signals, t.end)
     silent = _silent_since(t)
     since, blank = narrow or (silent, True)
@@ -483,12 +493,6 @@ def _was_negative(t: _Training) -> bool:
     return bool((loss < 0).sum() >= _FEW)
 
 
-def _training_fell_since(t: _Training, step: int) -> bool:
-    loss = finite_readings(t.signals, "loss")
-    then, now = loss.up_to(step)[-5:], loss.values[-5:]
-    return bool(len(then) and np.median(now) < np.median(then))
-
-
 def _is_flat(t: _Training, since: int) -> bool:
     """Whether the loss is flat since that step: the validation loss, or else that of training.
 
@@ -522,14 +526,21 @@ def _still_holds(finding: Finding, t: _Training) -> bool:
                 return True
             if _is_well_since(finding.detected_step, t):
                 return False
-            return not (recovered(t.signals, finding) or _losses_ended_well(t)) or t.last > _WELL
+            if t.last > _WELL:  # if what was learned is lost though the loss is back, that is no explosion
+                return not (recovered(t.signals, finding) and _has_lost(t))
+            return not (recovered(t.signals, finding) or _losses_ended_well(t))
         case "degraded":
-            return is_lost(t.rates[1], best_of(*t.rates).rate, t.last)
+            return _has_lost(t)
     if finding.cause == "labels":
         return not t.last < _LEARNED
-    if finding.cause == "relapse" and t.last < _SOME and not is_lost(t.rates[1], best_of(*t.rates).rate, t.last):
+    if finding.cause == "relapse" and t.last < _SOME and not _has_lost(t):
         return False
     return narrow_output_since(t.signals, t.end) is not None and not t.last <= _WELL
+
+
+def _has_lost(t: _Training) -> bool:
+    """Whether a good part of what was learned is lost, by the error rates, of which there is at least one."""
+    return is_lost(t.rates[1], best_of(*t.rates).rate, t.last)
 
 
 def _weights_are_huge(t: _Training) -> bool:
@@ -547,7 +558,7 @@ def _has_fallen(t: _Training) -> bool:
 def _is_well_since(step: int, t: _Training) -> bool:
     """Whether validations since that step are good: then it is only the training loss that is larger than before."""
     steps, rates = t.rates
-    if not len(steps) or steps[-1] < step or not t.last <= _WELL or is_lost(rates, best_of(steps, rates).rate, t.last):
+    if not len(steps) or steps[-1] < step or not t.last <= _WELL or _has_lost(t):
         return False
     before = rates[steps < step]
     if _went_on_learning(step, t):
@@ -586,6 +597,8 @@ def _ended_below_start(t: _Training, share: float) -> bool:
 def _verdict_on(finding: Finding, t: _Training) -> Verdict:
     """The verdict by a finding. If a loss grew until it was not finite, that is an explosion."""
     finding = _explained(finding, t)
+    if finding.kind == "degraded" and _is_above_start_since(finding.onset_step, t):
+        finding = replace(finding, kind="exploded")
     seen: dict[str, float | str] = {finding.signal: finding.value, f"{finding.signal} expected": finding.expected}
     steps, norms = finite_readings(t.signals, "grad_norm")
     if finding.kind in FATAL and (steps < finding.onset_step).any():
@@ -619,6 +632,15 @@ def _verdict_on(finding: Finding, t: _Training) -> Verdict:
     return verdict
 
 
+def _is_above_start_since(best: int, t: _Training) -> bool:
+    """Whether the loss was above its start most of the time since the best validation, or is at the end."""
+    loss = finite_readings(t.signals, "loss")
+    since = loss.between(best + 1, t.end)
+    if not len(since) or loss.values[0] <= 0:
+        return False
+    return bool(max(np.median(since), np.median(since[-_FEW:])) > loss.values[0])
+
+
 def _explosion_before(step: int, t: _Training) -> Finding | None:
     """The explosion that was found before that step, if the training had not recovered from it by then."""
     until_then = t.signals.take(t.signals.steps < step)
@@ -630,12 +652,12 @@ def _explained(finding: Finding, t: _Training) -> Finding:
     """The finding with the cause that is known at the end: more was measured since it was made."""
     if finding.kind == "degraded":
         best = best_of(*t.rates)
-        cause, advice = why_lost(t.signals, best.step, t.end)
+        cause, advice = why_lost(t.signals, t.validation, best.step, t.end)
         advice = (
             f"The {t.metric} had come down to {best.rate:.2g} at step {best.step}, and is {t.last:.2g} now. {advice}"
         )
     elif finding.cause in ("step_too_small", "no_information", "no_evidence"):
-        cause, advice = why_no_progress(t.signals, t.end)
+        cause, advice = why_no_progress(t.signals, t.validation, t.end)
     else:
         return finding
     return replace(finding, cause=cause, advice=advice)

@@ -22,7 +22,7 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
         Cause and advice; None if nothing shows that the training loss was learned.
     """
     _, loss = finite_readings(signals, "loss")
-    since = _learned_since(signals)
+    since = _learned_since(signals, validation)
     steps, _ = finite_readings(validation, "per")
     if since is None or (steps >= since).sum() < _T["validations"]:
         return None
@@ -97,17 +97,18 @@ def is_far_from_training(signals: Table, validation: Table) -> bool:
     if len(loss) < _SMOOTH or not len(losses):
         return False
     trained, held_out = float(np.median(loss[-_SMOOTH:])), float(np.median(losses[-3:]))
-    if not 0 <= trained < 0.1 * loss.max():
+    if not 0 <= trained < _T["small"] * loss.max():
         return False
     only_rose = losses.min() > _T["at_first"] * losses[0] and held_out > _T["rose"] * losses[0]
     return trained < _T["by_heart"] * held_out or (only_rose and trained < _T["apart"] * held_out)
 
 
-def _learned_since(signals: Table) -> int | None:
+def _learned_since(signals: Table, validation: Table) -> int | None:
     """The step since which the training loss is below the blank plateau, not only below its start; None if it is not.
 
     The plateau may lie anywhere between the first loss and a few per cent of it. What the decoder outputs tells best;
-    else a loss of less than a nat, or a second fall after the plateau.
+    else a loss of less than a nat, or a second fall after the plateau. On the plateau, a decoder outputs nothing. One
+    that does has left it early, if its loss is a small share of the first.
     """
     loss, information = finite_readings(signals, "loss"), finite_readings(signals, "frame_information")
     if len(loss.values) < 3 or np.median(loss.values[-_SMOOTH:]) < 0:  # negative, as log-likelihoods may be
@@ -121,7 +122,15 @@ def _learned_since(signals: Table) -> int | None:
     low = smooth < _T["nats"]
     if len(smooth) >= _T["late_readings"]:
         low |= smooth < _T["late"] * smooth[len(smooth) // 3]  # by then, the first fall is over
+        early = smooth[len(smooth) // 10]
+        low |= _outputs_something(validation) & (smooth < np.minimum(_T["late"] * early, _T["small"] * loss.values[0]))
     return _since(loss.steps, low)
+
+
+def _outputs_something(validation: Table) -> bool:
+    """Whether most error rates in the second half differ from the 1 of a decoder without output."""
+    _, rates = finite_readings(validation, "per")
+    return bool(np.mean(np.abs(rates[len(rates) // 2 :] - 1) > _T["silent"]) > 0.5) if len(rates) else False
 
 
 def _since(steps: Steps, holds: NDArray[np.bool_]) -> int | None:

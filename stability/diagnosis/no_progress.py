@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from stability.diagnosis.finding import THRESHOLDS, finite_readings, update_in_words
+from stability.diagnosis.finding import THRESHOLDS, Floats, finite_readings, noise_of, update_in_words
 from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["collapsed"]
@@ -14,8 +14,9 @@ _GREW = 3.0  # times their first norm; weights that grew so much have lost what 
 # Sum of the sizes of all updates, over that of the weights,
 _FAR = 1.0  # within which any training gets away from the start,
 _ENOUGH = 0.4  # and within which it does if the updates are still large
-_NEAR_START = 0.6  # share of the first loss; a training that did not get below it has not even begun,
-_SMALL = 1e-5  # and a learning rate below this explains it
+_NEAR_START = 0.7  # share of the first loss; a training that did not get below it has not even begun,
+_EVENLY = 0.2  # if each half of the way made at least this share of its fall
+_FEW = 2  # readings, of whose median at least the noise is the smaller
 _TINY = 1e-6  # a learning rate below this is too small for any model, if nothing else is known
 _MANY = 0.3  # share of the parameters without a gradient or an optimizer that explains why nothing is learned
 _UNTRAINED = (
@@ -29,7 +30,7 @@ _TO_LOG = {
 }
 
 
-def why_no_progress(signals: Table, step: int) -> tuple[str, str]:
+def why_no_progress(signals: Table, validation: Table, step: int) -> tuple[str, str]:
     """Find out why a training does not learn, from what the optimizer did up to a step.
 
     Returns:
@@ -68,12 +69,40 @@ def why_no_progress(signals: Table, step: int) -> tuple[str, str]:
     if not math.isnan(size) or len(finite_readings(signals, "epsilon_dominance").up_to(step)):
         return "step_too_small", _small_step_advice(signals, step, size)
     fell_early = len(rates) > 1 and rates[len(rates) // 2] < _FELL * rates.max()
-    loss = finite_readings(signals, "loss").up_to(step)
-    tiny = _SMALL if len(loss) and np.median(loss[-5:]) > _NEAR_START * loss[0] > 0 else _TINY
-    if len(rates) and (fell_early or rates.max() < tiny):
+    if len(rates) and (fell_early or rates.max() < _TINY):
         fell = f"has fallen early from {rates.max():.2g} to" if fell_early else "is"
         return "step_too_small", f"The lr {fell} {rates[-1]:.2g}, which is too small to go on learning. Raise it."
+    if len(rates) and (creeping := _creeps(signals, validation, step)) is not None:
+        return "step_too_small", (
+            f"The loss falls steadily, but only from {creeping[0]:.3g} to {creeping[1]:.3g}: it has not even reached "
+            "the blank plateau, which usually takes some hundred steps. Raise the lr, and "
+            "look whether the clip or epsilon makes the steps so small."
+        )
     return "no_evidence", _what_to_log(signals, step)
+
+
+def _creeps(signals: Table, validation: Table, step: int) -> tuple[float, float] | None:
+    """The loss in the first and in the last third if it falls evenly, and has not come far; None otherwise.
+
+    A training whose steps are large enough falls at once to the blank plateau, whatever its labels, and rests there.
+    The first training loss shows whether it did. The validation loss, if there is one, has less noise.
+    """
+    loss, held_out = (finite_readings(table, "loss").up_to(step) for table in (signals, validation))
+    smoother = held_out if len(held_out) else loss
+    if min(len(loss), len(smoother)) < 3 * _FEW or loss.min() <= 0:
+        return None
+    start = float(np.median(loss[: 1 + len(loss) // 100]))
+    (early, _, late), (first, middle, last) = _thirds(loss), _thirds(smoother)
+    fell_at_once = start - early > max(3 * noise_of(loss), early - late)
+    fall, noise = first - last, noise_of(smoother) / math.sqrt(_FEW)
+    evenly = min(first - middle, middle - last) > _EVENLY * fall and fall > 3 * noise
+    return (first, last) if evenly and not fell_at_once and late > _NEAR_START * start else None
+
+
+def _thirds(values: Floats) -> tuple[float, float, float]:
+    third = len(values) // 3
+    first, middle, last = (np.median(part) for part in (values[:third], values[third:-third], values[-third:]))
+    return float(first), float(middle), float(last)
 
 
 def why_shrunk(before: float, now: float) -> tuple[str, str] | None:

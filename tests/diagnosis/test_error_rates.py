@@ -136,7 +136,7 @@ def test_losses_come_to_rest_by_their_share() -> None:
 @pytest.mark.parametrize("distance", [1, 10, 100, 200])
 def test_a_training_loss_that_fell_meanwhile_shows_overfitting(distance: int) -> None:
     at = np.arange(0, END + 1, distance)
-    cause, advice = why_lost(training(distance=distance, loss=np.geomspace(10, 0.1, len(at))), BEST, END)
+    cause, advice = why_lost(training(distance=distance, loss=np.geomspace(10, 0.1, len(at))), NOTHING, BEST, END)
     assert cause == "overfitting"
     then, now = numbers(advice)
     assert then == pytest.approx(10 * 0.01 ** (BEST / END), rel=0.5)
@@ -145,29 +145,31 @@ def test_a_training_loss_that_fell_meanwhile_shows_overfitting(distance: int) ->
 
 def test_a_rate_that_rose_with_the_loss_is_too_high() -> None:
     lr = np.interp(np.arange(END + 1), [0, BEST, END], [1e-4, 1e-4, 1e-3])
-    cause, advice = why_lost(training(lr=lr), BEST, END)
+    cause, advice = why_lost(training(lr=lr), NOTHING, BEST, END)
     assert cause == "rate_too_high"
     assert numbers(advice) == pytest.approx([1e-4, 1e-3])
 
 
 def test_large_updates_show_a_rate_that_is_too_high() -> None:
-    cause, advice = why_lost(training(update_ratio=np.full(END + 1, 0.03), lr=np.full(END + 1, 1e-3)), BEST, END)
+    cause, advice = why_lost(
+        training(update_ratio=np.full(END + 1, 0.03), lr=np.full(END + 1, 1e-3)), NOTHING, BEST, END
+    )
     assert cause == "rate_too_high"
     assert numbers(advice) == [0.03]
 
 
 def test_weights_that_shrank_show_the_decay() -> None:
-    cause, advice = why_lost(training(weight_norm=np.linspace(20, 5, END + 1)), BEST, END)
+    cause, advice = why_lost(training(weight_norm=np.linspace(20, 5, END + 1)), NOTHING, BEST, END)
     assert cause == "decay"
     assert numbers(advice) == pytest.approx([20 - 15 * BEST / END, 5], rel=1e-2)
 
 
 def test_what_was_not_recorded_is_named_if_the_cause_is_unknown() -> None:
-    cause, advice = why_lost(training(lr=np.full(END + 1, 1e-3)), BEST, END)
+    cause, advice = why_lost(training(lr=np.full(END + 1, 1e-3)), NOTHING, BEST, END)
     assert cause == "unknown"
     assert "the size of updates" in advice
     assert "the lr," not in advice.partition("Not recorded")[2]
-    assert "the training loss" in why_lost(NOTHING, BEST, END)[1].partition("Not recorded")[2]
+    assert "the training loss" in why_lost(NOTHING, NOTHING, BEST, END)[1].partition("Not recorded")[2]
 
 
 def test_without_rates_nothing_is_degraded() -> None:

@@ -157,6 +157,13 @@ def other_scale(t: Training) -> None:
     t.losses = 1.1 * t.loss[t.rows]
 
 
+def a_skipped_batch_in_each_mean(t: Training) -> None:
+    """The log has means of the loss, and since some time each of them contains a batch that was NaN and skipped."""
+    t.best = t.rng.uniform(0.03, 0.3)
+    t.rates = t.rate_at(t.x[t.rows])
+    t.loss[int(len(t.x) * t.rng.uniform(0.3, 0.6)) :] = np.nan
+
+
 def no_error_rates(t: Training) -> None:
     t.log.remove("rates")
 
@@ -219,6 +226,27 @@ def degraded(t: Training) -> None:
     t.log = {"loss", "rates"}
 
 
+def other_labels_since(t: Training) -> None:
+    """The training goes on with other labels: the loss leaps, and these are learned, too."""
+    t.noise, t.pace, t.leaves, t.lead = min(t.noise, 0.08), 0.1, 0.0, 1
+    t.loss, t.rates = t.loss_at(t.x), t.rate_at(t.x[t.rows])
+    since = int(len(t.x) * t.rng.uniform(0.45, 0.55))
+    learned = t.x - t.x[since]
+    t.loss[since:] = t.scale * (t.end + t.rng.uniform(0.5, 1) * np.exp(-learned / 0.12))[since:]
+    after = t.rows >= since
+    t.rates[after] = t.rng.uniform(0.97, 1.01, int(after.sum()))
+    t.losses[after] = t.scale * (1 + learned[t.rows[after]])
+
+
+def exploded_and_came_back_a_little(t: Training) -> None:
+    """The loss leapt above its start, the log ends while it comes down, and nothing has been learned again."""
+    count = len(t.x)
+    first = count - max(3, count // 8)
+    t.loss[first:] = t.scale * t.rng.uniform(2.5, 10) * np.geomspace(1, 0.45, count - first)
+    t.rates[t.rows >= first] = t.rng.uniform(0.8, 1)
+    t.losses[t.rows >= first] = 2 * t.scale
+
+
 def overfitted(t: Training) -> None:
     lost = t.lose(0.3, t.rng.uniform(0.4, 0.7))
     t.losses = t.loss[t.rows] + 0.6 * t.scale * lost[t.rows]
@@ -276,6 +304,16 @@ def wrong_metric(t: Training) -> None:
     t.log.add("losses")
 
 
+def wrong_class_table(t: Training) -> None:
+    """The decoder of the error rate has another class table, and the loss of utterances is still more than a nat."""
+    t.scale, t.noise, t.end = 60, min(t.noise, 0.08), t.rng.uniform(0.03, 0.1)
+    t.plateau, t.leaves, t.pace = 0.5, 0.0, t.rng.uniform(0.1, 0.25)
+    t.loss = t.loss_at(t.x)
+    t.losses = 1.1 * t.loss[t.rows]
+    t.rates = t.rng.uniform(0.93, 0.99, len(t.rows))
+    t.log.add("losses")
+
+
 def other_labels(t: Training) -> None:
     """Training and validation have other labels."""
     wrong_metric(t)
@@ -297,6 +335,15 @@ def stuck(t: Training) -> None:
     t.loss = t.scale * (plateau + (1 - plateau) * np.exp(-t.x / 0.02))
     t.losses, t.noise = t.loss[t.rows], min(t.noise, 0.08)
     t.rates[:] = 1
+
+
+def creeps(t: Training) -> None:
+    """The steps are so small that the loss comes down evenly, and not far."""
+    t.noise = min(t.noise, 0.03)
+    t.loss = t.scale * (1 - t.rng.uniform(0.18, 0.25) * t.x)
+    t.losses = 1.02 * t.loss[t.rows]
+    t.rates[:] = t.rng.choice([1.0, 1.15])
+    t.log |= {"lr", "losses"}
 
 
 def slow(t: Training) -> None:
@@ -329,6 +376,7 @@ _HEALTHY: list[Known] = [
     (single_spike, {"stable"}, {None}),
     (leap_that_came_back, {"stable"}, {None}),
     (other_scale, {"stable"}, {None}),
+    (a_skipped_batch_in_each_mean, {"stable"}, {None}),
     (no_error_rates, {"undecided"}, {"no validation"}),
     (validations_alone, {"stable"}, {None}),
     (converged, {"stable", "slow"}, {None, "no_evidence"}),
@@ -340,6 +388,8 @@ _FAULTY: list[Known] = [
     (explodes_at_once, {"exploded"}, _GREW),
     (degraded_by_the_rate, {"exploded", "degraded"}, {"rate_too_high"}),
     (degraded, {"exploded", "degraded"}, _GREW),
+    (other_labels_since, {"exploded", "degraded"}, {"unknown"}),
+    (exploded_and_came_back_a_little, {"exploded"}, _GREW),
     (overfitted, {"degraded"}, {"overfitting"}),
     (overfitted_without_error_rates, {"degraded", "undecided"}, {"overfitting", "no validation"}),
     (nan_hidden_as_0, {"non_finite"}, {"loss", "gradient"}),
@@ -349,9 +399,11 @@ _FAULTY: list[Known] = [
     (gradient_of_0, {"not_training"}, {"no_gradient"}),
     (negative_loss, {"bad_data"}, {"negative_loss"}),
     (wrong_metric, {"undecided"}, {"metric"}),
+    (wrong_class_table, {"undecided"}, {"metric"}),
     (other_labels, {"undecided"}, {"labels"}),
     (other_labels_of_half_the_utterances, {"slow"}, {"labels", "overfitting"}),
     (stuck, {"blank_collapse", "undecided"}, {"no_evidence", "too_few_readings"}),
+    (creeps, {"undecided", "blank_collapse"}, {"step_too_small", "too_few_readings"}),
     (slow, {"slow"}, {"no_evidence", "no_information"}),
     (hardly_begun, {"undecided"}, {"too_few_readings", "no validation"}),
     (in_warmup, {"undecided"}, {"in_warmup"}),

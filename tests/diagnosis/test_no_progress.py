@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from stability.diagnosis.no_progress import why_no_progress
 from stability.diagnosis.table import Table
-from tests.support.tables import blank_plateau, numbers, table
+from tests.support.tables import NOTHING, blank_plateau, numbers, table
 
 
 def why(**changes: Any) -> tuple[str, str]:
-    return why_no_progress(blank_plateau(**changes), 299)
+    return why_no_progress(blank_plateau(**changes), NOTHING, 299)
 
 
 def test_weight_decay_is_found() -> None:
@@ -65,7 +65,7 @@ def test_the_advice_has_no_number_that_was_not_recorded(missing: str) -> None:
     whole = blank_plateau()
     column = whole.names.index(missing)
     unmeasured = replace(whole, measured=whole.measured & (np.arange(len(whole.names)) != column))
-    cause, advice = why_no_progress(unmeasured, 299)
+    cause, advice = why_no_progress(unmeasured, NOTHING, 299)
     assert cause == "step_too_small"
     assert "nan" not in advice
 
@@ -78,7 +78,7 @@ def test_how_much_smaller_the_gradients_of_a_per_label_mean_are_is_measured() ->
     signals = blank_plateau(
         loss=np.full(300, 3.0), epsilon_dominance=np.ones(30), effective_lr=np.full(30, 0.02), labels=np.full(300, 21.0)
     )
-    assert "21 times smaller" in why_no_progress(signals, 299)[1]
+    assert "21 times smaller" in why_no_progress(signals, NOTHING, 299)[1]
 
 
 def log(distance: int = 1, **signals: Any) -> Table:
@@ -96,14 +96,14 @@ DISTANCES = pytest.mark.parametrize("distance", [1, 10, 100, 200])
 
 @DISTANCES
 def test_a_loss_alone_is_no_evidence_and_the_advice_says_what_to_log(distance: int) -> None:
-    cause, advice = why_no_progress(log(distance), 1999)
+    cause, advice = why_no_progress(log(distance), NOTHING, 1999)
     assert cause == "no_evidence"
     for missing in ("learning rate", "size of the updates", "gradient norm"):
         assert missing in advice
 
 
 def test_what_was_recorded_is_not_asked_for() -> None:
-    _, advice = why_no_progress(log(grad_norm=constant(5.0), lr=constant(1e-3)), 1999)
+    _, advice = why_no_progress(log(grad_norm=constant(5.0), lr=constant(1e-3)), NOTHING, 1999)
     assert "size of the updates" in advice
     assert "gradient norm" not in advice
     assert "learning rate" not in advice
@@ -112,7 +112,7 @@ def test_what_was_recorded_is_not_asked_for() -> None:
 @DISTANCES
 @pytest.mark.parametrize(("rate", "cause"), [(1e-3, "no_evidence"), (1e-4, "no_evidence"), (1e-7, "step_too_small")])
 def test_a_known_rate_is_too_small_only_if_it_is_tiny(rate: float, cause: str, distance: int) -> None:
-    found, advice = why_no_progress(log(distance, lr=constant(rate)), 1999)
+    found, advice = why_no_progress(log(distance, lr=constant(rate)), NOTHING, 1999)
     assert found == cause
     if cause == "step_too_small":
         assert numbers(advice) == pytest.approx([rate])
@@ -120,30 +120,32 @@ def test_a_known_rate_is_too_small_only_if_it_is_tiny(rate: float, cause: str, d
 
 @DISTANCES
 def test_a_rate_that_fell_early_is_too_small(distance: int) -> None:
-    cause, advice = why_no_progress(log(distance, lr=lambda at: np.where(at < 600, 1e-3, 2e-5)), 1999)
+    cause, advice = why_no_progress(log(distance, lr=lambda at: np.where(at < 600, 1e-3, 2e-5)), NOTHING, 1999)
     assert cause == "step_too_small"
     assert numbers(advice) == pytest.approx([1e-3, 2e-5])
-    assert why_no_progress(log(distance, lr=lambda at: np.linspace(1e-3, 0, len(at))), 1999)[0] == "no_evidence"
+    assert (
+        why_no_progress(log(distance, lr=lambda at: np.linspace(1e-3, 0, len(at))), NOTHING, 1999)[0] == "no_evidence"
+    )
 
 
 @DISTANCES
 @pytest.mark.parametrize(("size", "cause"), [(1e-4, "step_too_small"), (0.01, "no_information")])
 def test_the_sizes_of_updates_decide_if_they_were_measured(size: float, cause: str, distance: int) -> None:
-    assert why_no_progress(log(distance, update_ratio=constant(size), lr=constant(1e-3)), 1999)[0] == cause
+    assert why_no_progress(log(distance, update_ratio=constant(size), lr=constant(1e-3)), NOTHING, 1999)[0] == cause
 
 
 def test_large_updates_that_were_few_show_that_it_has_hardly_begun() -> None:
-    assert why_no_progress(log(update_ratio=constant(0.01)), 30)[0] == "no_evidence"
+    assert why_no_progress(log(update_ratio=constant(0.01)), NOTHING, 30)[0] == "no_evidence"
 
 
 def test_large_updates_that_left_large_weights_blame_the_rate() -> None:
     signals = log(update_ratio=lambda at: np.where(at < 200, 0.3, 1e-4), weight_norm=lambda at: np.minimum(10 + at, 90))
-    cause, advice = why_no_progress(signals, 1999)
+    cause, advice = why_no_progress(signals, NOTHING, 1999)
     assert cause == "rate_too_high"
     assert numbers(advice) == pytest.approx([0.3, 10, 90])
 
 
 def test_only_what_was_recorded_up_to_the_step_counts() -> None:
     signals = log(lr=lambda at: np.where(at < 1000, 1e-7, 1e-3))
-    assert why_no_progress(signals, 900)[0] == "step_too_small"
-    assert why_no_progress(signals, 1999)[0] == "no_evidence"
+    assert why_no_progress(signals, NOTHING, 900)[0] == "step_too_small"
+    assert why_no_progress(signals, NOTHING, 1999)[0] == "no_evidence"
