@@ -4,6 +4,7 @@
 |---|---|
 | `lr=0.002`, `batch_size=48` | `schedule.lr_max=0.002`, `batch.size=48`: the names in tables, figures and MLflow |
 | `tags={team: speech}` | `+tracking.tags={team: speech}`: without `+` Hydra accepts only keys that are there |
+| `trainer.command=python a.py --lr {lr}` | the same in quotes: in Hydra's grammar braces are for dictionaries |
 | `experiment=test1` | `--multirun experiment=test1`: an experiment is a sweep |
 | `experiment=test1,test2` | the same, with what the experiments have in common: launcher, seeds, study, claims |
 """
@@ -17,10 +18,11 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from stability.config.hydra import conf_folder, explain_error, register_schema
-from stability.config.names import full_name
+from stability.config.names import SETTINGS, full_name
 from stability.core.errors import StabilityError
 
 _PARAMS = "hydra.sweeper.params."
+_TEXTS = tuple(f"trainer.{name}" for name in ("command", "config", "log", "resume"))  # each is one text, as it stands
 
 
 def full_words(words: Sequence[str]) -> list[str]:
@@ -54,7 +56,17 @@ def _with_full_name(word: str) -> str:
     # `batch` is also a group. None of its options is a number.
     name = "batch_size" if name == "batch" and re.match(r"[\d.]|range\(", value) else name
     name = full_name(name)
+    if (name in _TEXTS and value != "null") or (name.startswith(SETTINGS) and re.search(r"\{[\w.-]+\}", value)):
+        value = _quoted(value)
     return f"{'+' if name == 'tracking.tags' else start}{name}={value}"
+
+
+def _quoted(text: str) -> str:
+    """Return a text as Hydra's grammar quotes it, unless it is quoted already."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text
+    quote = next((quote for quote in "'\"" if quote not in text), '"')
+    return f"{quote}{text.replace(quote, f'{chr(92)}{quote}')}{quote}"
 
 
 def _shared_words(experiments: Sequence[str], presets: Sequence[str]) -> list[str]:

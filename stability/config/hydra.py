@@ -16,7 +16,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from stability.config import schema
-from stability.config.names import flatten_dict, search_name, trial_name
+from stability.config.names import SHORT_NAMES, flatten_dict, is_of_decoder, search_name, trial_name
+from stability.config.placeholders import check_command
 from stability.config.schema import Command, Config, check
 from stability.core.checkout import ROOT
 from stability.core.errors import StabilityError
@@ -25,7 +26,10 @@ from stability.core.text import printable
 
 def register_schema() -> None:
     """Add the schema, and the resolvers that `conf/` uses, to Hydra. Call it before Hydra composes."""
-    ConfigStore.instance().store(name="schema", node=Command, replace=True)
+    node = OmegaConf.structured(Command)
+    for free in (node.settings, node.trainer.names):
+        OmegaConf.set_struct(free, False)  # the names are the user's: Hydra takes them without a +
+    ConfigStore.instance().store(name="schema", node=node, replace=True)
     OmegaConf.register_resolver("scaled", _scaled, replace=True)
     OmegaConf.register_resolver("trial_name", _trial_name, replace=True)
     OmegaConf.register_resolver("search_name", _search_name, replace=True)
@@ -60,6 +64,9 @@ def resolve_config(cfg: DictConfig) -> Config:
     config = Config(**values)
     config.diagnosis.stop_on = sorted({*config.diagnosis.stop_on})  # its order is no part of a trial's name
     check(config)
+    if config.runs_command:
+        check_command(config)
+        _refuse_decoder_settings(cfg)
     return config
 
 
@@ -149,6 +156,19 @@ def _explain_grammar(word: str) -> str:
         f"Cannot read {word}. Close all brackets and quotes. If the value has other characters than letters, digits "
         f"and _-./:, quote it, and quote the whole for the shell: '{name}=\"{value}\"'."
     )
+
+
+def _refuse_decoder_settings(cfg: DictConfig) -> None:
+    """Raise if an override gives a command a setting of the decoder, which would change nothing."""
+    given = OmegaConf.select(cfg, "hydra.overrides.task") or ()  # a trial's `config.yaml` has none
+    for override in OverridesParser.create().parse_overrides([*given]):
+        name = override.key_or_group
+        if is_of_decoder(name):
+            own = name.rpartition(".")[2] if name not in SHORT_NAMES else SHORT_NAMES[name]
+            raise StabilityError(
+                f"{override.input_line} is a setting of this project's decoder, which trainer=command does not train: "
+                f"remove it, or give the program's own setting, such as settings.{own}=VALUE."
+            )
 
 
 def _there_are(group: Any) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, fields, is_dataclass
@@ -21,15 +22,46 @@ SHORT_NAMES = {
     "seed": "seed",
 }  # of the factors that are varied most
 
+SETTINGS = "settings."  # what precedes the names of a command's own settings
+
 _ALIASES = {"batch_size": "batch.size", "learning_rate": "schedule.lr_max", "eps": "optimizer.epsilon"}
 
+# The settings of a command in the name of a trial: the first ones with short values.
+_MOST_READABLE, _SHORT = 5, r"[\w.+-]{1,12}"
+
 # Settings, and groups of settings, that do not change the result of a trial.
-CHANGES_NO_RESULT = {"tracking", "study", "outputs", "fresh", "validate_every", "checkpoint_every"}
+CHANGES_NO_RESULT = {
+    *("tracking", "study", "outputs", "fresh", "validate_every", "checkpoint_every"),
+    *(f"trainer.{name}" for name in ("log", "names", "resume", "steps", "limit", "grace")),
+}
+
+_OF_COMMAND = ("trainer", "settings")  # what only a trial of a command has
+_OF_BOTH = ("diagnosis", "tracking", "seed", "study", "outputs", "fresh")
+
+
+def changes_result(name: str) -> bool:
+    """Return whether the setting with this dotted name can change the result of a trial."""
+    return name.partition(".")[0] not in CHANGES_NO_RESULT and ".".join(name.split(".")[:2]) not in CHANGES_NO_RESULT
+
+
+def is_of_decoder(name: str) -> bool:
+    """Return whether the setting, or group, with this dotted name is one of this project's decoder alone."""
+    group = name.partition(".")[0]
+    return group in get_type_hints(Config) and group not in (*_OF_COMMAND, *_OF_BOTH)
+
+
+def own_settings(config: Config) -> dict[str, Any]:
+    """Return the settings that the trial has: its own trainer's, and not those of the other kind of trainer."""
+    return {
+        name: value
+        for name, value in asdict(config).items()
+        if not (is_of_decoder(name) if config.runs_command else name in _OF_COMMAND)
+    }
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Return every value of a configuration under its dotted name, as the command line overrides it."""
-    return flatten_dict(asdict(config))
+    """Return every value of a trial's configuration under its dotted name, as the command line overrides it."""
+    return flatten_dict(own_settings(config))
 
 
 def flatten_dict(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -64,13 +96,20 @@ def short_name(name: str) -> str:
 
     Returns:
         The name in `SHORT_NAMES`; else the last part of the dotted name, or all of it if the last part is not unique.
+        The name of a command's setting is what follows `settings.`.
     """
+    if name.startswith(SETTINGS):
+        return name.removeprefix(SETTINGS)
     last = name.rpartition(".")[2]
     return SHORT_NAMES.get(name) or (last if _last_parts()[last] == 1 and last not in SHORT_NAMES.values() else name)
 
 
 def trial_name(config: Config) -> str:
     """Return a trial's name: its main factors, and a hash of all settings that can change its result."""
+    if config.runs_command:
+        short = {n: v for n, v in flatten_dict(config.settings).items() if re.fullmatch(_SHORT, str(v))}
+        parts = [f"{name.rpartition('.')[2]}{value}" for name, value in short.items()]
+        return "-".join([*parts[:_MOST_READABLE], f"seed{config.seed}", _digest(config)])
     readable = {
         "eps": config.optimizer.epsilon,
         "lr": config.schedule.lr_max,
@@ -92,10 +131,11 @@ def search_name(config: Config, searched: Collection[str]) -> str:
 
 
 def _digest(config: Config, without: Collection[str] = ()) -> str:
+    own = own_settings(config)
     matters = {
         name: value
-        for name, value in flatten_dict(without_defaults(config)).items()
-        if name.split(".")[0] not in CHANGES_NO_RESULT and not any(f"{name}.".startswith(f"{w}.") for w in without)
+        for name, value in flatten_dict({n: v for n, v in without_defaults(config).items() if n in own}).items()
+        if changes_result(name) and not any(f"{name}.".startswith(f"{w}.") for w in without)
     }
     return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
 

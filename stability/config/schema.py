@@ -162,6 +162,21 @@ class Tracking:
 
 
 @dataclass
+class Trainer:
+    """Who trains: this project's decoder, or a command: see `conf/trainer/`."""
+
+    kind: Literal["decoder", "command"] = "decoder"
+    command: str | None = None
+    config: str | None = None
+    log: str | None = None
+    names: dict[str, str] = field(default_factory=dict)
+    resume: str | None = None
+    steps: int | None = field(default=None, metadata=_at_least(1))
+    limit: float | None = field(default=None, metadata=_positive())
+    grace: float = field(default=30.0, metadata=_at_least(0))
+
+
+@dataclass
 class Config:
     """The configuration of one trial: see `conf/config.yaml`."""
 
@@ -184,6 +199,18 @@ class Config:
     study: str
     outputs: str
     fresh: bool
+    trainer: Trainer = field(default_factory=Trainer)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def runs_command(self) -> bool:
+        """Whether a command trains the trial, and not this project's decoder."""
+        return self.trainer.kind == "command"
+
+    @property
+    def budget(self) -> int | None:
+        """The number of steps that the trial is to make; None if only the command knows it."""
+        return self.trainer.steps if self.runs_command else self.steps
 
 
 @dataclass
@@ -194,7 +221,7 @@ class Sweep:
     dry_run: bool
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Command(Config):
     """Everything that a command line can set, except Hydra's own settings."""
 
@@ -212,6 +239,11 @@ def check(config: Config) -> None:
     """
     check_bounds(config)
     refuse_password("tracking.uri", config.tracking.uri or "")
+    if config.runs_command:
+        return
+    if config.settings or config.trainer.command:
+        given = "trainer.command" if config.trainer.command else f"settings.{next(iter(config.settings))}"
+        raise StabilityError(f"{given} is for a program of yours: add trainer=command.")
     if missing := {*FATAL} - {*config.diagnosis.stop_on}:
         raise StabilityError(
             f"diagnosis.stop_on={config.diagnosis.stop_on}: {', '.join(sorted(missing))} must be in the list, because "

@@ -20,6 +20,11 @@ LOCK = "lock"  # held by the process that trains the trial
 CHECKPOINTS = Path("checkpoints")
 LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
 PREVIOUS = CHECKPOINTS / "previous.pt"  # the one before the last, in case the last is damaged
+# Of a trial that a command trained.
+WORK = "work"  # the folder in which the program runs
+OUTPUT = "output.log"  # what it prints
+RUNS = "command.json"  # how often it was started, with what, and how it ended
+RECORDING = "recording.json"  # what its log calls the error rate, and what its steps count
 FLIGHT = Path("flight")  # everything that is needed to repeat a step that failed
 FLIGHT_RECORD, FLIGHT_STATE = FLIGHT / "flight.json", FLIGHT / "state.pt"  # flight.json is written last
 

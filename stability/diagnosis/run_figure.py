@@ -13,9 +13,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Transform
 
 from stability.core import palette
-from stability.core.files import FIGURE, SIGNALS_FILE, VALIDATION_FILE, VERDICT, write_atomically
+from stability.core.files import FIGURE, VERDICT, write_atomically
 from stability.core.text import printable
 from stability.diagnosis import table as signals
+from stability.diagnosis.readers.tables import read_tables
 from stability.diagnosis.verdict import read_verdict
 
 _LINE, _CLIP, _ONSET, _BROKEN = palette.BLUE, palette.GREEN, palette.VERMILION, palette.PURPLE
@@ -35,9 +36,18 @@ def draw_run(folder: Path, clip: float | None = None) -> Path:
     Raises:
         StabilityError: A table of signals or the verdict in the folder cannot be read.
     """
-    table, validation = (signals.read_table(folder / name) for name in (SIGNALS_FILE, VALIDATION_FILE))
+    run = read_tables(folder)
     verdict = asdict(read_verdict(folder / VERDICT)) if (folder / VERDICT).exists() else {}
-    return draw(folder / FIGURE, folder.name, table, validation, verdict=verdict, clip=clip)
+    return draw(
+        folder / FIGURE,
+        folder.name,
+        run.signals,
+        run.validation,
+        verdict=verdict,
+        clip=clip,
+        metric=run.metric,
+        unit=run.unit,
+    )
 
 
 def draw(

@@ -54,17 +54,28 @@ def append_table(path: Path, table: Table) -> None:
 
     A file that does not exist, or is empty, gets its header first. A field that was not measured stays empty.
     """
+    with path.open("ab") as file:
+        header = _header(table) if file.tell() == 0 else ""
+        file.write((header + _rows(table)).encode())
+
+
+def write_table(path: Path, table: Table) -> None:
+    """Replace a file by the rows of `table`, atomically."""
+    write_atomically(path, (_header(table) + _rows(table)).encode())
+
+
+def _header(table: Table) -> str:
+    return ",".join(("step", *table.names)) + "\n"
+
+
+def _rows(table: Table) -> str:
     # Nine digits distinguish every float32 from its neighbours.
-    rows = "".join(
-        f"{step}," + ",".join(f"{n:.9g}" if m else "" for n, m in zip(row, measured, strict=True)) + "\n"
+    return "".join(
+        ",".join([str(step), *(f"{n:.9g}" if m else "" for n, m in zip(row, measured, strict=True))]) + "\n"
         for step, row, measured in zip(
             table.steps.tolist(), table.values.tolist(), table.measured.tolist(), strict=True
         )
     )
-    with path.open("ab") as file:
-        if file.tell() == 0:
-            rows = ",".join(("step", *table.names)) + "\n" + rows
-        file.write(rows.encode())
 
 
 def read_table(path: Path, after: int = -1, only: Collection[str] | None = None) -> Table:

@@ -1,5 +1,6 @@
 """Prints what a sweep would do: its trials, which of them are done, and how long the rest takes on this machine."""
 
+import shlex
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,12 @@ from stability.core.text import counted, duration
 from stability.diagnosis.display import shown
 from stability.sweeps.jobs import PlannedTrial
 from stability.sweeps.launcher import is_stacked
+from stability.sweeps.pace import steps_made
 from stability.sweeps.plan import Plan
 from stability.sweeps.search import Search
 from stability.sweeps.stacks import stack_key
+from stability.trials.program import command_words, resumes_in
+from stability.trials.program_runs import seconds_run
 
 _SECONDS = 2.0  # of training by which a kind of trial is timed, after half of it to warm up
 _BLOCK = 5  # steps between two readings of the clock
@@ -53,7 +57,10 @@ def show_plan(plan: Plan, launcher: DictConfig) -> None:
     begun = sum(bool(steps[trial.folder]) for trial in to_do)
     counts = f"{len(plan.trials) - len(to_do)} done, {begun} to resume, {len(to_do) - begun} new"
     print(f"{counted(len(plan.trials), 'trial')}: {counts}")
-    if to_do:
+    if to_do and to_do[0].config.runs_command:
+        print(f"The first of them starts: {shlex.join(command_words(to_do[0].config, to_do[0].folder))}")
+        print(_estimate_commands([trial for trial in plan.trials if trial not in to_do], len(to_do), launcher))
+    elif to_do:
         print(_estimate(to_do, steps, launcher))
 
 
@@ -81,6 +88,8 @@ def _next_step(trial: PlannedTrial) -> int | None:
         return 0
     if (trial.folder / VERDICT).exists():
         return None
+    if trial.config.runs_command:
+        return steps_made(trial.folder) if resumes_in(trial.config, trial.folder) else 0
     for path in (trial.folder / LAST, trial.folder / PREVIOUS):
         if path.exists():
             import torch  # late: it takes seconds
@@ -117,6 +126,17 @@ def _estimate(trials: Sequence[PlannedTrial], steps: Mapping[Path, int | None], 
     each = ", ".join(sorted({f"{1000 * cost.step:.0f} ms" for cost in costs}))
     unit = "a step and trial" if most > 1 else "a step"
     return f"about {duration(seconds)} on this machine, {how} ({each} {unit}, measured just now)"
+
+
+def _estimate_commands(done: Sequence[PlannedTrial], to_do: int, launcher: DictConfig) -> str:
+    """Return how long commands take, by those that have ended, in words."""
+    seconds = [own for trial in done if (own := seconds_run(trial.folder))]
+    if not seconds:
+        return "How long a trial takes is not known before the first one has ended."
+    workers = launcher.workers if is_stacked(launcher) else 1
+    how = f"with {workers} workers" if workers > 1 else "one after another"
+    mean = sum(seconds) / len(seconds)
+    return f"about {duration(to_do * mean / workers)}, {how}, as long as those that are done ({duration(mean)} each)"
 
 
 def _measure(configs: Sequence[Config], at_once: int | None) -> _Cost:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from stability.config.hydra import explain_error, resolve_config
-from stability.config.names import CHANGES_NO_RESULT, flatten
+from stability.config.names import changes_result, flatten
 from stability.config.schema import Config
 from stability.core.errors import StabilityError
 from stability.sweeps.hydra_internals import combinations
@@ -34,12 +34,12 @@ class PlannedTrial:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """{dotted name: value} of the settings that can change its result."""
-        return {n: value for n, value in flatten(self.config).items() if n.split(".")[0] not in CHANGES_NO_RESULT}
+        return {name: value for name, value in flatten(self.config).items() if changes_result(name)}
 
     @property
-    def steps(self) -> int:
-        """The number of its training steps."""
-        return self.config.steps
+    def steps(self) -> int | None:
+        """The number of its training steps; None if only the command that trains it knows that."""
+        return self.config.budget
 
     @property
     def fresh(self) -> bool:

@@ -92,6 +92,11 @@ def _pace(first: tuple[float, int], last: tuple[float, int]) -> float:
     return steps / seconds if seconds > 0 else 0.0
 
 
+def steps_made(folder: Path) -> int:
+    """Return the number of steps in a trial's table of signals."""
+    return _last_row(folder)[0]
+
+
 def _written(folder: Path) -> int:
     with suppress(OSError):
         return (folder / SIGNALS_FILE).stat().st_mtime_ns
@@ -107,5 +112,5 @@ def _last_row(folder: Path) -> tuple[int, float]:
         *_, last, _ = (b"\n" + file.read()).split(b"\n")  # what follows the last line break may be cut
         cells = last.split(b",")
         if len(cells) == len(names):
-            return int(cells[0]) + 1, float(cells[names.index(b"loss")])
+            return int(cells[0]) + 1, float(dict(zip(names, cells, strict=True)).get(b"loss") or "nan")
     return 0, math.nan

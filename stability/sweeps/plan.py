@@ -8,9 +8,11 @@ from omegaconf import DictConfig
 
 from stability.config.names import trial_name
 from stability.core.errors import StabilityError
+from stability.core.files import VERDICT
 from stability.sweeps.cells import Cells
 from stability.sweeps.hydra_internals import BasicSweeper
 from stability.sweeps.jobs import InvalidJob, PlannedTrial, compose_job, describe_job, grid_jobs
+from stability.trials.program import check_program
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def make_plan(cfg: DictConfig) -> Plan | None:
     for number, job in enumerate(jobs):
         try:
             _, trial = compose_job(cfg, job, number)
+            if trial.config.runs_command and not (trial.folder / VERDICT).exists():
+                check_program(trial.config)
             first = trials.setdefault(trial.folder, trial)
             if trial_name(first.config) != trial_name(trial.config):
                 raise StabilityError(

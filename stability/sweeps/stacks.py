@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds
     import torch
 
     from stability.data.records import Dataset
-    from stability.trials.run import OpenData
+    from stability.trials.training import OpenData
 
 _FORMAT = logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")  # as Hydra writes it
 
@@ -133,7 +133,9 @@ class StackTrainer:
 
 
 def stack_key(settings: Config) -> str:
-    """Return a text that is equal for two trials if they can share a stack."""
+    """Return a text that is equal for two trials if they can share a stack. Commands are run one after another."""
+    if settings.runs_command:
+        return settings.trainer.kind
     parts = (settings.model, settings.batch, settings.precision, settings.data)
     # The trials of a stack share their data. With `exclude`, the longest cut decides which utterances are left out.
     cut = settings.aug.max_cut if settings.data.on_bad_utterance == "exclude" else 0

@@ -16,6 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from stability.config.hydra import register_schema, resolve_config
+from stability.config.placeholders import uses_seed
 from stability.core.errors import CallbackError, StabilityError
 from stability.core.files import VERDICT, short_path
 from stability.core.text import counted
@@ -122,7 +123,7 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
         print(note)
     settings = plan.trials[0].config if plan else resolve_config(cfg)
     total, done = (search.total, search.done) if search else (None, 0)
-    progress = SweepProgress(study, plan, total, done, None if plan else settings.steps)
+    progress = SweepProgress(study, plan, total, done, None if plan else settings.budget)
     tracking, outputs = settings.tracking, Path(settings.outputs)
     finished = plan is not None and all(is_finished(trial.config, trial.folder) for trial in plan.trials)
     is_closed = finished and is_sent(tracking, study, outputs=outputs)  # a kill may have come after the last trial
@@ -173,6 +174,11 @@ def _notes(plan: Plan | None, search: Search | None) -> list[str]:
         notes.append(f"{counted(plan.duplicates, 'configuration')} {verb} an earlier one; each trial is trained once.")
     if plan and plan.factors and len({trial.config.seed for trial in plan.trials}) == 1:
         notes.append("One seed does not show whether an effect is chance: give several, as in 'seed=range(3)'.")
+    elif plan and plan.trials[0].config.runs_command and not uses_seed(plan.trials[0].config):
+        notes.append(
+            "The program is not told the seed, so it chooses its random numbers itself. To tell it, write {seed} into "
+            "trainer.command."
+        )
     if search and search.done >= search.total:
         notes.append(f"The search already has {search.done} trials: to go on, give hydra.sweeper.n_trials=MORE.")
     return notes

@@ -15,7 +15,7 @@ from stability.core.files import ERROR, FIGURE, VERDICT, short_path, write_atomi
 from stability.tracking.api import is_sent
 
 if TYPE_CHECKING:  # PyTorch takes seconds
-    from stability.trials.run import OpenData
+    from stability.trials.training import OpenData
 
 
 def run_in_sweep(cfg: DictConfig, folder: Path) -> float:

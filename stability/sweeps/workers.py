@@ -115,6 +115,8 @@ class _Task:
                 import torch
 
                 torch.set_num_threads(max(1, torch.get_num_threads() // self.on_machine))
+                # For programs that trials start. PyTorch in this process has read it already.
+                os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
                 return True, self.work(self.number, self.sharing)
         except Interrupted:
             if not time_is_up:

@@ -58,10 +58,7 @@ class TrialSender(Sender):
             raise StabilityError(f"Another process trains or sends {folder}. Wait for its end.") from None
         super().__init__(folder, new)
         self._config = read_plain_config(folder)
-        steps = self._config.get("steps")
-        if not isinstance(steps, int):
-            raise StabilityError(f"{folder / CONFIG} is not a trial's configuration: it has no number of steps.")
-        self._stride = math.ceil(steps / _POINTS)
+        self._stride = math.ceil(self._budget() / _POINTS)
         self._measures_system = system_metrics
         self._system: SystemMetricsMonitor | None = None
         self._next = 0.0  # time.monotonic() of the next sending
@@ -109,6 +106,14 @@ class TrialSender(Sender):
 
     def _outputs(self) -> Path:
         return self._folder.resolve().parent.parent
+
+    def _budget(self) -> int:
+        """The number of steps that the trial is to make; 1 if only the command that trains it knows that."""
+        trainer = self._config.get("trainer")
+        steps = (trainer.get("steps") or 1) if isinstance(trainer, dict) else self._config.get("steps")
+        if not isinstance(steps, int):
+            raise StabilityError(f"{self._folder / CONFIG} is not a trial's configuration: it has no number of steps.")
+        return steps
 
     def _start_time(self) -> int:
         return modification_time(self._folder / CONFIG)

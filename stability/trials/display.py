@@ -17,7 +17,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from stability.core.files import BEST, EXCLUDED, FIGURE, FLIGHT, FLIGHT_RECORD, VERDICT, short_path
+from stability.core.files import BEST, EXCLUDED, FIGURE, FLIGHT, FLIGHT_RECORD, OUTPUT, VERDICT, short_path
 from stability.core.text import counted, pace_text
 from stability.diagnosis.display import show_outcome, shown
 from stability.diagnosis.table import Table as Signals
@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # a log is diagnosed without PyTorch
     from stability.engine.stack import Stack
     from stability.trials.recorder import Suspect
     from stability.trials.replay import Replay
-    from stability.trials.requests import Validation
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +38,7 @@ _KINDS = {
     "Try a lower lr or a clip.",
     "true fault": "It fails in every precision: check the settings, the data, and the weights before this step.",
 }
+_SHOWN = {"loss": ("loss", ".4g"), "blank_fraction": ("blank", ".0%"), "grad_norm": ("gradient", ".3g")}
 _SUSPECTS = 8  # utterances listed
 _WIDTH = 500  # columns of a printed table, so that no cell is cut
 
@@ -47,12 +47,12 @@ class Display:
     """The terminal while one trial trains. Use it in a `with` statement.
 
     Args:
-        total_steps: The steps that the trial is to train.
+        total_steps: The steps that the trial is to train; None if that is not known.
         done_steps: The steps that it has trained already.
         quiet: Whether to show nothing.
     """
 
-    def __init__(self, total_steps: int, done_steps: int, quiet: bool) -> None:
+    def __init__(self, total_steps: int | None, done_steps: int, quiet: bool) -> None:
         self._console = Console(highlight=False, soft_wrap=True, quiet=quiet)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -64,7 +64,7 @@ class Display:
         )
         self._steps = total_steps
         self._task = self._bar.add_task("", total=total_steps, completed=done_steps)
-        self._rates = "PER –"
+        self._rates = ""
         self._latest = ""
 
     def __enter__(self) -> Self:
@@ -78,17 +78,25 @@ class Display:
 
     def show_steps(self, rows: Signals) -> None:
         """Show the last of the steps that were just trained."""
-        last = dict(zip(rows.names, rows.values[-1].tolist(), strict=True))
-        self._latest = f"loss {last['loss']:.4g}  blank {last['blank_fraction']:.0%}  gradient {last['grad_norm']:.3g}"
+        known = zip(rows.names, rows.values[-1].tolist(), rows.measured[-1], strict=True)
+        last = {name: value for name, value, measured in known if measured}
+        self._latest = "  ".join(f"{word} {last[name]:{form}}" for name, (word, form) in _SHOWN.items() if name in last)
         self._bar.update(self._task, completed=int(rows.steps[-1]) + 1)
         self._describe()
 
-    def show_validation(self, step: int, validation: "Validation") -> None:
-        """Show a validation. Without a progress bar, print a line for it."""
-        per, loss = validation
-        self._rates = f"PER {per:.3f}"
+    def show_validation(self, step: int, per: float | None, loss: float | None, metric: str = "PER") -> None:
+        """Show a validation. Without a progress bar, print a line for it.
+
+        Args:
+            step: The step after which it was made.
+            per: The error rate; None if it was not measured.
+            loss: The loss; None if it was not measured.
+            metric: The error rate's own name.
+        """
+        rate = "" if per is None else f"  {metric} {per:.4f}"
+        self._rates = "" if per is None else f"{metric} {per:.3f}"
         self._describe()
-        line = f"step {step:<6d} {self._latest}  PER {per:.4f}  validation loss {loss:.4g}"
+        line = f"step {step:<6d} {self._latest}{rate}" + ("" if loss is None else f"  validation loss {loss:.4g}")
         if self._bar.disable:
             self._console.print(line)
         log.info(line)
@@ -100,7 +108,8 @@ class Display:
     def show_stop(self, step: int, verdict: Verdict) -> None:
         """Print why the trial stops before its last step."""
         reason = f"{verdict.outcome}, found at step {verdict.detected_step}"
-        _say(self._console, f"stopped at step {step} of {self._steps}: {reason}")
+        of = "" if self._steps is None else f" of {self._steps}"
+        _say(self._console, f"stopped at step {step}{of}: {reason}")
 
 
 def _say(console: Console, text: str) -> None:
@@ -144,6 +153,27 @@ def show_configuration(
         _say(console, f"[yellow]Training without {bad}; {EXCLUDED} lists them.[/]")
 
 
+def show_command(config: "Config", folder: Path, command: str, log: Path, *, resumes: bool, quiet: bool) -> None:
+    """Print what a trial that a command trains starts, and where.
+
+    Args:
+        config: The trial's configuration.
+        folder: The trial's folder.
+        command: The command.
+        log: The log that is followed.
+        resumes: Whether the program goes on from where it was stopped.
+        quiet: Whether to write it only into the trial's log.
+    """
+    console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+    for name, value in {
+        "command": command,
+        "log": short_path(log),
+        "trial": f"seed {config.seed}" + (" (resumed)" if resumes else ""),
+        "folder": short_path(folder),
+    }.items():
+        _say(console, f"[dim]{name:<10}[/] {shown(value)}")
+
+
 def show_verdict(
     verdict: Verdict, folder: Path, where: str, *, finished_before: bool = False, quiet: bool = False
 ) -> None:
@@ -165,8 +195,10 @@ def show_verdict(
         "verdict": folder / VERDICT,
         "figure": folder / FIGURE,
         "checkpoint": folder / BEST,
+        "output": folder / OUTPUT,
     }.items():
-        _say(console, f"[dim]{name:<10}[/] {shown(short_path(place))}")
+        if place.exists():
+            _say(console, f"[dim]{name:<10}[/] {shown(short_path(place))}")
     if (folder / FLIGHT_RECORD).exists():
         _say(console, f"[dim]flight recording[/]  {shown(short_path(folder / FLIGHT))}")
         _say(console, f"  repeat the step: `python -m stability.diagnose --replay {shown(short_path(folder))}`")

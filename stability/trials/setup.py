@@ -15,11 +15,15 @@ from stability.core.files import (
     FIGURE,
     FLIGHT,
     LAST,
+    OUTPUT,
     PREVIOUS,
+    RECORDING,
+    RUNS,
     SIGNALS_FILE,
     TRACKING,
     VALIDATION_FILE,
     VERDICT,
+    WORK,
 )
 from stability.data import synthetic
 from stability.data.placement import place
@@ -137,7 +141,8 @@ def open_data(config: Config, device: torch.device) -> Dataset:
 
 def clear(folder: Path) -> None:
     """Delete the results of the trial in a folder. Other files, such as its configuration, stay."""
-    for inner in (CHECKPOINTS, FLIGHT):
+    for inner in (CHECKPOINTS, FLIGHT, WORK):
         shutil.rmtree(folder / inner, ignore_errors=True)
-    for name in (SIGNALS_FILE, VALIDATION_FILE, VERDICT, FIGURE, EXCLUDED, DATA, TRACKING):
+    of_decoder, of_command = (EXCLUDED, DATA), (OUTPUT, RUNS, RECORDING)
+    for name in (SIGNALS_FILE, VALIDATION_FILE, VERDICT, FIGURE, TRACKING, *of_decoder, *of_command):
         (folder / name).unlink(missing_ok=True)

@@ -112,6 +112,8 @@ class CommandLine:
         return ended(self.fork(*overrides), status)
 
     def _tiny(self, overrides: Sequence[str]) -> list[str]:
+        if "trainer=command" in overrides:  # it has no model and no data
+            return ["tracking=none", *overrides]
         return [*_MODEL, *([] if "data=t15" in overrides else self.synthetic), *overrides]
 
     def fail(self, *overrides: str, **options: Any) -> str:
@@ -122,12 +124,14 @@ class CommandLine:
         """Like `fail`, for a command that fails before it trains: it runs in this process, which is much faster."""
         log = logging.getLogger()
         handlers, level = [*log.handlers], log.level
-        arguments = ["stability.train", *_MODEL, *self.synthetic, *overrides]
+        arguments = ["stability.train", *self._tiny(overrides)]
         with mock.patch.object(sys, "argv", arguments), contextlib.chdir(self.folder), warnings.catch_warnings():
             warnings.simplefilter("default")  # as in a process of its own
             with pytest.raises(SystemExit) as end:
                 main()
-        log.handlers[:] = handlers  # removes the handlers that Hydra added
+        for added in [handler for handler in log.handlers if handler not in handlers]:  # by Hydra
+            log.removeHandler(added)
+            added.close()
         log.setLevel(level)
         return the_message(Ended("", f"{end.value}\n"))
 

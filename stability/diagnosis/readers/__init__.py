@@ -28,7 +28,7 @@ from stability.diagnosis.readers.metrics import read_metrics
 from stability.diagnosis.readers.names import Naming, known_names, naming
 from stability.diagnosis.readers.recording import Recording, last_of
 
-__all__ = ["Recording", "read_log", "read_metrics", "read_runs"]
+__all__ = ["Recording", "check_names", "read_log", "read_metrics", "read_runs"]
 
 # In this order. Those whose lines may stand anywhere in other output come last.
 _FORMATS: tuple[Callable[[Log], list[Recording] | None], ...] = (
@@ -77,10 +77,7 @@ def read_runs(
         StabilityError: The file cannot be read, or contains no training. The message says where and why.
     """
     names = names or {}
-    if unknown := [*names.keys() - known_names().keys() - {"val_loss", "epoch"}]:
-        raise StabilityError(
-            f"{first_of(sorted(unknown), 4)} is not a signal. Choose from {', '.join(known_names())}, val_loss, epoch."
-        )
+    check_names(names)
     try:
         with naming(names) as seen:
             if path.is_dir():
@@ -92,6 +89,14 @@ def read_runs(
     if not runs:
         raise StabilityError(_why_not(path, seen))
     return runs
+
+
+def check_names(names: Mapping[str, str]) -> None:
+    """Raise StabilityError if a key of `names`, as `read_runs` takes them, is not a signal."""
+    if unknown := [*names.keys() - known_names().keys() - {"val_loss", "epoch"}]:
+        raise StabilityError(
+            f"{first_of(sorted(unknown), 4)} is not a signal. Choose from {', '.join(known_names())}, val_loss, epoch."
+        )
 
 
 def _read_file(path: Path, progress: Callable[[int, int], None]) -> list[Recording]:

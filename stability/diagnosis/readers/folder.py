@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, SIGNALS_FILE, VALIDATION_FILE
+from stability.core.files import CONFIG, SIGNALS_FILE
 from stability.core.text import first_of
 from stability.diagnosis.finding import readings
 from stability.diagnosis.readers import tensorboard_events, wandb_folder
 from stability.diagnosis.readers.flight import is_flight
 from stability.diagnosis.readers.flight import read as read_flight
 from stability.diagnosis.readers.recording import Recording
-from stability.diagnosis.table import read_table
+from stability.diagnosis.readers.tables import read_tables
 
 _LOGS = (".csv", ".tsv", ".jsonl", ".json", ".log", ".txt", ".out", ".err")
 _NAMES = ("training_log",)
@@ -127,11 +127,11 @@ def read_trial(path: Path) -> Recording:
     """Read the tables in the folder of one of our trials.
 
     Raises:
-        StabilityError: There is no row in the table of signals.
+        StabilityError: There is no row in its tables, or a file is damaged.
     """
-    signals = read_table(path / SIGNALS_FILE)
-    if not len(signals.steps):
+    recording = read_tables(path)
+    if not len(recording.signals.steps) and not len(recording.validation.steps):
         raise StabilityError(
             f"{path} has no {SIGNALS_FILE} with rows: it is not a trial's folder, or no step has been trained."
         )
-    return Recording(path.resolve().name, signals, read_table(path / VALIDATION_FILE))
+    return recording

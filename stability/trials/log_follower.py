@@ -1,0 +1,58 @@
+"""Follows the log of a program while it grows. Every format of `python -m stability.diagnose` is read."""
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from stability.core.errors import StabilityError
+from stability.diagnosis.readers import Recording, read_runs
+from stability.diagnosis.readers.recording import last_of
+
+_PAUSE = 0.5  # seconds from one look to the next, at least
+_SHARE = 0.05  # of the time may go into looking: most formats can only be read from their beginning
+
+
+class LogFollower:
+    """Reads a log again when it has changed.
+
+    Args:
+        path: The log: a file, or a folder with logs in it. It need not be there yet.
+        names: What the log calls a signal, for names that are not known.
+    """
+
+    def __init__(self, path: Path, names: Mapping[str, str]) -> None:
+        self._path, self._names = path, names
+        self._seen: object = None
+        self._next = 0.0  # time.monotonic() of the next look
+
+    def look(self) -> Recording | None:
+        """Return the last training in the log so far. None if nothing is new, or the last look was a moment ago.
+
+        A log without a training is one that has not begun yet.
+        """
+        if (begun := time.monotonic()) < self._next:
+            return None
+        found = None
+        if (state := _state(self._path)) != self._seen:
+            self._seen = state
+            with suppress(StabilityError):
+                found = self.read()
+        self._next = time.monotonic() + max(_PAUSE, (time.monotonic() - begun) / _SHARE)
+        return found
+
+    def read(self) -> Recording:
+        """Read the last training in the log.
+
+        Raises:
+            StabilityError: There is no log, or no training in it.
+        """
+        return last_of(read_runs(self._path, names=self._names))
+
+
+def _state(path: Path) -> object:
+    """What changes when a log grows: the sizes and times of its files."""
+    with suppress(OSError):
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        return [(file, stat.st_size, stat.st_mtime_ns) for file in files if (stat := file.stat())]
+    return None
