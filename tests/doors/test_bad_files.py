@@ -159,11 +159,17 @@ FINE = {("validation.csv", "empty", diagnose_it)}
 
 
 def _cases() -> Iterator[Any]:
-    for name, contents, doors in FILES:
-        for kind, content in contents.items():
-            for door in doors:
-                if (name, kind, door) not in FINE:
-                    yield pytest.param(name, content, door, id=f"{door.__name__}-{name}-{kind}")
+    """All cases, each third of them for the ordinary tests."""
+    every = [
+        (name, kind, content, door)
+        for name, contents, doors in FILES
+        for kind, content in contents.items()
+        for door in doors
+        if (name, kind, door) not in FINE
+    ]
+    for place, (name, kind, content, door) in enumerate(every):
+        marks = [pytest.mark.slow] if place % 3 else []
+        yield pytest.param(name, content, door, id=f"{door.__name__}-{name}-{kind}", marks=marks)
 
 
 def said(door: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:

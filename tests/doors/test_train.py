@@ -108,7 +108,7 @@ def test_every_option_ends_in_a_verdict(cli: CommandLine, turn: int) -> None:
         assert len({str(getattr(composed(f"{name}={option}"), name)) for option in those}) == len(those)
     chosen = [f"{name}={those[turn % len(those)]}" for name, those in groups.items()]
     small = ["model.units=8", "model.layers=2", "steps=2", "tracking=none", *chosen]
-    ended(cli.start_plain(*cli.synthetic, *small), 0)
+    ended(cli.fork_plain(*cli.synthetic, *small), 0)
     written = OmegaConf.to_container(OmegaConf.load(cli.trial() / "config.yaml"))
     assert isinstance(written, dict)
     wanted = asdict(composed(*small))
@@ -268,6 +268,7 @@ def test_a_trial_is_trained_by_one_process_at_a_time(cli: CommandLine) -> None:
     ended(first, 130)
 
 
+@pytest.mark.slow
 def test_stopping_a_sweep_stops_all_of_it(cli: CommandLine) -> None:
     sweep = cli.start("--multirun", ENDLESS, "seed=0,1")
     wait_for(lambda: any(cli.folder.glob("outputs/single/*/signals.csv")), sweep)
@@ -332,6 +333,7 @@ def test_an_explosion_ends_a_trial_if_stop_on_has_it(cli: CommandLine) -> None:
     assert [attempt.fails for attempt in again.attempts.values()] == [True, True]
 
 
+@pytest.mark.slow
 def test_an_explosion_may_recover_by_default(cli: CommandLine) -> None:
     out = cli.run(*EXPLODING).out
     assert len(rows(cli.trial() / "signals.csv")) == 150

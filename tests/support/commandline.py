@@ -95,9 +95,13 @@ class CommandLine:
 
     def fork(self, *overrides: str) -> Forked:
         """Like `start`, with a process that is forked from one that has imported the packages already."""
+        return self.fork_plain(*self._tiny(overrides))
+
+    def fork_plain(self, *arguments: str) -> Forked:
+        """Like `start_plain`, with such a process."""
         printed = Path(tempfile.mkdtemp(dir=self.folder.parent))
-        arguments = (self.folder, self._tiny(overrides), dict(os.environ), [printed / name for name in ("out", "err")])
-        process = _FORKED.Process(target=_become_command, args=arguments)
+        given = (self.folder, [*arguments], dict(os.environ), [printed / name for name in ("out", "err")])
+        process = _FORKED.Process(target=_become_command, args=given)
         process.start()
         self.started.append(Forked(process, printed))
         return Forked(process, printed)

@@ -91,6 +91,7 @@ def _one_of_four(barrier: Barrier, folder: Path, outputs: Path) -> None:
     sys.exit(json.loads((folder / "tracking.json").read_text())["finished"] is not True)
 
 
+@pytest.mark.slow
 def test_four_processes_of_two_studies_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(4)
