@@ -20,7 +20,7 @@ from stability.diagnosis.no_progress import why_shrunk
 from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["error_rate"]
-_LEARNED = THRESHOLDS["learned"]["surely"]
+_LEARNED, _WELL = THRESHOLDS["learned"]["surely"], THRESHOLDS["learned"]["well"]
 _SMOOTH = 3
 
 
@@ -175,6 +175,14 @@ def why_lost(signals: Table, validation: Table, best: int, now: int) -> tuple[st
         return decayed
     if overfits(signals, validation, best, now):
         before, after = (float(np.median(own)) for own in _losses_at(loss, best, now))
+        rates = finite_readings(validation, "per")
+        then, recent = rates.up_to(best)[-1:], rates.between(best + 1, now)[-_SMOOTH:]
+        if len(then) and len(recent) and then[0] <= _WELL and recent.min() >= _LEARNED:
+            return "labels", (
+                f"Meanwhile the training loss went from {before:.3g} to {after:.3g}, and next to nothing is right in "
+                "validation, where overfitting would leave a part: look at what changed in the validation data, their "
+                "labels and the decoder."
+            )
         return "overfitting", (
             f"Meanwhile the training loss went from {before:.3g} to {after:.3g}: it "
             "overfits its training data. Stop at the best validation, add augmentation, dropout or weight "

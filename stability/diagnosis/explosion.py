@@ -257,6 +257,7 @@ def _risen_loss(signals: Table) -> _Sign | None:
     # Of many readings the best few are luck.
     best = np.minimum.accumulate(smooth if sparse else running_median(loss, 4 * _SMOOTH))
     start = float(loss[0] if sparse else np.median(loss[:_SMOOTH]))
+    optimizer = _read_optimizer(signals)
     gained = start - best
     lost = (gained > 0.2 * start) & (smooth - best > _T["lost"] * gained) & (smooth > _T["worse"] * best)
     lost |= smooth > _T["above_start"] * np.maximum(start, best)
@@ -264,6 +265,9 @@ def _risen_loss(signals: Table) -> _Sign | None:
     lost &= (start > 0) & (best >= 0)  # a ratio of losses that may be negative, as of log-likelihoods, says nothing
     for row in np.flatnonzero(lost):
         if not _is_above_noise(loss[: row + 1], float(smooth[row]), float(best[row])):
+            continue
+        # In the first steps a loss may also rise with the length of the utterances.
+        if row < _PAST and smooth[row] < _T["far"] * start and not _may_have_stepped_far(optimizer, int(steps[row])):
             continue
         if smooth[row] > _T["far"] * max(start, best[row]) or _stays_lost(steps, smooth, lost, int(row)):
             near = np.flatnonzero(smooth[:row] <= best[row] + 0.25 * (smooth[row] - best[row]))

@@ -444,6 +444,8 @@ def _by_plateau(t: _Training) -> Verdict:
         advice = "The training ended within the warm-up, while the lr was still rising. Train beyond the warm-up."
         return t.conclude("undecided", "in_warmup", advice, "low")
     cause, advice = why_no_progress(t.signals, t.validation, t.end)
+    if cause in ("not_in_optimizer", "no_gradient"):
+        return t.conclude("not_training", cause, advice, "medium")
     narrow = narrow_output_since(t.signals, t.end)
     silent = _silent_since(t)
     since, blank = narrow or (silent, True)

@@ -107,6 +107,11 @@ def test_large_updates_of_a_loss_that_falls_do_no_harm() -> None:
     assert found(loss=falling, update_ratio=late("update_ratio", 16)) is None
 
 
+def test_a_loss_that_rises_with_the_length_of_the_first_utterances_is_no_explosion() -> None:
+    longer = np.linspace(20, 60, 50) + noise(2)[:50]
+    assert found(loss=np.concatenate([longer, np.full(N - 50, 20.0)])) is None
+
+
 def test_large_updates_of_weights_that_are_taken_away_are_no_explosion() -> None:
     shrinking = 25 * 0.8 ** np.arange(N // 10)
     assert found(update_ratio=late("update_ratio", 16), weight_norm=shrinking) is None

@@ -238,6 +238,17 @@ def other_labels_since(t: Training) -> None:
     t.losses[after] = t.scale * (1 + learned[t.rows[after]])
 
 
+def other_validation_since(t: Training) -> None:
+    """From some time on the validation data have other labels. The training goes on as before."""
+    t.noise, t.pace, t.leaves, t.lead = min(t.noise, 0.08), 0.15, 0.0, 1
+    t.loss, t.rates = t.loss_at(t.x), t.rate_at(t.x[t.rows])
+    t.losses = 1.1 * t.loss[t.rows]
+    after = t.rows >= len(t.x) * t.rng.uniform(0.45, 0.55)
+    t.rates[after] = t.rng.uniform(0.96, 1.03, int(after.sum()))
+    t.losses[after] = t.scale * t.rng.uniform(1, 2)
+    t.log.add("losses")
+
+
 def exploded_and_came_back_a_little(t: Training) -> None:
     """The loss leapt above its start, the log ends while it comes down, and nothing has been learned again."""
     count = len(t.x)
@@ -389,6 +400,7 @@ _FAULTY: list[Known] = [
     (degraded_by_the_rate, {"exploded", "degraded"}, {"rate_too_high"}),
     (degraded, {"exploded", "degraded"}, _GREW),
     (other_labels_since, {"exploded", "degraded"}, {"unknown"}),
+    (other_validation_since, {"degraded"}, {"labels"}),
     (exploded_and_came_back_a_little, {"exploded"}, _GREW),
     (overfitted, {"degraded"}, {"overfitting"}),
     (overfitted_without_error_rates, {"degraded", "undecided"}, {"overfitting", "no validation"}),
