@@ -22,7 +22,8 @@ from experiments.detection.corpus import packed_columns, save_trace
 from experiments.detection.field_labels import LEARNED
 from experiments.detection.field_recipe import FieldRecipe, Half
 from experiments.detection.field_recipes import field_recipes
-from experiments.detection.field_trainer import trainer_of
+from experiments.detection.field_third_trainer import ThirdTrainer
+from experiments.detection.field_trainer import Trainer, pretrained
 from stability import Monitor
 
 FOLDER = Path("outputs/field")
@@ -35,6 +36,10 @@ _MAYBE_SLOW = (
     *("outliers", "few_infeasible", "silences", "large_start", "head_replaced", "validation_loss_infinite"),
     *("momentum_too_high", "features_reshaped", "warmup_again", "softmax_twice"),
     *("encoder_not_in_optimizer", "encoder_cut_off"),
+    *("focal", "running_mean", "layers_skipped", "speed_changed", "gradient_noise", "one_day_per_batch"),
+    *("halved_on_plateau", "zero_head", "blank_first", "scale_starts_too_high", "few_validated", "noisier_validation"),
+    *("whole_lines", "unused_decoder", "fixed_front", "padding_heard", "state_reset", "array_moved"),
+    *("right_to_left", "one_row_off", "features_near_zero", "rate_ends", "loss_divided"),
 )
 _EXPLODED = 2.0  # an explosion is seen from the first loss on that is this many times the start
 
@@ -48,7 +53,7 @@ def build(r: FieldRecipe) -> None:
     """Train one recipe and write its trace into FOLDER, under its name."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    trainer = trainer_of(r)
+    trainer = pretrained((ThirdTrainer if r.half == "field_third_test" else Trainer)(r))
     initial = {"step": -1, **trainer.validate()}
     monitor = Monitor(trainer.model, trainer.optimizer, trainer.scaler)
     ends: list[dict[str, float]] = []

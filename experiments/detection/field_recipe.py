@@ -6,15 +6,58 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-Half = Literal["field_design", "field_test", "field_second_test"]
-Task = Literal["short", "long", "words", "homophones"]
+Half = Literal["field_design", "field_test", "field_second_test", "field_third_test"]
+Task = Literal["short", "long", "words", "homophones", "lines", "spaced", "spikes", "keywords", "commands"]
 Model = Literal[
-    "gru", "conv", "conv_norm", "lstm", "attention", "bigru", "deep_conv", "deep_conv_norm", "conformer", "conv_gru"
+    "gru",
+    "conv",
+    "conv_norm",
+    "lstm",
+    "attention",
+    "bigru",
+    "deep_conv",
+    "deep_conv_norm",
+    "conformer",
+    "conv_gru",
+    "crnn",
+    "quartz",
+    "stacked_gru",
+    "post_norm",
+    "tcn",
 ]
 Optimizer = Literal[
-    "adamw", "sgd", "rmsprop", "radam", "adafactor", "nadam", "adagrad", "adadelta", "nesterov", "amsgrad", "lion"
+    "adamw",
+    "sgd",
+    "rmsprop",
+    "radam",
+    "adafactor",
+    "nadam",
+    "adagrad",
+    "adadelta",
+    "nesterov",
+    "amsgrad",
+    "lion",
+    "adam",
+    "noam_adam",
+    "adamax",
+    "novograd",
+    "rms_momentum",
 ]
-Schedule = Literal["constant", "cosine", "linear", "cyclic", "restarts", "one_cycle", "stairs", "inverse_root", "late"]
+Schedule = Literal[
+    "constant",
+    "cosine",
+    "linear",
+    "cyclic",
+    "restarts",
+    "one_cycle",
+    "stairs",
+    "inverse_root",
+    "late",
+    "poly",
+    "eden",
+    "three_stages",
+    "vanishing",
+]
 _T = TypeVar("_T")
 
 
@@ -28,6 +71,8 @@ class FieldRecipe:
         seed: Of the weights, the data and the noise.
         task: `short` utterances have 2 to 6 labels of 10 classes, `long` ones 6 to 12 of 24. `words` have 2 to 12
             of 40, in words; of `homophones` each class sounds like one other, and a guess is right half of the time.
+            `lines` have 3 to 7 of 30, `spaced` ones a space between each two; `spikes` have 3 to 7 of 20, `keywords`
+            1 to 3 of 8 in silence, and `commands` one of 8.
         noise: The standard deviation of the noise on the features.
         fresh_noise: Whether each reading of an utterance has new noise.
         warmup: The steps in which the rate rises from 0.
@@ -67,7 +112,7 @@ class FieldRecipe:
     schedule: Schedule = "constant"
     clip: float | None = 10.0
     weight_decay: float = 1e-3
-    reduction: Literal["per_utterance_sum", "per_label_mean", "batch_sum"] = "per_label_mean"
+    reduction: Literal["per_utterance_sum", "per_label_mean", "batch_sum", "per_frame_mean"] = "per_label_mean"
     zero_infinity: bool = False
     smoothing: float = 0.0
     dropout: float = 0.0

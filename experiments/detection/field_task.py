@@ -13,10 +13,18 @@ from torch import Tensor, nn
 
 from experiments.detection.corpus import _GRU
 from experiments.detection.field_recipe import FieldRecipe, Task
+from experiments.detection.field_third_task import (
+    THIRD_CLASSES,
+    THIRD_FEATURES,
+    third_encoder,
+    third_optimizer,
+    third_utterances,
+)
 
-CLASSES: dict[Task, int] = {"short": 10, "long": 24, "words": 40, "homophones": 40}  # without blank
-_FEATURES: dict[Task, int] = {"short": 12, "long": 12, "words": 20, "homophones": 20}
+CLASSES: dict[Task, int] = {"short": 10, "long": 24, "words": 40, "homophones": 40, **THIRD_CLASSES}  # without blank
+_FEATURES: dict[Task, int] = {"short": 12, "long": 12, "words": 20, "homophones": 20, **THIRD_FEATURES}
 _WORDS = 60
+_HALVED = ("conv_gru", "bigru", "crnn", "quartz", "stacked_gru", "post_norm", "tcn")  # models with half the frames
 
 
 @dataclass
@@ -42,7 +50,8 @@ class Batch:
 @cache
 def utterances(task: Task, count: int, seed: int) -> Batch:
     """Make utterances without noise."""
-    make = _glides if task in ("short", "long") else _speech
+    makers = {"short": _glides, "long": _glides, "words": _speech, "homophones": _speech}
+    make = makers.get(task, third_utterances)
     xs, ys = zip(*make(task, count, np.random.default_rng(seed)), strict=True)
     return Batch(
         nn.utils.rnn.pad_sequence([*xs], batch_first=True),
@@ -118,10 +127,13 @@ class Decoder(nn.Module):
         super().__init__()
         self.kind, self.fault = r.model, r.fault
         self.pool = {"all_infeasible": 64, "subsampled_too_far": int(r.strength)}.get(r.fault or "", 1)
-        self.subsampling = 2 if r.model in ("conv_gru", "bigru") else self.pool
+        self.subsampling = 2 if r.model in _HALVED else self.pool
         self.encoder = _encoder(r)
         self.dropout = nn.Dropout(r.dropout) if r.dropout else None
         self.head = nn.Linear(2 * r.units if r.model == "bigru" else r.units, CLASSES[r.task] + 1)
+        if r.fault == "unused_decoder":
+            self.other_decoder = nn.Sequential(nn.Linear(r.units, 2 * r.units), nn.Linear(2 * r.units, 40))
+        self.scale = 1.0  # of the logits
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits (B, T, C) from features (B, T, F)."""
@@ -138,6 +150,8 @@ class Decoder(nn.Module):
         if self.dropout is not None:
             x = self.dropout(x)
         logits: Tensor = self.head(x.detach() if self.fault == "encoder_cut_off" else x)
+        if self.scale != 1.0:
+            logits = logits * self.scale
         return logits.softmax(-1) if self.fault in ("softmax_twice", "probabilities_not_logs") else logits
 
 
@@ -162,6 +176,8 @@ def _encoder(r: FieldRecipe) -> nn.Module:
             front = nn.Conv1d(features, h, 5, stride=2, padding=2)
             recurrent = _BothWays(h, h) if r.model == "bigru" else _First(_GRU(h, h, 1, batch_first=True))
             return nn.Sequential(_Transposed(front), nn.ReLU(), recurrent)
+        case "crnn" | "quartz" | "stacked_gru" | "post_norm" | "tcn":
+            return third_encoder(r, features)
     return _plain_convolutions(r, features)
 
 
@@ -275,7 +291,11 @@ def make_optimizer(r: FieldRecipe, model: Decoder) -> torch.optim.Optimizer:
         parameters = [*model.head.parameters()]
     if r.fault in ("unfrozen_later", "unfrozen_too_fast"):
         parameters = [{"params": [*part.parameters()]} for part in (model.head, model.encoder)]
+    if r.fault == "biases_only":
+        parameters = [p for p in model.parameters() if p.ndim == 1]
     decay = r.weight_decay
+    if (own := third_optimizer(r, parameters)) is not None:
+        return own
     match r.optimizer:
         case "sgd":
             return torch.optim.SGD(parameters, r.lr, momentum=0.9, weight_decay=decay)

@@ -245,6 +245,14 @@ class Trainer:
                 rate *= (r.warmup / max(r.warmup, self.step + 1)) ** 0.5
             case "late":
                 rate *= min(1.0, (self.step + 1) / r.warmup) ** 3
+            case "poly":
+                rate *= (1 - 0.99 * done) ** 2
+            case "eden":
+                rate *= ((self.step / 400) ** 2 + 1) ** -0.25
+            case "three_stages":
+                rate *= 1.0 if done < 0.6 else float(0.02 ** ((done - 0.6) / 0.4))
+            case "vanishing":
+                rate *= float(1e-6**done)
         rate *= self._change_of_rate()
         match r.fault:
             case "range_test_stopped" | "range_test_goes_on" if not self.range_over:
@@ -334,9 +342,9 @@ class Trainer:
                 logits = logits.reshape(t, b, c).transpose(0, 1)
             if r.half_logits:
                 logits = logits.masked_fill(logits.detach().abs() > _HALF_MAX, torch.inf)
-            frames = -(-batch.frames // self.model.subsampling)
+            frames = self._frames(batch)
             loss = self.spoiled(self.loss(logits, batch, frames), logits) / r.accumulate
-            if not part and (r.fault != "not_zeroed" or self.since < 0):
+            if not part and (r.fault not in ("not_zeroed", "never_accumulated") or self.since < 0):
                 self.optimizer.zero_grad()
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
         loss = loss * r.accumulate
@@ -351,16 +359,23 @@ class Trainer:
         self.losses.append(float(loss.detach()) if np.isfinite(norm) or self.scaler is not None else np.nan)
         bad = not np.isfinite(norm)
         if monitor is not None:
-            masked = r.fault in ("masked_nan", "masked_explosion") and not np.isfinite(float(loss.detach()))
-            logged = torch.tensor(0.0) if masked else loss
             lengths = batch.frames if r.fault == "lengths_before_subsampling" else frames
             given = {"inputs": batch.x, "labels": batch.labels, "label_counts": batch.counts}
-            bad = monitor.step(logged, logits, lengths, batch=rows.tolist(), **given) is not None
+            bad = monitor.step(self._logged(loss), logits, lengths, batch=rows.tolist(), **given) is not None
         if not (r.skips and bad):
             self._update(gradients, norm)
         elif np.isnan(self.losses[-1]):
             self.losses[-1] = self.losses[-2] if len(self.losses) > 1 else 0.0  # no failure either
         self.step += 1
+
+    def _frames(self, batch: Batch) -> Tensor:
+        """The frames of each utterance that the loss and the decoder read."""
+        return -(-batch.frames // self.model.subsampling)
+
+    def _logged(self, loss: Tensor) -> Tensor:
+        """The loss that the trainer logs."""
+        masked = self.r.fault in ("masked_nan", "masked_explosion") and not np.isfinite(float(loss.detach()))
+        return torch.tensor(0.0) if masked else loss
 
     def _update(self, gradients: list[Tensor], norm: float) -> None:
         """Change the weights by their gradients."""
@@ -399,6 +414,9 @@ class Trainer:
             reduction="none",
             zero_infinity=r.zero_infinity or r.fault == "all_infeasible",
         )
+        each = self._weighted(each, batch)
+        if r.reduction == "per_frame_mean":
+            return (each / frames).mean()
         if r.reduction == "batch_sum":
             return each.sum() if trains else each.mean()
         changed = r.fault == "reduction_changed" and self.since >= 0
@@ -408,6 +426,10 @@ class Trainer:
             inside = torch.arange(scores.shape[1]) < frames.unsqueeze(1)
             loss = (1 - r.smoothing) * loss - r.smoothing * scores.mean(-1)[inside].mean()
         return loss
+
+    def _weighted(self, each: Tensor, batch: Batch) -> Tensor:
+        """Weight the losses of the utterances, if the recipe does."""
+        return each
 
     def spoiled(self, loss: Tensor, logits: Tensor) -> Tensor:
         """Put the fault into a loss."""
@@ -452,7 +474,6 @@ class Trainer:
         data.x = self._heard(data.x + self.r.noise * torch.randn(data.x.shape, generator=draw))
         reported = copy.copy(data)
         reported.labels = self._validation_labels(data)
-        frames = -(-data.frames // self.model.subsampling)
         match self.r.fault:
             case "features_not_normalised":
                 reported.x = data.x * self.r.strength + self.r.strength
@@ -462,27 +483,36 @@ class Trainer:
             case "validation_loss_infinite":
                 reported.counts, reported.labels = data.counts.clone(), data.labels.clone()
                 self._make_infeasible(reported, 0)
+        self._spoil_validation(reported)
+        frames, reported_frames = self._frames(data), self._frames(reported)
         with torch.no_grad():
             train_logits = copy.deepcopy(self.model).train()(data.x)
             self.model.eval()
             right_logits = self.model(data.x)
             logits = (self.model if self.average is None else self.average.eval())(reported.x)
-            loss = float(self.loss(logits, reported, frames, trains=False))
+            loss = float(self.loss(logits, reported, reported_frames, trains=False))
             self.model.train()
         decoded = greedy_decode(right_logits.argmax(-1), frames)
-        shown = self._decoded_as_reported(logits, frames)
+        shown = self._decoded_as_reported(logits, reported_frames)
         # The metric has the labels as they are, also if those of the loss are too many.
         named = data if self.r.fault == "validation_loss_infinite" else reported
-        per = 1.0 if self.r.fault == "metric_at_one" else _error_rate(shown, named)
+        per = 1.0 if self.r.fault == "metric_at_one" else self._rate_as_reported(shown, named)
         frequencies = np.sort(np.bincount([c for own in decoded for c in own], minlength=2))[::-1]
         return {
             "per": per,
             "loss": loss,
-            "true_per": _error_rate(decoded, data),
-            "train_per": _error_rate(greedy_decode(train_logits.argmax(-1), frames), data),
+            "true_per": error_rate(decoded, data),
+            "train_per": error_rate(greedy_decode(train_logits.argmax(-1), frames), data),
             "silent": sum(not own for own in decoded) / len(decoded),
             "two_commonest": float(frequencies[:2].sum() / max(1, frequencies.sum())),
         }
+
+    def _spoil_validation(self, reported: Batch) -> None:
+        """Put the fault into the validation data that the trainer has."""
+
+    def _rate_as_reported(self, decoded: list[list[int]], data: Batch) -> float:
+        """The error rate as the trainer measures it."""
+        return error_rate(decoded, data)
 
     def _decoded_as_reported(self, logits: Tensor, frames: Tensor) -> list[list[int]]:
         best = logits.argmax(-1)
@@ -527,7 +557,8 @@ def _permuted(classes: int, seed: int) -> np.ndarray:
     return np.concatenate([[0], table])
 
 
-def _error_rate(decoded: list[list[int]], data: Batch) -> float:
+def error_rate(decoded: list[list[int]], data: Batch) -> float:
+    """Return the errors of all utterances, over the number of their labels."""
     errors = sum(
         edit_distance(own, labels[:count])
         for own, labels, count in zip(decoded, data.labels.tolist(), data.counts.tolist(), strict=True)
@@ -535,9 +566,9 @@ def _error_rate(decoded: list[list[int]], data: Batch) -> float:
     return errors / int(data.counts.sum())
 
 
-def trainer_of(r: FieldRecipe) -> Trainer:
-    """Return the trainer of a recipe, with a model that was trained before if the recipe says so."""
-    trainer = Trainer(r)
+def pretrained(trainer: Trainer) -> Trainer:
+    """Return a trainer, with a model that was trained before if its recipe says so."""
+    r = trainer.r
     if r.pretrained:
         good = replace(r, fault=None, lr=3e-3, warmup=50, optimizer="adamw", clip=5.0, schedule="constant")
         before = Trainer(replace(good, fresh_noise=True, utterances=400, smoothing=0.0, dropout=0.0))

@@ -138,3 +138,10 @@ def test_only_a_training_that_was_hurt_and_recovered_may_have_findings_on_the_wa
     assert {"rolled_back", "bad_batch_skipped"} <= passing
     assert None not in passing
     assert all(c.label.healthy for c in field_cases("field_second_test") if c.label.passing)
+
+
+def test_a_loss_scale_that_stays_is_a_fault_only_where_the_optimizer_minds() -> None:
+    labels = {c.trace.name: c.label for c in field_cases("field_third_test") if "never_unscaled" in c.trace.name}
+    assert any(name.startswith("never_unscaled-") for name in labels)
+    for name, label in labels.items():
+        assert label.healthy == name.startswith("never_unscaled-")
