@@ -29,6 +29,8 @@ right decoder and in evaluation mode, whatever the trainer reports.
   new head, or went on without a bad batch.
 - If the losses of a training exploded and its error rate is as good as ever, it has no label. This rule is newer than
   the labels of the first two halves, and does not apply to them.
+- A scale of the loss that is never taken away does harm to SGD, and none to Adam: if Adam does not learn, there is no
+  label.
 - If the trainer's own error rate does not come to `LEARNED`, because an utterance counts as wrong if one label is, it
   has no label either.
 - Utterances that always have the same wrong transcript are not learned, or are learned by heart: `slow` and `degraded`
@@ -316,6 +318,8 @@ def _causes(fault: str, state: set[str]) -> frozenset[str]:
         return frozenset({"rate_too_high", "precision"} | also)
     if fault in _RATES:
         return frozenset({"rate_too_high"} | also)
+    if fault == "temperature_falls":  # until the logits leave half precision
+        return frozenset({"drift", "unknown", "precision"} | also)
     if fault in _DRIFTS:
         return frozenset({"drift", "unknown"} | also)
     own = {
@@ -414,7 +418,8 @@ def _hurt_or_not(facts: dict[str, Any]) -> Label | None:
     if facts["cut"]:
         return Label(frozenset({"exploded"} | state), _causes(fault, state), onset)
     nothing = knows_nothing(facts)
-    low = max(end["loss"], facts["end_loss"]) < nothing or fault in _BORNE
+    borne = fault in _BORNE or (fault == "never_unscaled" and r["optimizer"] != "sgd")  # Adam bears any scale
+    low = max(end["loss"], facts["end_loss"]) < nothing or borne
     lost = end["true_per"] - best["true_per"]
     if end["true_per"] <= LEARNED and lost <= 0.1 and low:
         if lost > 0.05 and end["true_per"] > 2 * best["true_per"]:
@@ -422,7 +427,7 @@ def _hurt_or_not(facts: dict[str, Any]) -> Label | None:
         return Label(frozenset({"stable"} | ({"slow"} if end["true_per"] > 0.3 else set())))
     if fault is None and _converged(facts):
         return Label(frozenset({"stable", "slow"}))
-    if fault in _BORNE:
+    if borne:
         recovers = bool(later) and later[-1]["true_per"] <= LEARNED
         return Label(frozenset({"stable", "slow", "undecided"})) if recovers else None
     if fault in _FROM_START and not r["pretrained"]:
@@ -437,6 +442,8 @@ def _hurt_or_not(facts: dict[str, Any]) -> Label | None:
     if best["true_per"] > LEARNED:  # it had hardly learned anything that it could lose
         decayed = fault == "decay" and end["true_per"] > 0.85
         return Label(frozenset({"undecided"} | state), frozenset({"decay"}), onset) if decayed else None
+    if fault == "decay" and onset == 0:  # it learned less than it could, and nobody knows what to call that
+        return None
     # Losses and error rates contradict each other. The halves before were labelled without this rule.
     if r["half"] not in ("field_design", "field_test") and end["true_per"] <= LEARNED and lost <= 0.1:
         return None
@@ -476,6 +483,9 @@ def _checked(facts: dict[str, Any]) -> Label | None:
     """Data that are wrong at every step: in a log without the numbers of the check, only their effect is seen."""
     r, end = facts["recipe"], facts["ends"][-1]
     causes, signal = _CHECKED[r["fault"]]
+    if facts["largest_loss"] == 0:  # not one utterance is left, which shows in every log
+        outcomes = frozenset({"not_training", "bad_data"})
+        return Label(outcomes, frozenset(_DEAD["all_infeasible"]), 0)
     negative = {"negative_loss"} if facts["least_loss"] < 0 else set[str]()
     if r["fault"] in ("padding_counted", "lengths_before_subsampling", "space_is_blank"):  # they do little harm
         unseen = _hurt_or_not(facts | {"recipe": r | {"fault": None}})

@@ -345,7 +345,7 @@ def _never_accumulated(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 
 def _decay_in_adam(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """A decay that AdamW would bear is part of Adam's gradient."""
-    return replace(r, optimizer="adam", lr=4e-3, fault="decay", strength=between(draw, 0.1, 1.0), clip=10.0)
+    return replace(r, optimizer="adam", lr=4e-3, fault="decay", strength=between(draw, 0.5, 4.0), clip=10.0)
 
 
 def _rate_ends_too_early(r: FieldRecipe, draw: Draw) -> FieldRecipe:

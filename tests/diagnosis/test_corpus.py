@@ -143,5 +143,5 @@ def test_only_a_training_that_was_hurt_and_recovered_may_have_findings_on_the_wa
 def test_a_loss_scale_that_stays_is_a_fault_only_where_the_optimizer_minds() -> None:
     labels = {c.trace.name: c.label for c in field_cases("field_third_test") if "never_unscaled" in c.trace.name}
     assert any(name.startswith("never_unscaled-") for name in labels)
-    for name, label in labels.items():
-        assert label.healthy == name.startswith("never_unscaled-")
+    for name, own in labels.items():
+        assert own.healthy == name.startswith("never_unscaled-")
