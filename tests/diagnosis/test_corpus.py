@@ -1,5 +1,6 @@
 """The detection corpus: what is in it, and that the detectors still say of it what was published."""
 
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from typing import get_args
@@ -72,8 +73,13 @@ def test_no_two_field_halves_share_a_family_or_a_seed() -> None:
 
 @pytest.mark.parametrize("half", get_args(Half))
 def test_every_field_recipe_has_its_trace(half: Half) -> None:
-    traces = {trace.name: FieldRecipe(**trace.facts["recipe"]) for trace in unpack(packed(half))}
-    assert traces == {r.name: r for r in field_recipes() if r.half == half}
+    traces = {trace.name: _rounded(FieldRecipe(**trace.facts["recipe"])) for trace in unpack(packed(half))}
+    assert traces == {r.name: _rounded(r) for r in field_recipes() if r.half == half}
+
+
+def _rounded(r: FieldRecipe) -> dict[str, object]:
+    """A recipe without the last digits, which processors compute differently."""
+    return {name: float(f"{x:.9g}") if isinstance(x, float) else x for name, x in asdict(r).items()}
 
 
 @pytest.mark.parametrize("half", get_args(Half))
