@@ -25,12 +25,13 @@ from stability.analysis.levels import Level
 from stability.analysis.responses import SIGNALS_USED
 from stability.analysis.settings import levels_of, merged, with_factors
 from stability.analysis.trial import HEALTHY, Trial, Trials, measured
-from stability.config.names import CHANGES_NO_RESULT, flatten_dict
+from stability.config.names import CHANGES_NO_RESULT, OF_COMMAND, changes_result, flatten_dict, is_of_decoder
 from stability.config.schema import Config, Synthetic
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, ERROR, HYDRA_CONFIG, REPORT, SIGNALS_FILE, VALIDATION_FILE, VERDICT
 from stability.core.text import load_json
 from stability.diagnosis.finding import Outcome
+from stability.diagnosis.readers.tables import read_facts
 from stability.diagnosis.table import Table, read_table
 
 _SUMMARY = "summary.json"
@@ -169,7 +170,8 @@ def _read_tables(folder: Path) -> Trial:
     responses = measured(signals, validation, outcome=outcome, cause=cause, budget=budget)
     if decoder:  # it outputs nothing before it has learned
         responses |= {"healthy": outcome in HEALTHY, "per": 1.0 if math.isnan(responses["per"]) else responses["per"]}
-    return Trial(name=folder.name, factors=factors, seed=seed, ours=ours, folder=folder, **responses)
+    metric = read_facts(folder).metric
+    return Trial(name=folder.name, factors=factors, seed=seed, ours=ours, metric=metric, folder=folder, **responses)
 
 
 def _is_of_decoder(values: Mapping[str, Level]) -> bool:
@@ -179,7 +181,8 @@ def _is_of_decoder(values: Mapping[str, Level]) -> bool:
 
 def _of_decoder(values: Mapping[str, Level], signals: Table) -> tuple[dict[str, Level], int, int]:
     """The factors, the seed and the number of steps of a trial of our own decoder."""
-    factors = _with_this_versions_factors({k: v for k, v in values.items() if k.split(".")[0] not in _NO_FACTORS})
+    no_factors = (*_NO_FACTORS, *OF_COMMAND)
+    factors = _with_this_versions_factors({k: v for k, v in values.items() if k.split(".")[0] not in no_factors})
     seed, budget = values.get("seed"), values.get("steps")
     if not isinstance(seed, int) or not isinstance(budget, int):
         raise NoTrial(f"{CONFIG} has no seed or no steps: another version of the program wrote it")
@@ -188,11 +191,12 @@ def _of_decoder(values: Mapping[str, Level], signals: Table) -> tuple[dict[str, 
     return _with_tuples(factors), seed, budget
 
 
-def _of_command(values: Mapping[str, Level]) -> tuple[dict[str, Level], int | None, None]:
-    """The factors and the seed of a trial of a command, which has none of our decoder's settings."""
-    seed = values.get("seed")
-    factors = {name: level for name, level in values.items() if name.split(".")[0] in ("settings", "trainer")}
-    return factors, seed if isinstance(seed, int) else None, None
+def _of_command(values: Mapping[str, Level]) -> tuple[dict[str, Level], int | None, int | None]:
+    """The factors, the seed and the number of steps of a trial of a command. None is known of what it does not say."""
+    seed, budget = values.get("seed"), values.get("trainer.steps")
+    own = {name: level for name, level in values.items() if changes_result(name) and not is_of_decoder(name)}
+    factors = {name: level for name, level in own.items() if name != "seed"}
+    return factors, seed if isinstance(seed, int) else None, budget if isinstance(budget, int) else None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -256,5 +260,5 @@ def _factors_of_config() -> frozenset[str]:
         hints = typing.get_type_hints(kind)
         return [name for f in fields(kind) for name in walk(f"{prefix}.{f.name}" if prefix else f.name, hints[f.name])]
 
-    names = (name for name in walk("", Config) if name.split(".")[0] not in _NO_FACTORS)
+    names = (name for name in walk("", Config) if name.split(".")[0] not in (*_NO_FACTORS, *OF_COMMAND))
     return frozenset(name for name in names if not name.startswith("data.synthetic"))

@@ -35,7 +35,7 @@ CHANGES_NO_RESULT = {
     *(f"trainer.{name}" for name in ("log", "names", "resume", "steps", "limit", "grace")),
 }
 
-_OF_COMMAND = ("trainer", "settings")  # what only a trial of a command has
+OF_COMMAND = ("trainer", "settings")  # what only a trial of a command has
 _OF_BOTH = ("diagnosis", "tracking", "seed", "study", "outputs", "fresh")
 
 
@@ -47,7 +47,7 @@ def changes_result(name: str) -> bool:
 def is_of_decoder(name: str) -> bool:
     """Return whether the setting, or group, with this dotted name is one of this project's decoder alone."""
     group = name.partition(".")[0]
-    return group in get_type_hints(Config) and group not in (*_OF_COMMAND, *_OF_BOTH)
+    return group in get_type_hints(Config) and group not in (*OF_COMMAND, *_OF_BOTH)
 
 
 def own_settings(config: Config) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def own_settings(config: Config) -> dict[str, Any]:
     return {
         name: value
         for name, value in asdict(config).items()
-        if not (is_of_decoder(name) if config.runs_command else name in _OF_COMMAND)
+        if not (is_of_decoder(name) if config.runs_command else name in OF_COMMAND)
     }
 
 

@@ -1,0 +1,73 @@
+"""Sweeps over the settings of a program that nobody here touched."""
+
+from pathlib import Path
+
+import pytest
+
+from stability.analysis.trials import read_trials
+from tests.support.commandline import CommandLine
+from tests.support.programs import command, runs, write_program
+from tests.support.sweeps import mlflow_runs, run_without_heavy_imports
+
+SWEEP = ("--multirun", "trainer=command", "trainer.log=log.csv", "study=rates")
+LEVELS = ("settings.lr=0.1,3", "settings.steps=60,61", "seed=0,1")
+GIVEN = command("--lr {lr} --seed {seed} --steps {steps}")
+
+
+@pytest.fixture(autouse=True)
+def _program(cli: CommandLine) -> None:
+    write_program(cli.folder)
+
+
+def folders(cli: CommandLine) -> list[Path]:
+    return sorted(path.parent for path in cli.folder.glob("outputs/rates/*/config.yaml"))
+
+
+def test_settings_are_swept_like_any_other_and_the_page_names_the_one_at_fault(cli: CommandLine) -> None:
+    planned = run_without_heavy_imports(cli, *SWEEP, GIVEN, *LEVELS, "sweep.dry_run=true")
+    assert "8 trials: 0 done, 0 to resume, 8 new" in planned
+    assert "train.py --lr 0.1 --seed 0 --steps 60\n" in planned
+    assert "not known before the first one has ended" in planned
+
+    out = cli.run(*SWEEP, GIVEN, *LEVELS, "hydra/launcher=stacked", "tracking=mlflow").out
+    assert "[8/8]" in out
+    assert "lr 3  steps 60  seed 0" in out
+    found = read_trials([cli.folder / "outputs/rates"])
+    assert len(found.trials) == 8
+    assert set(found.factors) == {"settings.lr", "settings.steps"}
+    assert {trial.outcome for trial in found.trials if trial.factors["settings.lr"] == 3} == {"exploded"}
+    assert found.metric == "WER"
+    assert {trial.seed for trial in found.trials} == {0, 1}
+    page = (cli.folder / "outputs/rates/report.html").read_text()
+    assert "lr" in page
+    names = mlflow_runs(cli)
+    assert {*names} == {"rates", *(folder.name for folder in folders(cli))}
+    assert {*names.values()} == {"FINISHED"}
+
+    again = cli.run(*SWEEP, GIVEN, *LEVELS, "hydra/launcher=stacked", "tracking=mlflow").out
+    assert "[8/8]" not in again
+    assert all(len(runs(folder)) == 1 for folder in folders(cli)), "none is run again"
+    planned = cli.run(*SWEEP, GIVEN, *LEVELS[:2], "seed=0,1,2", "sweep.dry_run=true").out
+    assert "12 trials: 8 done, 0 to resume, 4 new" in planned
+    assert "one after another, as long as those that are done" in planned
+
+
+def test_a_program_that_fails_does_not_stop_the_others(cli: CommandLine) -> None:
+    (cli.folder / "train.py").write_text("import sys; print('no memory'); sys.exit(sys.argv[2] == '3')")
+    message = cli.run(*SWEEP, command("--lr {lr}"), "settings.lr=3,0.1", "hydra/launcher=stacked", status=1).err
+    assert "2 trials have no verdict." in message
+    assert "lr 3  seed 0: " in message
+    assert "ended with exit status 1. The end of its output: no memory" in message
+    assert "there is no log at work/log.csv: work is empty" in message
+
+
+def test_what_is_wrong_with_all_trials_is_said_once_before_any_is_started(cli: CommandLine) -> None:
+    message = cli.refuse(*SWEEP, "trainer.command=nothing {lr}", "settings.lr=3,0.1")
+    assert "2 of 2 configurations are invalid; no trial was started" in message
+    assert message.count("there is no program nothing on the PATH") == 1
+    assert not folders(cli)
+
+
+def test_seeds_of_a_program_that_is_not_told_them_are_noted(cli: CommandLine) -> None:
+    out = cli.run(*SWEEP, command("--lr {lr} --steps 3"), "settings.lr=0.1", "seed=0,1", "sweep.dry_run=true").out
+    assert "2 trials" in out
