@@ -1,13 +1,13 @@
-"""The largest learning rate at which training is healthy, with its uncertainty, from the trials of a search or a grid.
+"""The largest value of a setting at which training is healthy, with its uncertainty, from a search's or grid's trials.
 
-A rate is too high if its trial exploded, became non-finite or collapsed to a few phonemes. A trial that has learned
-nothing yet (undecided, blank collapse) may have too low a rate as well as too high a one. Its rate counts as too high
-only if it is above a healthy rate.
+The setting is the learning rate, or any other number. A value is too high if its trial exploded, became non-finite or
+collapsed to a few phonemes. A trial that has learned nothing yet (undecided, blank collapse) may have too low a value
+as well as too high a one. Its value counts as too high only if it is above a healthy value.
 
-The boundary of one seed lies in a bracket. The upper end is the smallest rate that is too high. The lower end is the
-largest healthy rate below it.
+The boundary of one seed lies in a bracket. The upper end is the smallest value that is too high. The lower end is the
+largest healthy value below it.
 
-Over seeds, `lr` is the geometric mean of the brackets' geometric middles. Its interval is Student's t on their
+Over seeds, `value` is the geometric mean of the brackets' geometric middles. Its interval is Student's t on their
 logarithms. The variance is the sum of two: the variance between the seeds, and the variance within a bracket. The
 boundary is equally likely anywhere in a bracket of logarithmic width w, so this second variance is w² / 12. The
 interval is never narrower than the mean bracket: all seeds can end in one bracket, and then only its width is known.
@@ -35,13 +35,13 @@ class Bracket:
     """The bracket of one seed's boundary.
 
     Attributes:
-        seed: The seed.
-        low: The largest healthy rate below `high`; 0 if there is none.
-        high: The smallest rate that is too high; inf if there is none.
-        again: The healthy rates above `high`: there is more than one boundary.
+        seed: The seed; None if it is not known.
+        low: The largest healthy value below `high`; 0 if there is none.
+        high: The smallest value that is too high; inf if there is none.
+        again: The healthy values above `high`: there is more than one boundary.
     """
 
-    seed: int
+    seed: int | None
     low: float
     high: float
     again: tuple[float, ...]
@@ -49,11 +49,11 @@ class Bracket:
 
 @dataclass(frozen=True)
 class Boundary:
-    """The largest healthy learning rate in one cell of the other factors.
+    """The largest healthy value of a setting in one cell of the other factors.
 
     Attributes:
         cell: {dotted name: level} of the other factors that vary.
-        lr: The mean over the seeds; NaN if the bracket of a seed is open at one end.
+        value: The mean over the seeds; NaN if the bracket of a seed is open at one end.
         low: The lower end of the 95 % interval. With one seed or an open bracket there is no interval; then this is
             the lowest end of the brackets, 0 if open.
         high: The upper end of the interval, or the highest end of the brackets, inf if open.
@@ -61,7 +61,7 @@ class Boundary:
     """
 
     cell: dict[str, Level]
-    lr: float
+    value: float
     low: float
     high: float
     brackets: tuple[Bracket, ...]
@@ -75,53 +75,62 @@ class Boundary:
     def notes(self) -> tuple[str, ...]:
         """Notes for the reader of the numbers, such as a bracket that is open at one end."""
         counts = {
-            "healthy up to the largest rate tried": sum(b.high == math.inf and b.low > 0 for b in self.brackets),
-            "no healthy rate": sum(b.low == 0 for b in self.brackets),
+            "healthy up to the largest value tried": sum(b.high == math.inf and b.low > 0 for b in self.brackets),
+            "no healthy value": sum(b.low == 0 for b in self.brackets),
             "healthy again above the boundary": sum(bool(b.again) for b in self.brackets),
         }
         one = ("one seed: no interval",) if self.seeds == 1 else ()
         return (*(f"{what} in {n} of {self.seeds} seeds" for what, n in counts.items() if n), *one)
 
 
-def boundaries(trials: Trials) -> list[Boundary]:
-    """Find the boundary in every cell with more than one learning rate, in the order of the cells' levels.
+def boundaries(trials: Trials, setting: str = LR) -> list[Boundary]:
+    """Find the boundary in every cell with more than one value of a setting, in the order of the cells' levels.
 
-    Trials without a learning rate of that name, or without a seed, are ignored.
+    Args:
+        trials: The trials. Those in which the setting is no number are ignored.
+        setting: The dotted name of the setting.
     """
-    kept = tuple(t for t in trials.trials if t.seed is not None and is_number(t.factors.get(LR)))
+    kept = tuple(trial for trial in trials.trials if is_number(trial.factors.get(setting)))
     trials = replace(trials, trials=kept)
-    lr = [trial.factors[LR] for trial in trials.trials]
+    column = [trial.factors[setting] for trial in trials.trials]
     # If the learning rate of the day layers always equals the other, it is no factor of its own.
-    names = [name for name in trials.factors if [trial.factors.get(name) for trial in trials.trials] != lr]
-    cells: dict[tuple[Level, ...], dict[int, dict[float, str]]] = defaultdict(lambda: defaultdict(dict))
+    names = [name for name in trials.factors if [trial.factors.get(name) for trial in trials.trials] != column]
+    cells: dict[tuple[Level, ...], dict[int | None, dict[float, str]]] = defaultdict(lambda: defaultdict(dict))
     for trial in trials.trials:
-        if trial.seed is not None and trial.outcome != "bad_data":  # no learning rate causes that
-            cells[tuple(trial.factors.get(n) for n in names)][trial.seed][trial.factors[LR]] = trial.outcome
+        if trial.outcome != "bad_data":  # no value causes that
+            cells[tuple(trial.factors.get(n) for n in names)][trial.seed][trial.factors[setting]] = trial.outcome
     places = [{level: place for place, level in enumerate(ordered(trials.factors[name]))} for name in names]
     found = []
     for levels in sorted(cells, key=lambda levels: [place[x] for place, x in zip(places, levels, strict=True)]):
         seeds = cells[levels]
-        if len({rate for outcomes in seeds.values() for rate in outcomes}) > 1:
-            brackets = tuple(_bracket(seed, seeds[seed]) for seed in sorted(seeds))
+        if len({value for outcomes in seeds.values() for value in outcomes}) > 1:
+            ordered_seeds = sorted(seeds, key=lambda seed: (seed is None, seed or 0))
+            brackets = tuple(_bracket(seed, seeds[seed]) for seed in ordered_seeds)
             found.append(Boundary(dict(zip(names, levels, strict=True)), *_over_seeds(brackets), brackets))
     return found
 
 
 def too_high(outcomes: Mapping[float, str]) -> float:
-    """Return the smallest learning rate in {rate: outcome} that is too high; inf if there is none."""
-    healthy = min((rate for rate, outcome in outcomes.items() if outcome in HEALTHY), default=math.inf)
+    """Return the smallest value in {value: outcome} that is too high; inf if there is none."""
+    healthy = min((value for value, outcome in outcomes.items() if outcome in HEALTHY), default=math.inf)
     return min(
-        (r for r, outcome in outcomes.items() if outcome in _TOO_HIGH or (outcome not in HEALTHY and r > healthy)),
+        (v for v, outcome in outcomes.items() if outcome in _TOO_HIGH or (outcome not in HEALTHY and v > healthy)),
         default=math.inf,
     )
 
 
-def as_rows(found: Sequence[Boundary]) -> list[dict[str, str]]:
-    """Format boundaries as the rows of a table, with the factors under their short names."""
+def setting_text(setting: str) -> str:
+    """Return the name of a setting in a sentence."""
+    return "learning rate" if setting == LR else short_name(setting)
+
+
+def as_rows(found: Sequence[Boundary], setting: str = LR) -> list[dict[str, str]]:
+    """Format the boundaries of a setting as the rows of a table, with the factors under their short names."""
     return [
         {
             **{short_name(name): str(level) for name, level in boundary.cell.items()},
-            **{name: f"{getattr(boundary, name):.3g}" for name in ("lr", "low", "high")},
+            short_name(setting): f"{boundary.value:.3g}",
+            **{name: f"{getattr(boundary, name):.3g}" for name in ("low", "high")},
             "brackets": ", ".join(f"{b.low:g} to {b.high:g}" for b in boundary.brackets),
             "notes": "; ".join(boundary.notes),
         }
@@ -129,10 +138,10 @@ def as_rows(found: Sequence[Boundary]) -> list[dict[str, str]]:
     ]
 
 
-def _bracket(seed: int, outcomes: Mapping[float, str]) -> Bracket:
+def _bracket(seed: int | None, outcomes: Mapping[float, str]) -> Bracket:
     high = too_high(outcomes)
-    healthy = sorted(rate for rate, outcome in outcomes.items() if outcome in HEALTHY)
-    below = [rate for rate in healthy if rate < high]
+    healthy = sorted(value for value, outcome in outcomes.items() if outcome in HEALTHY)
+    below = [value for value in healthy if value < high]
     return Bracket(seed, max(below, default=0.0), high, tuple(healthy[len(below) :]))
 
 

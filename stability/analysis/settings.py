@@ -34,6 +34,12 @@ _SAME_KIND = 0.4  # two runs with a smaller share of their settings in common ar
 _SHOWN = 4  # names or levels in a note
 
 
+def find_seed(runs: Sequence[Mapping[str, Level]]) -> str | None:
+    """Return the dotted name of the setting that is the seed of some runs; None if none is known as one."""
+    names = {name: None for run in runs for name in run}
+    return _find_seed({name: [run.get(name) for run in runs] for name in names})[0] or None
+
+
 def levels_of(settings: Mapping[str, Any]) -> dict[str, Level]:
     """Return the settings of a run under dotted names. Texts that are numbers become numbers, lists become tuples."""
     return {name: _level(value) for name, value in flatten_dict(dict(settings)).items()}

@@ -11,6 +11,7 @@ import numpy as np
 from stability.analysis.levels import Level, ordered
 from stability.analysis.responses import late_median, norm_spike, plateau_steps
 from stability.core.files import SIGNALS_FILE, VALIDATION_FILE, VERDICT
+from stability.diagnosis.finding import readings
 from stability.diagnosis.table import Table, read_table
 from stability.diagnosis.verdict import Verdict
 
@@ -149,7 +150,7 @@ def measured(
         count, left = plateau_steps(signals)
         censored = not left or (budget is not None and ended < budget) or outcome in _CUT_SHORT
         steps = ended if censored else count
-    rates = validation["per"] if "per" in validation.names else np.zeros(0)
+    _, rates = readings(validation, "per")
     spike, largest = norm_spike(signals) if "grad_norm" in signals.names else (math.nan, math.nan)
     return {
         "outcome": outcome,

@@ -6,7 +6,7 @@ from typing import Final, Literal
 from stability.core.errors import StabilityError
 from stability.core.text import listed
 
-Extra = Literal["train", "cluster", "tensorboard", "wandb"]
+Extra = Literal["train", "report", "cluster", "tensorboard", "wandb"]
 
 # What each extra installs, by the names that are imported. `pyproject.toml` has the distributions and their versions.
 PACKAGES: Final[dict[Extra, tuple[str, ...]]] = {
@@ -14,6 +14,7 @@ PACKAGES: Final[dict[Extra, tuple[str, ...]]] = {
         *("editdistance", "filelock", "h5py", "hydra", "jinja2", "markupsafe"),
         *("mlflow", "omegaconf", "optuna", "psutil", "yaml"),
     ),
+    "report": ("filelock", "jinja2", "markupsafe", "mlflow", "yaml"),
     "cluster": ("submitit",),
     "tensorboard": ("google", "tensorboard"),
     "wandb": ("wandb",),

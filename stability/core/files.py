@@ -30,12 +30,18 @@ FLIGHT_RECORD, FLIGHT_STATE = FLIGHT / "flight.json", FLIGHT / "state.pt"  # fli
 
 # In the folder of a job of a Hydra app, instead of CONFIG.
 HYDRA_CONFIG, HYDRA_OVERRIDES = Path(".hydra", "config.yaml"), Path(".hydra", "overrides.yaml")
+RETURNED = "returned.json"  # what the job returned: it is finished
 
 # In the folder of a Monitor's flight recording.
 MONITOR_RECORD, MONITOR_SIGNALS, MONITOR_STATE = "flight.json", "flight.csv", "flight.pt"
 
 # In a study's folder.
 REPORT = "report"  # the beginning of the names of its reports, and of the folders with their figures
+
+
+def config_of(folder: Path) -> Path:
+    """Return the file with the settings of a trial, or of a job of a Hydra app."""
+    return folder / (HYDRA_CONFIG if (folder / HYDRA_CONFIG).exists() and not (folder / CONFIG).exists() else CONFIG)
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

@@ -147,7 +147,7 @@ def draw_phase(trials: Trials, boundaries: Sequence[Boundary] = ()) -> Picture |
     handles = [_handle(name) for name in MARKS if any(t.outcome == name for t in trials.trials)]
     if diagonal:
         handles.append(Line2D([], [], color=_RATIO, linewidth=0.8, linestyle=_DASHES, label="lr/ε constant"))
-        if any(math.isfinite(boundary.lr) for boundary in boundaries):
+        if any(math.isfinite(boundary.value) for boundary in boundaries):
             handles.append(Line2D([], [], color=_INK, marker="|", markersize=9, label="largest healthy lr"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3 * columns, frameon=False, handletextpad=0.4)
     caption = f"The outcome of every trial by {f'{short_name(y)} and ' if y else ''}{short_name(x)}"
@@ -363,9 +363,9 @@ def _draw_boundaries(panel: Axes, boundaries: Sequence[Boundary], *, below: floa
     """Draw the largest healthy learning rates and their intervals, some points below the marks of their trials."""
     offset = ScaledTranslation(0, -below / 72, panel.figure.dpi_scale_trans)
     for bracket in boundaries:
-        if _EPSILON not in bracket.cell or not math.isfinite(bracket.lr):
+        if _EPSILON not in bracket.cell or not math.isfinite(bracket.value):
             continue
-        low, middle, high = np.log10([bracket.low, bracket.lr, bracket.high])
+        low, middle, high = np.log10([bracket.low, bracket.value, bracket.high])
         y = math.log10(bracket.cell[_EPSILON])
         at: Any = {"color": _INK, "transform": panel.transData + offset, "zorder": 4}
         panel.plot([low, high], [y, y], linewidth=1.2, **at)

@@ -35,7 +35,7 @@ from stability.core.text import listed
 from stability.diagnosis.outcomes import MARKS
 from stability.reporting.advice import advise, unfinished
 from stability.reporting.figures import Picture, save_figures
-from stability.reporting.recorded import SEARCHES, sweep_command, sweeper
+from stability.reporting.recorded import BISECTIONS, SEARCHES, searched_setting, sweep_command, sweeper
 from stability.reporting.summary import summarize_boundaries, summarize_grid, summarize_search
 from stability.reporting.tables import effect_rows, pair_table, ruling_rows, trial_rows, trials_csv
 from stability.reporting.wording import cell_text, level_of, override
@@ -116,7 +116,7 @@ def write_report(
         where=where,
         trials=trials,
         effects=effects(trials),
-        boundaries=boundaries(trials),
+        boundaries=boundaries(trials, searched_setting(folders)),
         rulings=rule(stated, trials),
         sweepers=frozenset(sweeper(folder) for folder in folders),
         begun=unfinished(trials)[0],
@@ -201,8 +201,9 @@ def _sentences(study: _Study) -> tuple[str, str, str]:
     begun = bool(study.begun)
     if not study.searched:
         return summarize_grid(study.trials, study.effects, study.rulings, unfinished=begun)
-    if study.sweepers == {"BisectionSweeper"}:
-        return summarize_boundaries(study.boundaries, study.rulings, unfinished=begun)
+    if study.sweepers and study.sweepers <= {*BISECTIONS}:
+        setting = searched_setting(study.folders)
+        return summarize_boundaries(study.boundaries, study.rulings, setting=setting, unfinished=begun)
     return summarize_search(study.trials, study.rulings, unfinished=begun)
 
 

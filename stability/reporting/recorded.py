@@ -7,11 +7,13 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from stability.analysis.boundary import LR
 from stability.core.errors import StabilityError
 from stability.core.passwords import hide_passwords
 from stability.core.text import listed
 
-SEARCHES = ("BisectionSweeper", "ResumingSweeper")  # sweepers that choose each trial by the outcomes so far
+BISECTIONS = ("BisectionSweeper", "AppBisection")
+SEARCHES = (*BISECTIONS, "ResumingSweeper", "OptunaSweeper")  # sweepers that choose each trial by the outcomes so far
 TRAIN = ("python", "-m", "stability.train")
 
 
@@ -30,13 +32,24 @@ def sweeper(study: Path) -> str:
     return str(_recorded(study, "hydra", "sweeper", "_target_")).rpartition(".")[2]
 
 
+def searched_setting(studies: Sequence[Path]) -> str:
+    """Return the setting whose largest healthy value the last sweeps by bisection have looked for."""
+    found = dict.fromkeys(str(name) for study in studies if (name := _recorded(study, "hydra", "sweeper", "setting")))
+    return next(iter(found), LR)
+
+
 def stated_claims(studies: Sequence[Path]) -> str | None:
     """Return the claims that the last sweeps in some studies' folders have stated; None if they have stated none.
 
     Raises:
         StabilityError: They have stated different ones.
     """
-    stated = dict.fromkeys(str(name) for study in studies if (name := _recorded(study, "sweep", "claims")))
+    stated = dict.fromkeys(
+        str(name)
+        for study in studies
+        for place in (("sweep",), ("hydra", "callbacks", "stability"))  # of our own sweeps, of an app's
+        if (name := _recorded(study, *place, "claims"))
+    )
     if len(stated) > 1:
         raise StabilityError(f"The studies state different claims, {listed(stated)}: choose with --claims.")
     return next(iter(stated), None)

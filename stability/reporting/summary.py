@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from stability.analysis.boundary import Boundary
+from stability.analysis.boundary import LR, Boundary
 from stability.analysis.effects import RESPONSES, Effect, Response, difference_between
 from stability.analysis.levels import MOST_LEVELS, Level, level_text
 from stability.analysis.matching import Cell, interaction_cells, main_factors, match
@@ -91,20 +91,20 @@ def summarize_grid(
 
 
 def summarize_boundaries(
-    found: Sequence[Boundary], rulings: Sequence[Ruling], *, unfinished: bool = False
+    found: Sequence[Boundary], rulings: Sequence[Ruling], *, setting: str = LR, unfinished: bool = False
 ) -> tuple[str, str, str]:
-    """Summarize a study by bisection: the largest healthy learning rate of each cell, and how sure this is.
+    """Summarize a study by bisection: the largest healthy value of a setting in each cell, and how sure this is.
 
     Half of its trials fail by design, so the effect of a factor on health says little.
     """
-    so_far = "so far " if unfinished else ""
+    so_far, name = "so far " if unfinished else "", short_name(setting)
     if not found:
         return (
-            _capital(f"{so_far}no cell was tried at two learning rates, so the largest healthy lr is not known."),
+            _capital(f"{so_far}no cell was tried at two values of {name}, so the largest healthy one is not known."),
             "There is no difference to report.",
             _confidence(None, 0, rulings),
         )
-    known = sorted((b for b in found if math.isfinite(b.lr)), key=lambda b: b.lr)
+    known = sorted((b for b in found if math.isfinite(b.value)), key=lambda b: b.value)
     shown = found if len(found) <= _MOST_BOUNDARIES or len(known) < 2 else [known[0], known[-1]]
     cells = zip(shown[:_MOST_BOUNDARIES], _differing_cells(shown[:_MOST_BOUNDARIES]), strict=True)
     rates = [f"{_boundary_text(boundary)}{f' at {cell}' if cell else ''}" for boundary, cell in cells]
@@ -113,12 +113,12 @@ def summarize_boundaries(
     if len(known) > 1:
         low, high = known[0], known[-1]
         of_low, of_high = _differing_cells([low, high])
-        second = f"At {of_high} it is {ratio_text(high.lr / low.lr)} times as high as at {of_low}."
+        second = f"At {of_high} it is {ratio_text(high.value / low.value)} times as high as at {of_low}."
     fewest, most = (end(boundary.seeds for boundary in found) for end in (min, max))
     sure = f"The brackets are 95 % intervals over {f'{fewest} to ' if fewest < most else ''}{counted(most, 'seed')}"
     if fewest == 1:
-        sure = "With 1 seed, the brackets are only the nearest rates that were tried, and say nothing about chance"
-    return _capital(f"{so_far}the largest healthy lr {first}."), second, f"{sure}; {_claims_text(rulings)}."
+        sure = "With 1 seed, the brackets are only the nearest values that were tried, and say nothing about chance"
+    return _capital(f"{so_far}the largest healthy {name} {first}."), second, f"{sure}; {_claims_text(rulings)}."
 
 
 def _differing_cells(shown: Sequence[Boundary]) -> list[str]:
@@ -130,8 +130,8 @@ def _differing_cells(shown: Sequence[Boundary]) -> list[str]:
 def _boundary_text(boundary: Boundary) -> str:
     """`0.027 [0.024, 0.032]`; `0.5 or more`, `below 0.01` or `not found` if the search ended at its limits."""
     low, high = (ratio_text(end) for end in (boundary.low, boundary.high))
-    if math.isfinite(boundary.lr):
-        return f"{ratio_text(boundary.lr)} [{low}, {high}]"
+    if math.isfinite(boundary.value):
+        return f"{ratio_text(boundary.value)} [{low}, {high}]"
     if boundary.low:
         return f"{low} or more"
     return f"below {high}" if math.isfinite(boundary.high) else "not found"

@@ -1,18 +1,18 @@
-"""A Hydra sweeper that finds the largest learning rate at which training is healthy.
+"""A Hydra sweeper that finds the largest value of a setting, such as the learning rate, at which training is healthy.
 
 Every combination of the other factors has a search of its own:
 
-1. It begins at the rate `start`. While the trial is healthy or has learned nothing yet, the next rate is ten times
-   higher; where the rate is too high (see `boundary.too_high`), ten times lower.
-2. With a healthy rate below a rate that is too high, it has a bracket. The next rate is in the middle of the bracket,
+1. It begins at the value `start`. While the trial is healthy or has learned nothing yet, the next value is ten times
+   higher; where the value is too high (see `boundary.too_high`), ten times lower.
+2. With a healthy value below one that is too high, it has a bracket. The next value is in the middle of the bracket,
    on the logarithmic scale, and halves it.
 3. It ends when the bracket's ends are within the factor `tolerance`, or at the limits `lowest` and `highest`. It
-   reports no healthy rate only after it has tried every decade down to `lowest`.
+   reports no healthy value only after it has tried every decade down to `lowest`.
 
-A search finds one boundary. It does not see a second one above it, or between two rates that were tried.
+A search finds one boundary. It does not see a second one above it, or between two values that were tried.
 
 The searches run in rounds. A round is one trial of each, and these are launched together. The outcome of a trial is
-read from its folder, which is named by the configuration, and the next rate depends on the outcomes alone. So a search
+read from its folder, which is named by the configuration, and the next value depends on the outcomes alone. So a search
 that was killed and is started again trains no finished trial again, and ends as if it had never been interrupted.
 """
 
@@ -22,6 +22,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
@@ -29,12 +30,13 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from stability.analysis.boundary import LR, as_rows, boundaries, too_high
+from stability.analysis.boundary import LR, as_rows, boundaries, setting_text, too_high
 from stability.analysis.levels import is_number
 from stability.analysis.trial import HEALTHY
 from stability.analysis.trials import read_trials
+from stability.config.names import short_name
 from stability.core.errors import StabilityError
-from stability.core.files import VERDICT, short_path, write_atomically
+from stability.core.files import ERROR, VERDICT, short_path, write_atomically
 from stability.core.text import csv_cell
 from stability.diagnosis.display import shown
 from stability.diagnosis.verdict import read_verdict
@@ -44,43 +46,60 @@ from stability.sweeps.jobs import compose_job
 TABLE = "boundary.csv"  # in the study's folder
 
 _DECADE = 10.0
-_DIGITS = 3  # significant digits of a rate, because the folder's name contains them all
+_DIGITS = 3  # significant digits of a value, because the folder's name contains them all
 _WIDTH = 500  # columns of the printed table, so that no cell is cut
 
 
-def next_rate(
-    outcomes: Mapping[float, str], *, start: float, lowest: float, highest: float, tolerance: float
-) -> float | None:
-    """Choose the learning rate that a search tries next.
+class Limits(NamedTuple):
+    """Where a search begins and ends.
+
+    Attributes:
+        start: The first value.
+        lowest: No value is below it.
+        highest: No value is above it.
+        tolerance: The search ends when the upper end of its bracket is at most this many times the lower.
+        whole: Whether only whole numbers are tried.
+    """
+
+    start: float
+    lowest: float
+    highest: float
+    tolerance: float
+    whole: bool = False
+
+
+def next_value(outcomes: Mapping[float, str], limits: Limits) -> float | None:
+    """Choose the value that a search tries next.
 
     Args:
-        outcomes: {rate: outcome} of the trials so far.
-        start: The first rate.
-        lowest: No rate is below it.
-        highest: No rate is above it.
-        tolerance: The search ends when the upper end of its bracket is at most this many times the lower.
+        outcomes: {value: outcome} of the trials so far.
+        limits: Where the search begins and ends.
 
     Returns:
-        The rate, or None when the search has ended.
+        The value, or None when the search has ended.
     """
     if not outcomes:
-        return start
+        return limits.start
     high = too_high(outcomes)
-    low = max((rate for rate in outcomes if rate < high), default=0.0)
-    if high == math.inf and low < highest:
-        return min(_rounded(low * _DECADE), highest)
-    if low > 0 and tolerance * low < high < math.inf:
-        middle = _rounded(math.sqrt(low * high))
+    low = max((value for value in outcomes if value < high), default=0.0)
+    if high == math.inf and low < limits.highest:
+        return min(_rounded(low * _DECADE, limits.whole), limits.highest)
+    if low > 0 and limits.tolerance * low < high < math.inf:
+        middle = _rounded(math.sqrt(low * high), limits.whole)
         if middle not in outcomes:
             return middle
     least = min(outcomes)
-    if least > lowest and not any(outcome in HEALTHY for outcome in outcomes.values()):
-        return max(_rounded(least / _DECADE), lowest)
+    if least > limits.lowest and not any(outcome in HEALTHY for outcome in outcomes.values()):
+        return max(_rounded(least / _DECADE, limits.whole), limits.lowest)
     return None
 
 
+class _WrongLimits(StabilityError):
+    """The limits of a search do not fit its trials. It ends all searches."""
+
+
 @dataclass
-class _RateSearch:
+class _ValueSearch:
     """The search of one combination of the other factors."""
 
     overrides: list[str]
@@ -93,8 +112,9 @@ class _RateSearch:
 class _NextTrial:
     """The trial that a search needs next."""
 
-    search: _RateSearch
-    rate: float
+    search: _ValueSearch
+    value: float
+    shown: str  # the setting and its value, for messages
     overrides: list[str]
     folder: Path
 
@@ -105,28 +125,36 @@ class _NextTrial:
         except (OSError, StabilityError):  # there is no verdict, or another program wrote it
             return False
         if outcome == "bad_data":
-            problem = f"the trial at lr {self.rate:g} has bad data, which no learning rate mends"
+            problem = f"the trial at {self.shown} has bad data, which no other value mends"
             self.search.problem = f"{problem}: see {short_path(self.folder)}"
-        self.search.outcomes[self.rate] = outcome
+        self.search.outcomes[self.value] = outcome
         return True
 
 
 class BisectionSweeper(BasicSweeper):
-    """Find the largest healthy learning rate for every combination of the other factors: `hydra/sweeper=bisection`.
+    """Find the largest healthy value of a setting for every combination of other factors: `hydra/sweeper=bisection`.
 
     Args:
-        start: The first learning rate of every search.
-        lowest: The lowest learning rate to try.
-        highest: The highest learning rate to try.
+        setting: The dotted name of the setting, whose values are numbers above 0.
+        start: The first value of every search.
+        lowest: The lowest value to try.
+        highest: The highest value to try.
         tolerance: A search ends when the upper end of its bracket is at most this many times the lower.
         params: Factors and their values, as overrides of the command line.
     """
 
     def __init__(
-        self, start: float, lowest: float, highest: float, tolerance: float, params: dict[str, str] | None = None
+        self,
+        setting: str,
+        start: float,
+        lowest: float,
+        highest: float,
+        tolerance: float,
+        params: dict[str, str] | None = None,
     ) -> None:
         super().__init__(max_batch_size=None, params=params)
-        self._settings = {"start": start, "lowest": lowest, "highest": highest, "tolerance": tolerance}
+        self._setting = setting
+        self._limits = Limits(start, lowest, highest, tolerance)
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Run all searches to their end, print the boundaries and write them into the study's folder.
@@ -137,7 +165,7 @@ class BisectionSweeper(BasicSweeper):
         """
         assert self.config is not None
         assert self.launcher is not None
-        self._check_settings()
+        check_limits(self._limits)
         searches = self._make_searches(arguments)
         trials = self._next_trials(searches)
         folder = Path(self.config.hydra.sweep.dir)
@@ -151,9 +179,10 @@ class BisectionSweeper(BasicSweeper):
             returns.append(self.launcher.launch([trial.overrides for trial in trials], initial_job_idx=launched))
             for trial in trials:
                 if not trial.read_outcome():
-                    trial.search.problem = f"the trial at lr {trial.rate:g} crashed: see {short_path(trial.folder)}"
+                    problem = "crashed" if (trial.folder / ERROR).exists() else "has no verdict"
+                    trial.search.problem = f"the trial at {trial.shown} {problem}: see {short_path(trial.folder)}"
             trials = self._next_trials(searches)
-        _report_boundaries(folder)
+        _report_boundaries(folder, self._setting)
         if ended := [f"  {search.name}: {search.problem}" for search in searches if search.problem]:
             others = "; the others are finished" if len(ended) < len(searches) else ""
             summary = f"{len(ended)} of {_searches(len(searches))} ended early{others}."
@@ -161,47 +190,31 @@ class BisectionSweeper(BasicSweeper):
             raise StabilityError("\n".join([summary, *ended, advice]))
         return returns
 
-    def _check_settings(self) -> None:
-        for name, value in self._settings.items():
-            if not is_number(value) or not 0 < value < math.inf:
-                raise StabilityError(f"hydra.sweeper.{name}={value}: give a number above 0.")
-        start, lowest, highest, tolerance = self._settings.values()
-        if not tolerance > 1:
-            raise StabilityError(
-                f"hydra.sweeper.tolerance={tolerance}: give a number above 1. With 1.35 a search ends when the upper "
-                "end of its bracket is at most 35 % above the lower."
-            )
-        if not lowest <= start <= highest:
-            raise StabilityError(
-                f"hydra.sweeper.start={start} is not between hydra.sweeper.lowest={lowest} and "
-                f"hydra.sweeper.highest={highest}: change one of the three."
-            )
-
-    def _make_searches(self, arguments: list[str]) -> list[_RateSearch]:
+    def _make_searches(self, arguments: list[str]) -> list[_ValueSearch]:
         """Make a search of every combination of the other factors."""
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        if any(override.key_or_group == LR for override in overrides):
+        if any(override.key_or_group == self._setting for override in overrides):
             raise StabilityError(
-                f"The bisection chooses {LR} itself: remove {LR} from the command, or set the first rate with "
-                "hydra.sweeper.start=RATE."
+                f"The bisection chooses {self._setting} itself: remove {self._setting} from the command, or set the "
+                "first value with hydra.sweeper.start=VALUE."
             )
         jobs = combinations(overrides)
         if not jobs:
             raise StabilityError("There is nothing to search: a factor has no values, as in seed=range(0).")
         common = set(jobs[0]).intersection(*jobs)
-        return [_RateSearch(job, " ".join(one for one in job if one not in common) or "the only one") for job in jobs]
+        return [_ValueSearch(job, " ".join(one for one in job if one not in common) or "the only one") for job in jobs]
 
-    def _next_trials(self, searches: Sequence[_RateSearch]) -> list[_NextTrial]:
+    def _next_trials(self, searches: Sequence[_ValueSearch]) -> list[_NextTrial]:
         """Return the next trial of every search that has not ended. Read the outcomes of finished trials."""
         assert self.config is not None
         found: dict[Path, _NextTrial] = {}
         for search in searches:
-            while not search.problem and (rate := next_rate(search.outcomes, **self._settings)) is not None:
-                if (trial := self._trial_at(search, rate)) is None:
+            while not search.problem and (value := next_value(search.outcomes, self._limits)) is not None:
+                if (trial := self._trial_at(search, value)) is None:
                     break
-                if self.config.fresh or not trial.read_outcome():
+                if self._trains_anew() or not trial.read_outcome():
                     if found.setdefault(trial.folder, trial) is not trial:
                         raise StabilityError(
                             f"Two searches need the same trial, {trial.folder.name}: a factor has the same value "
@@ -210,29 +223,58 @@ class BisectionSweeper(BasicSweeper):
                     break
         return list(found.values())
 
-    def _trial_at(self, search: _RateSearch, rate: float) -> _NextTrial | None:
-        """Return the trial of a search at a rate, or None if it is invalid, which ends the search."""
-        assert self.config is not None
-        overrides = [*search.overrides, f"{LR}={rate!r}"]
+    def _trial_at(self, search: _ValueSearch, value: float) -> _NextTrial | None:
+        """Return the trial of a search at a value, or None if it is invalid, which ends the search."""
+        overrides = [*search.overrides, f"{self._setting}={value!r}"]
         try:
-            _, trial = compose_job(self.config, overrides)
+            folder = self._folder_of(overrides)
+        except _WrongLimits:
+            raise
         except StabilityError as error:
             search.problem = str(error)
             return None
-        if self._settings["lowest"] < trial.config.schedule.lr_min:
-            raise StabilityError(
-                f"hydra.sweeper.lowest={self._settings['lowest']} is below "
-                f"schedule.lr_min={trial.config.schedule.lr_min}, so the learning rate would rise where it should "
-                "decay: give a lower schedule.lr_min or a higher hydra.sweeper.lowest."
+        return _NextTrial(search, value, f"{short_name(self._setting)} {value:g}", overrides, folder)
+
+    def _folder_of(self, overrides: list[str]) -> Path:
+        """Return the folder of a trial. StabilityError if its configuration is invalid."""
+        assert self.config is not None
+        _, trial = compose_job(self.config, overrides)
+        if self._setting == LR and self._limits.lowest < trial.config.schedule.lr_min:
+            raise _WrongLimits(
+                f"hydra.sweeper.lowest={self._limits.lowest} is below schedule.lr_min={trial.config.schedule.lr_min}, "
+                "so the learning rate would rise where it should decay: give a lower schedule.lr_min or a higher "
+                "hydra.sweeper.lowest."
             )
-        return _NextTrial(search, rate, overrides, trial.folder)
+        return trial.folder
+
+    def _trains_anew(self) -> bool:
+        """Whether trials are trained again that have a verdict."""
+        assert self.config is not None
+        return bool(self.config.fresh)
 
 
-def _report_boundaries(folder: Path) -> None:
+def check_limits(limits: Limits) -> None:
+    """Raise StabilityError if a search cannot have these limits."""
+    for name, value in limits._asdict().items():
+        if name != "whole" and (not is_number(value) or not 0 < value < math.inf):
+            raise StabilityError(f"hydra.sweeper.{name}={value}: give a number above 0.")
+    if not limits.tolerance > 1:
+        raise StabilityError(
+            f"hydra.sweeper.tolerance={limits.tolerance}: give a number above 1. With 1.35 a search ends when the "
+            "upper end of its bracket is at most 35 % above the lower."
+        )
+    if not limits.lowest <= limits.start <= limits.highest:
+        raise StabilityError(
+            f"hydra.sweeper.start={limits.start} is not between hydra.sweeper.lowest={limits.lowest} and "
+            f"hydra.sweeper.highest={limits.highest}: change one of the three."
+        )
+
+
+def _report_boundaries(folder: Path, setting: str) -> None:
     """Print the boundaries that the study's trials show, and write them as a table."""
-    rows = as_rows(boundaries(read_trials([folder])))
+    rows = as_rows(boundaries(read_trials([folder]), setting))
     if not rows:
-        print("There is no boundary to report: no search has trials at two learning rates.")
+        print("There is no boundary to report: no search has trials at two values.")
         return
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
@@ -243,7 +285,7 @@ def _report_boundaries(folder: Path) -> None:
     for row in rows:
         table.add_row(*map(shown, row.values()))
     console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
-    console.print("The largest healthy learning rate, with its 95 % interval:")
+    console.print(f"The largest healthy {setting_text(setting)}, with its 95 % interval:")
     console.print(table)
     console.print(f"[dim]{'table':<10}[/] {shown(short_path(folder / TABLE))}")
 
@@ -252,5 +294,5 @@ def _searches(count: int) -> str:
     return f"{count} search" if count == 1 else f"{count} searches"
 
 
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.{_DIGITS}g}")
+def _rounded(value: float, whole: bool) -> float:
+    return max(1, round(value)) if whole else float(f"{value:.{_DIGITS}g}")

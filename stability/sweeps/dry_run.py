@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
-from stability.analysis.levels import level_text
-from stability.config.names import short_name
 from stability.config.schema import Config
 from stability.core.files import LAST, PREVIOUS, VERDICT
 from stability.core.text import counted, duration
-from stability.diagnosis.display import shown
 from stability.sweeps.jobs import PlannedTrial
 from stability.sweeps.launcher import is_stacked
+from stability.sweeps.listing import print_cells
 from stability.sweeps.pace import steps_made
 from stability.sweeps.plan import Plan
 from stability.sweeps.search import Search
@@ -29,7 +25,6 @@ from stability.trials.program_runs import seconds_run
 
 _SECONDS = 2.0  # of training by which a kind of trial is timed, after half of it to warm up
 _BLOCK = 5  # steps between two readings of the clock
-_WIDTH = 500  # columns of the printed table, so that no cell is cut
 
 
 class _Cost(NamedTuple):
@@ -48,11 +43,7 @@ def show_plan(plan: Plan, launcher: DictConfig) -> None:
         launcher: Hydra's settings of the launcher.
     """
     steps = {trial.folder: _next_step(trial) for trial in plan.trials}
-    table = Table(*map(short_name, plan.factors), "seeds", box=None, header_style="dim")
-    for cell, trials in plan.cells.items():
-        seeds = [f"seed {trial.settings['seed']}: {_status(steps[trial.folder])}" for trial in trials]
-        table.add_row(*(shown(level_text(level)) for _, level in cell), ", ".join(seeds))
-    Console(highlight=False, soft_wrap=True, width=_WIDTH).print(table)
+    print_cells(plan, {folder: _status(step) for folder, step in steps.items()})
     to_do = [trial for trial in plan.trials if steps[trial.folder] is not None]
     begun = sum(bool(steps[trial.folder]) for trial in to_do)
     counts = f"{len(plan.trials) - len(to_do)} done, {begun} to resume, {len(to_do) - begun} new"

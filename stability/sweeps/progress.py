@@ -18,17 +18,17 @@ from rich.table import Table
 from rich.text import Text
 
 from stability.analysis.levels import level_text, ordered
-from stability.analysis.trials import read_trials
+from stability.analysis.trials import NoTrial, read_trial
 from stability.config.names import short_name
-from stability.core.files import CONFIG, ERROR, VERDICT
+from stability.core.files import ERROR, RETURNED, VERDICT, config_of
 from stability.core.text import duration, pace_text
 from stability.diagnosis.display import shown
 from stability.diagnosis.outcomes import MARKS, style_of
 from stability.sweeps.cells import Cell, Cells
 from stability.sweeps.pace import Pace
 
-CRASHED = "crashed"  # in the place of an outcome
-_LETTERS = {outcome: mark.letter for outcome, mark in MARKS.items()} | {CRASHED: "C"}
+CRASHED, NO_VERDICT = "crashed", "no verdict"  # in the place of an outcome
+_LETTERS = {outcome: mark.letter for outcome, mark in MARKS.items()} | {CRASHED: "C", NO_VERDICT: "?"}
 _TO_DO = "·"
 _PAUSE = 0.5  # seconds between two checks of the folders
 _RECENT = 60  # seconds: a trial that has written no signals for longer is not shown as running
@@ -37,7 +37,7 @@ _FIRST_ESTIMATE = 10  # seconds of training until a log gets its first estimate
 
 @dataclass(frozen=True)
 class _WriteTimes:
-    """When a trial's verdict and its error were written (ns), 0 for never."""
+    """When a trial's verdict and its error were written (ns), 0 for never. An app's job may end without a verdict."""
 
     verdict: int
     error: int
@@ -121,9 +121,9 @@ class SweepProgress:
                 self.outcomes[folder] = CRASHED
                 self._print_ended(folder, crash_reason(folder).rstrip("."))
             elif now.verdict and not now.error and (now.verdict != at_start.verdict or at_start.error):
-                self.outcomes[folder], per = _read_result(folder)
-                seconds = (now.verdict - (folder / CONFIG).stat().st_mtime_ns) / 1e9
-                self._print_ended(folder, f"PER {per:.2f}  {duration(seconds)}")
+                self.outcomes[folder], rate = _read_result(folder)
+                seconds = (now.verdict - config_of(folder).stat().st_mtime_ns) / 1e9
+                self._print_ended(folder, f"{rate}{duration(seconds)}")
         self._print_first_estimate()
 
     def _print_first_estimate(self) -> None:
@@ -208,12 +208,15 @@ def _sign(outcome: str, text: str) -> Text:
     return Text(text, "dim" if outcome == "to do" else style_of(outcome))
 
 
-def _read_result(folder: Path) -> tuple[str, float]:
-    """Return the trial's outcome and PER."""
-    found = read_trials([folder])
-    if not found.trials:
-        return f"not readable ({found.left_out[0][1]})", float("nan")
-    return found.trials[0].outcome, found.trials[0].per
+def _read_result(folder: Path) -> tuple[str, str]:
+    """Return the trial's outcome and, as it is printed, its error rate if it has one."""
+    if not (folder / VERDICT).exists():
+        return NO_VERDICT, ""
+    try:
+        trial = read_trial(folder)
+    except NoTrial as reason:
+        return f"not readable ({reason})", ""
+    return trial.outcome, "" if math.isnan(trial.per) else f"{trial.metric} {trial.per:.2f}  "
 
 
 def _write_times(folder: Path) -> _WriteTimes:
@@ -223,4 +226,5 @@ def _write_times(folder: Path) -> _WriteTimes:
         except OSError:
             return 0
 
-    return _WriteTimes(written(folder / VERDICT), written(folder / ERROR))
+    ended = max(written(folder / name) for name in (VERDICT, RETURNED))
+    return _WriteTimes(ended, written(folder / ERROR))

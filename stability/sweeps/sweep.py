@@ -18,19 +18,18 @@ from omegaconf import DictConfig
 from stability.config.hydra import register_schema, resolve_config
 from stability.config.placeholders import uses_seed
 from stability.core.errors import CallbackError, StabilityError
-from stability.core.files import VERDICT, short_path
 from stability.core.text import counted
 from stability.sweeps.bisection import BisectionSweeper
+from stability.sweeps.closing import list_missing, report_study
 from stability.sweeps.dry_run import show_plan, show_search
 from stability.sweeps.hydra_internals import job_error
 from stability.sweeps.jobs import InvalidJob, describe_job, list_invalid
 from stability.sweeps.launcher import StackedLauncher, is_stacked
-from stability.sweeps.missing import list_missing
 from stability.sweeps.plan import GridSweeper, Plan, make_plan
 from stability.sweeps.progress import SweepProgress
 from stability.sweeps.search import ResumingSweeper, Search, find_search
 from stability.sweeps.sweep_trial import is_finished
-from stability.tracking.api import abort_study, close_study, is_sent, open_study
+from stability.tracking.api import abort_study, is_sent, open_study
 
 
 class Sweep(Callback):
@@ -81,7 +80,13 @@ class Sweep(Callback):
             planned = self._progress.plan.invalid if isinstance(self._progress.plan, Plan) else ()
             problems = [list_missing(self._progress, self._failed), _list_all_invalid([*planned, *self._invalid])]
             try:
-                _report(config, self._progress, self._tracked, stopped=isinstance(ended_by, KeyboardInterrupt))
+                report_study(
+                    Path(config.hydra.sweep.dir),
+                    config.sweep.claims,
+                    self._progress,
+                    tracked=self._tracked,
+                    stopped=isinstance(ended_by, KeyboardInterrupt),
+                )
             except StabilityError as error:
                 problems.append(str(error))
             if message := "\n".join(filter(None, self._add_cause(ended_by, problems))):
@@ -131,23 +136,6 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
         open_study(tracking, study, outputs=outputs, factors=plan.levels if plan else {})
     progress.start()
     return progress, not is_closed
-
-
-def _report(cfg: DictConfig, progress: SweepProgress, tracked: bool, *, stopped: bool) -> None:
-    """Write and print the report of the study if any of its trials is finished, and send it to the tracker."""
-    study, claims = Path(cfg.hydra.sweep.dir), cfg.sweep.claims
-    if not any((folder / VERDICT).exists() for folder in progress.folders()):
-        if tracked:
-            close_study(study, [], "", stopped=stopped)
-        return
-    from stability.analysis.claims import find_claims  # late: SciPy and matplotlib take a while
-    from stability.reporting.page import write_report
-
-    report = write_report([study], claims=None if claims is None else find_claims(claims))
-    print("", *report.sentences, f"report    {short_path(report.page)}", sep="\n")
-    if tracked:
-        files, note = [report.page, *report.files], " ".join(report.sentences)
-        print(close_study(study, files, note, factors=report.factors, stopped=stopped))
 
 
 def _report_invalid(plan: Plan, stacked: bool, dry_run: bool) -> None:

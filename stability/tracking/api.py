@@ -22,7 +22,7 @@ from stability.config.schema import Tracking
 from stability.core.checkout import git_commit
 from stability.core.errors import StabilityError, write_error
 from stability.core.extras import require
-from stability.core.files import CONFIG, SIGNALS_FILE, TRACKING, short_path
+from stability.core.files import SIGNALS_FILE, TRACKING, config_of, short_path
 from stability.tracking.state import State, read_state
 from stability.tracking.store import (
     import_mlflow,
@@ -214,7 +214,7 @@ def find_trials_and_studies(folder: Path) -> list[Path]:
         StabilityError: There are none.
     """
     marked = (path.parent for name in (TRACKING, SIGNALS_FILE) for path in folder.rglob(name))
-    found = sorted({each for each in marked if (each / CONFIG).exists() or (each / TRACKING).exists()})
+    found = sorted({each for each in marked if config_of(each).exists() or (each / TRACKING).exists()})
     if not found:
         raise StabilityError(f"{folder} is not the folder of a trial or study, and holds none.")
     return found
@@ -261,7 +261,7 @@ def send_missing(folder: Path, uri: str | None = None) -> str:
         state = State(resolve_uri(uri, folder), experiment, _tags(folder))
     else:
         raise StabilityError(f"{folder} was never sent to MLflow. Give a store with --uri.")
-    is_trial = (folder / CONFIG).exists()
+    is_trial = config_of(folder).exists()
     with nullcontext() if is_trial else lock_of(folder):
         sender = TrialSender(folder, state) if is_trial else StudySender(folder, state)
         try:

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from stability.config.hydra import read_config
 from stability.config.names import flatten_dict, short_name
-from stability.core.files import CONFIG, SIGNALS_FILE, VALIDATION_FILE
+from stability.core.files import SIGNALS_FILE, VALIDATION_FILE, config_of
 
 PREFIXES = {SIGNALS_FILE: "", VALIDATION_FILE: "validation/"}  # of the metrics of a trial's tables
 _NOT_PARAMETERS = ("tracking", "outputs", "fresh")  # settings that do not describe the trial
@@ -29,10 +29,10 @@ def parameters(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_plain_config(folder: Path) -> dict[str, Any]:
-    """Read a trial's `config.yaml` as nested dictionaries.
+    """Read the settings of a trial, or of a job of a Hydra app, as nested dictionaries.
 
     Interpolations stay as they are written: somebody else's could name a variable of the user's environment.
     """
-    config = OmegaConf.to_container(read_config(folder / CONFIG), resolve=False)
+    config = OmegaConf.to_container(read_config(config_of(folder)), resolve=False)
     assert isinstance(config, dict)
     return {str(name): value for name, value in config.items()}

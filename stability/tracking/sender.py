@@ -17,7 +17,17 @@ from uuid import uuid4
 from filelock import FileLock
 
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, DATA, FIGURE, SIGNALS_FILE, TRACKING, VALIDATION_FILE, VERDICT, short_path
+from stability.core.files import (
+    CONFIG,
+    DATA,
+    FIGURE,
+    HYDRA_CONFIG,
+    SIGNALS_FILE,
+    TRACKING,
+    VALIDATION_FILE,
+    VERDICT,
+    short_path,
+)
 from stability.core.stopping import stop_requested
 from stability.tracking.state import State, read_state, write_state
 from stability.tracking.store import (
@@ -52,7 +62,7 @@ PARENT = "mlflow.parentRunId"
 WORKFLOW = "workflowType=machine_learning"  # in a link: the page gets the menus of training runs, not of chat traces
 _KEY = "stability.key"  # the tag by which a run is found that was made just before a kill
 
-_TRIAL_FILES = (CONFIG, DATA, SIGNALS_FILE, VALIDATION_FILE, VERDICT, FIGURE)
+_TRIAL_FILES = (CONFIG, str(HYDRA_CONFIG), DATA, SIGNALS_FILE, VALIDATION_FILE, VERDICT, FIGURE)
 
 
 class OpenRun(NamedTuple):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from urllib.parse import quote, urlencode
 
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, ERROR, VERDICT
+from stability.core.files import CONFIG, ERROR, HYDRA_CONFIG, VERDICT
 from stability.diagnosis.finding import Outcome
 from stability.diagnosis.verdict import read_verdict
 from stability.tracking.sender import NOTE, PARENT, WORKFLOW, OpenRun, Sender, modification_time, now_ms
@@ -74,7 +74,7 @@ class StudySender(Sender):
     def _final_status(self) -> str:
         if any(self._folder.glob(f"*/{ERROR}")):
             return "FAILED"
-        begun = [path.parent for path in self._folder.glob(f"*/{CONFIG}")]
+        begun = [each for each in self._folder.glob("*") if (each / CONFIG).exists() or (each / HYDRA_CONFIG).exists()]
         return "FINISHED" if begun and all((folder / VERDICT).exists() for folder in begun) else "KILLED"
 
     def _describe(self, run: OpenRun, found: "Run") -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stability.config.names import flatten_dict
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, DATA, FIGURE, SIGNALS_FILE, VALIDATION_FILE, VERDICT
+from stability.core.files import CONFIG, DATA, FIGURE, SIGNALS_FILE, VALIDATION_FILE, VERDICT, config_of
 from stability.core.passwords import hide_passwords
 from stability.core.text import load_json
 from stability.diagnosis.table import Table, read_table
@@ -108,7 +108,13 @@ class TrialSender(Sender):
         return self._folder.resolve().parent.parent
 
     def _budget(self) -> int:
-        """The number of steps that the trial is to make; 1 if only the command that trains it knows that."""
+        """The number of steps that the trial is to make; 1 if only the command that trains it knows that.
+
+        A job of an app, which is sent when it has ended, is to make those that it has made.
+        """
+        if not (self._folder / CONFIG).exists():
+            made = read_table(self._folder / SIGNALS_FILE, only=()).steps
+            return int(made[-1]) + 1 if len(made) else 1
         trainer = self._config.get("trainer")
         steps = (trainer.get("steps") or 1) if isinstance(trainer, dict) else self._config.get("steps")
         if not isinstance(steps, int):
@@ -116,7 +122,7 @@ class TrialSender(Sender):
         return steps
 
     def _start_time(self) -> int:
-        return modification_time(self._folder / CONFIG)
+        return modification_time(config_of(self._folder))
 
     def _final_status(self) -> str:
         if (self._folder / VERDICT).exists():
@@ -212,7 +218,7 @@ class TrialSender(Sender):
             self._system.finish()  # type: ignore[no-untyped-call]
         run.client.set_terminated(run.id, self._state.status, ended)
         # Earlier versions kept passwords in the configuration.
-        run.client.log_text(run.id, hide_passwords((self._folder / CONFIG).read_text()), CONFIG)
+        run.client.log_text(run.id, hide_passwords(config_of(self._folder).read_text()), CONFIG)
         for name in (VERDICT, FIGURE):
             if (self._folder / name).exists():
                 run.client.log_artifact(run.id, str(self._folder / name))

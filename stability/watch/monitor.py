@@ -22,6 +22,7 @@ from stability.diagnosis.finding import Finding
 from stability.diagnosis.history import History
 from stability.diagnosis.judge import is_check_due, judge, stopping_verdict
 from stability.diagnosis.metric import is_in_percent
+from stability.diagnosis.readers.recording import Recording
 from stability.diagnosis.signals import EXPENSIVE_EVERY
 from stability.diagnosis.table import Table
 from stability.diagnosis.verdict import FATAL, FAULTS, Fault, Verdict
@@ -40,6 +41,7 @@ from stability.watch.state import (
     verdict_state,
 )
 from stability.watch.tensors import is_finite, norms_by_part, norms_of, to_host, whole_norm
+from stability.watch.trial_folder import TrialFolder, find_folder
 
 _FETCH_EVERY = 10  # steps: one transfer from the GPU for many signals is faster
 _RECENT = 200  # steps whose batches a flight recording names
@@ -100,6 +102,12 @@ class Monitor:
     the state_dicts of the model and the optimizer before the update. `python -m stability.diagnose FOLDER` shows it.
     If it cannot be written, the training goes on, and the verdict's evidence says why.
 
+    With a `trial_folder`, and in a Hydra job, the Monitor leaves there what a trial of this project leaves:
+    `signals.csv` and `validation.csv`, which grow with the training, and with each call of `verdict` also
+    `verdict.json` and `run.png`. `python -m stability.report` compares such folders. If several Monitors watch in the
+    same folder, the files are those of the one that began last. Of processes that train together, the first leaves
+    them.
+
     Args:
         model: The model that is trained.
         optimizer: Its optimizer. If there are several, the one that steps last: the measured update is what all of
@@ -110,6 +118,7 @@ class Monitor:
             `exploded`, `degraded`, `blank_collapse` and `mode_collapse`.
         folder: Where flight recordings are written. Without it there are none.
         metric: The name of the error rate that `validated` is given.
+        trial_folder: Where the files of the trial are left. By default in the folder of the Hydra job, if there is one.
 
     Raises:
         StabilityError: `stop_on` contains another word.
@@ -125,6 +134,7 @@ class Monitor:
         stop_on: Collection[Fault] = FATAL,
         folder: Path | str | None = None,
         metric: str = "PER",
+        trial_folder: Path | str | None = None,
     ) -> None:
         if unknown := {*stop_on} - {*get_args(Fault)}:
             raise StabilityError(
@@ -146,6 +156,9 @@ class Monitor:
         self._skipped: deque[tuple[int, list[str]]] = deque(maxlen=_NOTED)
         self._faulty: deque[tuple[int, str, list[str]]] = deque(maxlen=_NOTED)
         self._folder = None if folder is None else Path(folder)
+        self._trial_folder = None if trial_folder is None else Path(trial_folder)
+        self._trial: TrialFolder | None = None  # until the first step
+        self._has_begun = False
         self._before_restart: dict[str, Any] | None = None  # of the optimizer, until the first step
         self._restarts: list[tuple[int, list[str]]] = []  # steps, and what did not come back
         self._recording: _Evidence = {}  # evidence that says where the flight recording is, or why there is none
@@ -234,6 +247,12 @@ class Monitor:
         """
         if not self._next_step:
             raise ValueError("There is no verdict before the first step: call step(loss) after backward().")
+        verdict = self._verdict()
+        if self._trial is not None and not self._trial.waits_for_job:
+            self._trial.finish(self._recorded(), verdict)
+        return verdict
+
+    def _verdict(self) -> Verdict:
         if self._failure is not None:
             return self._failure
         if self._bad_steps and (refusal := self._bad_steps[0].verdict) is not None:
@@ -333,9 +352,13 @@ class Monitor:
         self._note_restart(step)
         self._measure_unoptimized()
         self._weights_before = []  # if the last update was never made
+        if not self._has_begun:
+            self._begin_trial()
         due = is_check_due(step)
         if due or len(self._pending) >= _FETCH_EVERY:
             self._fetch()
+            if self._trial is not None and self._fetched:
+                self._trial.update(self._recorded)
         self._batches.append((step, given.names))
         with torch.no_grad():
             row = self._measure(loss, given)
@@ -358,6 +381,20 @@ class Monitor:
         elif finite:
             self._go_on()
         return self._failure or verdict
+
+    def _begin_trial(self) -> None:
+        self._has_begun = True
+        folder = find_folder(self._trial_folder)
+        if folder is not None:
+            self._trial = TrialFolder(folder, self._leave_results)
+
+    def _recorded(self) -> Recording:
+        return Recording("", self.signals(), self.validation(), metric=self._metric)
+
+    def _leave_results(self) -> None:
+        """Write the results of the trial so far."""
+        if self._trial is not None:
+            self._trial.finish(self._recorded(), self._verdict())
 
     def _note_restart(self, step: int) -> None:
         """Note at the first step after a restart what of the optimizer did not come back."""
@@ -498,6 +535,8 @@ class Monitor:
             if names:
                 which = first_of([*names], _NAMED)
                 evidence[what] = f"{self._seen[check]} of {self._seen['utterances']} ({which})"
+        if self._trial is not None and self._trial.problem:
+            evidence["trial folder"] = f"{self._trial.folder} cannot be written ({self._trial.problem})"
         for step, lost in self._restarts:
             evidence[f"after the restart at step {step}"] = "; ".join(lost)
         if self._skipped:

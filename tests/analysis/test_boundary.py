@@ -9,10 +9,10 @@ from scipy import stats
 
 from stability.analysis.boundary import Boundary, as_rows, boundaries
 from stability.analysis.trial import Trial, Trials
-from stability.sweeps.bisection import next_rate
+from stability.sweeps.bisection import Limits, next_value
 from tests.support.trials import trial
 
-SEARCH: dict[str, float] = {"start": 0.01, "lowest": 1e-4, "highest": 10, "tolerance": 1.35}
+SEARCH = Limits(start=0.01, lowest=1e-4, highest=10, tolerance=1.35)
 
 
 def tried(lr: float, outcome: str, seed: int = 0, **factors: Any) -> Trial:
@@ -54,13 +54,15 @@ def test_a_seeds_boundary_lies_in_its_bracket(outcomes: str, low: float, high: f
     (bracket,) = boundary.brackets
     assert (bracket.low, bracket.high, bracket.again) == (low, high, again)
     assert (boundary.low, boundary.high) == pytest.approx((low, high))
-    assert boundary.lr == pytest.approx(math.sqrt(low * high)) or (math.isnan(boundary.lr) and (not low or high > 99))
+    assert boundary.value == pytest.approx(math.sqrt(low * high)) or (
+        math.isnan(boundary.value) and (not low or high > 99)
+    )
 
 
 def test_the_interval_over_seeds_is_students_t_of_the_brackets_middles() -> None:
     (boundary,) = found(*one("sseee", 0), *one("sssse", 1), *one("seeee", 2))
     middles = np.log([math.sqrt(2 * 4), math.sqrt(8 * 16), math.sqrt(1 * 2)])
-    assert boundary.lr == pytest.approx(stats.gmean(np.exp(middles)))
+    assert boundary.value == pytest.approx(stats.gmean(np.exp(middles)))
     error = math.sqrt((np.var(middles, ddof=1) + math.log(2) ** 2 / 12) / 3)
     low, high = stats.t.interval(0.95, 2, middles.mean(), error)
     assert (boundary.low, boundary.high) == pytest.approx((math.exp(low), math.exp(high)))
@@ -75,16 +77,16 @@ def test_the_interval_is_never_narrower_than_the_brackets() -> None:
 
 def test_open_brackets_have_no_mean() -> None:
     (boundary,) = found(*one("sse", 0), *one("sss", 1), *one("ses", 2))
-    assert math.isnan(boundary.lr)
+    assert math.isnan(boundary.value)
     assert (boundary.low, boundary.high) == (1, math.inf)
     assert boundary.notes == (
-        "healthy up to the largest rate tried in 1 of 3 seeds",
+        "healthy up to the largest value tried in 1 of 3 seeds",
         "healthy again above the boundary in 1 of 3 seeds",
     )
     (boundary,) = found(*one("eee", 0), *one("sse", 1))
-    assert math.isnan(boundary.lr)
+    assert math.isnan(boundary.value)
     assert (boundary.low, boundary.high) == (0, 4)
-    assert boundary.notes == ("no healthy rate in 1 of 2 seeds",)
+    assert boundary.notes == ("no healthy value in 1 of 2 seeds",)
 
 
 def test_every_cell_of_the_other_factors_has_its_boundary() -> None:
@@ -115,7 +117,7 @@ def test_a_table_of_boundaries_has_short_names_and_notes() -> None:
     ]  # fmt: skip
     (row,) = as_rows(found(tried(0.01, "undecided"), tried(0.1, "undecided")))
     assert (row["lr"], row["low"], row["high"]) == ("nan", "0", "inf")
-    assert "no healthy rate in 1 of 1 seeds" in row["notes"]
+    assert "no healthy value in 1 of 1 seeds" in row["notes"]
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 10])
@@ -129,7 +131,7 @@ def test_intervals_hold_the_truth_of_simulated_searches(spread: float, seeds: in
         trials = []
         for seed, limit in enumerate(np.exp(rng.normal(center, spread, seeds))):
             outcomes: dict[float, str] = {}
-            while (rate := next_rate(outcomes, **SEARCH)) is not None:
+            while (rate := next_value(outcomes, SEARCH)) is not None:
                 outcomes[rate] = "stable" if rate < limit else "exploded"
             trials += [tried(rate, outcome, seed) for rate, outcome in outcomes.items()]
         (boundary,) = found(*trials)

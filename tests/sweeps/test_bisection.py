@@ -5,16 +5,17 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from stability.diagnosis.verdict import Verdict
-from stability.sweeps.bisection import next_rate
+from stability.sweeps.bisection import Limits, next_value
 from tests.support.commandline import CommandLine, wait_for
 from tests.support.sweeps import BASIC, STACKED, trials
 
-SEARCH: dict[str, float] = {"start": 0.01, "lowest": 1e-4, "highest": 10, "tolerance": 1.35}
+SEARCH = Limits(start=0.01, lowest=1e-4, highest=10, tolerance=1.35)
 COMMAND = ("--multirun", "hydra/sweeper=bisection")
 # Learns a little in 40 steps, and explodes at a learning rate of 1.
 QUICK = (
@@ -24,10 +25,10 @@ QUICK = (
 )
 
 
-def search(outcome_at: "dict[str, tuple[float, float]]", **settings: float) -> dict[float, str]:
+def search(outcome_at: "dict[str, tuple[float, float]]", **settings: Any) -> dict[float, str]:
     """Return {rate: outcome} of a search in which these outcomes lie between these rates."""
     outcomes: dict[float, str] = {}
-    while (rate := next_rate(outcomes, **SEARCH | settings)) is not None:
+    while (rate := next_value(outcomes, SEARCH._replace(**settings))) is not None:
         assert rate not in outcomes
         (outcomes[rate],) = (name for name, (above, below) in outcome_at.items() if above < rate <= below)
     return outcomes
@@ -78,7 +79,7 @@ def test_every_search_ends() -> None:
     for _ in range(300):
         outcomes: dict[float, str] = {}
         tolerance = float(rng.choice([1.0001, 1.1, 1.35]))
-        while (rate := next_rate(outcomes, **SEARCH | {"tolerance": tolerance})) is not None:
+        while (rate := next_value(outcomes, SEARCH._replace(tolerance=tolerance))) is not None:
             assert rate not in outcomes
             assert 1e-4 <= rate <= 10
             outcomes[rate] = str(rng.choice(["stable", "slow", "undecided", "blank_collapse", "exploded"]))
@@ -135,7 +136,7 @@ def test_a_bisection_that_was_killed_continues_and_a_crash_ends_only_its_own_sea
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("schedule.lr_max=0.001,0.01", ["The bisection chooses schedule.lr_max itself", "hydra.sweeper.start=RATE"]),
+        ("schedule.lr_max=0.001,0.01", ["The bisection chooses schedule.lr_max itself", "hydra.sweeper.start=VALUE"]),
         ("hydra.sweeper.tolerance=1", ["hydra.sweeper.tolerance=1: give a number above 1"]),
         (
             "hydra.sweeper.start=20",

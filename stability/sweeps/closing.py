@@ -1,12 +1,13 @@
-"""Lists the trials of a sweep that have no verdict when it ends, each with the reason."""
+"""What a sweep says when it ends: its report, and the trials that have no verdict, each with the reason."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from stability.core.files import ERROR, LOCK, short_path
+from stability.core.files import ERROR, LOCK, VERDICT, short_path
 from stability.core.locks import is_locked
 from stability.core.text import counted
 from stability.sweeps.progress import CRASHED, SweepProgress, crash_reason
+from stability.tracking.api import close_study
 
 
 def list_missing(progress: SweepProgress, failed: Mapping[Path, str]) -> str:
@@ -33,3 +34,30 @@ def list_missing(progress: SweepProgress, failed: Mapping[Path, str]) -> str:
     lines = [f"  {progress.describe(folder)}: {reason}" for folder, reason in missing.items()]
     summary = f"{counted(len(missing), 'trial')} {verb} no verdict."
     return "\n".join([f"{summary} Run the same command again to train what is missing.", *lines])
+
+
+def report_study(study: Path, claims: str | None, progress: SweepProgress, *, tracked: bool, stopped: bool) -> None:
+    """Write and print the report of a study if any of its trials is finished, and send it to the tracker.
+
+    Args:
+        study: Its folder.
+        claims: The claims to rule on, as `find_claims` takes them; None for no claims.
+        progress: The sweep, which has ended.
+        tracked: Whether the study was opened in the tracker.
+        stopped: Whether Ctrl-C or SIGTERM ended it.
+
+    Raises:
+        StabilityError: The report cannot be written.
+    """
+    if not any((folder / VERDICT).exists() for folder in progress.folders()):
+        if tracked:
+            close_study(study, [], "", stopped=stopped)
+        return
+    from stability.analysis.claims import find_claims  # late: SciPy and matplotlib take a while
+    from stability.reporting.page import write_report
+
+    report = write_report([study], claims=None if claims is None else find_claims(claims))
+    print("", *report.sentences, f"report    {short_path(report.page)}", sep="\n")
+    if tracked:
+        files, note = [report.page, *report.files], " ".join(report.sentences)
+        print(close_study(study, files, note, factors=report.factors, stopped=stopped))

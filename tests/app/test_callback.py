@@ -1,0 +1,78 @@
+"""A sweep of somebody else's Hydra app as a study, by the real command line."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.apps import App
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> App:
+    return App.write(tmp_path)
+
+
+def verdicts(app: App) -> dict[str, str]:
+    found = {name: folder / "verdict.json" for name, folder in app.jobs().items()}
+    return {name: json.loads(path.read_text())["outcome"] for name, path in found.items() if path.exists()}
+
+
+def test_a_grid_is_a_study_that_is_continued(app: App) -> None:
+    """In the first run two jobs crash. The second runs these alone, and has the whole report."""
+    grid = ("lr=0.1,5", "seed=0,1", "fault=crash")
+    first = app.sweep(*grid, status=1)
+    assert first.err.startswith("error: 2 trials have no verdict. Run the same command again")
+    assert first.err.count("ValueError: no such data (multirun/train/lr=") == 2
+    assert len(re.findall(r"^running", first.out, re.MULTILINE)) == 4, "a crash stops no other job"
+    assert re.search(r"^\[\d/4\] stable  .*WER 0\.10", first.out, re.MULTILINE), first.out
+    (app.folder / "mended").touch()
+    again = app.sweep(*grid)
+    assert len(re.findall(r"^running", again.out, re.MULTILINE)) == 2
+    assert again.err == ""
+    assert "2 of 4 trials are unhealthy (2 exploded); lr has the largest effect on this." in again.out
+    assert (app.folder / "multirun" / "train" / "report.html").exists()
+    assert verdicts(app)["lr=5,seed=1,fault=crash"] == "exploded"
+    names = {path.name for path in app.jobs()["lr=0.1,seed=0,fault=crash"].iterdir()}
+    assert {"signals.csv", "validation.csv", "verdict.json", "run.png", "log.csv", ".hydra"} <= names
+
+
+def test_a_dry_run_lists_the_jobs_and_leaves_no_trace(app: App) -> None:
+    before = {*app.folder.iterdir()}
+    shown = app.sweep("lr=0.1,5", "seed=0,1", "+hydra.callbacks.stability.dry_run=true")
+    assert "4 jobs: 0 done, 4 to do, in multirun/train" in shown.out
+    assert re.search(r"^ 0\.1 +seed 0: to do, seed 1: to do", shown.out, re.MULTILINE)
+    assert not {path for path in {*app.folder.iterdir()} - before if not path.name.startswith("tmp")}
+
+
+def test_an_app_without_monitor_and_log_is_said_to_have_none(app: App) -> None:
+    ended = app.sweep("log=false", "lr=0.1,5")
+    assert "2 jobs have no verdict: no Monitor watched it, and its folder has no log that can be read" in ended.out
+    assert "? no verdict 2" in ended.out
+    again = app.sweep("log=false", "lr=0.1,5")
+    assert "running" not in again.out
+
+
+def test_what_depends_on_a_jobs_number_is_refused(tmp_path: Path) -> None:
+    app = App.write(tmp_path, shuffle="${hydra:job.num}")
+    error = app.sweep("lr=0.1,5", status=1).err
+    assert error.startswith("error: 2 of 2 configurations are invalid; no job was started:")
+    assert "shuffle depends on hydra.job.num" in error
+
+
+def test_settings_of_other_types_are_levels_of_one_factor(app: App) -> None:
+    ended = app.sweep("width=4,wide,null")
+    assert re.search(r"^ width 4 +width wide +width null *\n +1S +1S +1S", ended.out, re.MULTILINE), ended.out
+
+
+@pytest.mark.slow
+def test_the_bisection_finds_the_largest_healthy_value_of_any_number(app: App) -> None:
+    ended = app.sweep("hydra/sweeper=bisection", "hydra.sweeper.setting=lr", "seed=0,1", "hydra.sweeper.highest=100")
+    with (app.folder / "multirun" / "train" / "boundary.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["low"]) <= 2.5 <= float(row["high"])
+    assert "The largest healthy lr, with its 95 % interval:" in ended.out
+    again = app.sweep("hydra/sweeper=bisection", "hydra.sweeper.setting=lr", "seed=0,1", "hydra.sweeper.highest=100")
+    assert "running" not in again.out
