@@ -221,7 +221,8 @@ def why_grew(signals: Table, onset: int, detected: int) -> tuple[str, str]:
 def _why_by_rate_alone(signals: Table, onset: int, detected: int) -> tuple[str, str] | None:
     lr = finite_readings(signals, "lr")
     rates = lr.up_to(detected)
-    if not len(rates) or rates[-1] <= 0 or len(finite_readings(signals, "update_ratio").up_to(detected)):
+    updates = finite_readings(signals, "update_ratio").up_to(detected)
+    if not len(rates) or rates[-1] <= 0 or updates.any():  # an update of 0, at the start of a warm-up, shows nothing
         return None
     calm = lr.up_to(onset)[-2 * _BACK :]
     if len(calm) and rates[-1] > 1.2 * calm.min() > 0:
@@ -235,7 +236,7 @@ def _why_by_rate_alone(signals: Table, onset: int, detected: int) -> tuple[str, 
         return None
     return "rate_too_high", (
         f"The loss grew at an lr of {rates[-1]:.3g}, the largest so far. Lower the lr, or warm up for longer. The size "
-        "of the updates was not recorded: it would show whether the lr is the reason."
+        "of the updates was not recorded there: it would show whether the lr is the reason."
     )
 
 
@@ -256,7 +257,9 @@ def _risen_loss(signals: Table) -> _Sign | None:
     smooth = running_median(loss, _SMOOTH)
     # Of many readings the best few are luck.
     best = np.minimum.accumulate(smooth if sparse else running_median(loss, 4 * _SMOOTH))
-    start = float(loss[0] if sparse else np.median(loss[:_SMOOTH]))
+    # A loss that leaps at once is no measure of where it began.
+    leapt = loss[:_SMOOTH].max() > _T["far"] * loss[0] > 0
+    start = float(loss[0] if sparse or leapt else np.median(loss[:_SMOOTH]))
     optimizer = _read_optimizer(signals)
     gained = start - best
     lost = (gained > 0.2 * start) & (smooth - best > _T["lost"] * gained) & (smooth > _T["worse"] * best)

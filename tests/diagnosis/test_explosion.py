@@ -217,3 +217,28 @@ def test_a_loss_that_came_back_has_recovered() -> None:
     finding = sure(loss=bad, update_ratio=late("update_ratio", 16, 150, 200))
     assert recovered(gone, finding)
     assert not recovered(lasting, finding)
+
+
+def test_a_rate_that_explodes_in_the_first_steps_of_a_warm_up_is_named_before_an_update_is_measured() -> None:
+    """At step 0 the rate is 0 and so is the update, which is measured at each 10th step."""
+    finding = exploded(
+        table(
+            loss=np.array([92, 92, 1500, 9.4e4, 2.5e5, 4.2e5, 9.4e5, 2.4e6, 3.1e6, 5.7e6]),
+            grad_norm=np.array([26, 26, 1e6, 2e5, 2.7e4, 3.3e5, 3.8e3, 4.8e4, 6.7e3, 1.2e4]),
+            lr=20.0 * np.arange(10),
+            update_ratio=np.zeros(1),
+        ),
+        NOTHING,
+    )
+    assert finding is not None
+    assert finding.cause == "rate_too_high"
+
+
+def test_a_loss_that_leaps_in_the_second_step_began_at_the_first() -> None:
+    """The median of the first losses is already that of the explosion."""
+    leap = [7.9, 19, 14, 89, 116, 155, 88, 67, 65, 75, 84, 70, 89, 86, 90, 93, 82, 86, 89, 83]
+    signals = table(loss=np.array([*leap, *np.linspace(80, 8, 40)]), lr=np.full(60, 0.6), update_ratio=np.full(6, 0.3))
+    finding = exploded(signals, NOTHING)
+    assert finding is not None
+    assert finding.cause == "rate_too_high"
+    assert finding.detected_step < 20
