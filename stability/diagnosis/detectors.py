@@ -19,12 +19,13 @@ from stability.diagnosis.collapse import relapsed, stuck
 from stability.diagnosis.ctc_inputs import ctc_inputs
 from stability.diagnosis.error_rates import degraded
 from stability.diagnosis.explosion import exploded
-from stability.diagnosis.finding import Finding, readings
+from stability.diagnosis.finding import THRESHOLDS, Finding, count_at_end, readings
 from stability.diagnosis.mismatch import other_labels
 from stability.diagnosis.non_finite import non_finite, reveal_masked
 from stability.diagnosis.not_training import not_training
 from stability.diagnosis.table import Table
 
+_ENDLESS = THRESHOLDS["fp16"]["endless"]
 _DETECTORS = (ctc_inputs, non_finite, not_training, exploded, relapsed, stuck, degraded, other_labels)
 
 
@@ -47,5 +48,7 @@ def as_judged(signals: Table, validation: Table) -> Table:
     """Return the signals as they are judged: without skipped batches, and with NaN where a trainer hides it."""
     steps, skipped = readings(signals, "skipped")
     refused = steps[skipped > 0]
+    if count_at_end(skipped > 0) >= _ENDLESS:  # nothing is trained any more, and these batches show why
+        refused = refused[: -count_at_end(skipped > 0)]
     trained = signals.take(~np.isin(signals.steps, refused)) if len(refused) else signals
     return reveal_masked(trained, validation)

@@ -48,6 +48,8 @@ def degraded(signals: Table, validation: Table) -> Finding | None:
     for row in np.flatnonzero(last_three - lowest > _T["alarm"]) + 3:
         best = best_of(steps[: row - 2], rates[: row - 2])
         now = float(last_three[row - 3])
+        if rates[row] < rates[row - 2 : row].min():
+            continue  # it is coming back
         lost = now - best.rate > _T["alarm"] and is_lost(rates[: row + 1], best.rate, now)
         if lost and not loss_went_on(validation, best.step, int(steps[row])):
             return _finding(signals, validation, best, int(steps[row]), float(rates[row]))

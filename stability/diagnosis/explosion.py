@@ -103,7 +103,7 @@ def _why_one_batch(signals: Table, onset: int, detected: int) -> tuple[str, str]
     """Cause and advice if the gradient of one batch is large; else None."""
     norms = finite_readings(signals, "grad_norm")
     spike = _find_spike(norms, onset - 10, min(detected, onset + max(_AFTER, norms.distance(onset))))
-    if spike is None or _had_grown(signals, spike[0]):
+    if spike is None or _had_grown(signals, spike[0]) or _is_beyond_adam(signals, spike[0], detected):
         return None
     step, norm, common = spike
     return "bad_batch", (
@@ -121,6 +121,14 @@ def _had_grown(signals: Table, step: int) -> bool:
     loss = finite_readings(signals, "loss").up_to(step - 1)[-_PAST:]
     smooth = running_median(loss, _SMOOTH)
     return len(loss) >= 2 * _SMOOTH and _is_above_noise(loss, float(smooth[-1]), _T["worse"] * float(smooth.min()))
+
+
+def _is_beyond_adam(signals: Table, step: int, detected: int) -> bool:
+    """Whether the weights grew more at a step than one gradient moves them if it is divided by its second moment."""
+    weights = finite_readings(signals, "weight_norm")
+    before, after = weights.up_to(step)[-1:], weights.between(step, detected)[:1]
+    divided = len(finite_readings(signals, "effective_lr").up_to(step)) > 0
+    return divided and len(before) > 0 and len(after) > 0 and bool(after[0] > _GREW * before[0])
 
 
 def _why_rate(signals: Table, onset: int, detected: int, raised_from: float) -> tuple[str, str] | None:
@@ -157,7 +165,8 @@ def _why_drift(signals: Table, onset: int, detected: int) -> tuple[str, str] | N
     if len(former) and len(present) and present[0] > _GREW * former[0]:
         return "drift", (
             f"The weights grew from {former[0]:.3g} to {present[0]:.3g}. Updates of {update_in_words(largest)} do not "
-            "explain that: something other than the optimizer changes the weights."
+            "explain that: something other than the optimizer changes the weights, or the optimizer lost its state, as "
+            "at a restart."
         )
     loss = finite_readings(signals, "loss").up_to(onset)
     if len(loss) > _SMOOTH and onset < detected and len(update.between(onset, detected)):
@@ -363,6 +372,8 @@ def _large_updates(signals: Table) -> _Sign | None:
     """Updates that are larger than any training bears for long, while the loss does not fall."""
     steps, sizes = finite_readings(signals, "update_ratio")
     loss = finite_readings(signals, "loss")
+    if not finite_readings(signals, "weight_norm").values[:1].all():
+        return None  # whatever is added to weights of 0 is large for them
     large = sizes > _T["update"]
     since = _starts(large)
     for row in np.flatnonzero(large & (since < np.arange(len(sizes)))):
@@ -441,7 +452,8 @@ def _bad_batch(signals: Table) -> _Sign | None:
         late = int(steps[min(int(np.searchsorted(steps, step + _T["calm"])), len(steps) - 1)])
         before, after = loss.up_to(step - 1)[-2 * _SMOOTH :], loss.between(step + 1, late)[-2 * _SMOOTH :]
         waited = late >= step + _T["calm"] and len(before) and len(after)
-        if waited and np.median(after) > 0.97 * np.median(before):
+        harmed = waited and np.median(after) > max(0.97 * np.median(before), _T["near_0"] * loss.values[0])
+        if harmed:
             return _Sign(signal="grad_norm", onset=step, detected=late, value=norm, usual=common)
     return None
 

@@ -42,6 +42,7 @@ from stability.diagnosis.mismatch import is_far_from_training, why_the_error_sta
 from stability.diagnosis.no_progress import clipped_before_unscaling, why_no_progress
 from stability.diagnosis.non_finite import (
     count_non_finite,
+    is_unchanged,
     non_finite_at_the_end,
     not_finite_parts,
 )
@@ -228,7 +229,12 @@ def _is_validated_since(finding: Finding, t: _Training) -> bool:
     """Whether validations after a loss that is not finite are good: then means in the log contain a skipped batch."""
     steps, losses = t.rates[0], finite_readings(t.validation, "loss")
     later = int((steps > finding.onset_step).sum())
-    if finding.signal != "loss" or later < 2 or (len(losses.steps) and losses.steps[-1] != steps[-1]):
+    if (
+        finding.signal != "loss"
+        or later < 2
+        or is_unchanged(t.validation, finding.onset_step)
+        or (len(losses.steps) and losses.steps[-1] != steps[-1])
+    ):
         return False
     return t.last <= _WELL and not _has_lost(t)
 
@@ -338,14 +344,20 @@ def _by_mismatch(t: _Training) -> Verdict | None:
         return None
     if _was_negative(t):
         return t.conclude("bad_data", "negative_loss", f"{_NEGATIVE} The {t.metric} is {t.last:.2g}.", "medium")
-    if _begins_to_fall(t.rates[1]):
+    if _begins_to_fall(t):
         return None
     why = why_the_error_stays(t.signals, t.validation)
     return None if why is None else t.conclude("undecided", *why, "medium")
 
 
-def _begins_to_fall(rates: Floats) -> bool:
-    """Whether the last rate is below 1 and all of the first half: an error rate falls later than the loss."""
+def _begins_to_fall(t: _Training) -> bool:
+    """Whether the last rate is below 1 and all of the first half: an error rate falls later than the loss.
+
+    It does not follow a validation loss that rises.
+    """
+    rates, losses = t.rates[1], finite_readings(t.validation, "loss").values
+    if len(losses) and np.median(losses[-_FEW:]) > losses[0]:
+        return False
     return len(rates) > _FEW and bool(rates[-1] < min(1.0, rates[: len(rates) // 2].min()) - _SAME)
 
 
@@ -420,7 +432,9 @@ def _by_progress(t: _Training) -> Verdict | None:
     if is_far_from_training(t.signals, t.validation):
         return t.conclude("slow", *_by_heart(t), "medium")
     cause, advice = why_no_progress(t.signals, t.validation, t.end)
-    if cause == "no_information" and has_improved(rates) and not rests:  # the labels do belong to the inputs
+    if (
+        cause == "no_information" and has_improved(rates) and t.last <= _LEARNED and not rests
+    ):  # the labels do belong to the inputs
         cause, advice = "no_evidence", "Train for longer."
     small = cause == "step_too_small" or narrow_output_since(t.signals, t.end) is not None
     if rests and t.last <= _RESTED and not small:
@@ -440,10 +454,11 @@ def _by_plateau(t: _Training) -> Verdict:
     """The verdict on a training that has not learned anything, or nothing that lasted."""
     if _is_short(t):
         return t.conclude("undecided", "too_few_readings", _too_few(t), "low")
-    if _warms_up(t.signals):
+    cause, advice = why_no_progress(t.signals, t.validation, t.end)
+    # A warm-up explains what small updates leave unlearned, and nothing that was lost again.
+    if _warms_up(t.signals) and cause in ("step_too_small", "no_evidence") and not min(t.rates[1], default=1) < _SOME:
         advice = "The training ended within the warm-up, while the lr was still rising. Train beyond the warm-up."
         return t.conclude("undecided", "in_warmup", advice, "low")
-    cause, advice = why_no_progress(t.signals, t.validation, t.end)
     if cause in ("not_in_optimizer", "no_gradient"):
         return t.conclude("not_training", cause, advice, "medium")
     narrow = narrow_output_since(t.signals, t.end)
@@ -535,7 +550,7 @@ def _still_holds(finding: Finding, t: _Training) -> bool:
             return _has_lost(t)
     if finding.cause == "labels":
         return not t.last < _LEARNED
-    if finding.cause == "relapse" and t.last < _SOME and not _has_lost(t):
+    if t.last < _SOME and not _has_lost(t):  # it outputs more than that
         return False
     return narrow_output_since(t.signals, t.end) is not None and not t.last <= _WELL
 
@@ -631,6 +646,14 @@ def _verdict_on(finding: Finding, t: _Training) -> Verdict:
             onset_step=explosion.onset_step,
             advice=f"It exploded, and then the {finding.signal} was not finite. {explosion.advice}",
         )
+    held_out = finite_readings(t.validation, "loss")
+    until_then = held_out.up_to(finding.onset_step)
+    if len(until_then) > 1 and until_then[-1] > _MULTIPLE * until_then[:-1].max():
+        good = int(held_out.steps[len(until_then) - 2])
+        cause, advice = why_grew(t.signals, good, finding.onset_step)
+        grew = f"The validation loss grew from {until_then[-2]:.3g} to {until_then[-1]:.3g}. "
+        grew += f"Then the {finding.signal} was not finite."
+        return replace(verdict, outcome="exploded", cause=cause, onset_step=good, advice=f"{grew} {advice}")
     return verdict
 
 

@@ -24,10 +24,18 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
     _, loss = finite_readings(signals, "loss")
     since = _learned_since(signals, validation)
     steps, _ = finite_readings(validation, "per")
+    trained = float(np.median(loss[-_SMOOTH:])) if len(loss) else math.nan
+    held_out_at, losses = finite_readings(validation, "loss")
+    # On the blank plateau both losses may stand at the same number.
+    is_same = len(losses) >= _SMOOTH and np.ptp(losses) == 0
+    if is_same and trained < _T["fallen"] * losses[0] and _fell_since(signals, int(held_out_at[0]), trained):
+        return "train_eval", (
+            f"The training loss fell to {trained:.3g}, and all {len(losses)} validation losses are exactly "
+            f"{losses[0]:.6g}: it is another model that is validated. Look whether validation loads an old checkpoint, "
+            "or uses a copy or an average of the weights that is never updated."
+        )
     if since is None or (steps >= since).sum() < _T["validations"]:
         return None
-    trained = float(np.median(loss[-_SMOOTH:]))
-    _, losses = finite_readings(validation, "loss")
     if not len(losses):
         return "labels", (
             f"The training loss fell to {trained:.3g}, and the error rate did not follow. Either the labels of "
@@ -36,7 +44,10 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
         )
     held_out, best, first = float(np.median(losses[-3:])), float(losses.min()), float(losses[0])
     both = f"The training loss is {trained:.3g}, and the validation loss {held_out:.3g}"
-    if held_out < _T["both"] * trained or held_out < _T["fallen"] * first:
+    not_learned = held_out > first and held_out_at[0] < since  # the first one was that of a model without knowledge
+    if not_learned and trained > _T["fallen"] * held_out:  # neither is the training
+        return None
+    if (held_out < _T["both"] * trained and not not_learned) or held_out < _T["fallen"] * first:
         return "metric", (
             f"{both}: it is learned in both splits, but the error rate is not. So look at what computes the error "
             "rate: its class of blank, its class table, whether it removes repeats, and the text that it compares with."
@@ -90,6 +101,14 @@ def other_labels(signals: Table, validation: Table) -> Finding | None:
     return None
 
 
+def _fell_since(signals: Table, step: int, trained: float) -> bool:
+    """Whether the training loss fell far since that step. One that may be negative has no share of its past."""
+    loss = finite_readings(signals, "loss")
+    then = loss.up_to(step + loss.distance(step))  # a log may have its readings next to the validations
+    then = then[-min(_SMOOTH, 1 + len(then) // 10) :]
+    return len(then) > 0 and 0 <= trained < _T["fallen"] * float(np.median(then))
+
+
 def is_far_from_training(signals: Table, validation: Table) -> bool:
     """Return whether the validation loss is many times the training loss, or rose from the first on while that fell."""
     _, loss = finite_readings(signals, "loss")
@@ -118,6 +137,8 @@ def _learned_since(signals: Table, validation: Table) -> int | None:
     _, blank = finite_readings(signals, "blank_fraction")
     if len(blank) and np.median(blank[-_SMOOTH:]) > THRESHOLDS["collapsed"]["blank"]:
         return None
+    if loss.values[0] < _T["nats"] and not _outputs_something(validation):
+        return None  # it is divided by something, and may be long on its way to the plateau
     smooth = running_median(loss.values, _SMOOTH)
     low = smooth < _T["nats"]
     if len(smooth) >= _T["late_readings"]:

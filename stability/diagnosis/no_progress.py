@@ -18,6 +18,7 @@ _NEAR_START = 0.7  # share of the first loss; a training that did not get below 
 _EVENLY = 0.2  # if each half of the way made at least this share of its fall
 _FEW = 2  # readings, of whose median at least the noise is the smaller
 _TINY = 1e-6  # a learning rate below this is too small for any model, if nothing else is known
+_ALWAYS = 5  # readings of exactly 0 that are no chance
 _MANY = 0.3  # share of the parameters without a gradient or an optimizer that explains why nothing is learned
 _UNTRAINED = (
     ("unoptimized", "not_in_optimizer", "are in no optimizer. Make it from all parameters that should be trained."),
@@ -48,6 +49,11 @@ def why_no_progress(signals: Table, validation: Table, step: int) -> tuple[str, 
         share = finite_readings(signals, name).up_to(step)[-1:]
         if len(share) and share[0] >= _MANY:
             return cause, f"{share[0]:.0%} of the parameters {what}"
+    if silent := _without_gradient(signals, step):
+        return "no_gradient", (
+            f"The gradient is exactly 0 in {', '.join(silent)}. Look for weights that all begin at 0, a detach() or "
+            "no_grad() behind these layers, and for units that are always off."
+        )
     largest = float(update.max(initial=0))
     if len(weights) and weights[-1] > _GREW * weights[0] and largest > THRESHOLDS["exploded"]["update"]:
         return "rate_too_high", (
@@ -79,6 +85,14 @@ def why_no_progress(signals: Table, validation: Table, step: int) -> tuple[str, 
             "look whether the clip or epsilon makes the steps so small."
         )
     return "no_evidence", _what_to_log(signals, step)
+
+
+def _without_gradient(signals: Table, step: int) -> list[str]:
+    """The parts of the model whose gradient was exactly 0 at every step, while that of another part was not."""
+    names = [name for name in signals.names if name.startswith("grad_norm.")]
+    norms = {name.removeprefix("grad_norm."): finite_readings(signals, name).up_to(step) for name in names}
+    silent = [part for part, values in norms.items() if len(values) >= _ALWAYS and not values.any()]
+    return silent if len(silent) < len(norms) else []
 
 
 def _creeps(signals: Table, validation: Table, step: int) -> tuple[float, float] | None:

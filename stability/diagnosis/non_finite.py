@@ -51,14 +51,14 @@ def reveal_masked(signals: Table, validation: Table) -> Table:
     """Return the signals with NaN for losses of exactly 0 in which a trainer hides a NaN.
 
     Losses of exactly 0 up to the end are NaN if others came before, and the gradient norm or the validation loss is
-    NaN at the same time, or the last error rate is that of a model that has learned nothing. If neither error rates nor
-    gradient norms were recorded, they are if the loss was far from 0 just before: one that is memorized gets there step
-    by step.
+    NaN at the same time, or an input, or the last error rate is that of a model that has learned nothing. A loss that
+    is memorized gets to 0 step by step. If it was far from 0 just before, the zeros are NaN if neither error rates nor
+    gradient norms were recorded, or if validations show that the model has not changed since.
     """
     loss = finite_readings(signals, "loss")
     if loss.values.all() or not loss.values.any():
         return signals
-    others = readings(signals, "grad_norm"), readings(validation, "loss")
+    others = readings(signals, "grad_norm"), readings(signals, "input_max"), readings(validation, "loss")
     nan = np.concatenate([steps[np.isnan(values)] for steps, values in others])
     first = int(np.flatnonzero(loss.values)[-1]) + 1  # since there all are 0
     if first == len(loss.values):
@@ -68,7 +68,7 @@ def reveal_masked(signals: Table, validation: Table) -> Table:
     norms = finite_readings(signals, "grad_norm").between(since, end)
     hidden = nan.max(initial=-1) >= loss.steps[first - 1]
     if not hidden and len(rates):
-        hidden = bool(rates[-1] >= _UNLEARNED)
+        hidden = bool(rates[-1] >= _UNLEARNED) or (is_unchanged(validation, since) and _leaps_to_0(loss.values, first))
     elif not hidden:
         hidden = not len(norms) and _leaps_to_0(loss.values, first)
     if not hidden:
@@ -84,6 +84,13 @@ def _leaps_to_0(loss: Floats, first: int) -> bool:
     digits = (10.0**-digits for digits in range(6) if np.allclose(before, np.round(before, digits), rtol=1e-6, atol=0))
     far = np.median(before) > max(_FAR_FROM_0 * loss[0], 10 * next(digits, 0))
     return len(loss) - first >= _GOES_ON and bool(far)
+
+
+def is_unchanged(validation: Table, since: int) -> bool:
+    """Return whether the last validation losses since a step are exactly the same: then the model no longer changes."""
+    steps, losses = finite_readings(validation, "loss")
+    later = losses[steps >= since][-2:]
+    return len(later) > 1 and bool(later[0] == later[1])
 
 
 def not_finite_parts(signals: Table, row: int) -> list[str]:

@@ -190,6 +190,14 @@ def test_skipped_batches_are_not_judged() -> None:
     assert [f.kind for f in findings(table(loss=loss, skipped=np.zeros(60)), NOTHING)] == ["non_finite"]
 
 
+def test_skipped_batches_that_do_not_end_are_judged() -> None:
+    loss, skipped = np.full(90, 40.0), np.zeros(90)
+    loss[60:], skipped[60:] = np.nan, 1
+    assert [(f.kind, f.onset_step) for f in findings(table(loss=loss, skipped=skipped), NOTHING)] == [
+        ("non_finite", 60)
+    ]
+
+
 def test_a_hidden_nan_is_judged_as_a_nan() -> None:
     loss, norms = np.full(60, 40.0), np.full(60, 5.0)
     loss[30:], norms[30:] = 0, np.nan

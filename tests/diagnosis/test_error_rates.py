@@ -56,6 +56,12 @@ def test_two_bad_validations_are_not_enough() -> None:
     assert degraded(training(), validations([1, 0.5, 0.2, 0.2, 0.9, 0.9, 0.2])) is None
 
 
+def test_an_error_rate_that_is_coming_back_is_not_lost_yet() -> None:
+    rates = [1.0, 0.2, 0.15, 0.26, 0.42, 0.78, 0.37]
+    assert degraded(training(), validations(rates)) is None
+    assert degraded(training(), validations([*rates[:-1], 0.8])) is not None
+
+
 def test_rates_that_come_down_are_no_loss() -> None:
     assert degraded(training(), validations(np.geomspace(1, 0.1, 20))) is None
 

@@ -112,6 +112,13 @@ def test_a_loss_that_rises_with_the_length_of_the_first_utterances_is_no_explosi
     assert found(loss=np.concatenate([longer, np.full(N - 50, 20.0)])) is None
 
 
+def test_updates_of_weights_that_began_at_0_are_no_explosion() -> None:
+    sizes = np.r_[np.inf, 0.2, 0.1, 0.07, 0.05, np.full(N // 10 - 5, 0.01)]
+    signals = {"loss": np.full(N, 30.0) * noise(0.03), "update_ratio": sizes}
+    assert found(**signals) is not None
+    assert found(**signals, weight_norm=np.minimum(np.arange(N // 10), 5.0)) is None
+
+
 def test_large_updates_of_weights_that_are_taken_away_are_no_explosion() -> None:
     shrinking = 25 * 0.8 ** np.arange(N // 10)
     assert found(update_ratio=late("update_ratio", 16), weight_norm=shrinking) is None
@@ -138,6 +145,20 @@ def test_a_batch_that_filled_the_second_moments_is_found_if_the_loss_does_not_im
     assert (finding.cause, finding.onset_step, finding.detected_step) == ("bad_batch", AT + 3, AT + 50)
     assert {0.05, 0.0025} <= set(numbers(finding.advice))
     assert found(**signals, loss=30 * np.exp(-np.arange(N) / 300)) is None
+
+
+def test_a_batch_does_not_explain_weights_that_grew_more_than_adam_moves_them() -> None:
+    spike = {"grad_norm": late("grad_norm", 2000, AT + 1, AT + 2), "loss": late("loss", 10)}
+    assert sure(**spike).cause == "bad_batch"
+    assert sure(**spike, weight_norm=late("weight_norm", 100)).cause == "drift"
+
+
+def test_what_filled_the_second_moments_of_a_memorized_training_does_no_harm() -> None:
+    poisoned = {"grad_norm": late("grad_norm", 50, AT, AT + 1), "effective_lr": late("effective_lr", 0.2)}
+    loss = np.full(N, 20.0)
+    assert found(loss=loss, **poisoned) is not None
+    loss[AT // 2 :] = 1e-3
+    assert found(loss=loss, **poisoned) is None
 
 
 def test_a_spike_that_leaves_nothing_behind_is_no_explosion() -> None:

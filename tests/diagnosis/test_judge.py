@@ -528,3 +528,43 @@ def test_a_rate_of_0_is_found_whatever_the_noise_of_the_loss() -> None:
     loss = np.random.default_rng(0).uniform(25, 45, 200)
     verdict = judge(table(loss=np.r_[45.0, loss[1:]], lr=np.zeros(200)), rates(1.2, 1.2, 1.2))
     assert (verdict.outcome, verdict.cause) == ("not_training", "no_update")
+
+
+def test_a_training_that_skips_every_step_since_some_time_is_not_stable_whatever_its_error_rate() -> None:
+    loss = np.where(np.arange(N) < 120, np.linspace(30, 5, N), 0.0)
+    last = dict.fromkeys((139, 159, 179, 199), 0.1)
+    per, held_out = [0.9, 0.3, *last.values()], [20.0, 6.0, *(5.5 for _ in last)]
+    signals = table(loss=loss, grad_norm=np.where(loss > 0, 5.0, 0.0))
+    verdict = judge(signals, table(steps=[39, 99, *last], per=per, loss=held_out))
+    assert (verdict.outcome, verdict.onset_step) == ("non_finite", 120)
+
+
+def test_a_validation_loss_that_grew_before_a_nan_shows_an_explosion() -> None:
+    at = np.arange(0, 1100, 100)
+    signals = table(steps=at, loss=np.r_[33.0, 3.0, 0.6, 0.1, 0.1, 0.1, 0.1, np.full(4, np.nan)])
+    held_out = table(steps=at[:6] + 99, per=[0.7, 0.1, 0.05, 0.05, 0.05, 1.0], loss=[3.6, 0.4, 0.1, 0.1, 0.05, 48.0])
+    verdict = judge(signals, held_out)
+    assert (verdict.outcome, verdict.onset_step) == ("exploded", 499)
+    assert {0.05, 48} <= {*numbers(verdict.advice)}
+
+
+def test_a_warm_up_does_not_explain_what_was_lost_or_what_large_updates_leave_unlearned() -> None:
+    rising: dict[str, Any] = {"loss": np.full(N, 40.0), "lr": np.linspace(1e-4, 0.2, N)}
+    assert judge(table(**rising), rates(1.0, 1.0, 1.0)).cause == "in_warmup"
+    assert judge(table(**rising), rates(1.0, 0.8, 1.0)).cause == "no_evidence"
+    assert judge(table(**rising, update_ratio=np.full(N // 10, 0.02)), rates(1.0, 1.0, 1.0)).cause == "no_information"
+
+
+def test_an_error_rate_below_that_of_silence_contradicts_a_collapse() -> None:
+    verdict = judge(
+        silent(600, frame_information=np.full(60, 0.005), update_ratio=np.full(60, 0.01)), rates(1, 1, 0.88, last=599)
+    )
+    assert (verdict.outcome, verdict.cause) == ("slow", "no_information")
+
+
+def test_an_error_rate_does_not_begin_to_follow_a_validation_loss_that_rises() -> None:
+    loss = np.r_[np.full(N // 2, 3.3), np.linspace(3.3, 0.5, N // 2)]
+    steps = [*range(19, N, 20)]
+    per = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.98, 0.96, 0.95, 0.94]
+    rising = table(steps=steps, per=per, loss=np.linspace(3.3, 4.5, 10))
+    assert judge(table(loss=loss), rising).cause == "labels"

@@ -120,9 +120,25 @@ def test_a_decoder_that_outputs_only_blank_has_not_learned_its_loss() -> None:
     assert why_the_error_stays(falling(blank_fraction=np.full(200, 0.6)), HARDLY) is not None
 
 
-def test_a_loss_below_a_nat_is_learned_wherever_it_began() -> None:
-    loss = np.full(40, 0.6)
-    assert why(table(loss=loss), table(steps=[20, 39], per=[1.0, 1.0]))[0] == "labels"
+def test_a_loss_that_began_below_a_nat_is_learned_if_the_decoder_outputs_something() -> None:
+    signals = table(loss=np.full(40, 0.6))
+    assert why(signals, table(steps=[20, 39], per=[0.97, 0.97]))[0] == "labels"
+    assert why_the_error_stays(signals, table(steps=[20, 39], per=[1.0, 1.0])) is None  # it may be divided by something
+
+
+def test_validation_losses_that_are_exactly_the_same_are_those_of_another_model() -> None:
+    cause, advice = why(falling(), table(steps=[*range(19, 200, 20)], per=[1.1] * 10, loss=[25.5] * 10))
+    assert cause == "train_eval"
+    assert numbers(advice) == [2, 10, 25.5]
+    on_plateau = table(steps=[*range(19, 200, 20)], per=[1.0] * 10, loss=[2.0] * 10)
+    assert why(falling(), on_plateau)[0] != "train_eval"
+
+
+def test_a_validation_loss_that_rises_is_not_learned_however_near_it_is() -> None:
+    at = np.arange(0, 200, 10)
+    learned_late = np.where(at < 60, 0.01, 1.0)
+    assert why(falling(end=7, frame_information=learned_late), with_loss(18, 19, 20))[0] == "labels"
+    assert why_the_error_stays(falling(end=12, frame_information=learned_late), with_loss(18, 19, 20)) is None
 
 
 def test_a_negative_loss_is_no_evidence() -> None:

@@ -23,6 +23,12 @@ def test_weight_decay_is_found() -> None:
     assert numbers(advice) == [20, 5]
 
 
+def test_a_part_whose_gradient_is_exactly_0_is_named() -> None:
+    cause, advice = why(grad_norm__encoder=np.zeros(300), grad_norm__head=np.ones(300), update_ratio=np.full(30, 0.01))
+    assert cause == "no_gradient"
+    assert "exactly 0 in encoder" in advice
+
+
 def test_updates_that_are_large_enough_without_progress_blame_the_data() -> None:
     cause, advice = why(update_ratio=np.full(30, 0.01))
     assert cause == "no_information"

@@ -222,6 +222,16 @@ def test_a_loss_of_exactly_0_beside_a_nan_hides_a_nan(distance: int) -> None:
         assert hidden(signals, validation) == [*range(BAD * distance, STEPS * distance, distance)]
 
 
+def test_a_loss_that_leaps_to_0_in_a_model_that_no_longer_changes_hides_a_nan() -> None:
+    signals = table(loss=ZERO_SINCE, grad_norm=np.where(ZERO_SINCE > 0, 5.0, 0.0))
+    still = table(steps=[20, 45, 55], per=[0.3, 0.1, 0.1], loss=[4.0, 1.0, 1.0])
+    assert hidden(signals, still) == [*range(BAD, STEPS)]
+
+
+def test_an_input_that_is_nan_shows_what_a_loss_of_0_hides() -> None:
+    assert hidden(table(loss=ZERO_SINCE, input_max=ONCE_NAN), NOTHING) == [*range(BAD, STEPS)]
+
+
 def test_a_loss_that_was_learned_down_to_0_hides_nothing() -> None:
     signals = table(loss=ZERO_SINCE, grad_norm=np.full(STEPS, 1e-9))
     good = table(steps=[20, 55], per=[0.3, 0.1], loss=[4.0, 1.0])
