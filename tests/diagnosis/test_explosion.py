@@ -246,7 +246,7 @@ def test_a_rate_that_explodes_in_the_first_steps_of_a_warm_up_is_named_before_an
         table(
             loss=np.array([92, 92, 1500, 9.4e4, 2.5e5, 4.2e5, 9.4e5, 2.4e6, 3.1e6, 5.7e6]),
             grad_norm=np.array([26, 26, 1e6, 2e5, 2.7e4, 3.3e5, 3.8e3, 4.8e4, 6.7e3, 1.2e4]),
-            lr=20.0 * np.arange(10),
+            lr=20 * np.arange(10.0),
             update_ratio=np.zeros(1),
         ),
         NOTHING,
