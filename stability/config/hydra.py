@@ -42,11 +42,12 @@ def conf_folder() -> Path:
     return in_checkout if (ROOT / "pyproject.toml").is_file() and in_checkout.is_dir() else in_package
 
 
-def resolve_config(cfg: DictConfig) -> Config:
+def resolve_config(cfg: DictConfig, *, searched: bool = False) -> Config:
     """Return the typed and checked configuration of a trial, with every interpolation resolved.
 
     Args:
         cfg: What Hydra composed, or what a trial's `config.yaml` holds.
+        searched: Whether it is that of a whole search, which chooses further settings for each trial.
 
     Raises:
         StabilityError: A setting is unknown, missing or out of bounds.
@@ -64,7 +65,7 @@ def resolve_config(cfg: DictConfig) -> Config:
     config = Config(**values)
     config.diagnosis.stop_on = sorted({*config.diagnosis.stop_on})  # its order is no part of a trial's name
     check(config)
-    if config.runs_command:
+    if config.runs_command and not searched:
         check_command(config)
         _refuse_decoder_settings(cfg)
     return config
@@ -190,7 +191,9 @@ def _search_name(*, _root_: DictConfig) -> str:
     given = OverridesParser.create().parse_overrides([*_root_.hydra.overrides.task])
     searched = dict.fromkeys(_root_.hydra.sweeper.params or (), True)
     searched |= {override.key_or_group: override.is_sweep_override() for override in given}  # the command's count
-    return search_name(resolve_config(_root_), [name for name, is_searched in searched.items() if is_searched])
+    return search_name(
+        resolve_config(_root_, searched=True), [name for name, is_searched in searched.items() if is_searched]
+    )
 
 
 def _trial_name(*, _root_: DictConfig) -> str:

@@ -23,6 +23,7 @@ PREVIOUS = CHECKPOINTS / "previous.pt"  # the one before the last, in case the l
 # Of a trial that a command trained.
 WORK = "work"  # the folder in which the program runs
 OUTPUT = "output.log"  # what it prints
+PROGRAM_LOCK = "program.lock"  # held by the program while it runs
 RUNS = "command.json"  # how often it was started, with what, and how it ended
 RECORDING = "recording.json"  # what its log calls the error rate, and what its steps count
 FLIGHT = Path("flight")  # everything that is needed to repeat a step that failed

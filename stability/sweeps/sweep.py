@@ -126,7 +126,7 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
         sys.exit(1 if plan and plan.invalid else 0)
     for note in _notes(plan, search):
         print(note)
-    settings = plan.trials[0].config if plan else resolve_config(cfg)
+    settings = plan.trials[0].config if plan else resolve_config(cfg, searched=True)
     total, done = (search.total, search.done) if search else (None, 0)
     progress = SweepProgress(study, plan, total, done, None if plan else settings.budget)
     tracking, outputs = settings.tracking, Path(settings.outputs)

@@ -4,10 +4,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from stability.core.errors import StabilityError
+from stability.core.locks import try_lock
+from stability.core.stopping import STOPPED, stop_requested
 
 # The program begins after a line, so that the guard is there first. If this process has ended, the line never comes.
 _BEGIN = 'read -r _ || exit; exec "$@" < /dev/null'
@@ -30,15 +34,29 @@ class Child(AbstractContextManager["Child"]):
         output: The file to which its output and its errors are appended.
         environment: Its environment.
         grace: Seconds from SIGTERM to SIGKILL when it is stopped.
+        lock: A file that stays open, and locked, until the program has ended.
     """
 
     def __init__(
-        self, words: Sequence[str], *, folder: Path, output: Path, environment: Mapping[str, str], grace: float
+        self,
+        words: Sequence[str],
+        *,
+        folder: Path,
+        output: Path,
+        environment: Mapping[str, str],
+        grace: float,
+        lock: IO[str],
     ) -> None:
         self._grace = grace
         with output.open("ab") as printed:
             self._process = _shell(
-                _BEGIN, *words, cwd=folder, env=environment, stdout=printed, stderr=subprocess.STDOUT
+                _BEGIN,
+                *words,
+                cwd=folder,
+                env=environment,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                pass_fds=[lock.fileno()],
             )
         nowhere = subprocess.DEVNULL
         self._guard = _shell(_GUARD, str(self._process.pid), f"{grace:g}", stdout=nowhere, stderr=nowhere)
@@ -86,6 +104,34 @@ class Child(AbstractContextManager["Child"]):
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):  # all have ended
             os.killpg(self._process.pid, number)
+
+
+@contextmanager
+def only_program(path: Path, patience: float) -> Iterator[IO[str]]:
+    """Wait until no other program holds the lock of a trial's folder, and hold it.
+
+    A program whose parent was killed is being ended by its guard, and must not write into the folder of the next run.
+
+    Args:
+        path: The file of the lock.
+        patience: Seconds to wait at most.
+
+    Returns:
+        A context manager. It gives the open file, which a program inherits.
+
+    Raises:
+        StabilityError: The other program has not ended.
+        Interrupted: Ctrl-C or SIGTERM came.
+    """
+    end = time.monotonic() + patience
+    while (file := try_lock(path)) is None:
+        if interruption := stop_requested():
+            raise interruption(STOPPED)
+        if time.monotonic() > end:
+            raise StabilityError(f"A program of an earlier run still runs in {path.parent}: end it, or wait for it.")
+        time.sleep(_PAUSE)
+    with file:
+        yield file
 
 
 def _shell(script: str, *words: str, **options: Any) -> "subprocess.Popen[bytes]":

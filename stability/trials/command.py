@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from stability.config.names import own_settings
 from stability.config.schema import Config
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, OUTPUT, VERDICT, WORK, write_atomically
+from stability.core.files import CONFIG, OUTPUT, PROGRAM_LOCK, VERDICT, WORK, write_atomically
 from stability.core.stopping import stop_requested
 from stability.core.text import first_of, printable
 from stability.diagnosis.judge_log import doomed, judge_recording
@@ -31,15 +31,18 @@ from stability.diagnosis.readers.tables import write_tables
 from stability.diagnosis.table import Table
 from stability.diagnosis.verdict import FAULTS, Verdict
 from stability.tracking.api import Tracker, open_tracker
-from stability.trials.child import Child
+from stability.trials.child import Child, only_program
 from stability.trials.display import Display, show_command
 from stability.trials.log_follower import LogFollower
-from stability.trials.program import Program, prepare
+from stability.trials.program import Program, check_program, prepare
 from stability.trials.program_runs import noted
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 30.0  # seconds after the grace, within which the program of an earlier run has ended
 _TICK = 0.1  # seconds between two looks at the program
+_PAUSE = 0.5  # seconds between two looks at its log, at least
+_SHARE = 0.05  # of the time may go into them: most formats can only be read from their beginning
 _TAIL = 1 << 14  # bytes at the end of the output
 _LINES = 3  # of the output that a message repeats
 _WIDTH = 300  # characters of each
@@ -65,6 +68,12 @@ def run_command(config: Config, folder: Path, *, quiet: bool) -> tuple[Verdict, 
         StabilityError: The program cannot be started, ended with an error, did not end in time, or left no log.
         Interrupted: Ctrl-C or SIGTERM came, and the program was stopped.
     """
+    check_program(config)
+    with only_program(folder / PROGRAM_LOCK, config.trainer.grace + _PATIENCE) as lock:
+        return _run_alone(config, folder, lock, quiet=quiet)
+
+
+def _run_alone(config: Config, folder: Path, lock: IO[str], *, quiet: bool) -> tuple[Verdict, Tracker]:
     program = prepare(config, folder)
     write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(own_settings(config))).encode())
     show_command(config, folder, shlex.join(program.words), program.log, resumes=program.resumes, quiet=quiet)
@@ -72,7 +81,7 @@ def run_command(config: Config, folder: Path, *, quiet: bool) -> tuple[Verdict, 
     try:
         with Display(config.budget, 0, quiet) as display:
             follower = LogFollower(program.log, config.trainer.names)
-            context = _Context(config, folder, program, follower, tracker, display)
+            context = _Context(config, folder, program, lock, follower, tracker, display)
             verdict = _judge(context, _follow(context))
         write_atomically(folder / VERDICT, verdict.to_json().encode())
     except BaseException as error:
@@ -88,6 +97,7 @@ class _Context:
     config: Config
     folder: Path
     program: Program
+    lock: IO[str]
     follower: LogFollower
     tracker: Tracker
     display: Display
@@ -111,7 +121,7 @@ class _End(NamedTuple):
 def _follow(context: _Context) -> _End:
     """Start the program and follow its log until it ends, by itself or because it is doomed or its time is up."""
     program, trainer = context.program, context.config.trainer
-    begun = time.monotonic()
+    begun = look_at = time.monotonic()
     limit = math.inf if trainer.limit is None else begun + 60 * trainer.limit
     with (
         noted(context.folder, program.words) as note,
@@ -121,6 +131,7 @@ def _follow(context: _Context) -> _End:
             output=context.folder / OUTPUT,
             environment=program.environment,
             grace=trainer.grace,
+            lock=context.lock,
         ) as child,
     ):
         while (status := child.wait(_TICK)) is None:
@@ -130,10 +141,10 @@ def _follow(context: _Context) -> _End:
                 stopped = f"Stopped the program. The same command {again}."
                 log.info(stopped)
                 raise interruption(stopped)
-            if (recording := context.follower.look()) is not None:
-                _keep(context, _without_last_step(recording))
-                if (fault := doomed(recording, context.config.diagnosis.stop_on)) is not None:
+            if (now := time.monotonic()) >= look_at:
+                if (fault := _look(context)) is not None:
                     return _End(note("ended as doomed", child.stop()), fault=fault)
+                look_at = time.monotonic() + max(_PAUSE, (time.monotonic() - now) / _SHARE)
             if time.monotonic() > limit:
                 minutes = f"trainer.limit={trainer.limit:g} minutes"
                 return _End(
@@ -141,6 +152,14 @@ def _follow(context: _Context) -> _End:
                     problem=f"had not ended after {minutes}, so it was ended",
                 )
         return _End(note("ended", status), problem=_why_it_failed(status) if status else "")
+
+
+def _look(context: _Context) -> Verdict | None:
+    """Take over what is new in the log. Return the verdict that ends the trial; None if it goes on."""
+    if (recording := context.follower.look()) is None:
+        return None
+    _keep(context, _without_last_step(recording))
+    return doomed(recording, context.config.diagnosis.stop_on)
 
 
 def _judge(context: _Context, end: _End) -> Verdict:

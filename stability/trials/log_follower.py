@@ -1,16 +1,11 @@
 """Follows the log of a program while it grows. Every format of `python -m stability.diagnose` is read."""
 
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from stability.core.errors import StabilityError
-from stability.diagnosis.readers import Recording, read_runs
-from stability.diagnosis.readers.recording import last_of
-
-_PAUSE = 0.5  # seconds from one look to the next, at least
-_SHARE = 0.05  # of the time may go into looking: most formats can only be read from their beginning
+from stability.diagnosis.readers import Recording, read_log
 
 
 class LogFollower:
@@ -24,22 +19,15 @@ class LogFollower:
     def __init__(self, path: Path, names: Mapping[str, str]) -> None:
         self._path, self._names = path, names
         self._seen: object = None
-        self._next = 0.0  # time.monotonic() of the next look
 
     def look(self) -> Recording | None:
-        """Return the last training in the log so far. None if nothing is new, or the last look was a moment ago.
-
-        A log without a training is one that has not begun yet.
-        """
-        if (begun := time.monotonic()) < self._next:
+        """Return the last training in the log so far; None if nothing is new, or if no training has begun."""
+        if (state := _state(self._path)) == self._seen:
             return None
-        found = None
-        if (state := _state(self._path)) != self._seen:
-            self._seen = state
-            with suppress(StabilityError):
-                found = self.read()
-        self._next = time.monotonic() + max(_PAUSE, (time.monotonic() - begun) / _SHARE)
-        return found
+        self._seen = state
+        with suppress(StabilityError):
+            return self.read()
+        return None
 
     def read(self) -> Recording:
         """Read the last training in the log.
@@ -47,7 +35,7 @@ class LogFollower:
         Raises:
             StabilityError: There is no log, or no training in it.
         """
-        return last_of(read_runs(self._path, names=self._names))
+        return read_log(self._path, names=self._names)
 
 
 def _state(path: Path) -> object:

@@ -1,10 +1,12 @@
 """Prepares the program of a trial: its words, the folder that it runs in, and its configuration file."""
 
+import copy
 import json
 import os
 import shlex
 import shutil
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,13 +55,13 @@ def prepare(config: Config, folder: Path) -> Program:
         folder: The trial's folder.
 
     Raises:
-        StabilityError: See `check_program`; or the log would be outside of the folder.
+        StabilityError: The configuration file lacks a setting, or the log would be outside of the folder.
     """
-    check_program(config)
-    trainer, work = config.trainer, folder / WORK
+    trainer, work = config.trainer, folder.absolute() / WORK
     resumes = resumes_in(config, folder)
     if not resumes:
-        shutil.rmtree(work, ignore_errors=True)
+        if work.exists():
+            shutil.rmtree(work)
         for name in (OUTPUT, SIGNALS_FILE, VALIDATION_FILE, RECORDING, FIGURE):
             (folder / name).unlink(missing_ok=True)
     work.mkdir(exist_ok=True)
@@ -67,7 +69,7 @@ def prepare(config: Config, folder: Path) -> Program:
     if trainer.config is not None:
         _write_file(Path(trainer.config), work, {name: values[name] for name in settings_of_file(config)})
     log = folder / OUTPUT if trainer.log is None else work / fill(trainer.log, values)
-    if trainer.log is not None and not log.resolve().is_relative_to(work.resolve()):
+    if trainer.log is not None and not Path(os.path.normpath(log)).is_relative_to(work):
         raise StabilityError(
             f"trainer.log={trainer.log}: a trial's log has to be in the folder in which its program runs, or trials "
             "would read each other's. Give its path from there."
@@ -162,7 +164,7 @@ def _write_file(source: Path, folder: Path, settings: Mapping[str, Any]) -> None
 
 def _with_settings(source: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Read a configuration file and replace the values of some of its settings."""
-    content = _read_file(source)
+    content = copy.deepcopy(_read_file(source.absolute()))
     for name, value in settings.items():
         place: Any = content
         *groups, last = name.split(".")
@@ -178,6 +180,7 @@ def _with_settings(source: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
+@lru_cache(maxsize=8)  # the plan of a sweep checks it for every trial
 def _read_file(source: Path) -> dict[str, Any]:
     if source.suffix not in _FORMATS:
         raise StabilityError(
@@ -190,7 +193,7 @@ def _read_file(source: Path) -> dict[str, Any]:
         else:  # with OmegaConf, because plain YAML reads 1e-3 as a text
             content = OmegaConf.to_container(OmegaConf.load(source), resolve=False)
     except FileNotFoundError:
-        raise StabilityError(f"trainer.config={source}: there is no such file in {Path.cwd()}.") from None
+        raise StabilityError(f"trainer.config={source}: there is no such file.") from None
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = printable(str(error).partition("\n")[0])
         raise StabilityError(f"trainer.config={source} cannot be read: {reason}. Mend the file.") from None

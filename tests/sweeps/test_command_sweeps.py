@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from stability.analysis.trials import read_trials
-from tests.support.commandline import CommandLine
+from stability.diagnosis.table import read_table
+from tests.support.commandline import CommandLine, ended, wait_for
 from tests.support.programs import command, runs, write_program
 from tests.support.sweeps import mlflow_runs, run_without_heavy_imports
 
@@ -69,5 +71,33 @@ def test_what_is_wrong_with_all_trials_is_said_once_before_any_is_started(cli: C
 
 
 def test_seeds_of_a_program_that_is_not_told_them_are_noted(cli: CommandLine) -> None:
-    out = cli.run(*SWEEP, command("--lr {lr} --steps 3"), "settings.lr=0.1", "seed=0,1", "sweep.dry_run=true").out
-    assert "2 trials" in out
+    out = cli.run(*SWEEP, command("--lr {lr} --steps 30"), "settings.lr=0.1", "seed=0,1").out
+    assert "The program is not told the seed, so it chooses its random numbers itself." in out
+
+
+@pytest.mark.slow
+def test_workers_share_the_trials_and_one_that_is_killed_leaves_no_program_behind(cli: CommandLine) -> None:
+    given = (*SWEEP, command("--lr {lr} --seed {seed} --pause 0.05"), "settings.lr=0.1", "seed=0,1,2,3")
+    sweep = cli.start(*given, "hydra/launcher=stacked", "hydra.launcher.workers=2", "trainer.grace=1")
+    wait_for(lambda: len([*cli.folder.glob("outputs/rates/*/work/log.csv")]) == 2, sweep)
+    (first, *_) = [p for p in psutil.Process(sweep.pid).children(recursive=True) if "submitit" in " ".join(p.cmdline())]
+    first.kill()
+    ended(sweep, 0)
+    assert len(read_trials([cli.folder / "outputs/rates"]).trials) == 4
+    for folder in folders(cli):
+        table = read_table(folder / "signals.csv")
+        assert [*table.steps] == [*range(60)], "no program wrote into the log of another one"
+        assert len((folder / "work/log.csv").read_text().splitlines()) == 61
+
+
+@pytest.mark.slow
+def test_bisection_finds_the_largest_healthy_value_of_a_setting(cli: CommandLine) -> None:
+    limits = ("hydra.sweeper.start=0.1", "hydra.sweeper.lowest=0.01", "hydra.sweeper.highest=10")
+    given = (*SWEEP, command("--lr {lr} --seed {seed}"), "hydra/sweeper=bisection", "hydra.sweeper.setting=settings.lr")
+    out = cli.run(*given, *limits, "hydra.sweeper.tolerance=3", "seed=0,1").out
+    assert "The largest healthy lr" in out
+    rates = {
+        trial.factors["settings.lr"]: trial.outcome for trial in read_trials([cli.folder / "outputs/rates"]).trials
+    }
+    assert {rate for rate, outcome in rates.items() if outcome == "stable"} == {0.1, 0.316, 0.562} & {*rates}
+    assert min(rate for rate, outcome in rates.items() if outcome == "exploded") == 1

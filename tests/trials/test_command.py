@@ -93,6 +93,19 @@ def test_a_killed_parent_leaves_no_program_behind(cli: CommandLine) -> None:
     assert not any(map(is_running, numbers))
 
 
+def test_a_new_run_waits_until_the_program_of_a_killed_one_has_ended(cli: CommandLine) -> None:
+    old = 'trap "" TERM; while sleep 0.02; do echo old >> $(pwd)/log.csv; done'
+    new = 'printf "step,loss\\n0,1\\n1,2\\n" > log.csv; sleep 0.2'
+    script = f"if [ -e {cli.folder}/new ]; then {new}; else {old}; fi"
+    process = cli.fork(*COMMAND[:2], shell(script), "trainer.grace=1")
+    wait_for(lambda: bool([*cli.folder.glob("outputs/single/*/work/log.csv")]), process)
+    process.kill()
+    process.communicate()
+    (cli.folder / "new").touch()
+    cli.run(*COMMAND[:2], shell(script), "trainer.grace=1")
+    assert (cli.trial() / "work/log.csv").read_text() == "step,loss\n0,1\n1,2\n"
+
+
 def test_a_stopped_program_is_run_anew_in_an_empty_folder(cli: CommandLine) -> None:
     process = cli.fork(*COMMAND, command("--lr {lr} --pause 0.1"))
     wait_for(lambda: bool(signals_of(cli)), process)
@@ -207,7 +220,7 @@ def test_an_error_after_a_fault_in_the_log_is_a_verdict(cli: CommandLine) -> Non
         (["trainer.command=sh", "lr=3"], ["schedule.lr_max=3 is a setting", "settings.lr=VALUE"]),
         (["trainer.command=sh", "trainer.limit=0"], ["trainer.limit=0.0: it has to be above 0"]),
         (["trainer.command=sh", "trainer.log=/tmp/a.csv"], ["has to be in the folder in which its program runs"]),
-        (["trainer.command=sh", "trainer.config=no.yaml"], ["no.yaml: there is no such file in"]),
+        (["trainer.command=sh", "trainer.config=no.yaml"], ["no.yaml: there is no such file"]),
         (["trainer.command=sh", "trainer.config=list.yaml"], ["is not a mapping of names to values"]),
         (["trainer.command=sh", "trainer.config=bad.yaml"], ["bad.yaml cannot be read", "Mend the file"]),
         (["trainer.command=sh", "trainer.config=a.toml"], ["only YAML and JSON files"]),
