@@ -27,6 +27,7 @@ from stability.diagnosis.finding import readings
 from stability.diagnosis.judge_log import epoch_of, healthy_runs, judge_recording
 from stability.diagnosis.outcomes import style_of
 from stability.diagnosis.readers import Recording, read_metrics, read_runs
+from stability.diagnosis.readers.names import name_in_log
 from stability.diagnosis.table import Table
 
 _WIDE = 200  # characters of a line that goes to a file
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--map",
         action="append",
         default=[],
-        type=_name_in_log,
+        type=name_in_log,
         metavar="SIGNAL=NAME",
         help="what the log calls step, loss, grad_norm, lr, per or val_loss (may be repeated)",
     )
@@ -170,13 +171,6 @@ def _pick(runs: list[Recording], number: int, log: str) -> Recording:
     if 1 <= number <= len(runs):
         return runs[number - 1]
     raise StabilityError(f"{log} has no run {number}: it holds {counted(len(runs), 'run')}, numbered from 1.")
-
-
-def _name_in_log(text: str) -> tuple[str, str]:
-    signal, separator, name = text.partition("=")
-    if not separator or not signal.strip() or not name.strip():
-        raise argparse.ArgumentTypeError(f"expected SIGNAL=NAME, such as loss=train_loss_avg, found {text!r}")
-    return signal.strip(), name.strip()
 
 
 # What follows is imported late: a log is diagnosed without PyTorch, and without the packages that only training needs.

@@ -1,6 +1,12 @@
 """Write the report of a study: which factor made training unhealthy, how large its effect is, and how sure this is.
 
-python -m stability.report outputs/diagnosis
+The study may be one of ours, or runs of any program that exist already:
+
+python -m stability.report outputs/diagnosis                           a study of ours
+python -m stability.report multirun                                    the jobs of a Hydra app
+python -m stability.report runs                                        a folder for each run: TensorBoard, CSV, JSON …
+python -m stability.report runs.csv                                    a row for each run: settings, path of the log
+python -m stability.report mlflow:EXPERIMENT --uri http://HOST:5000    runs in MLflow
 python -m stability.report outputs/phase outputs/boundary --where noise=1 --out both.html
 python -m stability.report outputs/diagnosis --compare eps0.1-lr0.002-noise0.25 eps0.1-lr0.005-noise1-batch64-seed0
 """
@@ -13,6 +19,7 @@ from typing import Any
 from stability.core.errors import StabilityError
 from stability.core.extras import require
 from stability.core.text import printable
+from stability.diagnosis.readers.names import name_in_log
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a study, outputs/STUDY, or a trial")
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a study, outputs/STUDY, or a trial; a folder of runs; a table of runs; mlflow:EXPERIMENT",
+    )
     parser.add_argument(
         "--claims",
         metavar="CLAIMS",
@@ -39,10 +51,20 @@ def main(arguments: list[str] | None = None) -> int:
         "--out",
         type=Path,
         metavar="FILE",
-        help="the page (default: report.html in the first folder, or report-WHERE.html)",
+        help="the page (default: report.html in the first folder, report-WHERE.html, report-EXPERIMENT.html)",
     )
     parser.add_argument(
         "--where", nargs="+", default=[], action="extend", metavar="FACTOR=LEVEL", help="only trials with these levels"
+    )
+    parser.add_argument("--uri", help="the MLflow store (default: MLFLOW_TRACKING_URI, or sqlite:///outputs/mlflow.db)")
+    parser.add_argument("--seed", metavar="SETTING", help="the setting that is the seed, if its name does not say so")
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        type=name_in_log,
+        metavar="SIGNAL=NAME",
+        help="what the logs call step, loss, grad_norm, lr, per or val_loss (may be repeated)",
     )
     options = parser.parse_args(arguments)
     try:
@@ -51,18 +73,22 @@ def main(arguments: list[str] | None = None) -> int:
         from stability.reporting.page import write_report
         from stability.reporting.recorded import stated_claims
 
-        claims = options.claims or stated_claims(options.folders)
+        claims = options.claims or stated_claims(list(map(Path, options.sources)))
         report = write_report(
-            options.folders,
+            options.sources,
             claims=None if claims in (None, "none") else find_claims(claims),
             where=dict(map(_condition, options.where)),
             pair=options.compare,
             out=options.out,
+            uri=options.uri,
+            seed=options.seed,
+            names=dict(options.map),
         )
     except StabilityError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("\n".join(map(printable, [*report.sentences, report.page])))
+    notes = [f"- {note}" for note in report.notes]
+    print("\n".join(map(printable, [*report.sentences, *notes, report.page])))
     return 0
 
 

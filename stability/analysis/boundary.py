@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stability.analysis.levels import Level, is_number, ordered
-from stability.analysis.trial import HEALTHY, Trials
+from stability.analysis.trial import Trials
 from stability.config.names import short_name
+from stability.diagnosis.responses import HEALTHY
 
 LR = "schedule.lr_max"
 

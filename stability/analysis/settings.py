@@ -67,9 +67,11 @@ def with_factors(runs: Sequence[Trial], *, seed: str | None = None, named: Colle
         raise StabilityError(f"--seed {seed}: no run has that setting. There are {first_of([*columns], 20)}.")
     varying = {name: column for name, column in columns.items() if len(set(column)) > 1}
     found, notes = _find_seed(columns) if seed is None else (seed, [])
-    seeds: Sequence[Level] = columns[found] if found else [None] * len(runs)
-    if seed is not None and not all(isinstance(level, int) for level in seeds):
-        raise StabilityError(f"--seed {seed}: a seed is a whole number, and a run has {level_text(_no_int(seeds))}.")
+    column = columns[found] if found else [None] * len(runs)
+    if found and not _is_whole(column):
+        other = next(level for level in column if not _is_whole([level]))
+        raise StabilityError(f"--seed {seed}: a seed is a whole number, and a run has {level_text(other)}.")
+    seeds = [None if level is None else int(level) for level in column]
     naming = [name for name, column in varying.items() if name != found and _only_names(name, column)]
     notes += [_naming_note(naming)] if naming else []
     candidates = {name: column for name, column in varying.items() if name != found and name not in naming}
@@ -178,11 +180,7 @@ def _find_seed(columns: Mapping[str, Sequence[Level]]) -> tuple[str, list[str]]:
 def _is_whole(column: Sequence[Level]) -> bool:
     """Whether the levels are whole numbers, as far as they are given."""
     given = [level for level in column if level is not None]
-    return bool(given) and all(isinstance(level, int) and not isinstance(level, bool) for level in given)
-
-
-def _no_int(column: Sequence[Level]) -> Level:
-    return next(level for level in column if not isinstance(level, int))
+    return bool(given) and all(is_number(level) and float(level).is_integer() for level in given)
 
 
 def _only_names(name: str, column: Sequence[Level]) -> bool:

@@ -4,20 +4,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from stability.analysis.levels import Level, ordered
-from stability.analysis.responses import late_median, norm_spike, plateau_steps
 from stability.core.files import SIGNALS_FILE, VALIDATION_FILE, VERDICT
-from stability.diagnosis.finding import readings
 from stability.diagnosis.table import Table, read_table
 from stability.diagnosis.verdict import Verdict
 
-HEALTHY = ("stable", "slow")  # outcomes
 _NOTHING = Table((), np.zeros(0, np.int64), np.zeros((0, 0), np.float32), np.zeros((0, 0), bool))
-_CUT_SHORT = ("exploded", "non_finite", "bad_data")  # outcomes after which nothing is known of the plateau
 
 
 class Record(NamedTuple):
@@ -127,43 +123,6 @@ class Trials:
     def has(self, response: str) -> bool:
         """Return whether a response was recorded of at least one trial."""
         return any(not math.isnan(trial.response(response)) for trial in self.trials)
-
-
-def measured(
-    signals: Table, validation: Table, *, outcome: str, cause: str | None, budget: int | None = None
-) -> dict[str, Any]:
-    """Compute the responses of a trial from what was recorded of it.
-
-    Args:
-        signals: A row per training step.
-        validation: A row per validation.
-        outcome: The outcome of its verdict.
-        cause: The cause of its verdict.
-        budget: How many steps the trial was meant to have; None if that is not known.
-
-    Returns:
-        The fields of `Trial` from `outcome` to `loss`.
-    """
-    ended = int(signals.steps[-1]) + 1 if len(signals.steps) else 0
-    steps, censored = None, False
-    if "frame_information" in signals.names and np.isfinite(signals["frame_information"]).any():
-        count, left = plateau_steps(signals)
-        censored = not left or (budget is not None and ended < budget) or outcome in _CUT_SHORT
-        steps = ended if censored else count
-    _, rates = readings(validation, "per")
-    spike, largest = norm_spike(signals) if "grad_norm" in signals.names else (math.nan, math.nan)
-    return {
-        "outcome": outcome,
-        "cause": cause,
-        "healthy": outcome in HEALTHY or (outcome == "undecided" and cause == "no validation"),
-        "steps": steps,
-        "censored": censored,
-        "per": math.nan if not len(rates) else float(rates[-1]) if np.isfinite(rates[-1]) else 1.0,
-        "norm_spike": spike,
-        "largest_norm": largest,
-        "phonemes": late_median(signals, "distinct_phonemes"),
-        "loss": late_median(signals, "loss"),
-    }
 
 
 def read_record(trial: Trial) -> Record:

@@ -10,34 +10,34 @@ is read ten times as fast. It is written again if the verdict is newer, or if an
 import dataclasses
 import json
 import math
-import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, fields
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml  # type: ignore[import-untyped]
-
 from stability.analysis.levels import Level
-from stability.analysis.responses import SIGNALS_USED
 from stability.analysis.settings import levels_of, merged, with_factors
-from stability.analysis.trial import HEALTHY, Trial, Trials, measured
-from stability.config.names import CHANGES_NO_RESULT, OF_COMMAND, changes_result, flatten_dict, is_of_decoder
+from stability.analysis.trial import Trial, Trials
+from stability.analysis.yaml_files import job_settings, read_config
+from stability.config.names import CHANGES_NO_RESULT, changes_result, flatten_dict
 from stability.config.schema import Config, Synthetic
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, ERROR, HYDRA_CONFIG, REPORT, SIGNALS_FILE, VALIDATION_FILE, VERDICT
+from stability.core.files import CONFIG, ERROR, HYDRA_CONFIG, RECORDING, REPORT, SIGNALS_FILE, VALIDATION_FILE, VERDICT
 from stability.core.text import load_json
 from stability.diagnosis.finding import Outcome
-from stability.diagnosis.readers.tables import read_facts
-from stability.diagnosis.table import Table, read_table
+from stability.diagnosis.readers.tables import read_tables
+from stability.diagnosis.responses import HEALTHY, SIGNALS_USED, measured
+from stability.diagnosis.table import read_table
 
+_GROUPS = ("diagnosis", "tracking", "study")  # that together only our configurations have
 _SUMMARY = "summary.json"
 _FORMAT = 4  # of the summary; a file of another format is written again
 _KIND = "trainer.kind"  # the setting that says whether our own decoder or a command was trained
-_NO_FACTORS = CHANGES_NO_RESULT | {"seed", "device"}  # settings that a study does not vary as factors
+_OF_COMMAND = ("trainer", "settings")  # the groups that only trials of a command have
+_NO_FACTORS = {*CHANGES_NO_RESULT, *_OF_COMMAND, "seed", "device"}  # settings of our decoder that are no factors
 
 
 def read_trials(folders: Iterable[Path]) -> Trials:
@@ -86,6 +86,22 @@ def read_trial(folder: Path) -> Trial:
         raise NoTrial(str(reason)) from None
     except OSError as error:
         raise NoTrial(f"cannot be read: {error.strerror or error}") from None
+
+
+def is_folder_of_ours(folder: Path) -> bool:
+    """Return whether a folder is that of a trial of `python -m stability.train`, or of a study of such trials."""
+    if not folder.is_dir():
+        return False
+    inner = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return any(map(_has_our_config, (folder, *inner)))
+
+
+def _has_our_config(folder: Path) -> bool:
+    try:
+        text = (folder / CONFIG).read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return all(f"\n{group}:" in f"\n{text}" for group in _GROUPS)
 
 
 def _trial_folders(folder: Path) -> list[Path]:
@@ -152,63 +168,68 @@ def _why_no_verdict(folder: Path) -> str:
 
 def _read_tables(folder: Path) -> Trial:
     ours = (folder / CONFIG).exists() or not (folder / HYDRA_CONFIG).exists()
-    config = _read_config(folder / (CONFIG if ours else HYDRA_CONFIG))
+    if not (folder / (CONFIG if ours else HYDRA_CONFIG)).exists():
+        raise NoTrial(f"no {CONFIG}")
+    config = read_config(folder / CONFIG) if ours else job_settings(folder)
     outcome, cause = _read_verdict(folder)
     signals = read_table(folder / SIGNALS_FILE, only=SIGNALS_USED)
     validation = read_table(folder / VALIDATION_FILE, only=("per",))
-    factors: Mapping[str, Level]
-    values = flatten_dict(config)
-    decoder = ours and _is_of_decoder(values)
-    if not len(signals.steps) and (decoder or not len(validation.steps)):
+    settings = flatten_dict(config)
+    if not len(signals.steps) and ((ours and _is_of_decoder(settings)) or not len(validation.steps)):
         raise NoTrial(f"no step in {SIGNALS_FILE}")
-    if not ours:
-        factors, seed, budget = levels_of(config), None, None
-    elif decoder:
-        factors, seed, budget = _of_decoder(values, signals)
-    else:
-        factors, seed, budget = _of_command(levels_of(config))
-    responses = measured(signals, validation, outcome=outcome, cause=cause, budget=budget)
-    if decoder:  # it outputs nothing before it has learned
-        responses |= {"healthy": outcome in HEALTHY, "per": 1.0 if math.isnan(responses["per"]) else responses["per"]}
-    metric = read_facts(folder).metric
-    return Trial(name=folder.name, factors=factors, seed=seed, ours=ours, metric=metric, folder=folder, **responses)
+    budget = settings.get("steps") if ours else None
+    responses = measured(
+        signals, validation, outcome=outcome, cause=cause, budget=budget if isinstance(budget, int) else None
+    )
+    metric = read_tables(folder).metric if (folder / RECORDING).exists() else "PER"
+    if ours:
+        return trial_of_ours(folder.name, settings, {*signals.names}, responses, metric=metric, folder=folder)
+    return Trial(
+        name=folder.name,
+        factors=levels_of(settings),
+        seed=None,
+        metric=metric,
+        ours=False,
+        folder=folder,
+        **responses,
+    )
+
+
+def trial_of_ours(
+    name: str, settings: Mapping[str, Any], recorded: Collection[str], responses: Mapping[str, Any], **where: Any
+) -> Trial:
+    """Make a trial that `python -m stability.train` has trained.
+
+    Args:
+        name: Its name.
+        settings: {dotted name: value} of its configuration.
+        recorded: The signals that were recorded of it.
+        responses: What was `measured` of it.
+        where: The other fields of `Trial`.
+
+    Raises:
+        NoTrial: The configuration is of another version, or a signal is missing.
+    """
+    if not _is_of_decoder(settings):
+        levels = levels_of(settings)
+        factors = {n: level for n, level in levels.items() if n.split(".")[0] in _OF_COMMAND and changes_result(n)}
+        seed = levels["seed"] if isinstance(levels.get("seed"), int) else None
+        return Trial(name=name, factors=factors, seed=seed, **responses, **where)
+    factors = _with_this_versions_factors({k: v for k, v in settings.items() if k.split(".")[0] not in _NO_FACTORS})
+    seed = settings.get("seed")
+    if not isinstance(seed, int) or not isinstance(settings.get("steps"), int):
+        raise NoTrial(f"{CONFIG} has no seed or no steps: another version of the program wrote it")
+    if missing := [name for name in ("frame_information", "grad_norm", "loss") if name not in recorded]:
+        raise NoTrial(f"no {', '.join(missing)} in {SIGNALS_FILE}")
+    # Our own decoder outputs nothing before it has learned.
+    per = 1.0 if math.isnan(responses["per"]) else responses["per"]
+    own = {**responses, "healthy": responses["outcome"] in HEALTHY, "per": per}
+    return Trial(name=name, factors=_with_tuples(factors), seed=seed, **own, **where)
 
 
 def _is_of_decoder(values: Mapping[str, Level]) -> bool:
     """Whether these settings of ours are of our own decoder. Folders of earlier versions do not say it."""
     return bool(values.get(_KIND, "decoder") == "decoder")
-
-
-def _of_decoder(values: Mapping[str, Level], signals: Table) -> tuple[dict[str, Level], int, int]:
-    """The factors, the seed and the number of steps of a trial of our own decoder."""
-    no_factors = (*_NO_FACTORS, *OF_COMMAND)
-    factors = _with_this_versions_factors({k: v for k, v in values.items() if k.split(".")[0] not in no_factors})
-    seed, budget = values.get("seed"), values.get("steps")
-    if not isinstance(seed, int) or not isinstance(budget, int):
-        raise NoTrial(f"{CONFIG} has no seed or no steps: another version of the program wrote it")
-    if missing := [name for name in ("frame_information", "grad_norm", "loss") if name not in signals.names]:
-        raise NoTrial(f"no {', '.join(missing)} in {SIGNALS_FILE}")
-    return _with_tuples(factors), seed, budget
-
-
-def _of_command(values: Mapping[str, Level]) -> tuple[dict[str, Level], int | None, int | None]:
-    """The factors, the seed and the number of steps of a trial of a command. None is known of what it does not say."""
-    seed, budget = values.get("seed"), values.get("trainer.steps")
-    own = {name: level for name, level in values.items() if changes_result(name) and not is_of_decoder(name)}
-    factors = {name: level for name, level in own.items() if name != "seed"}
-    return factors, seed if isinstance(seed, int) else None, budget if isinstance(budget, int) else None
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = {}
-        for group in re.split(r"\n(?=\w)", path.read_text()):
-            config |= _parsed(group)
-    except FileNotFoundError:
-        raise NoTrial(f"no {CONFIG}") from None
-    except (yaml.YAMLError, ValueError, TypeError):
-        raise NoTrial(f"{path.name} is half written, or another program wrote it") from None
-    return config
 
 
 def _read_verdict(folder: Path) -> tuple[str, str | None]:
@@ -223,12 +244,6 @@ def _read_verdict(folder: Path) -> tuple[str, str | None]:
     if outcome not in get_args(Outcome):
         raise NoTrial(f"its outcome {outcome} is from another version of the program")
     return outcome, cause
-
-
-@lru_cache(maxsize=1024)
-def _parsed(group: str) -> Any:
-    """Parse a top-level group of a configuration. The trials of a study share most groups: hence the cache."""
-    return yaml.load(group, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _with_tuples(factors: dict[str, Any]) -> dict[str, Level]:
@@ -260,5 +275,5 @@ def _factors_of_config() -> frozenset[str]:
         hints = typing.get_type_hints(kind)
         return [name for f in fields(kind) for name in walk(f"{prefix}.{f.name}" if prefix else f.name, hints[f.name])]
 
-    names = (name for name in walk("", Config) if name.split(".")[0] not in (*_NO_FACTORS, *OF_COMMAND))
+    names = (name for name in walk("", Config) if name.split(".")[0] not in _NO_FACTORS)
     return frozenset(name for name in names if not name.startswith("data.synthetic"))

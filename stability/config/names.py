@@ -35,7 +35,7 @@ CHANGES_NO_RESULT = {
     *(f"trainer.{name}" for name in ("log", "names", "resume", "steps", "limit", "grace")),
 }
 
-OF_COMMAND = ("trainer", "settings")  # what only a trial of a command has
+_OF_COMMAND = ("trainer", "settings")  # what only a trial of a command has
 _OF_BOTH = ("diagnosis", "tracking", "seed", "study", "outputs", "fresh")
 
 
@@ -47,7 +47,7 @@ def changes_result(name: str) -> bool:
 def is_of_decoder(name: str) -> bool:
     """Return whether the setting, or group, with this dotted name is one of this project's decoder alone."""
     group = name.partition(".")[0]
-    return group in get_type_hints(Config) and group not in (*OF_COMMAND, *_OF_BOTH)
+    return group in get_type_hints(Config) and group not in (*_OF_COMMAND, *_OF_BOTH)
 
 
 def own_settings(config: Config) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def own_settings(config: Config) -> dict[str, Any]:
     return {
         name: value
         for name, value in asdict(config).items()
-        if not (is_of_decoder(name) if config.runs_command else name in OF_COMMAND)
+        if not (is_of_decoder(name) if config.runs_command else name in _OF_COMMAND)
     }
 
 
@@ -140,6 +140,11 @@ def _digest(config: Config, without: Collection[str] = ()) -> str:
     return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def dotted_name(short: str) -> str:
+    """Return the dotted name of a setting by its `short_name`; of one that is none of ours, that of a command's."""
+    return _dotted_names().get(short, f"settings.{short}")
+
+
 def full_name(name: str) -> str:
     """Return the dotted name of a setting that is given by another name.
 
@@ -156,6 +161,11 @@ def _full_names() -> dict[str, str]:
     short = {short_name(name): name for name in _settings()}
     groups = {*get_type_hints(Command), "experiment", "debug", "hydra"}
     return {name: full for name, full in (last | short | _ALIASES).items() if name not in groups}
+
+
+@cache
+def _dotted_names() -> dict[str, str]:
+    return {short_name(name): name for name in _settings()}
 
 
 @cache

@@ -32,6 +32,7 @@ FLIGHT_RECORD, FLIGHT_STATE = FLIGHT / "flight.json", FLIGHT / "state.pt"  # fli
 # In the folder of a job of a Hydra app, instead of CONFIG.
 HYDRA_CONFIG, HYDRA_OVERRIDES = Path(".hydra", "config.yaml"), Path(".hydra", "overrides.yaml")
 RETURNED = "returned.json"  # what the job returned: it is finished
+HYDRA_OWN = Path(".hydra", "hydra.yaml")  # the settings of Hydra itself
 
 # In the folder of a Monitor's flight recording.
 MONITOR_RECORD, MONITOR_SIGNALS, MONITOR_STATE = "flight.json", "flight.csv", "flight.pt"

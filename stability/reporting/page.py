@@ -25,7 +25,7 @@ from stability.analysis.matching import main_factors
 from stability.analysis.rulings import Ruling, rule
 from stability.analysis.settings import place_of
 from stability.analysis.trial import Trials
-from stability.analysis.trials import read_trials
+from stability.analysis.trials import is_folder_of_ours
 from stability.config.names import short_name
 from stability.core import palette
 from stability.core.checkout import git_commit
@@ -35,10 +35,13 @@ from stability.core.text import listed
 from stability.diagnosis.outcomes import MARKS
 from stability.reporting.advice import advise, unfinished
 from stability.reporting.figures import Picture, save_figures
+from stability.reporting.limits import limits
 from stability.reporting.recorded import BISECTIONS, SEARCHES, searched_setting, sweep_command, sweeper
 from stability.reporting.summary import summarize_boundaries, summarize_grid, summarize_search
 from stability.reporting.tables import effect_rows, pair_table, ruling_rows, trial_rows, trials_csv
 from stability.reporting.wording import cell_text, level_of, override
+from stability.sources import read_sources
+from stability.sources.mlflow_experiment import PREFIX
 
 _COLUMNS = {"healthy": "healthy", "per": "{metric}", "steps": "steps", "norm_spike": "norm spike"}
 _RECORDED = {"rates": "per", "plateau": "steps", "norms": "norm_spike"}
@@ -53,12 +56,14 @@ class Report:
         page: The HTML page.
         files: The figures, as SVG and PNG, and the table of trials.
         sentences: The summary, in three sentences.
+        notes: What these trials cannot tell.
         factors: {short name: levels, as they are typed} of the factors, and of the seed if there are several.
     """
 
     page: Path
     files: tuple[Path, ...]
     sentences: tuple[str, ...]
+    notes: tuple[str, ...]
     factors: dict[str, list[str]]
 
 
@@ -66,7 +71,7 @@ class Report:
 class _Study:
     """The trials that the report is about, and everything that is computed from them."""
 
-    folders: Sequence[Path]
+    sources: Sequence[str | Path]
     where: Mapping[str, Level]
     trials: Trials
     effects: Sequence[Effect]
@@ -82,37 +87,45 @@ class _Study:
 
 
 def write_report(
-    folders: Sequence[Path],
+    sources: Sequence[str | Path],
     *,
     claims: Path | None,
     where: Mapping[str, Level] | None = None,
     pair: tuple[str, str] | None = None,
     out: Path | None = None,
+    uri: str | None = None,
+    seed: str | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Report:
-    """Write a report on the trials in some folders: one HTML page, and a folder with its figures next to it.
+    """Write a report on the trials of some sources: one HTML page, and a folder with its figures next to it.
 
     This works also while a sweep is running. The folder of the figures has the name of the page without `.html`.
 
     Args:
-        folders: Each the folder of a study or of one trial.
+        sources: Each the folder of a study or of one trial, or another source of runs, as in `read_sources`.
         claims: The file of claims to rule on; None for no claims.
         where: {dotted or short name: level}. Only trials with these levels are in the report.
         pair: The two trials to compare, each by its name, the beginning of its name, or its folder.
-        out: The page. By default it is `report.html` in the first folder, or with `where`, `report-WHERE.html`.
+        out: The page. By default it is `report.html` in the first folder, or with `where`, `report-WHERE.html`. For a
+            table it is beside the table, and for an MLflow experiment `report-EXPERIMENT.html` in the current folder.
+        uri: The MLflow store, as in `read_sources`.
+        seed: The setting that is the seed, if its name does not say so.
+        names: What the logs call a signal, as in `stability.diagnosis.readers.read_runs`.
 
     Raises:
-        StabilityError: A folder, a file of claims, a factor or a trial does not exist, or the page cannot be written.
+        StabilityError: A source, a file of claims, a factor or a trial does not exist, or the page cannot be written.
     """
     where = where or {}
     if out and out.suffix != ".html":
         raise StabilityError(f"--out {out}: the page is HTML; give a name that ends in .html.")
     stated = read_claims(claims) if claims else []
-    read = read_trials(folders)
-    _check_studies(folders, read)
+    read = read_sources(sources, uri=uri, seed=seed, named=[*where], names=names)
+    folders = [Path(source) for source in sources if Path(source).is_dir()]
+    _check_studies([folder for folder in folders if is_folder_of_ours(folder)], read)
     trials = _trials_with(where, read)
     chosen = tuple(find_trial(trials, name) for name in pair) if pair else closest_pair(trials)
     study = _Study(
-        folders=folders,
+        sources=sources,
         where=where,
         trials=trials,
         effects=effects(trials),
@@ -124,7 +137,8 @@ def write_report(
     sentences = _sentences(study)
     responses = recorded_responses(study.effects)
     compared: list[Response] = [r for r in ("healthy", "steps", "per") if trials.has(r)] or ["healthy"]
-    page = out or folders[0] / f"{_name(where)}.html"
+    notes = limits(trials, study.effects)
+    page = out or _place(sources[0], _name(where))
     place = page.with_suffix("")
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -132,6 +146,7 @@ def write_report(
         write_atomically(place / "trials.csv", trials_csv(trials).encode())
         content = {
             **_header(study, sentences),
+            "notes": notes,
             **_provenance(study),
             "figures": {picture.name: _inlined(picture, place) for picture in pictures},
             "searched": study.searched,
@@ -156,12 +171,12 @@ def write_report(
     except OSError as error:
         raise StabilityError(
             f"Cannot write {page}: {error.strerror or error}. Make room, or write it elsewhere: "
-            f"{_command(folders, where)} --out FILE.html"
+            f"{_command(sources, where)} --out FILE.html"
         ) from error
     figures = (place / f"{picture.name}.{kind}" for picture in pictures for kind in ("svg", "png"))
     seeds = [level_text(seed) for seed in ordered({trial.seed for trial in trials.trials} - {None})]
     varied = _factors(trials) | ({"seed": seeds} if len(seeds) > 1 else {})
-    return Report(page, (*figures, place / "trials.csv"), sentences, varied)
+    return Report(page, (*figures, place / "trials.csv"), sentences, tuple(notes), varied)
 
 
 def _check_studies(folders: Sequence[Path], trials: Trials) -> None:
@@ -212,13 +227,12 @@ def _header(study: _Study, sentences: Sequence[str]) -> dict[str, Any]:
     trials = study.trials
     counts = Counter(trial.outcome for trial in trials.trials)
     return {
-        "title": listed(dict.fromkeys(folder.resolve().name for folder in study.folders)),
+        "title": listed(dict.fromkeys(map(_title, study.sources))),
         "where": cell_text(study.where),
         "sentences": sentences,
         "outcomes": [(name, mark, counts[name]) for name, mark in MARKS.items() if counts[name]],
         "total": len(trials.trials),
         "seeds": len({trial.seed for trial in trials.trials} - {None}),
-        "notes": trials.notes,
         "begun": len(study.begun),
         "factors": _factors(trials),
     }
@@ -232,8 +246,8 @@ def _factors(trials: Trials) -> dict[str, list[str]]:
 def _provenance(study: _Study) -> dict[str, Any]:
     """The commands, versions and time that made the page."""
     return {
-        "command": _command(study.folders, study.where),
-        "sweeps": [(path.resolve().name, sweep_command(path)) for path in study.folders if sweep_command(path)],
+        "command": _command(study.sources, study.where),
+        "sweeps": [(_title(path), command) for path in study.sources if (command := sweep_command(Path(path)))],
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "versions": f"stability {__version__}, torch {version('torch')}, scipy {version('scipy')}",
         "commit": (git_commit() or "")[:7],
@@ -245,9 +259,26 @@ def _name(where: Mapping[str, Level]) -> str:
     return re.sub(r"[^\w.+-]+", "-", f"{REPORT} {cell_text(where)}".strip())
 
 
-def _command(folders: Sequence[Path], where: Mapping[str, Level]) -> str:
+def _title(source: str | Path) -> str:
+    """The name of a source: that of the folder or the file, or the experiment's."""
+    return str(source).removeprefix(PREFIX) if _is_experiment(source) else Path(source).resolve().name
+
+
+def _is_experiment(source: str | Path) -> bool:
+    return isinstance(source, str) and source.startswith(PREFIX)
+
+
+def _place(source: str | Path, name: str) -> Path:
+    """Where the page of a source is written if no other place is given."""
+    if _is_experiment(source):
+        return Path(re.sub(r"[^\w.+-]+", "-", f"{name}-{_title(source)}") + ".html")
+    return (Path(source) if Path(source).is_dir() else Path(source).parent) / f"{name}.html"
+
+
+def _command(sources: Sequence[str | Path], where: Mapping[str, Level]) -> str:
+    shown = [str(source) if _is_experiment(source) else short_path(Path(source)) for source in sources]
     chosen = [word for name, level in where.items() for word in ("--where", override(name, level))]
-    return shlex.join(["python", "-m", "stability.report", *map(short_path, folders), *chosen])
+    return shlex.join(["python", "-m", "stability.report", *shown, *chosen])
 
 
 def _inlined(picture: Picture, folder: Path) -> dict[str, Any]:

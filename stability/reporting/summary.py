@@ -187,9 +187,7 @@ def _strongest(trials: Trials, found: Sequence[Effect]) -> tuple[Effect | None, 
         # One failed cell gives several pairs the same interaction on health: of these, take the largest on PER.
         equal = [effect for effect in pairs if effect.response == response]
         pair = max(
-            equal,
-            key=lambda effect: (*_size(effect), on_per.get((effect.factors, effect.levels), 0.0)),  # 0: it has no PER
-            default=None,
+            equal, key=lambda effect: (*_size(effect), on_per.get((effect.factors, effect.levels), 0.0)), default=None
         )
         if pair and _size(pair)[1] > max(_NONE, _PAIR * _alone(trials, pair)) and _size(pair) >= _size(one or pair):
             return pair, compared

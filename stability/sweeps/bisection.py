@@ -32,13 +32,13 @@ from rich.table import Table
 
 from stability.analysis.boundary import LR, as_rows, boundaries, setting_text, too_high
 from stability.analysis.levels import is_number
-from stability.analysis.trial import HEALTHY
 from stability.analysis.trials import read_trials
 from stability.config.names import short_name
 from stability.core.errors import StabilityError
 from stability.core.files import ERROR, VERDICT, short_path, write_atomically
 from stability.core.text import csv_cell
 from stability.diagnosis.display import shown
+from stability.diagnosis.responses import HEALTHY
 from stability.diagnosis.verdict import read_verdict
 from stability.sweeps.hydra_internals import BasicSweeper, combinations
 from stability.sweeps.jobs import compose_job

@@ -67,9 +67,7 @@ async def trial_in_sweep(cfg: DictConfig, folder: Path, open_data: "OpenData | N
 
 
 def objective(folder: Path) -> float:
-    """Return what a search minimises: the error rate of a stable trial, 1 for any other outcome.
-
-    Of a command that logs no error rate, it is the training loss of a healthy trial, and infinity for others.
+    """Return what a search minimises: the PER of a stable trial, 1 for any other outcome.
 
     Raises:
         StabilityError: The trial in the folder cannot be read.
@@ -81,8 +79,6 @@ def objective(folder: Path) -> float:
             "trial continues from its checkpoint."
         )
     (trial,) = read.trials
-    if math.isnan(trial.per):
-        return trial.loss if trial.healthy else math.inf
     return trial.per if trial.outcome == "stable" else 1.0
 
 

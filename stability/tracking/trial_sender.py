@@ -17,8 +17,9 @@ from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, DATA, FIGURE, SIGNALS_FILE, VALIDATION_FILE, VERDICT, config_of
 from stability.core.passwords import hide_passwords
 from stability.core.text import load_json
+from stability.diagnosis.responses import SIGNALS_USED, measured
 from stability.diagnosis.table import Table, read_table
-from stability.diagnosis.verdict import read_verdict
+from stability.diagnosis.verdict import Verdict, read_verdict
 from stability.tracking.naming import metric_name, parameters, read_plain_config
 from stability.tracking.sender import LIMIT, NOTE, REST, OpenRun, Sender, lock_of, modification_time, now_ms
 from stability.tracking.state import Mark, State, read_state
@@ -38,6 +39,7 @@ _METRICS_PER_BATCH = 1000  # this and the next two: MLflow's limits
 _PARAMETERS_PER_BATCH = 100
 _PARAMETER_LENGTH = 6000
 
+RESPONSES = "responses"  # a tag, from which a study is read back
 _VERDICT_TAGS = ("outcome", "cause", "confidence", "onset_step", "detected_step")
 
 _open: "WeakSet[TrialSender]" = WeakSet()  # the trials that this process is sending
@@ -196,6 +198,19 @@ class TrialSender(Sender):
             mark.sent = last
             self._save_state()
 
+    def _responses(self, verdict: Verdict) -> dict[str, Any]:
+        """What a study compares, measured on all readings: the metrics have only some of them."""
+        signals = read_table(self._folder / SIGNALS_FILE, only=SIGNALS_USED)
+        validation = read_table(self._folder / VALIDATION_FILE, only=("per",))
+        budget = self._config.get("steps")
+        return measured(
+            signals,
+            validation,
+            outcome=verdict.outcome,
+            cause=verdict.cause,
+            budget=budget if isinstance(budget, int) else None,
+        )
+
     def _send_all(self) -> None:
         from mlflow.entities import Metric, RunTag
 
@@ -207,6 +222,7 @@ class TrialSender(Sender):
         if path.exists():
             verdict = read_verdict(path)
             tags = {name: getattr(verdict, name) for name in _VERDICT_TAGS} | {NOTE: self._note(verdict.advice)}
+            tags[RESPONSES] = json.dumps(self._responses(verdict))
             ended = modification_time(path)
             saved = verdict.evidence.get("steps saved")
             run.client.log_batch(

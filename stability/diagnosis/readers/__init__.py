@@ -4,7 +4,7 @@ Each format has a file of its own here. To add one, write a module with a functi
 recording of each run in the log, or None if the log is of another format, and add that function to `_FORMATS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from stability.core.errors import StabilityError
@@ -28,7 +28,7 @@ from stability.diagnosis.readers.metrics import read_metrics
 from stability.diagnosis.readers.names import Naming, known_names, naming
 from stability.diagnosis.readers.recording import Recording, last_of
 
-__all__ = ["Recording", "check_names", "read_log", "read_metrics", "read_runs"]
+__all__ = ["Recording", "check_names", "read_event_files", "read_log", "read_metrics", "read_runs"]
 
 # In this order. Those whose lines may stand anywhere in other output come last.
 _FORMATS: tuple[Callable[[Log], list[Recording] | None], ...] = (
@@ -97,6 +97,19 @@ def check_names(names: Mapping[str, str]) -> None:
         raise StabilityError(
             f"{first_of(sorted(unknown), 4)} is not a signal. Choose from {', '.join(known_names())}, val_loss, epoch."
         )
+
+
+def read_event_files(run: Path, files: Sequence[Path], names: Mapping[str, str]) -> list[Recording]:
+    """Read the trainings in TensorBoard's event files of one run, whose folder is `run`, with the names of `read_runs`.
+
+    Raises:
+        StabilityError: They cannot be read, or contain no training.
+    """
+    with naming(names) as seen:
+        runs = tensorboard_events.read(run, files, run.name, lambda read, size: None)
+    if not runs:
+        raise StabilityError(_why_not(run, seen))
+    return runs
 
 
 def _read_file(path: Path, progress: Callable[[int, int], None]) -> list[Recording]:

@@ -52,7 +52,7 @@ def read(
         except StabilityError as error:
             unread = f"TensorBoard's event files were not read. {error}"
     errors = list[StabilityError]()
-    for file in (*sorted(consoles), *[file for file in others if file.suffix in _LOGS or file.name in _NAMES][:_MOST]):
+    for file in (*sorted(consoles), *[file for file in others if _is_text(file)][:_MOST]):
         inside = str(file.relative_to(path).parent)
         prefix = "" if inside == "." else f"{inside}/"
         notes = (wandb_folder.NOTE,) if file in consoles else ()
@@ -64,6 +64,15 @@ def read(
         raise StabilityError(unread or _why_nothing(path, files, errors))
     runs = _without_copies(runs)
     return [replace(run, notes=(*run.notes, unread)) for run in runs] if unread else runs
+
+
+def may_be_log(path: Path) -> bool:
+    """Return whether a file may be a log, by its name."""
+    return _is_text(path) or tensorboard_events.is_event_file(path) or wandb_folder.is_history(path)
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix in _LOGS or path.name in _NAMES
 
 
 def _why_nothing(path: Path, files: Sequence[Path], errors: Sequence[StabilityError]) -> str:

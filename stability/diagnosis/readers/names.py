@@ -1,5 +1,6 @@
 """What the names in a log mean: our signals under the names that other programs give them."""
 
+import argparse
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -273,3 +274,15 @@ def choose_names(counts: Mapping[str, int]) -> dict[str, str]:
 def _is_held_out(accuracy: Known, names: Collection[Known]) -> bool:
     """Whether an accuracy is of held-out data: its name says so, or no name in the log speaks of any part."""
     return accuracy.part == "val" or accuracy.rank == EXPLAINED or not any(name.part for name in names)
+
+
+def name_in_log(text: str) -> tuple[str, str]:
+    """Read the value of an option `--map SIGNAL=NAME`: a signal of ours, and what a log calls it.
+
+    Raises:
+        argparse.ArgumentTypeError: It has another form.
+    """
+    signal, separator, name = text.partition("=")
+    if not separator or not signal.strip() or not name.strip():
+        raise argparse.ArgumentTypeError(f"expected SIGNAL=NAME, such as loss=train_loss_avg, found {text!r}")
+    return signal.strip(), name.strip()

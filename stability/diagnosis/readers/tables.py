@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import get_args
 
 from stability.core.errors import StabilityError
 from stability.core.files import RECORDING, SIGNALS_FILE, VALIDATION_FILE, write_atomically
@@ -11,43 +11,24 @@ from stability.diagnosis.readers.recording import Recording, Unit
 from stability.diagnosis.table import read_table, write_table
 
 
-class Facts(NamedTuple):
-    """What the tables do not say of a recording: see `Recording`."""
-
-    metric: str = "PER"
-    unit: Unit = "step"
-    notes: tuple[str, ...] = ()
-
-
 def read_tables(folder: Path) -> Recording:
     """Read the recording in a trial's folder. Tables that are missing are empty.
 
     Raises:
         StabilityError: A file is damaged.
     """
+    name, path = folder.resolve().name, folder / RECORDING
     signals, validation = read_table(folder / SIGNALS_FILE), read_table(folder / VALIDATION_FILE)
-    return Recording(folder.resolve().name, signals, validation, **read_facts(folder)._asdict())
-
-
-def read_facts(folder: Path) -> Facts:
-    """Read what the tables in a trial's folder do not say.
-
-    Raises:
-        StabilityError: The file is damaged.
-    """
-    path = folder / RECORDING
     if not path.exists():
-        return Facts()
+        return Recording(name, signals, validation)
     try:
         found = load_json(path.read_text())
-        facts = Facts(found["metric"], found["unit"], (*found["notes"],))
-        if not isinstance(facts.metric, str) or facts.unit not in get_args(Unit):
+        metric, unit, notes = found["metric"], found["unit"], found["notes"]
+        if not isinstance(metric, str) or unit not in get_args(Unit) or not all(isinstance(n, str) for n in notes):
             raise ValueError("a value is of another kind")
-        if not all(isinstance(note, str) for note in facts.notes):
-            raise ValueError("a note is no text")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StabilityError(f"{path} is damaged, or another version of the program wrote it ({error}).") from None
-    return facts
+    return Recording(name, signals, validation, notes=(*notes,), metric=metric, unit=unit)
 
 
 def write_tables(folder: Path, recording: Recording) -> None:

@@ -68,6 +68,34 @@ def read(run: Path, files: Sequence[Path], name: str, progress: Callable[[int, i
     return rows.recordings(name)
 
 
+def read_hparams(files: Sequence[Path]) -> dict[str, bool | float | str]:
+    """Read the settings that a run has written for TensorBoard's page of hyperparameters; empty if there are none.
+
+    Raises:
+        StabilityError: The extra `tensorboard` is not installed.
+        OSError: A file cannot be read.
+    """
+    if not files:
+        return {}
+    require("tensorboard")
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    found: dict[str, bool | float | str] = {}
+    for record in (record for file in files for record in _records(file) if b"hparams" in record):
+        with suppress(DecodeError):
+            for value in Event.FromString(record).summary.value:
+                data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                for name, setting in data.session_start_info.hparams.items():
+                    kind = setting.WhichOneof("kind")
+                    level = getattr(setting, kind)
+                    # All numbers are kept as floats, the seed too.
+                    whole = kind == "number_value" and level.is_integer()
+                    found |= {name: int(level) if whole else level} if kind != "null_value" else {}
+    return found
+
+
 class _Rows:
     """Collects rows. Validations may be numbered, while training has steps: `add_scalar("val/loss", loss, epoch)`."""
 

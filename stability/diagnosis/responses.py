@@ -1,9 +1,11 @@
-"""The responses of a trial: the numbers that a study compares, computed from the trial's table of signals."""
+"""The responses of a trial: the numbers that a study compares, computed from what was recorded of it."""
 
 import math
+from typing import Any
 
 import numpy as np
 
+from stability.diagnosis.finding import readings
 from stability.diagnosis.table import Table
 
 SIGNALS_USED = ("applied_norm", "frame_information", "distinct_phonemes", "grad_norm", "loss", "loss_scale")
@@ -12,7 +14,46 @@ SIGNALS_USED = ("applied_norm", "frame_information", "distinct_phonemes", "grad_
 # In the trials of the diagnosis, a decoder leaves it as the blank share falls below 0.95; on other data the blank share
 # may never reach 0.95.
 _PLATEAU = 0.1
+HEALTHY = ("stable", "slow")  # outcomes
+_CUT_SHORT = ("exploded", "non_finite", "bad_data")  # outcomes after which nothing is known of the plateau
 _START = 10  # the first steps: their gradient norms are no spikes
+
+
+def measured(
+    signals: Table, validation: Table, *, outcome: str, cause: str | None, budget: int | None = None
+) -> dict[str, Any]:
+    """Compute the responses of a trial from what was recorded of it.
+
+    Args:
+        signals: A row per training step.
+        validation: A row per validation.
+        outcome: The outcome of its verdict.
+        cause: The cause of its verdict.
+        budget: How many steps the trial was meant to have; None if that is not known.
+
+    Returns:
+        The fields of `stability.analysis.trial.Trial` from `outcome` to `loss`.
+    """
+    ended = int(signals.steps[-1]) + 1 if len(signals.steps) else 0
+    steps, censored = None, False
+    if "frame_information" in signals.names and np.isfinite(signals["frame_information"]).any():
+        count, left = plateau_steps(signals)
+        censored = not left or (budget is not None and ended < budget) or outcome in _CUT_SHORT
+        steps = ended if censored else count
+    _, rates = readings(validation, "per")
+    spike, largest = norm_spike(signals) if "grad_norm" in signals.names else (math.nan, math.nan)
+    return {
+        "outcome": outcome,
+        "cause": cause,
+        "healthy": outcome in HEALTHY or (outcome == "undecided" and cause == "no validation"),
+        "steps": steps,
+        "censored": censored,
+        "per": math.nan if not len(rates) else float(rates[-1]) if np.isfinite(rates[-1]) else 1.0,
+        "norm_spike": spike,
+        "largest_norm": largest,
+        "phonemes": late_median(signals, "distinct_phonemes"),
+        "loss": late_median(signals, "loss"),
+    }
 
 
 def plateau_steps(signals: Table) -> tuple[int, bool]:

@@ -1,0 +1,175 @@
+"""A CSV file with a row for each run: its settings, and the path of its log. Also W&B's table of runs."""
+
+import ast
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stability.core.errors import StabilityError
+from stability.core.text import first_of
+from stability.diagnosis.readers.names import find_name
+from stability.sources import wandb_histories
+from stability.sources.task import Run, Task, read_log
+
+_LOG_COLUMNS = (
+    "log",
+    "log_path",
+    "log_file",
+    "logfile",
+    "history",
+    "metrics",
+    "path",
+    "file",
+    "folder",
+    "dir",
+    "run_dir",
+)
+_NAME_COLUMNS = ("name", "run", "run_name", "id", "run_id")
+_OF_WANDB = ("name", "state", "created")
+_RESULTS = ("loss", "val_loss", "per", "accuracy", "grad_norm", "blank_fraction")
+_NOT_SETTINGS = {
+    "state", "notes", "user", "tags", "created", "updated", "end time", "runtime", "sweep", "hostname", "host", "group",
+    "job type", "project", "entity", "github", "git commit", "gpu count", "gpu type", "os", "python version", "id",
+    "report", "command", "summary",
+}  # fmt: skip
+
+
+def is_table_of_wandb(path: Path) -> bool:
+    """Return whether a CSV file is W&B's table of runs: of its page, or of its API with columns of dictionaries."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+            titles = {title.strip().lower() for title in next(csv.reader(file), [])}
+    except (OSError, csv.Error):
+        return False
+    return {*_OF_WANDB} <= titles or {"name", "config", "summary"} <= titles
+
+
+def tasks(table: Path, names: Mapping[str, str]) -> list[Task]:
+    """Return a task for each row of a table.
+
+    Raises:
+        StabilityError: It cannot be read, or no column names logs that are there.
+    """
+    titles, rows = _read(table)
+    if is_table_of_wandb(table):
+        return _of_wandb(table, titles, rows, names)
+    column = _log_column(table, titles, rows)
+    name = next((title for title in titles if title.lower() in _NAME_COLUMNS), column)
+    settings = [title for title in titles if title not in (column, name) and not _is_result(title, rows)]
+    return [
+        Run(
+            name=row[name] or f"row {number}",
+            settings={title: row[title] for title in settings},
+            read=partial(_read_log, table, row[column], names),
+            place=_path(table, row[column]) if row[column] else None,
+        ).task
+        for number, row in enumerate(rows, 1)
+    ]
+
+
+def _read(table: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The titles and the rows of a table whose cells are parted by commas, semicolons or tabs."""
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StabilityError(f"{table} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    header = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
+    try:
+        titles = [title.strip() for title in next(reader, [])]
+        rows = list[dict[str, str]]()
+        for cells in reader:
+            if len(cells) != len(titles) and any(cells):
+                raise StabilityError(
+                    f"{table}, line {reader.line_num}: expected {len(titles)} cells, as in the header, "
+                    f"found {len(cells)}."
+                )
+            if any(cells):
+                rows.append({title: cell.strip() for title, cell in zip(titles, cells, strict=True)})
+    except csv.Error as error:
+        raise StabilityError(f"{table}, line {reader.line_num}: {error}.") from None
+    if not rows:
+        raise StabilityError(f"{table} has no rows: give a header, and a row for each run.")
+    if twice := {title for title in titles if titles.count(title) > 1}:
+        raise StabilityError(f"{table} has more than one column {first_of(sorted(twice), 4)}.")
+    return titles, rows
+
+
+def _log_column(table: Path, titles: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
+    """The column with the paths of the logs."""
+    paths = {
+        title: {row[title] for row in rows if row[title] and _path(table, row[title]).exists()} for title in titles
+    }
+    best = max(titles, key=lambda title: (title.lower() in _LOG_COLUMNS and bool(paths[title]), len(paths[title])))
+    if paths[best]:
+        return best
+    named = next((title for title in titles if title.lower() in _LOG_COLUMNS), "")
+    example = next((row[named] for row in rows if row[named]), "") if named else ""
+    raise StabilityError(
+        f"{table}: no row names a log that is there"
+        + (
+            f"; {named} is {example} in the first one, which is looked for in {table.parent} and here. "
+            if example
+            else ". "
+        )
+        + "Give each run a row with its settings, and the path of its log in a column log."
+    )
+
+
+def _path(table: Path, text: str) -> Path:
+    """The path in a cell: relative to the table, or else to the current folder."""
+    beside = table.parent / text
+    return beside if beside.exists() else Path(text)
+
+
+def _read_log(table: Path, text: str, names: Mapping[str, str]) -> Any:
+    if not text:
+        raise StabilityError("its row names no log")
+    return read_log(_path(table, text), names)
+
+
+def _is_result(title: str, rows: Sequence[Mapping[str, str]]) -> bool:
+    """Whether a column holds a result of the runs, such as a final loss, by its name and its numbers."""
+    name = find_name(title)
+    return name is not None and name.signal in _RESULTS and all(_is_number(row[title]) for row in rows if row[title])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _of_wandb(
+    table: Path, titles: Sequence[str], rows: Sequence[Mapping[str, str]], names: Mapping[str, str]
+) -> list[Task]:
+    histories = wandb_histories.find(table)
+    lower = {title.lower(): title for title in titles}
+    name, identity = lower["name"], lower.get("id", lower["name"])
+    found = []
+    for row in rows:
+        settings = _dictionary(row[lower["config"]]) if "config" in lower else {}
+        settings |= {
+            title: row[title]
+            for title in titles
+            if title.lower() not in _NOT_SETTINGS | {"name", "config"}
+            and not title.startswith("_")
+            and title not in histories.metrics
+            and not _is_result(title, rows)
+        }
+        found.append(Run(row[name], settings, histories.reader(row[name], row[identity], names)).task)
+    return found
+
+
+def _dictionary(text: str) -> dict[str, Any]:
+    """The settings in a cell that Python has written, without those of W&B itself."""
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return {}
+    return {str(k): v for k, v in found.items() if not str(k).startswith("_")} if isinstance(found, dict) else {}
