@@ -1,6 +1,7 @@
 """Hydra's callback that makes a study of an app's sweep, and gives each of its jobs a verdict."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import IO, Any
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins._stability_bisection import AppBisection
 from stability.app.ending import clear, keep_error, keep_results
@@ -144,9 +147,13 @@ def _reported(study: AppStudy, sweep: Callable[..., Any]) -> Callable[..., Any]:
                 sys.exit(Interrupted.exit_status)
             except StabilityError as error:
                 problems = str(error)
-            except BaseException:
+            except (HydraException, OmegaConfBaseException, SystemExit):  # Hydra explains its own, and a job may exit
                 print(study.end(stopped=False), file=sys.stderr)
                 raise
+            except Exception as error:
+                if os.environ.get("HYDRA_FULL_ERROR"):
+                    raise
+                problems = f"The sweep ended early. {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             problems = "\n".join(filter(None, [problems, study.end(stopped=False)]))
         except StabilityError as error:
             problems = str(error)

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from stability.analysis.levels import Level
 from stability.analysis.settings import levels_of
 from stability.core.errors import StabilityError
+from stability.reporting.recorded import default_folder_override
 
 _DATED = "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"  # Hydra's default
 _NUMBER = re.compile(r"\$\{hydra[.:]job\.(num|id)\}")
@@ -98,10 +99,10 @@ def fix_folder(config: DictConfig) -> None:
     """Replace Hydra's default folder of a sweep, which has the time in its name, by `multirun/APP`."""
     if OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"] != _DATED:  # type: ignore[call-overload,index]
         return
-    folder = f"multirun/{config.hydra.job.name}"
+    override = default_folder_override(config.hydra.job.name)
     with read_write(config.hydra), open_dict(config.hydra):
-        config.hydra.sweep.dir = folder
-        config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")  # the jobs are composed with it
+        config.hydra.sweep.dir = override.split("'")[1]
+        config.hydra.overrides.hydra.append(override)  # the jobs are composed with it
 
 
 def is_dated(config: DictConfig) -> bool:

@@ -18,13 +18,26 @@ TRAIN = ("python", "-m", "stability.train")
 
 
 def sweep_command(study: Path) -> str:
-    """Return the command of the last sweep in a study's folder; empty if it is not recorded there."""
+    """Return the command of the last sweep in a study's folder; empty if it is not recorded there.
+
+    Of somebody's own Hydra app only the name of the script is recorded, and not where it is.
+    """
     own, hydras = (_recorded(study, "hydra", "overrides", kind) for kind in ("task", "hydra"))
     if not isinstance(own, list):
         return ""
     # Hydra records its mode too, which --multirun has set.
     hydras = [word for word in hydras if not word.startswith("hydra.mode=")]
-    return shlex.join([*TRAIN, "--multirun", *map(hide_passwords, [*own, *hydras])])
+    if _recorded(study, "hydra", "callbacks", "sweep"):
+        program = [*TRAIN]
+    else:
+        app = _recorded(study, "hydra", "job", "name")
+        program, hydras = ["python", f"{app}.py"], [word for word in hydras if word != default_folder_override(app)]
+    return shlex.join([*program, "--multirun", *map(hide_passwords, [*own, *hydras])])
+
+
+def default_folder_override(app: str) -> str:
+    """Return the override that gives a sweep of an app its folder, if the user gives none."""
+    return f"hydra.sweep.dir='multirun/{app}'"
 
 
 def sweeper(study: Path) -> str:

@@ -164,12 +164,11 @@ def _look(context: _Context) -> Verdict | None:
 
 def _judge(context: _Context, end: _End) -> Verdict:
     """Read the whole log, and return the verdict on it."""
-    name = printable(shlex.join(context.program.words))
     printed = _last_lines(context.folder / OUTPUT)
     try:
         recording = context.follower.read()
     except StabilityError as error:
-        why = _failure(name, end.problem, printed) if end.problem else _why_no_log(context, name, error)
+        why = _failure(end.problem, printed) if end.problem else _why_no_log(context, error)
         raise StabilityError(why) from None
     last_words = printed[-1] if printed else ""
     if end.problem and _NOT_FINITE.search(last_words):
@@ -187,7 +186,7 @@ def _judge(context: _Context, end: _End) -> Verdict:
         return verdict
     if verdict.outcome not in FAULTS:
         so_far = f" Its log has {recording.unit}s up to {_steps(recording) - 1}; so far it is {verdict.outcome}."
-        raise StabilityError(_failure(name, end.problem, printed) + so_far)
+        raise StabilityError(_failure(end.problem, printed) + so_far)
     return replace(verdict, evidence=verdict.evidence | {"the program": f"{end.problem}: {last_words}".rstrip(": ")})
 
 
@@ -237,23 +236,25 @@ def _why_it_failed(status: int) -> str:
     return f"{killed}, perhaps because memory ran out" if number == signal.SIGKILL else killed
 
 
-def _failure(name: str, problem: str, printed: Sequence[str]) -> str:
+def _failure(problem: str, printed: Sequence[str]) -> str:
     """The message on a program that failed."""
     last = f"The end of its output: {' | '.join(printed)}" if printed else "It printed nothing."
-    return f"{name} {problem}. {last} ({OUTPUT} has all of it.)"
+    return f"The program {problem}. {last} ({OUTPUT} has all of it.)"
 
 
-def _why_no_log(context: _Context, name: str, error: StabilityError) -> str:
+def _why_no_log(context: _Context, error: StabilityError) -> str:
     """The message on a program that ended as it should, and left no log that can be read."""
     trainer, work = context.config.trainer, context.program.folder
     if context.program.log.exists():
         mend = "In a trial, give other names as in trainer.names={loss: train_loss_avg}."
-        return f"{name} ended, but its log cannot be read. {error} {mend if '--map' in str(error) else ''}".rstrip()
+        return (
+            f"The program ended, but its log cannot be read. {error} {mend if '--map' in str(error) else ''}".rstrip()
+        )
     files = sorted(str(path.relative_to(work)) for path in work.rglob("*") if path.is_file())
     there = f"{WORK} has {first_of(files, _LISTED)}" if files else f"{WORK} is empty"
     return (
-        f"{name} ended, but there is no log at {WORK}/{trainer.log}: {there}. Give the log that it writes there with "
-        f"trainer.log=FILE; without trainer.log, what it prints is read."
+        f"The program ended, but there is no log at {WORK}/{trainer.log}: {there}. Give the log that it writes there "
+        "with trainer.log=FILE; without trainer.log, what it prints is read."
     )
 
 

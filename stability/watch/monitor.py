@@ -327,9 +327,13 @@ class Monitor:
         return self._table()
 
     def validation(self) -> Table:
-        """Return all validations so far, with error rates as fractions."""
-        steps = np.array([step for step, _, _ in self._validations], np.int64)
-        values = np.array([rest for _, *rest in self._validations], np.float32).reshape(-1, 2)
+        """Return all validations so far, with error rates as fractions. Of several at a step the last one counts."""
+        last: dict[int, list[float]] = {}
+        for step, *measured in self._validations:
+            before = last.get(max(step, 0), measured)
+            last[max(step, 0)] = [old if math.isnan(new) else new for old, new in zip(before, measured, strict=True)]
+        steps = np.array([*last], np.int64)
+        values = np.array([*last.values()], np.float32).reshape(-1, 2)
         if self._in_percent:
             values[:, 0] /= 100
         return Table(("per", "loss"), steps, values, ~np.isnan(values))

@@ -95,3 +95,14 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     train({}, 12).verdict()
     assert not [*tmp_path.iterdir()]
+
+
+def test_validations_at_the_same_step_are_one_row(tmp_path: Path) -> None:
+    """As where a trainer evaluates at its last step, and once more at its end; or before its first step."""
+    monitor = train({"trial_folder": tmp_path}, 12)
+    monitor.validated(per=0.3, loss=2.0)
+    monitor.validated(per=0.2)
+    monitor.verdict()
+    found = read_tables(tmp_path).validation
+    assert found.steps.tolist() == [11]
+    assert found.values.tolist() == [pytest.approx([0.2, 2.0])]

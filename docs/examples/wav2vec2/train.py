@@ -52,7 +52,7 @@ def edit_distance(a: list[int], b: list[int]) -> int:
     return row[-1]
 
 
-@hydra.main(config_path="conf", config_name="config")
+@hydra.main(config_path="conf", config_name="config", execution_whitelist=["stability.*"])
 def main(cfg: DictConfig) -> float:
     """Train one model. Return its letter error rate."""
     torch.manual_seed(cfg.seed)
