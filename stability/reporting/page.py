@@ -78,6 +78,7 @@ class _Study:
     boundaries: Sequence[Boundary]
     rulings: Sequence[Ruling]
     sweepers: frozenset[str]
+    setting: str  # whose largest healthy value a bisection has looked for
     begun: Sequence[Path]
 
     @property
@@ -124,14 +125,16 @@ def write_report(
     _check_studies([folder for folder in folders if is_folder_of_ours(folder)], read)
     trials = _trials_with(where, read)
     chosen = tuple(find_trial(trials, name) for name in pair) if pair else closest_pair(trials)
+    setting = searched_setting(folders)
     study = _Study(
         sources=sources,
         where=where,
         trials=trials,
         effects=effects(trials),
-        boundaries=boundaries(trials, searched_setting(folders)),
+        boundaries=boundaries(trials, setting),
         rulings=rule(stated, trials),
         sweepers=frozenset(sweeper(folder) for folder in folders),
+        setting=setting,
         begun=unfinished(trials)[0],
     )
     sentences = _sentences(study)
@@ -217,8 +220,7 @@ def _sentences(study: _Study) -> tuple[str, str, str]:
     if not study.searched:
         return summarize_grid(study.trials, study.effects, study.rulings, unfinished=begun)
     if study.sweepers and study.sweepers <= {*BISECTIONS}:
-        setting = searched_setting(study.folders)
-        return summarize_boundaries(study.boundaries, study.rulings, setting=setting, unfinished=begun)
+        return summarize_boundaries(study.boundaries, study.rulings, setting=study.setting, unfinished=begun)
     return summarize_search(study.trials, study.rulings, unfinished=begun)
 
 
