@@ -27,7 +27,7 @@ from stability.core.files import LOCK
 from stability.core.locks import try_lock
 from stability.core.stopping import STOPPED
 from stability.sweeps.hydra_internals import BasicSweeper, job_error
-from stability.watch.job import Job, begin_job, end_job
+from stability.watch.job import Job, begin_job, end_job, is_first_process
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,9 @@ class StabilityCallback(Callback):
             sys.exit(f"error: {error}")
 
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
-        """Lock the job's folder, and clear it of the results of an earlier run."""
+        """Lock the job's folder, and clear it of the results of an earlier run. Of several processes the first does."""
+        if not is_first_process():
+            return
         folder = Path(config.hydra.runtime.output_dir)
         self._lock = try_lock(folder / LOCK)
         if self._lock is None:

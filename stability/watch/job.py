@@ -3,6 +3,7 @@
 It imports neither Hydra nor PyTorch.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ def end_job() -> None:
 def job_in(folder: Path) -> Job | None:
     """Return the running job that gives its verdict at its end, if this is its folder."""
     return _running if _running is not None and _running.folder.resolve() == folder.resolve() else None
+
+
+def is_first_process() -> bool:
+    """Return whether this is the first, or only, of the processes that train together, by what their launcher says."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return int(next(filter(None, ranks), 0)) == 0
 
 
 def hydra_folder() -> Path | None:

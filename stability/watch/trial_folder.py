@@ -4,7 +4,6 @@
 long training the Monitor keeps a sample of the steps, and a training may be resumed from an earlier one.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from stability.diagnosis.readers.recording import Recording
 from stability.diagnosis.readers.tables import write_tables
 from stability.diagnosis.results import write_results
 from stability.diagnosis.verdict import Verdict
-from stability.watch.job import hydra_folder, job_in
+from stability.watch.job import hydra_folder, is_first_process, job_in
 
 _PAUSE = 2.0  # seconds between two writings of the tables, at least
 _SHARE = 0.005  # of the time may go into writing them
@@ -88,5 +87,6 @@ def find_folder(given: Path | None) -> Path | None:
 
     Of several processes that train together, only the first leaves files.
     """
-    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else int(os.environ.get("RANK", 0))
-    return None if rank else given or hydra_folder()
+    initialized = dist.is_available() and dist.is_initialized()
+    is_first = dist.get_rank() == 0 if initialized else is_first_process()
+    return (given or hydra_folder()) if is_first else None

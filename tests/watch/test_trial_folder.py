@@ -106,3 +106,15 @@ def test_validations_at_the_same_step_are_one_row(tmp_path: Path) -> None:
     found = read_tables(tmp_path).validation
     assert found.steps.tolist() == [11]
     assert found.values.tolist() == [pytest.approx([0.2, 2.0])]
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_of_processes_that_train_together_the_first_leaves_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    train({"trial_folder": tmp_path}, 3).verdict()
+    assert not [*tmp_path.iterdir()]
+    monkeypatch.setenv(name, "0")
+    train({"trial_folder": tmp_path}, 3).verdict()
+    assert (tmp_path / VERDICT).exists()
