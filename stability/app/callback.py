@@ -126,6 +126,8 @@ def _take_over(study: AppStudy) -> None:
         plugins.instantiate_launcher = instantiate_launcher
         try:
             sweeper: Any = make_sweeper(**kwargs)
+        except StabilityError as error:
+            sys.exit(f"error: {error}")
         finally:
             del plugins.instantiate_launcher
         sweeper.sweep = _reported(study, sweeper.sweep)
