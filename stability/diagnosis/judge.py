@@ -63,7 +63,8 @@ _RISEN = 1.5  # times its best; a validation loss that ended above this is that 
 _YARDSTICK = 4.0  # a training is not stable at this many times the error rate of a healthy one
 _ENDLESS = THRESHOLDS["fp16"]["endless"]
 _UPDATED = THRESHOLDS["collapsed"]["small_update"]
-_HUGE = 1e3  # times their first norm; in no healthy training of the field corpus they grew to more than 20 times
+_HUGE = 1e4  # times their first norm; no healthy training has weights that grew so much
+_LARGE = 1e3  # few have; if the loss is no lower than at its start, such weights are an explosion too
 _NEAR_0 = 0.1  # share of its first value below which growth of a validation loss says little
 _FLAT = 0.01  # a loss is flat if it falls by a smaller share than this from one quarter of the plateau to the next
 _NEGATIVE = (
@@ -563,7 +564,8 @@ def _has_lost(t: _Training) -> bool:
 def _weights_are_huge(t: _Training) -> bool:
     """Whether the weights are so large that what was learned hangs by a thread, even if error rates are good."""
     _, norms = finite_readings(t.signals, "weight_norm")
-    return len(norms) > 0 and bool(norms[-1] > _HUGE * norms[0])
+    most = _HUGE if _ended_below_start(t, _BACK) else _LARGE
+    return len(norms) > 0 and bool(norms[-1] > most * norms[0])
 
 
 def _has_fallen(t: _Training) -> bool:

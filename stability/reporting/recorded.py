@@ -27,10 +27,10 @@ def sweep_command(study: Path) -> str:
         return ""
     # Hydra records its mode too, which --multirun has set.
     hydras = [word for word in hydras if not word.startswith("hydra.mode=")]
-    if _recorded(study, "hydra", "callbacks", "sweep"):
+    app = _recorded(study, "hydra", "job", "name")
+    if _recorded(study, "hydra", "callbacks", "sweep") or not app:
         program = [*TRAIN]
     else:
-        app = _recorded(study, "hydra", "job", "name")
         program, hydras = ["python", f"{app}.py"], [word for word in hydras if word != default_folder_override(app)]
     return shlex.join([*program, "--multirun", *map(hide_passwords, [*own, *hydras])])
 

@@ -11,6 +11,7 @@ from stability.analysis.settings import merged, with_factors
 from stability.analysis.trial import Trials
 from stability.analysis.trials import is_folder_of_ours, read_trials
 from stability.core.errors import StabilityError
+from stability.core.files import short_path
 from stability.sources import hydra_jobs, mlflow_experiment, run_folders, table_of_runs
 from stability.sources.mlflow_experiment import PREFIX
 from stability.sources.task import Task, do
@@ -67,6 +68,8 @@ def _tasks(source: Path, names: Mapping[str, str]) -> list[Task]:
             f"{what}: give the folder of a study, of a Hydra app's jobs or of several runs, a CSV file with a row for "
             f"each run, or {PREFIX}EXPERIMENT."
         )
+    if study := next((path for path in sorted(source.iterdir()) if is_folder_of_ours(path)), None):
+        raise StabilityError(f"{source} is a folder of studies: give one of them or several, as {short_path(study)}.")
     found = hydra_jobs.tasks(source, names)
     if not found and (table := next(filter(table_of_runs.is_table_of_wandb, sorted(source.glob("*.csv"))), None)):
         found = table_of_runs.tasks(table, names)

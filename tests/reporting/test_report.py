@@ -374,10 +374,10 @@ def test_a_study_by_bisection_is_summarized_by_its_boundaries(tmp_path: Path) ->
         "The brackets are 95 % intervals over 2 seeds; no claim was stated beforehand.",
     )
     part = write_report([study], claims=None, where={"lr": 0.01})
-    assert part.sentences[0] == "No cell was tried at two learning rates, so the largest healthy lr is not known."
+    assert part.sentences[0] == "No cell was tried at two values of lr, so the largest healthy one is not known."
     part = write_report([study], claims=None, where={"epsilon": 0.1, "seed": 0})
     assert part.sentences[0] == "The largest healthy lr is 0.32 [0.1, 1]."
-    assert part.sentences[2].startswith("With 1 seed, the brackets are only the nearest rates that were tried")
+    assert part.sentences[2].startswith("With 1 seed, the brackets are only the nearest values that were tried")
     for verdict in study.glob("*/verdict.json"):
         verdict.write_text(verdict.read_text().replace('"stable"', '"exploded"'))
     lost = write_report([study], claims=None)
@@ -421,8 +421,8 @@ def test_a_search_is_summarized_by_its_best_trial(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "There is no folder nowhere: give the folder of a study"),
-        (["empty"], "There is no trial in empty"),
+        (["nowhere"], "There is no nowhere: give the folder of a study"),
+        (["empty"], "There are no runs in empty: no trial, no job of a Hydra app, no log"),
         (["study", "--claims", "missing.yaml"], "There are no claims missing.yaml"),
         (["study", "--claims", "broken.yaml"], "broken.yaml, claim odd: "),
         (
@@ -448,7 +448,7 @@ def test_bad_input_gets_one_message(
     monkeypatch.chdir(tmp_path)
     small(tmp_path / "study")
     (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "config.yaml").write_text("seed: 0\n")
+    shutil.copy(tmp_path / "study" / "trial0-seed0" / "config.yaml", tmp_path / "half")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.yaml").write_text("- {id: odd, claim: x, source: y, expect: sideways}\n")
     assert main(arguments) == 1
@@ -461,14 +461,14 @@ def test_bad_input_gets_one_message(
 def test_a_folder_that_is_no_study_gets_no_report(tmp_path: Path) -> None:
     (tmp_path / "notes" / "a").mkdir(parents=True)
     small(tmp_path / "outputs" / "study")
-    for folder, instead in (("notes", "outputs/STUDY"), ("outputs", "such as outputs/study")):
+    for folder, what in (("notes", "There are no runs in notes"), ("outputs", "outputs is a folder of studies")):
         done = run(folder, folder=tmp_path)
         assert done.returncode == 1
-        assert done.stderr.startswith(f"error: {folder} is no study: no trial was started in it. Give the folder of a")
-        assert instead in done.stderr
+        assert done.stderr.startswith(f"error: {what}")
+        assert "outputs/" in done.stderr
         assert not (tmp_path / folder / "report.html").exists()
     done = run("outputs/study", "notes", folder=tmp_path)
-    assert done.stderr.startswith("error: notes is no study")
+    assert done.stderr.startswith("error: There are no runs in notes")
 
 
 def test_the_report_rules_on_the_claims_that_the_study_states(tmp_path: Path) -> None:
@@ -502,7 +502,7 @@ def test_the_command_prints_the_summary_and_the_page(tmp_path: Path) -> None:
     assert "python -m stability.report study" in page.text
     failed = run("nowhere", folder=tmp_path)
     assert failed.returncode == 1
-    assert failed.stderr.startswith("error: There is no folder nowhere")
+    assert failed.stderr.startswith("error: There is no nowhere")
     assert "Traceback" not in failed.stderr
 
 

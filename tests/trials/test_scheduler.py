@@ -26,7 +26,7 @@ from stability.engine.gradients import examine
 from stability.engine.memory import free_memory, prepare_process
 from stability.engine.stack import Stack
 from stability.engine.step import train_steps
-from stability.trials import capacity, readings, requests, run, scheduler, setup
+from stability.trials import capacity, readings, requests, scheduler, setup, training
 from stability.trials.capacity import Capacity
 from stability.trials.requests import Join, Train
 from stability.trials.run import run_trial, trial
@@ -171,7 +171,7 @@ def test_a_trial_whose_batch_cannot_be_read_ends_and_the_others_continue(
         (measure, "frame_information", 0),
         (engine_step, "_check_finiteness", 3),
         (setup, "new_stack", 2),  # for a trial that starts while others run
-        (run, "Recorder", 2),
+        (training, "Recorder", 2),
         (requests, "select", 1),
         (scheduler, "select", 1),
     ],
