@@ -82,7 +82,7 @@ def test_a_program_that_ignores_sigterm_is_killed_with_all_that_it_started(cli: 
 
 def test_a_killed_parent_leaves_no_program_behind(cli: CommandLine) -> None:
     process = cli.fork(*COMMAND[:2], shell("sleep 1000 & echo $! > pid; echo $$ > log.csv; wait"), "trainer.grace=0.1")
-    wait_for(lambda: bool([*cli.folder.glob("outputs/single/*/work/log.csv")]), process)
+    wait_for(lambda: any(path.read_text() for path in cli.folder.glob("outputs/single/*/work/log.csv")), process)
     numbers = [int((cli.trial() / "work" / name).read_text()) for name in ("pid", "log.csv")]
     assert all(map(is_running, numbers))
     process.kill()
