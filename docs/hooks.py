@@ -19,7 +19,9 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite links that leave docs/, which work in a checkout, to the places of those files in the site."""
+    """Rewrite links that work in a checkout to the places of those files in the site."""
     for name in ("experiments/", "CHANGELOG.md"):
         markdown = markdown.replace(f"../{name}", name)
+    if page.file.src_uri == "CHANGELOG.md":  # it is outside of docs/, whose folder is the site's root
+        markdown = markdown.replace("](docs/", "](")
     return markdown
