@@ -14,10 +14,10 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode, TaskFunction
+from hydra_plugins._stability_bisection import AppBisection
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hydra_plugins._stability_bisection import AppBisection
 from stability.app.ending import clear, keep_error, keep_results
 from stability.app.launcher import SkippingLauncher
 from stability.app.sending import Sending
