@@ -13,13 +13,14 @@ claim names `undecided` itself.
 import difflib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stability.analysis.anytime import majority_anytime, sign_flip_anytime
 from stability.analysis.claims import Claim
 from stability.analysis.effects import RESPONSES, Response, differences, in_unit, interval
 from stability.analysis.inference import (
@@ -31,13 +32,13 @@ from stability.analysis.inference import (
     seeds_needed,
     sign_flip,
 )
-from stability.analysis.levels import ordered
+from stability.analysis.levels import Level, ordered
 from stability.analysis.matching import Cell, match
 from stability.analysis.trial import Trial, Trials
 from stability.config.names import short_name
 from stability.core.text import counted
 
-_ALPHA = 0.05
+ALPHA = 0.05  # the chance that any of the claims is ruled on wrongly
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,19 @@ class Ruling:
     tied: tuple[str, ...] = ()
 
 
-def rule(claims: Sequence[Claim], trials: Trials) -> list[Ruling]:
+def rule(claims: Sequence[Claim], trials: Trials, *, anytime: bool = False) -> list[Ruling]:
     """Rule on every claim.
 
     Claims about trials that were not run are inconclusive, and do not count in the correction.
+
+    Args:
+        claims: The claims.
+        trials: The trials.
+        anytime: Whether somebody has looked at the trials, seed after seed, to decide when to stop.
     """
+    trials = replace(trials, trials=tuple(sorted(trials.trials, key=lambda trial: trial.place)))
     stated = [one for claim in claims for one in _at_each_scale(claim, trials)]
-    found = [_evidence(claim, trials) for claim in stated]
+    found = [_evidence(claim, trials, _ANYTIME if anytime else _FIXED) for claim in stated]
     tested = [evidence.p for evidence in found if evidence.is_tested]
     corrected = iter(holm(tested))
     return [
@@ -94,8 +101,37 @@ def rule(claims: Sequence[Claim], trials: Trials) -> list[Ruling]:
 
 def at_scale(claim: Claim, trials: Trials) -> list[Trial]:
     """Return the trials of the budget and one of the scales that the claim states; all if it states none."""
-    scales: Iterable[Cell] = claim.scales.values() or ({},)
-    return [trial for trial in trials.trials if any(_is_in(scale, trial) for scale in scales)]
+    return [trial for trial in trials.trials if _is_at_scale(claim, trial.factors)]
+
+
+def cells_with(claim: Claim, factors: Mapping[str, Level]) -> list[int]:
+    """Return which of the claim's cells a trial with these factors is in; if it compares no cells, its only one, 0."""
+    if not _is_at_scale(claim, factors):
+        return []
+    return [place for place, cell in enumerate(claim.cells or ({},)) if _is_in({**claim.where, **cell}, factors)]
+
+
+class _Tests(NamedTuple):
+    """The tests over seeds: p that a mean is not below 0; p that a share is not above a half, and not below it."""
+
+    less: Callable[[NDArray[np.float64]], float]
+    majority: Callable[[Sequence[bool]], tuple[float, float]]
+    name: Callable[[int], str]
+    name_of_majority: str
+
+
+_FIXED = _Tests(
+    less=lambda means: sign_flip(means, "less"),
+    majority=lambda good: majority_test(sum(good), len(good)),
+    name=name_of_test,
+    name_of_majority="binomial, exact",
+)
+_ANYTIME = _Tests(
+    less=lambda means: sign_flip_anytime(-means),
+    majority=majority_anytime,
+    name=lambda seeds: "bets on signs" if seeds > 1 else "none",
+    name_of_majority="bets on signs",
+)
 
 
 @dataclass(frozen=True)
@@ -132,17 +168,22 @@ class _Evidence:
 
 def _at_each_scale(claim: Claim, trials: Trials) -> list[Claim]:
     """Return the claim once for each of its scales that has trials; as it is if that is one scale or none."""
-    there = {words: cell for words, cell in claim.scales.items() if any(_is_in(cell, trial) for trial in trials.trials)}
+    there = {words: cell for words, cell in claim.scales.items() if any(_is_in(cell, t.factors) for t in trials.trials)}
     if len(there) < 2:
         return [claim]
     return [replace(claim, id=f"{claim.id} ({words})", scales={words: cell}) for words, cell in there.items()]
 
 
-def _is_in(cell: Cell, trial: Trial) -> bool:
-    return all(name in trial.factors and trial.factors[name] == level for name, level in cell.items())
+def _is_at_scale(claim: Claim, factors: Mapping[str, Level]) -> bool:
+    scales: Iterable[Cell] = claim.scales.values() or ({},)
+    return any(_is_in(scale, factors) for scale in scales)
 
 
-def _evidence(claim: Claim, trials: Trials) -> _Evidence:
+def _is_in(cell: Cell, factors: Mapping[str, Level]) -> bool:
+    return all(name in factors and factors[name] == level for name, level in cell.items())
+
+
+def _evidence(claim: Claim, trials: Trials, tests: _Tests) -> _Evidence:
     """Collect the evidence of the trials for and against the claim."""
     inside = at_scale(claim, trials)
     if trials.trials and not inside:
@@ -153,7 +194,9 @@ def _evidence(claim: Claim, trials: Trials) -> _Evidence:
         if trouble := _not_run({**claim.where, **cell}, trials):
             return _Evidence(trouble=trouble)
     inside = [t for t in inside if all(t.factors.get(k) == v for k, v in claim.where.items())]
-    return _comparison(claim, replace(trials, trials=tuple(inside))) if claim.cells else _all_or_most(claim, inside)
+    if not claim.cells:
+        return _all_or_most(claim, inside, tests)
+    return _comparison(claim, replace(trials, trials=tuple(inside)), tests)
 
 
 def _not_run(cell: Cell, trials: Trials) -> str:
@@ -185,7 +228,7 @@ def _left_out(trials: Trials) -> str:
     return f" Left out: {counted(len(trials.left_out), 'folder')}, such as {path.name} ({reason})."
 
 
-def _comparison(claim: Claim, trials: Trials) -> _Evidence:
+def _comparison(claim: Claim, trials: Trials, tests: _Tests) -> _Evidence:
     response: Response = next(r for r in RESPONSES if r == claim.response)
     matched = match(trials.trials, claim.cells)
     if not matched.matches:
@@ -205,17 +248,17 @@ def _comparison(claim: Claim, trials: Trials) -> _Evidence:
         high=high,
         seeds=seeds,
         matches=sample.matches,
-        test=name_of_test(seeds),
+        test=tests.name(seeds),
         tied=tuple(dict.fromkeys((*matched.tied, *bound))),
         seed_known=all(seed is not None for seed, _ in matched.matches),
     )
-    m = claim.margin
+    m, less = claim.margin, tests.less
     if claim.verb == "same":
         below, above = sample.means - m, sample.means + m
         return replace(
             known,
-            supports=max(_less(below), _less(-above)),
-            contradicts=min(1.0, 2 * min(_less(-below), _less(above))),
+            supports=max(less(below), less(-above)),
+            contradicts=min(1.0, 2 * min(less(-below), less(above))),
             decisive=below if below.mean() > -above.mean() else -above,
         )
     sign = 1.0 if claim.verb in ("lower", "falling") else -1.0
@@ -227,17 +270,13 @@ def _comparison(claim: Claim, trials: Trials) -> _Evidence:
     weakest = max(steps, key=lambda step: float(step.mean()))
     return replace(
         known,
-        supports=max(map(_less, steps)),
-        contradicts=min(1.0, len(steps) * min(_less(-step) for step in steps)),
+        supports=max(map(less, steps)),
+        contradicts=min(1.0, len(steps) * min(less(-step) for step in steps)),
         decisive=weakest,
     )
 
 
-def _less(means: NDArray[np.float64]) -> float:
-    return sign_flip(means, "less")
-
-
-def _all_or_most(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
+def _all_or_most(claim: Claim, trials: Sequence[Trial], tests: _Tests) -> _Evidence:
     """Collect the evidence on a claim about all or most trials. A seed supports it if most of its trials do."""
     if lacking := [t.name for t in trials if claim.response != "outcome" and math.isnan(t.response(claim.response))]:
         return _Evidence(
@@ -258,9 +297,9 @@ def _all_or_most(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
             by_seed[trial.seed].append(claim.accepted[0] <= value <= claim.accepted[1])
     fits = [fit for seed in by_seed.values() for fit in seed]
     shares = np.array([np.mean(seed) for seed in by_seed.values()])
-    n, good = len(shares), int((shares > 0.5).sum())
-    low, high = binomial_interval(good, n)
-    supports, contradicts = majority_test(good, n)
+    n, good = len(shares), [bool(share > 0.5) for share in shares]
+    low, high = binomial_interval(sum(good), n)
+    supports, contradicts = tests.majority(good)
     counterexample = claim.verb == "all" and n > 1 and not all(fits)
     if claim.verb == "all" and undecided:
         supports = 1.0  # they may still turn out otherwise
@@ -270,7 +309,7 @@ def _all_or_most(claim: Claim, trials: Sequence[Trial]) -> _Evidence:
         high=high,
         seeds=n,
         matches=len(fits),
-        test="counterexample" if counterexample else "binomial, exact" if n > 1 else "none",
+        test="counterexample" if counterexample else tests.name_of_majority if n > 1 else "none",
         supports=supports,
         contradicts=contradicts,
         decisive=0.5 - shares,
@@ -303,14 +342,14 @@ def _ruling(claim: Claim, evidence: _Evidence, corrected: float, claims: int) ->
             ruling="refuted",
             because=f"{1 - evidence.effect:.0%} of the trials are not as expected.{evidence.note}",
         )
-    if corrected <= _ALPHA:
+    if corrected <= ALPHA:
         if evidence.supports < evidence.contradicts:
             return replace(known, ruling="confirmed", because=f"The trials are as expected.{evidence.note}")
         return replace(known, ruling="refuted", because=f"The trials are not as expected.{evidence.note}")
     if not evidence.decisive.any():
         because = f"It makes no difference in any of {counted(evidence.seeds, 'seed')}."
         return replace(known, because=because + evidence.note)
-    needed = seeds_needed(evidence.decisive, _ALPHA / claims)
+    needed = seeds_needed(evidence.decisive, ALPHA / claims)
     because = f"{evidence.seeds} seeds do not decide this."
     about = "About"
     if not evidence.seed_known and evidence.seeds == 1:

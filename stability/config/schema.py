@@ -218,6 +218,7 @@ class Sweep:
     """Settings of a whole sweep, and of none of its trials: see `conf/config.yaml`."""
 
     claims: str | None
+    until: str | None
     dry_run: bool
 
 

@@ -24,6 +24,7 @@ from stability.analysis.levels import Level, level_text, ordered
 from stability.analysis.matching import main_factors
 from stability.analysis.rulings import Ruling, rule
 from stability.analysis.settings import place_of
+from stability.analysis.stopping_record import read_stopping_record
 from stability.analysis.trial import Trials
 from stability.analysis.trials import is_folder_of_ours
 from stability.config.names import short_name
@@ -31,7 +32,7 @@ from stability.core import palette
 from stability.core.checkout import git_commit
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, REPORT, VERDICT, short_path, write_atomically
-from stability.core.text import listed
+from stability.core.text import counted, listed
 from stability.diagnosis.outcomes import MARKS
 from stability.reporting.advice import advise, unfinished
 from stability.reporting.figures import Picture, save_figures
@@ -132,7 +133,7 @@ def write_report(
         trials=trials,
         effects=effects(trials),
         boundaries=boundaries(trials, setting),
-        rulings=rule(stated, trials),
+        rulings=rule(stated, trials, anytime=any(map(read_stopping_record, folders))),
         sweepers=frozenset(sweeper(folder) for folder in folders),
         setting=setting,
         begun=unfinished(trials)[0],
@@ -140,7 +141,7 @@ def write_report(
     sentences = _sentences(study)
     responses = recorded_responses(study.effects)
     compared: list[Response] = [r for r in ("healthy", "steps", "per") if trials.has(r)] or ["healthy"]
-    notes = limits(trials, study.effects)
+    notes = [*limits(trials, study.effects), *_on_stopping(folders)]
     page = out or _place(sources[0], _name(where))
     place = page.with_suffix("")
     try:
@@ -180,6 +181,18 @@ def write_report(
     seeds = [level_text(seed) for seed in ordered({trial.seed for trial in trials.trials} - {None})]
     varied = _factors(trials) | ({"seed": seeds} if len(seeds) > 1 else {})
     return Report(page, (*figures, place / "trials.csv"), sentences, tuple(notes), varied)
+
+
+def _on_stopping(folders: Sequence[Path]) -> list[str]:
+    """Sentences on studies that ended when their claims were ruled on."""
+    records = [record for folder in folders if (record := read_stopping_record(folder))]
+    if not records:
+        return []
+    spared, planned = sum(len(r.spared) for r in records), sum(r.trials for r in records)
+    what = (
+        "The study was to end when its claims are ruled on. The rulings allow for that. The p values of effects do not."
+    )
+    return [f"{what} {spared} of {counted(planned, 'trial')} were not needed." if planned else what]
 
 
 def _check_studies(folders: Sequence[Path], trials: Trials) -> None:

@@ -78,13 +78,16 @@ def grid_jobs(cfg: DictConfig) -> list[list[str]]:
 _composed: WeakKeyDictionary[ConfigLoader, dict[tuple[str, ...], bytes]] = WeakKeyDictionary()
 
 
-def compose_job(cfg: DictConfig, job: Sequence[str], number: int | None = None) -> tuple[DictConfig, PlannedTrial]:
+def compose_job(
+    cfg: DictConfig, job: Sequence[str], number: int | None = None, *, keep: bool = False
+) -> tuple[DictConfig, PlannedTrial]:
     """Compose a job of a sweep.
 
     Args:
         cfg: The configuration that Hydra composed for the whole sweep.
         job: The overrides of the job.
         number: The job's number in the sweep, which the name of a folder may contain. None if it has none yet.
+        keep: Whether the job will be composed once more.
 
     Returns:
         The configuration as Hydra composed it, and the trial that it describes.
@@ -96,7 +99,7 @@ def compose_job(cfg: DictConfig, job: Sequence[str], number: int | None = None) 
     kept, key = _composed.setdefault(loader, {}), tuple(job)
     try:
         if key in kept:
-            composed = pickle.loads(kept.pop(key))
+            composed = pickle.loads(kept[key] if keep else kept.pop(key))
         else:
             composed = loader.load_sweep_config(cfg, [*job])
             kept[key] = pickle.dumps(composed)

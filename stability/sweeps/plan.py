@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -12,6 +13,7 @@ from stability.core.files import VERDICT
 from stability.sweeps.cells import Cells
 from stability.sweeps.hydra_internals import BasicSweeper
 from stability.sweeps.jobs import InvalidJob, PlannedTrial, compose_job, describe_job, grid_jobs
+from stability.sweeps.until_ruled import stops_when_ruled, train_until_ruled
 from stability.trials.program import check_program
 
 
@@ -36,11 +38,19 @@ class Plan(Cells):
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's sweeper that goes through all combinations: `hydra/sweeper=basic`."""
+    """Hydra's sweeper that goes through all combinations, or as many as the claims need: `hydra/sweeper=basic`."""
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
         check_count("hydra.sweeper.max_batch_size", max_batch_size, or_null=True)
         super().__init__(max_batch_size, params)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Train all combinations; with `sweep.until=ruled`, until the claims are ruled on."""
+        assert self.config is not None
+        assert self.launcher is not None
+        if stops_when_ruled(self.config):
+            return train_until_ruled(self.config, self.launcher)
+        return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Do nothing: `make_plan` has checked every job, and an invalid one does not stop the others."""

@@ -27,8 +27,8 @@ from stability.diagnosis.outcomes import MARKS, style_of
 from stability.sweeps.cells import Cell, Cells
 from stability.sweeps.pace import Pace
 
-CRASHED, NO_VERDICT = "crashed", "no verdict"  # in the place of an outcome
-_LETTERS = {outcome: mark.letter for outcome, mark in MARKS.items()} | {CRASHED: "C", NO_VERDICT: "?"}
+CRASHED, NO_VERDICT, SPARED = "crashed", "no verdict", "not needed"  # in the place of an outcome
+_LETTERS = {outcome: mark.letter for outcome, mark in MARKS.items()} | {CRASHED: "C", NO_VERDICT: "?", SPARED: "-"}
 _TO_DO = "·"
 _PAUSE = 0.5  # seconds between two checks of the folders
 _RECENT = 60  # seconds: a trial that has written no signals for longer is not shown as running
@@ -94,6 +94,10 @@ class SweepProgress:
             self._live.stop()
         if self.outcomes:
             self._console.print(self._verdicts())
+
+    def spare(self, names: Iterable[str]) -> None:
+        """Take the trials of these names for ended, because the study does not need them."""
+        self.outcomes |= {self._study / name: SPARED for name in names}
 
     def describe(self, folder: Path) -> str:
         """Return the trial's factors and seed, or the name of its folder if there is no plan."""

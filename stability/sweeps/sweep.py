@@ -29,6 +29,7 @@ from stability.sweeps.plan import GridSweeper, Plan, make_plan
 from stability.sweeps.progress import SweepProgress
 from stability.sweeps.search import ResumingSweeper, Search, find_search
 from stability.sweeps.sweep_trial import is_finished
+from stability.sweeps.until_ruled import note_on_seeds, spared_trials, stops_when_ruled
 from stability.tracking.api import abort_study, is_sent, open_study
 
 
@@ -76,6 +77,7 @@ class Sweep(Callback):
             return
         ended_by = sys.exc_info()[1]  # Hydra calls this while it handles the exception that ends the sweep
         try:
+            self._progress.spare(spared_trials(Path(config.hydra.sweep.dir)))
             self._progress.stop()
             planned = self._progress.plan.invalid if isinstance(self._progress.plan, Plan) else ()
             problems = [list_missing(self._progress, self._failed), _list_all_invalid([*planned, *self._invalid])]
@@ -118,13 +120,18 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
         read_claims(find_claims(cfg.sweep.claims))  # an error in the file has to show now, not after hours of training
     for plugin in (GridSweeper, ResumingSweeper, BisectionSweeper, StackedLauncher):
         Plugins.instance().register(plugin)
-    plan, search = make_plan(cfg), find_search(cfg)
+    plan, search, until_ruled = make_plan(cfg), find_search(cfg), stops_when_ruled(cfg)
+    if until_ruled and not plan:
+        raise StabilityError("sweep.until=ruled is for grids: leave it out, or give hydra/sweeper=basic.")
     if plan:
         _report_invalid(plan, is_stacked(cfg.hydra.launcher), cfg.sweep.dry_run)
     if cfg.sweep.dry_run:
         show_plan(plan, cfg.hydra.launcher) if plan else show_search(search, study)
         sys.exit(1 if plan and plan.invalid else 0)
-    for note in _notes(plan, search):
+    notes = _notes(plan, search)
+    if until_ruled and plan and (note := note_on_seeds(plan.trials)):
+        notes.append(note)
+    for note in notes:
         print(note)
     settings = plan.trials[0].config if plan else resolve_config(cfg, searched=True)
     total, done = (search.total, search.done) if search else (None, 0)
