@@ -110,9 +110,9 @@ def test_a_bisection_that_was_killed_continues_and_a_crash_ends_only_its_own_sea
     assert first.stat().st_mtime_ns == written
     healthy = [rate for rate, outcome in tried.items() if outcome in ("stable", "slow")]
     low, high = max(healthy), min(rate for rate in tried if rate > max(healthy))
-    assert tried[high] == "exploded"
     assert high / low <= 4
-    assert {0.1, 1.0} < tried.keys()
+    assert 0.1 in tried
+    assert tried[1.0] == "exploded"
     (row,) = csv.DictReader((study / "boundary.csv").read_text().splitlines())
     assert row["brackets"] == f"{low:g} to {high:g}"
     assert float(row["lr"]) == pytest.approx(math.sqrt(low * high), rel=0.01)
