@@ -128,7 +128,7 @@ def test_a_bisection_that_was_killed_continues_and_a_crash_ends_only_its_own_sea
     again = cli.run(*command, status=1)
     assert "Launching" not in again.out  # nothing was left to train
     assert f"{low:g} to {high:g}" in again.out
-    problem = "the trial at lr 0.1 has bad data, which no learning rate mends"
+    problem = "the trial at lr 0.1 has bad data, which no other value mends"
     assert f"device=nonsense: {problem}: see outputs/single/{crashed.name}" in again.err
     assert first.stat().st_mtime_ns == written
 
