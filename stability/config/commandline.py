@@ -47,6 +47,23 @@ def full_words(words: Sequence[str]) -> list[str]:
     ]
 
 
+def override_of(name: str, value: Any) -> str:
+    """Return the override that gives a setting a value: a number, a text, True, False, None, a list or a dictionary."""
+    return f"{name}={_written(value)}"
+
+
+def _written(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_written(own)}' for name, own in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_written, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    is_word = re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value.lower() not in ("true", "false", "null", "inf", "nan")
+    return value if is_word else f"'{value.replace(chr(39), chr(92) + chr(39))}'"
+
+
 def _with_full_name(word: str) -> str:
     name, equals, value = word.partition("=")
     if not equals or word.startswith("-"):

@@ -38,6 +38,7 @@ HYDRA_OWN = Path(".hydra", "hydra.yaml")  # the settings of Hydra itself
 MONITOR_RECORD, MONITOR_SIGNALS, MONITOR_STATE = "flight.json", "flight.csv", "flight.pt"
 
 # In a study's folder.
+EXPLANATION = "explanation.json"  # what an explanation decides, and what it has found
 REPORT = "report"  # the beginning of the names of its reports, and of the folders with their figures
 
 

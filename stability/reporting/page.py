@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from stability import __version__
@@ -36,6 +35,7 @@ from stability.core.text import counted, listed
 from stability.diagnosis.outcomes import MARKS
 from stability.reporting.advice import advise, unfinished
 from stability.reporting.figures import Picture, save_figures
+from stability.reporting.html import render
 from stability.reporting.limits import limits
 from stability.reporting.recorded import BISECTIONS, SEARCHES, searched_setting, sweep_command, sweeper
 from stability.reporting.summary import summarize_boundaries, summarize_grid, summarize_search
@@ -167,11 +167,8 @@ def write_report(
             "advice": advise(trials, study.rulings),
             **trial_rows(trials, page),
             "table": f"{place.name}/trials.csv",
-            "palette": palette,
         }
-        text = Path(__file__).with_name("template.html.j2").read_text()
-        template = Template(text, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        write_atomically(page, template.render(content).encode())
+        write_atomically(page, render("template.html.j2", content))
     except OSError as error:
         raise StabilityError(
             f"Cannot write {page}: {error.strerror or error}. Make room, or write it elsewhere: "

@@ -13,7 +13,12 @@ from stability.core.passwords import hide_passwords
 from stability.core.text import listed
 
 BISECTIONS = ("BisectionSweeper", "AppBisection")
-SEARCHES = (*BISECTIONS, "ResumingSweeper", "OptunaSweeper")  # sweepers that choose each trial by the outcomes so far
+SEARCHES = (
+    *BISECTIONS,
+    "ExplainSweeper",
+    "ResumingSweeper",
+    "OptunaSweeper",
+)  # sweepers that choose each trial by the outcomes so far
 TRAIN = ("python", "-m", "stability.train")
 
 

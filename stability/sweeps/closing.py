@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from stability.core.files import ERROR, LOCK, VERDICT, short_path
+from stability.core.files import ERROR, EXPLANATION, LOCK, VERDICT, short_path
 from stability.core.locks import is_locked
 from stability.core.text import counted
 from stability.sweeps.progress import CRASHED, SweepProgress, crash_reason
@@ -34,6 +34,25 @@ def list_missing(progress: SweepProgress, failed: Mapping[Path, str]) -> str:
     lines = [f"  {progress.describe(folder)}: {reason}" for folder, reason in missing.items()]
     summary = f"{counted(len(missing), 'trial')} {verb} no verdict."
     return "\n".join([f"{summary} Run the same command again to train what is missing.", *lines])
+
+
+def report_explanation(study: Path, *, tracked: bool, stopped: bool) -> None:
+    """Write and print what an explanation has found, and send it to the tracker.
+
+    Args:
+        study: The folder.
+        tracked: Whether the study was opened in the tracker.
+        stopped: Whether Ctrl-C or SIGTERM ended it.
+    """
+    if not (study / EXPLANATION).exists():  # the question was refused
+        if tracked:
+            close_study(study, [], "", stopped=stopped)
+        return
+    from stability.reporting.explanation import write_explanation  # late, as it is needed only at the end
+
+    written = write_explanation(study)
+    if tracked:
+        print(close_study(study, [written.page, study / EXPLANATION], " ".join(written.sentences), stopped=stopped))
 
 
 def report_study(study: Path, claims: str | None, progress: SweepProgress, *, tracked: bool, stopped: bool) -> None:

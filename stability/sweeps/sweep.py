@@ -20,8 +20,9 @@ from stability.config.placeholders import uses_seed
 from stability.core.errors import CallbackError, StabilityError
 from stability.core.text import counted
 from stability.sweeps.bisection import BisectionSweeper
-from stability.sweeps.closing import list_missing, report_study
+from stability.sweeps.closing import list_missing, report_explanation, report_study
 from stability.sweeps.dry_run import show_plan, show_search
+from stability.sweeps.explain import ExplainSweeper, show_question
 from stability.sweeps.hydra_internals import job_error
 from stability.sweeps.jobs import InvalidJob, describe_job, list_invalid
 from stability.sweeps.launcher import StackedLauncher, is_stacked
@@ -81,14 +82,12 @@ class Sweep(Callback):
             self._progress.stop()
             planned = self._progress.plan.invalid if isinstance(self._progress.plan, Plan) else ()
             problems = [list_missing(self._progress, self._failed), _list_all_invalid([*planned, *self._invalid])]
+            study, stopped = Path(config.hydra.sweep.dir), isinstance(ended_by, KeyboardInterrupt)
             try:
-                report_study(
-                    Path(config.hydra.sweep.dir),
-                    config.sweep.claims,
-                    self._progress,
-                    tracked=self._tracked,
-                    stopped=isinstance(ended_by, KeyboardInterrupt),
-                )
+                if _explains(config):
+                    report_explanation(study, tracked=self._tracked, stopped=stopped)
+                else:
+                    report_study(study, config.sweep.claims, self._progress, tracked=self._tracked, stopped=stopped)
             except StabilityError as error:
                 problems.append(str(error))
             if message := "\n".join(filter(None, self._add_cause(ended_by, problems))):
@@ -118,7 +117,7 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
         from stability.analysis.claims import find_claims, read_claims  # late: SciPy takes a while
 
         read_claims(find_claims(cfg.sweep.claims))  # an error in the file has to show now, not after hours of training
-    for plugin in (GridSweeper, ResumingSweeper, BisectionSweeper, StackedLauncher):
+    for plugin in (GridSweeper, ResumingSweeper, BisectionSweeper, ExplainSweeper, StackedLauncher):
         Plugins.instance().register(plugin)
     plan, search, until_ruled = make_plan(cfg), find_search(cfg), stops_when_ruled(cfg)
     if until_ruled and not plan:
@@ -126,7 +125,10 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
     if plan:
         _report_invalid(plan, is_stacked(cfg.hydra.launcher), cfg.sweep.dry_run)
     if cfg.sweep.dry_run:
-        show_plan(plan, cfg.hydra.launcher) if plan else show_search(search, study)
+        if _explains(cfg):
+            show_question(cfg)
+        else:
+            show_plan(plan, cfg.hydra.launcher) if plan else show_search(search, study)
         sys.exit(1 if plan and plan.invalid else 0)
     notes = _notes(plan, search)
     if until_ruled and plan and (note := note_on_seeds(plan.trials)):
@@ -143,6 +145,10 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
         open_study(tracking, study, outputs=outputs, factors=plan.levels if plan else {})
     progress.start()
     return progress, not is_closed
+
+
+def _explains(cfg: DictConfig) -> bool:
+    return str(cfg.hydra.sweeper._target_).endswith(f".{ExplainSweeper.__name__}")
 
 
 def _report_invalid(plan: Plan, stacked: bool, dry_run: bool) -> None:

@@ -1,0 +1,303 @@
+"""A Hydra sweeper that finds why one configuration fails and another does not: `hydra/sweeper=explain`.
+
+It trains mixtures of the two, in rounds. What a round trains depends on the outcomes so far alone (see
+`stability.analysis.explanation`), and these are read from the trials' folders. So an experiment that was killed and is
+started again trains no finished trial again, and ends as if it had never been interrupted.
+
+Before the first trial it writes into `explanation.json` what will be decided, with both configurations and a hash. Two
+questions cannot share a folder. After each round it writes what is known.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.utils import JobReturn
+from omegaconf import DictConfig, OmegaConf
+
+from stability.analysis.beliefs import Difference, Job, Mixture
+from stability.analysis.explanation import Explanation, explain, role_of
+from stability.analysis.levels import level_text
+from stability.analysis.trial import read_record
+from stability.analysis.trials import NoTrial, read_trial
+from stability.core.errors import StabilityError
+from stability.core.files import ERROR, EXPLANATION, short_path, write_atomically
+from stability.core.text import counted, load_json, plain
+from stability.sweeps.hydra_internals import BasicSweeper
+from stability.sweeps.jobs import PlannedTrial, compose_job
+from stability.sweeps.plan import check_count
+from stability.sweeps.question import Question, digest, read_question
+
+_STAGES = {
+    "sides": "does FAILED fail, and HEALTHY not?",
+    "search": "the search for the cause",
+    "claims": "fresh seeds, to confirm what was found",
+    "values": "values between, where numbers flip",
+}
+_TYPICAL = {"in all seeds": (1.0, 0.0), "in 7 of 10 seeds": (0.7, 0.02)}  # rates of failure of FAILED and of HEALTHY
+
+
+class _Planned(NamedTuple):
+    """A trial that can be trained."""
+
+    overrides: list[str]
+    trial: PlannedTrial
+
+
+class _Tried(NamedTuple):
+    """How a trial ended."""
+
+    outcome: str
+    cause: str | None
+    failed: bool | None  # None if it crashed
+    steps: int
+    folder: str
+
+
+@dataclass
+class _Experiment:
+    """A question and what was tried so far.
+
+    Attributes:
+        question: The question.
+        tried: The trials that have ended, in their order.
+        invalid: Mixtures that are no valid configuration, each with the reason.
+    """
+
+    question: Question
+    tried: dict[Job, _Tried] = field(default_factory=dict)
+    invalid: dict[Mixture, str] = field(default_factory=dict)
+
+    def explain(self) -> Explanation:
+        """Say what is known, and what is needed next."""
+        return explain(self.question.differences, {job: one.failed for job, one in self.tried.items()}, self.invalid)
+
+
+class ExplainSweeper(BasicSweeper):
+    """Find why FAILED fails and HEALTHY does not.
+
+    Args:
+        failed: FAILED: overrides, or the folder of a trial.
+        healthy: HEALTHY, likewise.
+        trials: The experiment stops after so many trials, those of earlier runs included. None for no limit.
+        steps: It stops before its trials make more steps than this. None for no limit.
+        params: None: the sweeper chooses all values.
+    """
+
+    def __init__(
+        self,
+        failed: str | None,
+        healthy: str | None,
+        trials: int | None,
+        steps: int | None,
+        params: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(max_batch_size=None, params=params)
+        check_count("hydra.sweeper.trials", trials, or_null=True)
+        check_count("hydra.sweeper.steps", steps, or_null=True)
+        self._failed, self._healthy, self._trials, self._steps = failed, healthy, trials, steps
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Train mixtures until the cause is known or the budget is spent.
+
+        Raises:
+            StabilityError: The question is wrong, its folder belongs to another one, or a trial has no verdict.
+        """
+        assert self.config is not None
+        assert self.launcher is not None
+        experiment = _Experiment(read_question(self.config, arguments, self._failed, self._healthy))
+        folder = Path(self.config.hydra.sweep.dir)
+        _refuse_other_question(experiment.question, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(experiment, folder)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        returns: list[Sequence[JobReturn]] = []
+        while (found := experiment.explain()).needed:
+            planned = {job: one for job in found.needed if (one := self._plan(experiment, job))}
+            if not self.config.fresh:
+                ended = {job: read for job, one in planned.items() if (read := _read(one.trial.folder))}
+                experiment.tried |= ended
+            missing = {job: one for job, one in planned.items() if job not in experiment.tried}
+            batch = self._within_budget(experiment, missing)
+            if missing and not batch:
+                break
+            if batch:
+                print(f"round {len(returns) + 1}: {counted(len(batch), 'trial')}, {_STAGES[found.stage]}", flush=True)
+                number = sum(map(len, returns))
+                returns.append(self.launcher.launch([missing[job].overrides for job in batch], initial_job_idx=number))
+                experiment.tried |= {job: _read_launched(missing[job].trial.folder) for job in batch}
+                _write(experiment, folder)
+        _write(experiment, folder)
+        return returns
+
+    def _plan(self, experiment: _Experiment, job: Job) -> _Planned | None:
+        """Compose a trial; None if its mixture is invalid, which is noted."""
+        if job.mixture in experiment.invalid:
+            return None
+        overrides = [*experiment.question.overrides(job.mixture), f"seed={job.seed}"]
+        try:
+            return _Planned(overrides, compose_job(self.config, overrides)[1])
+        except StabilityError as error:
+            experiment.invalid[job.mixture] = str(error)
+            return None
+
+    def _within_budget(self, experiment: _Experiment, missing: dict[Job, _Planned]) -> list[Job]:
+        """The first of the trials, as many as the budget allows."""
+        batch = [*missing]
+        if self._trials is not None:
+            batch = batch[: max(0, self._trials - len(experiment.tried))]
+        if self._steps is not None:
+            made = [one.steps for one in experiment.tried.values()]
+            left, affordable = self._steps - sum(made), []
+            for job in batch:
+                # Only the program of a command may know how many steps it makes: then, about as many as the others.
+                left -= missing[job].trial.steps or sum(made) // max(1, len(made))
+                if left >= 0:
+                    affordable.append(job)
+            batch = affordable
+        return batch
+
+
+def show_question(cfg: DictConfig) -> None:
+    """Print what an explanation would try: the differences, and how many trials that takes.
+
+    Args:
+        cfg: The configuration that Hydra composed for the whole sweep.
+
+    Raises:
+        StabilityError: The question is wrong.
+    """
+    settings = cfg.hydra.sweeper
+    question = read_question(cfg, [*map(str, cfg.hydra.overrides.task)], settings.failed, settings.healthy)
+    _refuse_other_question(question, Path(cfg.hydra.sweep.dir))
+    print(f"FAILED and HEALTHY differ in {counted(len(question.differences), 'setting')}:")
+    width = max(len(difference.name) for difference in question.differences)
+    for name, failed, healthy, _ in question.differences:
+        print(f"  {name:<{width}}  {level_text(failed)} in FAILED, {level_text(healthy)} in HEALTHY")
+    for note in said_before(question):
+        print(note)
+    for how, (high, low) in _TYPICAL.items():
+        one, three = (_typical_trials(question.differences, count, high, low) for count in (1, 3))
+        print(
+            f"If FAILED fails {how}: about {one} trials if one of them is the cause, {three} if three are it together."
+        )
+
+
+def said_before(question: Question) -> list[str]:
+    """Return what a user should know before the first trial."""
+    notes = [*question.notes]
+    if question.following:
+        notes.append(f"Not tried on their own, since they follow others: {', '.join(question.following)}.")
+    if question.without_effect:
+        notes.append(f"Left out, since they change no result: {', '.join(question.without_effect)}.")
+    return notes
+
+
+def _typical_trials(differences: Sequence[Difference], count: int, high: float, low: float) -> int:
+    """How many trials it takes, without values between, if the last differences are the cause together."""
+    cause = {difference.name for difference in differences[-count:]}
+    chance = random.Random(0)
+    outcomes: dict[Job, bool | None] = {}
+    plain_ones = [difference._replace(failed="failed", healthy="healthy") for difference in differences]
+    while needed := explain(plain_ones, outcomes).needed:
+        outcomes |= {job: chance.random() < (high if cause <= job.mixture.failed else low) for job in needed}
+    return len(outcomes)
+
+
+def _refuse_other_question(question: Question, folder: Path) -> None:
+    """Raise StabilityError if the folder belongs to another question."""
+    file = folder / EXPLANATION
+    if not file.exists():
+        return
+    try:
+        known = load_json(file.read_bytes())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = None
+    if known != digest(question.statement()):
+        raise StabilityError(
+            f"{short_path(file)} states another question, and what is decided must not change after trials were seen. "
+            "Give this question a folder of its own: study=OTHER."
+        )
+
+
+def _read(folder: Path) -> _Tried | None:
+    """Read the trial in a folder; None if it has not ended, or crashed."""
+    if (folder / ERROR).exists():
+        return None
+    try:
+        trial = read_trial(folder)
+    except NoTrial:
+        return None
+    steps = read_record(trial).signals.steps
+    made = int(steps[-1]) + 1 if len(steps) else 0
+    return _Tried(trial.outcome, trial.cause, not trial.healthy, made, folder.name)
+
+
+def _read_launched(folder: Path) -> _Tried:
+    """Read the trial in a folder after it was launched."""
+    if trial := _read(folder):
+        return trial
+    if (folder / ERROR).exists():
+        return _Tried("crashed", None, None, 0, folder.name)
+    raise StabilityError(
+        f"The trial in {short_path(folder)} has no verdict: another process is training it, or its process was killed. "
+        "Run the same command again: it goes on from there."
+    )
+
+
+def _write(experiment: _Experiment, folder: Path) -> None:
+    """Write the statement and what is known into the folder."""
+    statement = experiment.question.statement()
+    content = {"sha256": digest(statement), "statement": statement} | _as_json(experiment)
+    write_atomically(folder / EXPLANATION, json.dumps(plain(content), indent=1, allow_nan=False).encode())
+
+
+def _as_json(experiment: _Experiment) -> dict[str, Any]:
+    """What is known, for `explanation.json`."""
+    question, found = experiment.question, experiment.explain()
+    tried = experiment.tried
+    by_mixture: dict[Mixture, list[Job]] = {}
+    for job in tried:
+        by_mixture.setdefault(job.mixture, []).append(job)
+    roles = {difference.name: role_of(difference.name, found) for difference in question.differences}
+    return {
+        "finished": not found.needed,
+        "stage": found.stage,
+        "problem": found.problem,
+        "confirmed": found.confirmed,
+        "complete": found.complete,
+        "threshold": found.threshold,
+        "sufficient": [sorted(names) for names in found.sufficient],
+        "cures": [sorted(names) for names in found.cures],
+        "contradiction": [sorted(names) for names in found.contradiction or ()],
+        "notes": said_before(question),
+        "differences": [
+            {
+                "name": name,
+                "failed": failed,
+                "healthy": healthy,
+                "role": roles[name].kind,
+                "together_with": [sorted(names) for names in roles[name].others],
+            }
+            for name, failed, healthy, _ in question.differences
+        ],
+        "flips": [asdict(flip) | {"others": sorted(flip.others)} for flip in found.flips],
+        "claims": [asdict(claim) | {"mixture": _mixture_json(claim.mixture)} for claim in found.claims],
+        "mixtures": [
+            _mixture_json(mixture)
+            | {
+                "overrides": question.overrides(mixture),
+                "trials": [{"seed": job.seed} | tried[job]._asdict() for job in sorted(jobs, key=lambda job: job.seed)],
+            }
+            for mixture, jobs in by_mixture.items()
+        ],
+        "invalid": [_mixture_json(mixture) | {"reason": reason} for mixture, reason in experiment.invalid.items()],
+        "cost": {"trials": len(tried), "steps": sum(one.steps for one in tried.values())},
+    }
+
+
+def _mixture_json(mixture: Mixture) -> dict[str, Any]:
+    return {"failed": sorted(mixture.failed), "between": mixture.between and [*mixture.between]}
