@@ -1,4 +1,4 @@
-"""The console command `stability`, and `python -m stability`: one command for the four doors."""
+"""The console command `stability`, and `python -m stability`: one command for the five doors."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from importlib import import_module
 
 _COMMANDS = {
     "train": "train one trial, or with --multirun a sweep of trials",
+    "explain": "find the fewest settings that make one training fail where another works",
     "report": "write what a study found into one page",
     "diagnose": "say what became of a training, from its log",
     "send": "send to MLflow what it does not have yet",

@@ -16,6 +16,7 @@ _FIRST, _WRONG, _BY_CHANCE, _MOST = 4, 8, 16, 24  # seeds of the two sides: at f
 _ALIKE = 0.35  # rates that are closer need all seeds
 _TOO_ALIKE = 0.2  # rates that are closer still cannot be told apart with a sensible number of trials
 _MOST_PROBES = 24  # seeds of a mixture in one search; then the likelier side counts
+_CLEAR = 0.75  # of the way from the rate of one side to that of the other
 _CRASHES = 3  # a mixture that crashes so often, and in more than half of its trials, cannot be trained
 
 
@@ -156,7 +157,7 @@ class Beliefs:
         """
         while not self._cannot_train(mixture):
             belief = self._log_ratio(mixture)
-            made = sum(failed is not None for failed in self._results.get(mixture, ()))
+            made = sum(self._counts(mixture))
             enough = _LIKELIER_IF_ALWAYS if self.always else _LIKELIER
             if abs(belief) >= enough - 1e-9 or made >= _MOST_PROBES:
                 return belief > 0
@@ -164,6 +165,20 @@ class Beliefs:
             toward = for_failing if belief > 0 or (not made and for_failing > for_healthy) else for_healthy
             self._require({mixture: math.ceil((enough - abs(belief)) / toward - 1e-9)})
         return None
+
+    def clearly(self, mixture: Mixture) -> bool | None:
+        """Return whether a mixture fails, if it does about as often as one of the sides; else None.
+
+        Raises:
+            Needed: Its trials do not tell yet.
+        """
+        fails = self.fails(mixture)
+        failures, healthy = self._counts(mixture)
+        if fails is None or not failures + healthy:
+            return None
+        high, low = self.rates
+        place = (failures / (failures + healthy) - low) / (high - low)
+        return fails if (place >= _CLEAR if fails else place <= 1 - _CLEAR) else None
 
     def is_doubtful(self, claim: Claim) -> bool:
         """Return whether the fresh trials speak against a claim, or show chance where none was known."""

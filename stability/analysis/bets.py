@@ -35,7 +35,7 @@ def e_value(hits: int, trials: int, at_most: float, likely: float) -> float:
     """
     rates = np.append(np.linspace(at_most, 1, _BETS + 1)[1:], likely)
     money = np.append(np.full(_BETS, 0.5 / _BETS), 0.5)
-    wealth = (rates / at_most) ** hits * ((1 - rates) / (1 - at_most)) ** (trials - hits)
+    wealth = np.power(rates / at_most, hits) * np.power((1 - rates) / (1 - at_most), trials - hits)
     return float(money @ wealth)
 
 
@@ -60,4 +60,4 @@ def level_of(look: int, alpha: float) -> float:
 
     The shares of all together are alpha. Most of it goes to the first, which is seldom refuted.
     """
-    return alpha * 3 / 4 / 4**look
+    return 0.75 * alpha * 0.25**look

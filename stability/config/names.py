@@ -50,6 +50,11 @@ def is_of_decoder(name: str) -> bool:
     return group in get_type_hints(Config) and group not in (*_OF_COMMAND, *_OF_BOTH)
 
 
+def is_of_command(name: str) -> bool:
+    """Return whether the setting with this dotted name is one that only a trial of a command has."""
+    return name.partition(".")[0] in _OF_COMMAND
+
+
 def own_settings(config: Config) -> dict[str, Any]:
     """Return the settings that the trial has: its own trainer's, and not those of the other kind of trainer."""
     return {

@@ -5,6 +5,7 @@ All is made of `explanation.json`, so it can be written again at any time.
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -91,7 +92,7 @@ def answer(found: Mapping[str, Any]) -> tuple[str, str]:
         found: The content of `explanation.json`.
     """
     if found["problem"]:
-        return found["problem"], f"So there is nothing to explain; this took {_cost(found)}."
+        return found["problem"], f"{_sides_outcomes(found)} So there is nothing to explain; this took {_cost(found)}."
     if found["confirmed"]:
         cures = _OR.join(_values(found, names, "healthy") for names in found["cures"])
         none = [short_name(one["name"]) for one in found["differences"] if one["role"] == "none"]
@@ -283,6 +284,18 @@ def _sides_text(found: Mapping[str, Any]) -> str:
         ended = [t for t in _trials(found, {"failed": failed, "between": None}) if t["failed"] is not None]
         texts.append(f"{name} failed in {sum(t['failed'] for t in ended)} of {counted(len(ended), 'trial')}")
     return listed(texts)
+
+
+def _sides_outcomes(found: Mapping[str, Any]) -> str:
+    """How the trials of the two ended."""
+    every = sorted(one["name"] for one in found["differences"])
+    texts, undecided = [], False
+    for name, failed in (("FAILED", every), ("HEALTHY", [])):
+        counts = Counter(trial["outcome"] for trial in _trials(found, {"failed": failed, "between": None}))
+        texts.append(f"of {name} {listed(f'{count} ended {outcome}' for outcome, count in counts.items())}")
+        undecided |= "undecided" in counts
+    more = " A trial that is undecided had not learned when its steps ended: give more steps." if undecided else ""
+    return f"{listed(texts).capitalize()}.{more}"
 
 
 def _picture(found: Mapping[str, Any]) -> dict[str, Any]:

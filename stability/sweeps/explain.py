@@ -63,11 +63,13 @@ class _Experiment:
 
     Attributes:
         question: The question.
+        planned: The trials that were composed, since Hydra takes a while for each.
         tried: The trials that have ended, in their order.
         invalid: Mixtures that are no valid configuration, each with the reason.
     """
 
     question: Question
+    planned: dict[Job, _Planned] = field(default_factory=dict)
     tried: dict[Job, _Tried] = field(default_factory=dict)
     invalid: dict[Mixture, str] = field(default_factory=dict)
 
@@ -98,19 +100,18 @@ class ExplainSweeper(BasicSweeper):
         super().__init__(max_batch_size=None, params=params)
         check_count("hydra.sweeper.trials", trials, or_null=True)
         check_count("hydra.sweeper.steps", steps, or_null=True)
-        self._failed, self._healthy, self._trials, self._steps = failed, healthy, trials, steps
+        self._trials, self._steps = trials, steps
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Train mixtures until the cause is known or the budget is spent.
 
         Raises:
-            StabilityError: The question is wrong, its folder belongs to another one, or a trial has no verdict.
+            StabilityError: A trial has no verdict, because another process is training it.
         """
         assert self.config is not None
         assert self.launcher is not None
-        experiment = _Experiment(read_question(self.config, arguments, self._failed, self._healthy))
+        experiment = _Experiment(question_of(self.config))
         folder = Path(self.config.hydra.sweep.dir)
-        _refuse_other_question(experiment.question, folder)
         folder.mkdir(parents=True, exist_ok=True)
         _write(experiment, folder)
         OmegaConf.save(self.config, folder / "multirun.yaml")
@@ -135,14 +136,18 @@ class ExplainSweeper(BasicSweeper):
 
     def _plan(self, experiment: _Experiment, job: Job) -> _Planned | None:
         """Compose a trial; None if its mixture is invalid, which is noted."""
+        assert self.config is not None
+        if job in experiment.planned:
+            return experiment.planned[job]
         if job.mixture in experiment.invalid:
             return None
         overrides = [*experiment.question.overrides(job.mixture), f"seed={job.seed}"]
         try:
-            return _Planned(overrides, compose_job(self.config, overrides)[1])
+            experiment.planned[job] = _Planned(overrides, compose_job(self.config, overrides)[1])
         except StabilityError as error:
             experiment.invalid[job.mixture] = str(error)
             return None
+        return experiment.planned[job]
 
     def _within_budget(self, experiment: _Experiment, missing: dict[Job, _Planned]) -> list[Job]:
         """The first of the trials, as many as the budget allows."""
@@ -161,18 +166,36 @@ class ExplainSweeper(BasicSweeper):
         return batch
 
 
-def show_question(cfg: DictConfig) -> None:
-    """Print what an explanation would try: the differences, and how many trials that takes.
+def question_of(cfg: DictConfig) -> Question:
+    """Return the question of an explanation, checked before anything is written.
 
     Args:
         cfg: The configuration that Hydra composed for the whole sweep.
 
     Raises:
-        StabilityError: The question is wrong.
+        StabilityError: The question is wrong, or its folder belongs to another one.
     """
     settings = cfg.hydra.sweeper
     question = read_question(cfg, [*map(str, cfg.hydra.overrides.task)], settings.failed, settings.healthy)
-    _refuse_other_question(question, Path(cfg.hydra.sweep.dir))
+    file = Path(cfg.hydra.sweep.dir) / EXPLANATION
+    if file.exists() and _known_digest(file) != digest(question.statement()):
+        raise StabilityError(
+            f"{short_path(file)} states another question, and what is decided must not change after trials were seen. "
+            "Give this question a folder of its own: study=OTHER."
+        )
+    return question
+
+
+def _known_digest(file: Path) -> str | None:
+    """The hash of the statement in a file; None if it has none."""
+    try:
+        return str(load_json(file.read_bytes())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def show_question(question: Question) -> None:
+    """Print what an explanation would try: the differences, and how many trials that takes."""
     print(f"FAILED and HEALTHY differ in {counted(len(question.differences), 'setting')}:")
     width = max(len(difference.name) for difference in question.differences)
     for name, failed, healthy, _ in question.differences:
@@ -205,22 +228,6 @@ def _typical_trials(differences: Sequence[Difference], count: int, high: float, 
     while needed := explain(plain_ones, outcomes).needed:
         outcomes |= {job: chance.random() < (high if cause <= job.mixture.failed else low) for job in needed}
     return len(outcomes)
-
-
-def _refuse_other_question(question: Question, folder: Path) -> None:
-    """Raise StabilityError if the folder belongs to another question."""
-    file = folder / EXPLANATION
-    if not file.exists():
-        return
-    try:
-        known = load_json(file.read_bytes())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        known = None
-    if known != digest(question.statement()):
-        raise StabilityError(
-            f"{short_path(file)} states another question, and what is decided must not change after trials were seen. "
-            "Give this question a folder of its own: study=OTHER."
-        )
 
 
 def _read(folder: Path) -> _Tried | None:

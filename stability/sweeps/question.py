@@ -20,8 +20,8 @@ from stability.analysis.beliefs import Difference, Mixture
 from stability.analysis.explanation import ALPHA
 from stability.analysis.trials import NoTrial, read_trial
 from stability.config.commandline import full_words, override_of
-from stability.config.hydra import read_config, resolve_config
-from stability.config.names import SETTINGS, changes_result, flatten, flatten_dict
+from stability.config.hydra import read_config
+from stability.config.names import SETTINGS, changes_result, flatten, flatten_dict, is_of_command
 from stability.config.schema import Config
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, short_path
@@ -149,6 +149,8 @@ def _side_overrides(name: str, text: str, cfg: DictConfig, arguments: Sequence[s
         raise StabilityError(
             f"{name}: there is no folder {text}. Give a trial's folder, or overrides: optimizer.epsilon=0.1"
         )
+    if "experiment=" in text:
+        raise StabilityError(f"{name}: {text}: an experiment is a sweep. Give the settings of one trial of it.")
     try:
         return [word for word in full_words(shlex.split(text)) if word.partition("=")[0] != "seed"]
     except ValueError as error:  # a quote that is not closed
@@ -171,8 +173,10 @@ def _folder_overrides(name: str, folder: Path, cfg: DictConfig, arguments: Seque
         raise StabilityError(
             f"{name}: the trial in {place} {state}. The order is: the one that fails, the one that works."
         )
-    wanted = flatten(resolve_config(read_config(folder / CONFIG)))
-    raw, plain = _composed(name, cfg, arguments)
+    wanted = flatten_dict(OmegaConf.to_container(read_config(folder / CONFIG)))
+    # A command is not checked before it has all that its folder says of it.
+    words = [*arguments, *(override_of(n, wanted[n]) for n in wanted if is_of_command(n))]
+    raw, plain = _composed(name, cfg, words)
     base = flatten(plain.config)
     own = [n for n in wanted if wanted[n] != base.get(n) and n.split(".")[0] not in _OF_STUDY]
     if any(n.startswith("data.synthetic") for n in own) and {n for n in wanted if n.startswith("data.")} != {
@@ -181,7 +185,7 @@ def _folder_overrides(name: str, folder: Path, cfg: DictConfig, arguments: Seque
         own = [n for n in own if not n.startswith("data.")] + ["data"]
         wanted["data"] = _nested(wanted, "data")
     follow = [n for n in own if "${" in str(raw.get(n))]
-    fixed = [override_of(n, wanted[n]) for n in own if n not in follow]
+    fixed = [*words[len(arguments) :], *(override_of(n, wanted[n]) for n in own if n not in follow)]
     _, composed = _composed(name, cfg, [*arguments, *fixed])
     values = flatten(composed.config)
     return fixed + [override_of(n, wanted[n]) for n in follow if values.get(n) != wanted[n]]
@@ -228,8 +232,8 @@ def _nested(values: Mapping[str, Any], group: str) -> dict[str, Any]:
     for name, value in values.items():
         if name.startswith(f"{group}."):
             OmegaConf.update(found, name, value)
-    nested: dict[str, Any] = OmegaConf.to_container(found[group])
-    return nested
+    nested: Any = OmegaConf.to_container(found[group])
+    return {**nested}
 
 
 def _differs(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

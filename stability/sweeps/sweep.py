@@ -22,7 +22,7 @@ from stability.core.text import counted
 from stability.sweeps.bisection import BisectionSweeper
 from stability.sweeps.closing import list_missing, report_explanation, report_study
 from stability.sweeps.dry_run import show_plan, show_search
-from stability.sweeps.explain import ExplainSweeper, show_question
+from stability.sweeps.explain import ExplainSweeper, question_of, show_question
 from stability.sweeps.hydra_internals import job_error
 from stability.sweeps.jobs import InvalidJob, describe_job, list_invalid
 from stability.sweeps.launcher import StackedLauncher, is_stacked
@@ -124,9 +124,10 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
         raise StabilityError("sweep.until=ruled is for grids: leave it out, or give hydra/sweeper=basic.")
     if plan:
         _report_invalid(plan, is_stacked(cfg.hydra.launcher), cfg.sweep.dry_run)
+    question = question_of(cfg) if _explains(cfg) else None
     if cfg.sweep.dry_run:
-        if _explains(cfg):
-            show_question(cfg)
+        if question:
+            show_question(question)
         else:
             show_plan(plan, cfg.hydra.launcher) if plan else show_search(search, study)
         sys.exit(1 if plan and plan.invalid else 0)

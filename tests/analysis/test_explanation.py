@@ -74,7 +74,7 @@ def test_causes_alone_and_together_are_found_with_all_their_cures(causes: list[s
 def test_what_is_confirmed_is_true_in_95_of_100_experiments_and_most_are_exact() -> None:
     """With failures by chance, and also where one value protects, which the search does not expect."""
     wrong = exact = 0
-    for seed in range(100):
+    for seed in range(60):
         rng = random.Random(seed)
         letters = rng.sample("abcdef", 4)
         causes = rng.choice([[letters[0]], ["".join(letters[:2])], [letters[0], "".join(letters[1:3])]])
@@ -82,14 +82,14 @@ def test_what_is_confirmed_is_true_in_95_of_100_experiments_and_most_are_exact()
         plain, protects = planted(causes, high, low), rng.random() < 0.2
 
         def rate(mixture: Mixture, plain=plain, low=low, shield=letters[3] if protects else "-") -> float:  # type: ignore[no-untyped-def]
-            return low if shield in mixture.failed and len(mixture.failed) < 4 else plain(mixture)
+            return float(low if shield in mixture.failed and len(mixture.failed) < 4 else plain(mixture))
 
         found, _ = run(of(6), rate, seed=seed, budget=600)
         threshold = found.threshold
         wrong += any((rate(claim.mixture) > threshold) != claim.fails for claim in found.claims if claim.holds)
         exact += protects or (found.confirmed and sets(found.sufficient) == {"".join(sorted(c)) for c in causes})
-    assert wrong <= 5
-    assert exact >= 90
+    assert wrong <= 3
+    assert exact >= 54
 
 
 def test_an_experiment_that_is_stopped_at_any_time_claims_nothing_wrong_and_goes_on() -> None:
@@ -158,16 +158,30 @@ def test_a_number_flips_between_two_values() -> None:
     def fails(mixture: Mixture) -> float:
         values = {d.name: d.failed if d.name in mixture.failed else d.healthy for d in (rate, noise, layers)}
         values |= dict([mixture.between] if mixture.between else [])
-        return values["rate"] > 0.02 and values["noise"] < 3 and values["layers"] >= 5
+        return float(values["rate"] > 0.02 and values["noise"] < 3 and values["layers"] >= 5)
 
     found, _ = run([rate, noise, layers], fails)
     assert found.confirmed
     assert role_of("rate", found).others == (frozenset({"noise", "layers"}),)
     by_name = {flip.name: flip for flip in found.flips}
     assert by_name["rate"].healthy < 0.02 < by_name["rate"].fails <= 2 * by_name["rate"].healthy
-    assert by_name["noise"].fails < 3 < by_name["noise"].healthy <= by_name["noise"].fails + 0.5
+    assert by_name["noise"].fails < 3 < by_name["noise"].healthy <= 2 * by_name["noise"].fails
     assert by_name["layers"] == Flip("layers", frozenset({"rate", "noise"}), 4, 5, holds=True)
     assert all(flip.holds for flip in found.flips)
+
+
+def test_a_number_near_whose_flip_failures_come_by_chance_is_bracketed_by_values_that_are_sure() -> None:
+    rate = Difference("rate", 1.0, 1e-4, "g")
+
+    def fails(mixture: Mixture) -> float:
+        value = mixture.between[1] if mixture.between else 1.0 if mixture.failed else 1e-4
+        return min(1.0, max(0.0, 0.5 + np.log10(value / 0.01)))  # from never to always within a decade
+
+    for seed in range(5):
+        found, _ = run([rate], fails, seed=seed)
+        (flip,) = found.flips
+        assert flip.holds
+        assert flip.healthy < 0.01 < flip.fails < 30 * flip.healthy
 
 
 def test_a_fair_game_never_pays_and_bets_on_the_truth_do() -> None:

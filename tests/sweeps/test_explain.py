@@ -1,0 +1,144 @@
+"""Explanations on the real command line: of a program that nobody here touched, and of the decoder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stability.sweeps.question import digest
+from tests.support.commandline import CommandLine, wait_for
+from tests.support.programs import command, runs, write_program
+
+PROGRAM = ("trainer=command", command("--lr {lr} --steps {steps} --seed {seed}"), "trainer.log=log.csv")
+EXPLAIN = ("--multirun", "hydra/sweeper=explain", "hydra/launcher=stacked", "study=why")
+
+
+@pytest.fixture(autouse=True)
+def _program(cli: CommandLine) -> None:
+    write_program(cli.folder)
+
+
+def asked(failed: str, healthy: str) -> tuple[str, ...]:
+    """The overrides that ask why one fails and the other does not."""
+    return *EXPLAIN, f"hydra.sweeper.failed='{failed}'", f"hydra.sweeper.healthy='{healthy}'"
+
+
+LR = asked("settings.lr=3 settings.steps=40", "settings.lr=0.1 settings.steps=60")
+
+
+def explanation(cli: CommandLine) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((cli.folder / "outputs/why/explanation.json").read_text())
+    return found
+
+
+def trained(cli: CommandLine) -> dict[str, int]:
+    """How often the program of each trial was started."""
+    return {path.parent.name: len(runs(path.parent)) for path in cli.folder.glob("outputs/why/*/command.json")}
+
+
+def test_a_budget_is_kept_and_the_same_command_goes_on_from_there(cli: CommandLine) -> None:
+    out = cli.run(*LR, *PROGRAM, "hydra.sweeper.trials=2").out
+    assert "Not decided: FAILED failed in 1 of 1 trial and HEALTHY failed in 0 of 1 trial." in out
+    assert "It was stopped after 2 trials and" in out
+    found = explanation(cli)
+    assert [*found][:2] == ["sha256", "statement"]
+    assert found["sha256"] == digest(found["statement"])
+    assert found["statement"]["failed"]["settings"]["settings.lr"] == 3
+    assert found["cost"]["trials"] == 2
+    assert {one["name"]: one["role"] for one in found["differences"]} == {
+        "settings.lr": "undecided",
+        "settings.steps": "undecided",
+    }
+    assert "Nothing is claimed yet" in (cli.folder / "outputs/why/explanation.html").read_text()
+
+    cli.run(*LR, *PROGRAM, "hydra.sweeper.steps=160")
+    assert explanation(cli)["cost"]["trials"] == 3
+    assert explanation(cli)["cost"]["steps"] <= 160
+    assert {*trained(cli).values()} == {1}, "none is trained again"
+
+    other = (*asked("settings.lr=4", "settings.lr=0.1"), "settings.steps=60")
+    message = cli.refuse(*other, *PROGRAM)
+    assert "outputs/why/explanation.json states another question" in message
+    assert "study=OTHER" in message
+
+
+@pytest.mark.slow
+def test_the_cause_is_found_confirmed_and_told_after_a_kill_too(cli: CommandLine) -> None:
+    killed = cli.fork(*LR, *PROGRAM)
+    wait_for(lambda: len(trained(cli)) > 12, killed)
+    killed.kill()
+    killed.communicate()
+    out = cli.run(*LR, *PROGRAM).out
+    assert "The cause is lr: HEALTHY fails with FAILED's 3 in place of 0.1, and flips between 0." in out
+    assert "FAILED is healthy with HEALTHY's lr 0.1; steps has no part. All this holds at 5 %" in out
+    found = explanation(cli)
+    assert found["confirmed"]
+    (flip,) = found["flips"]
+    assert flip["healthy"] < 1 <= flip["fails"]
+    assert flip["holds"]
+    assert sum(count > 1 for count in trained(cli).values()) <= 8, "only what the kill interrupted"
+    assert len(trained(cli)) == found["cost"]["trials"]
+    page = (cli.folder / "outputs/why/explanation.html").read_text()
+    assert "The cause is lr" in page
+    assert "alone a cause" in page
+    written = (cli.folder / "outputs/why/explanation.json").read_bytes()
+    assert cli.run(*LR, *PROGRAM).out.endswith(out[out.index("The cause") :])
+    assert (cli.folder / "outputs/why/explanation.json").read_bytes() == written
+
+
+@pytest.mark.slow
+def test_crashes_in_all_trials_of_a_side_are_said_and_are_no_failures(cli: CommandLine) -> None:
+    (cli.folder / "train.py").write_text((cli.folder / "train.py").read_text() + "\nassert given.lr < 1\n")
+    out = cli.run(*LR, *PROGRAM, status=1)
+    assert "FAILED crashed in 4 of 4 trials." in out.out
+    assert "4 trials crashed, which are not counted as failures of training." in out.out
+    assert "4 trials have no verdict." in out.err
+
+
+def test_a_dry_run_lists_the_differences_and_the_cost_and_trains_nothing(cli: CommandLine) -> None:
+    failed = "optimizer=adam_default schedule=conservative steps=30 tracking=tensorboard"
+    end = cli.run(*asked(failed, "optimizer=official schedule=official"), "sweep.dry_run=true")
+    assert "differ in 4 settings" in end.out
+    assert "optimizer.epsilon      1e-8 in FAILED, 0.1 in HEALTHY" in end.out
+    assert "Not tried on their own, since they follow others: schedule.lr_max_day." in end.out
+    assert "Left out, since they change no result: tracking.backend." in end.out
+    assert "trials if one of them is the cause" in end.out
+    assert not (cli.folder / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("failed", "healthy", "more", "parts"),
+    [
+        ("aug=weak", "aug=weak", (), ["are the same training", "nothing to explain"]),
+        ("aug=weak validate_every=3", "aug=weak", (), ["they differ in validate_every, which changes no result"]),
+        ("aug=weaker", "aug=weak", (), ["FAILED is no valid configuration", "aug/weaker"]),
+        ("nowhere", "aug=weak", (), ["FAILED: there is no folder nowhere", "overrides"]),
+        ("experiment=test1", "aug=weak", (), ["FAILED: experiment=test1: an experiment is a sweep"]),
+        ("aug=weak", "aug=none", ("seed=3",), ["chooses the seeds itself: remove seed="]),
+        ("aug=weak", "aug=none", ("hydra.sweeper.trials=0",), ["hydra.sweeper.trials=0: give a whole number"]),
+    ],
+)
+def test_wrong_questions_are_refused(
+    cli: CommandLine, failed: str, healthy: str, more: tuple[str, ...], parts: list[str]
+) -> None:
+    message = cli.refuse(*asked(failed, healthy), *more)
+    assert all(part in message for part in parts), message
+    assert not (cli.folder / "outputs").exists()
+
+
+def test_without_both_sides_the_message_says_how_they_are_given(cli: CommandLine) -> None:
+    assert "Give both, each as overrides or as the folder of a trial" in cli.refuse(*EXPLAIN)
+
+
+def test_folders_of_trials_are_compared_with_their_outcomes(cli: CommandLine, tmp_path: Path) -> None:
+    cli.run("--multirun", "hydra/launcher=stacked", *PROGRAM, "settings.lr=3,0.1", "settings.steps=40", "seed=5")
+    folders = {
+        name: str(path) for name in ("lr3", "lr0.1") for path in (cli.folder / "outputs/single").glob(f"{name}-*")
+    }
+    end = cli.run(*asked(folders["lr3"], folders["lr0.1"]), "trainer=command", "sweep.dry_run=true")
+    assert "differ in 1 setting:\n  settings.lr  3 in FAILED, 0.1 in HEALTHY\n" in end.out
+    swapped = cli.refuse(*asked(folders["lr0.1"], folders["lr3"]), "trainer=command")
+    assert "is healthy. The order is: the one that fails, the one that works." in swapped
+    (Path(folders["lr3"]) / "verdict.json").unlink()
+    assert "is not finished: no verdict" in cli.refuse(*asked(folders["lr3"], folders["lr0.1"]), "trainer=command")
