@@ -175,7 +175,7 @@ def test_a_number_near_whose_flip_failures_come_by_chance_is_bracketed_by_values
 
     def fails(mixture: Mixture) -> float:
         value = mixture.between[1] if mixture.between else 1.0 if mixture.failed else 1e-4
-        return min(1.0, max(0.0, 0.5 + np.log10(value / 0.01)))  # from never to always within a decade
+        return float(np.clip(0.5 + np.log10(value / 0.01), 0, 1))  # from never to always within a decade
 
     for seed in range(5):
         found, _ = run([rate], fails, seed=seed)
