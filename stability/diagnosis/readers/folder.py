@@ -139,7 +139,8 @@ def read_trial(path: Path) -> Recording:
         StabilityError: There is no row in its tables, or a file is damaged.
     """
     recording = read_tables(path)
-    if not len(recording.signals.steps) and not len(recording.validation.steps):
+    is_cut = not (path / SIGNALS_FILE).stat().st_size  # a table without rows has at least a header
+    if is_cut or (not len(recording.signals.steps) and not len(recording.validation.steps)):
         raise StabilityError(
             f"{path} has no {SIGNALS_FILE} with rows: it is not a trial's folder, or no step has been trained."
         )
