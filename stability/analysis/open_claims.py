@@ -12,6 +12,8 @@ from stability.analysis.trial import Trials
 
 FEWEST = 6  # seeds with which a claim can be ruled on, if all of them agree and it is the only one
 
+_AT_FIRST = 2.0  # p before the first seed, as there are two sides
+
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -55,12 +57,7 @@ def needed_next(
         Their keys, in the order of the plan; none if the study is at its end.
     """
     found = [own for ruling in rule(claims, trials, anytime=True) if (own := _open(ruling, planned, begun))]
-    needed = {
-        key
-        for claim in found
-        for seed in claim.left[: _least_seeds(claim.ruling, len(found))]
-        for key in claim.trials[seed]
-    }
+    needed = {key for claim in found for seed in claim.left[: _least_seeds(claim.ruling)] for key in claim.trials[seed]}
     return [key for key in planned if key in needed]
 
 
@@ -76,16 +73,14 @@ def _open(ruling: Ruling, planned: Mapping[Key, Planned], begun: Collection[Key]
         by_seed.setdefault(planned[key].seed, []).append(key)
     left = [seed for seed in sorted(by_seed) if not all(key in begun for key in by_seed[seed])]
     can_refute = claim.verb == "all"  # one counterexample does
-    could_rule = _p(ruling) * 0.5 ** len(left) <= ALPHA or can_refute
+    p = _AT_FIRST if math.isnan(ruling.p) else ruling.p
+    could_rule = p * 0.5 ** len(left) <= ALPHA or can_refute
     return _Open(by_seed, left, ruling) if left and could_rule else None
 
 
-def _least_seeds(ruling: Ruling, claims: int) -> int:
+def _least_seeds(ruling: Ruling) -> int:
     """How many more seeds rule on a claim if all of them agree. A seed halves p, at best."""
     if ruling.claim.verb == "all":
         return max(1, 2 - ruling.seeds)
-    return max(1, math.ceil(math.log2(_p(ruling) * claims / ALPHA) - 1e-9))
-
-
-def _p(ruling: Ruling) -> float:
-    return 2.0 if math.isnan(ruling.p) else ruling.p  # two sides are tested, each has 1 before the first seed
+    p = _AT_FIRST if math.isnan(ruling.corrected) else ruling.corrected
+    return max(1, math.ceil(math.log2(p / ALPHA) - 1e-9))

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stability.analysis.anytime import majority_anytime, sign_flip_anytime
+from stability.analysis.anytime import closed, majority_anytime, sign_flip_anytime
 from stability.analysis.claims import Claim
 from stability.analysis.effects import RESPONSES, Response, differences, in_unit, interval
 from stability.analysis.inference import (
@@ -92,7 +92,7 @@ def rule(claims: Sequence[Claim], trials: Trials, *, anytime: bool = False) -> l
     stated = [one for claim in claims for one in _at_each_scale(claim, trials)]
     found = [_evidence(claim, trials, _ANYTIME if anytime else _FIXED) for claim in stated]
     tested = [evidence.p for evidence in found if evidence.is_tested]
-    corrected = iter(holm(tested))
+    corrected = iter(closed(tested) if anytime else holm([min(1.0, p) for p in tested]))
     return [
         _ruling(claim, evidence, next(corrected) if evidence.is_tested else math.nan, max(1, len(tested)))
         for claim, evidence in zip(stated, found, strict=True)
@@ -163,7 +163,8 @@ class _Evidence:
 
     @property
     def p(self) -> float:
-        return min(1.0, 2 * min(self.supports, self.contradicts)) if self.is_tested else math.nan
+        """Of the two sides together; above 1 if an anytime test speaks for neither."""
+        return 2 * min(self.supports, self.contradicts) if self.is_tested else math.nan
 
 
 def _at_each_scale(claim: Claim, trials: Trials) -> list[Claim]:
@@ -258,7 +259,7 @@ def _comparison(claim: Claim, trials: Trials, tests: _Tests) -> _Evidence:
         return replace(
             known,
             supports=max(less(below), less(-above)),
-            contradicts=min(1.0, 2 * min(less(-below), less(above))),
+            contradicts=2 * min(less(-below), less(above)),
             decisive=below if below.mean() > -above.mean() else -above,
         )
     sign = 1.0 if claim.verb in ("lower", "falling") else -1.0
@@ -271,7 +272,7 @@ def _comparison(claim: Claim, trials: Trials, tests: _Tests) -> _Evidence:
     return replace(
         known,
         supports=max(map(less, steps)),
-        contradicts=min(1.0, len(steps) * min(less(-step) for step in steps)),
+        contradicts=len(steps) * min(less(-step) for step in steps),
         decisive=weakest,
     )
 
@@ -330,7 +331,7 @@ def _ruling(claim: Claim, evidence: _Evidence, corrected: float, claims: int) ->
         seeds=evidence.seeds,
         matches=evidence.matches,
         test=evidence.test,
-        p=evidence.p,
+        p=evidence.p if math.isnan(evidence.p) else min(1.0, evidence.p),
         corrected=corrected,
         tied=evidence.tied,
     )
