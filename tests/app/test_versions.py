@@ -78,7 +78,8 @@ def test_a_search_by_optuna_gets_what_finished_jobs_returned(tmp_path: Path) -> 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path, number: int) -> None:
     app = App.write(tmp_path)
-    command = [sys.executable, "train.py", "--multirun", "seed=range(4)", "monitor=true"]
+    sweep = ("seed=range(4)", "monitor=true", "fault=wait")  # the second job waits for the signal
+    command = [sys.executable, "train.py", "--multirun", *sweep]
     environment = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not [*tmp_path.glob("multirun/train/*/returned.json")] and process.poll() is None:
@@ -89,9 +90,10 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path, number: int) -> None:
         assert process.returncode == 130, err
         assert err.decode().endswith("Stopped. The same command goes on from there.\n")
     finished = len([*tmp_path.glob("multirun/train/*/returned.json")])
-    again = app.sweep_with(sys.executable, "seed=range(4)", "monitor=true")
-    assert 0 < finished < 4
-    assert again.out.count("running") == 4 - finished
+    (app.folder / "mended").touch()
+    again = app.sweep_with(sys.executable, *sweep)
+    assert finished == 1
+    assert again.out.count("running") == 3
     assert len([*tmp_path.glob("multirun/train/*/verdict.json")]) == 4
 
 

@@ -21,7 +21,7 @@ _CONFIG = """\
 lr: 0.1
 width: 4
 seed: 0
-fault: null      # crash (with seed 1, until a file `mended` is there), or exit
+fault: null      # until a file `mended` is there, seed 1 may crash, or wait; exit
 log: true        # whether it writes a log
 monitor: false   # whether it has a Monitor
 hydra:
@@ -31,7 +31,7 @@ hydra:
 
 # Training explodes where lr is above 2.5.
 _SCRIPT = """\
-import csv, math, os, sys
+import csv, math, os, sys, time
 from pathlib import Path
 
 import hydra
@@ -61,6 +61,8 @@ def main(cfg):
     print(f"running lr {cfg.lr} seed {cfg.seed}", flush=True)
     if cfg.fault == "crash" and cfg.seed == 1 and not os.path.exists("mended"):
         raise ValueError("no such data")
+    while cfg.fault == "wait" and cfg.seed == 1 and not os.path.exists("mended"):
+        time.sleep(0.01)
     if cfg.fault == "exit":
         os._exit(7)
     if cfg.monitor:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from stability.core.checkout import ROOT
+
 _OWN = ("hydra", "omegaconf", "antlr4")  # packages that are of other versions there
 _PACKAGES = ("hydra-core==1.3.2", "hydra-joblib-launcher==1.2.0", "hydra-submitit-launcher==1.2.0")
 
@@ -31,5 +33,5 @@ def python_with_hydra_13(folder: Path) -> Path:
         if not package.name.startswith((*_OWN, "__")) and not package.name.endswith(".pth"):
             (others / package.name).symlink_to(package)
     (site,) = folder.glob(f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages")
-    (site / "others.pth").write_text(f"{others}\n")
+    (site / "others.pth").write_text(f"{others}\n{ROOT / 'stability/app/plugin'}\n")  # as an installation has it
     return python
