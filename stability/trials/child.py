@@ -1,4 +1,4 @@
-"""A program that runs beside this process, in a process group of its own, and that does not outlive it."""
+"""A program that runs beside this process, in a process group of its own. Nothing of the group outlives this process."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ _PAUSE = 0.05  # seconds between two looks whether a group has ended
 
 
 class Child(AbstractContextManager["Child"]):
-    """Starts a program. Use it in a `with` statement: at its end, a program that still runs is killed.
+    """Starts a program. Use it in a `with` statement: at its end, the program and all that it has left is ended.
 
     Ctrl-C in the terminal does not reach the program, because its process group is another one.
 
@@ -65,9 +65,7 @@ class Child(AbstractContextManager["Child"]):
             begin.write(b"begin\n")
 
     def __exit__(self, *error: object) -> None:
-        if self._process.poll() is None:
-            self._signal(signal.SIGKILL)
-            self._process.wait()
+        self.stop()
         self._guard.kill()
         self._guard.wait()
         assert self._guard.stdin is not None

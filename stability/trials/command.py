@@ -194,13 +194,16 @@ def _keep(context: _Context, recording: Recording) -> None:
     """Write what was read into the trial's folder, send it, and show what is new."""
     write_tables(context.folder, recording)
     context.tracker.update()
-    if len(recording.signals.steps):
-        context.display.show_steps(recording.signals)
-    table = recording.validation
+    signals, table, display = recording.signals, recording.validation, context.display
     for row in np.flatnonzero(table.steps > context.shown).tolist():
         values = dict(zip(table.names, table.values[row].tolist(), strict=True))
         context.shown = int(table.steps[row])
-        context.display.show_validation(context.shown, values.get("per"), values.get("loss"), recording.metric)
+        until = signals.take(slice(int(np.searchsorted(signals.steps, context.shown, "right"))))
+        if len(until.steps):
+            display.show_steps(until)
+        display.show_validation(context.shown, values.get("per"), values.get("loss"), recording.metric)
+    if len(signals.steps):
+        display.show_steps(signals)
 
 
 def _without_last_step(recording: Recording) -> Recording:

@@ -1,6 +1,7 @@
 """Trials of programs that nobody here touched, by the real command line."""
 
 import json
+import re
 import signal
 import sys
 import time
@@ -44,6 +45,8 @@ def test_a_program_is_started_with_its_settings_in_a_folder_of_its_own(cli: Comm
     assert read_table(trial / "validation.csv").names == ("per",)
     assert read_verdict(trial / "verdict.json").outcome == "stable"
     assert "WER 0.1" in out
+    (loss,) = re.findall(r"^step 9 +loss (\S+)", out, re.MULTILINE)
+    assert float(loss) == pytest.approx(read_table(trial / "signals.csv")["loss"][9], rel=1e-3)
     assert str(trial.relative_to(cli.folder) / "output.log") in out
     assert (trial / "run.png").is_file()
     settings = (trial / "config.yaml").read_text()
@@ -78,6 +81,13 @@ def test_a_program_that_ignores_sigterm_is_killed_with_all_that_it_started(cli: 
     assert not is_running(inner)
     (run,) = runs(cli.trial())
     assert (run["how"], run["exit_status"]) == ("stopped by a signal", -9)
+
+
+def test_what_a_program_has_left_running_is_ended(cli: CommandLine) -> None:
+    script = 'sleep 1000 & echo $! > pid; printf "step,loss\\n0,1\\n1,2\\n" > log.csv'
+    cli.run(*COMMAND[:2], shell(script))
+    assert not is_running(int((cli.trial() / "work/pid").read_text()))
+    assert [(run["how"], run["exit_status"]) for run in runs(cli.trial())] == [("ended", 0)]
 
 
 def test_a_killed_parent_leaves_no_program_behind(cli: CommandLine) -> None:
