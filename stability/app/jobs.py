@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from stability.analysis.levels import Level
 from stability.analysis.settings import levels_of
+from stability.config.hydra import given_overrides
 from stability.core.errors import StabilityError
 from stability.reporting.recorded import default_folder_override
 
@@ -83,7 +84,7 @@ class Jobs:
                     f"{numbered[0]} depends on hydra.job.num or hydra.job.id, which a job gets anew when it is started "
                     f"again: sweep over it instead, as in {numbered[0]}=0,1,2."
                 )
-            name = self._name(study, _digest(settings), composed.hydra.overrides.task)
+            name = self._name(study, _digest(settings), given_overrides(composed))
             return AppJob((*overrides, f"hydra.sweep.subdir='{name}'"), study / name, levels)
 
     def _name(self, study: Path, digest: str, overrides: Sequence[str]) -> str:

@@ -97,6 +97,13 @@ def scaled(steps: int, time_scale: float) -> int:
     return max(1, round(steps * time_scale))
 
 
+def given_overrides(cfg: DictConfig) -> list[str]:
+    """Return the overrides of the command line as they were given. In the list itself, their interpolations resolve."""
+    found: Any = OmegaConf.select(cfg, "hydra.overrides.task")  # a trial's `config.yaml` has none
+    given: Any = () if found is None else OmegaConf.to_container(found, resolve=False)
+    return [*given]
+
+
 def read_config(path: Path) -> DictConfig:
     """Read a trial's `config.yaml`.
 
@@ -161,8 +168,7 @@ def _explain_grammar(word: str) -> str:
 
 def _refuse_decoder_settings(cfg: DictConfig) -> None:
     """Raise if an override gives a command a setting of the decoder, which would change nothing."""
-    given = OmegaConf.select(cfg, "hydra.overrides.task") or ()  # a trial's `config.yaml` has none
-    for override in OverridesParser.create().parse_overrides([*given]):
+    for override in OverridesParser.create().parse_overrides(given_overrides(cfg)):
         name = override.key_or_group
         if is_of_decoder(name):
             own = name.rpartition(".")[2] if name not in SHORT_NAMES else SHORT_NAMES[name]
@@ -188,7 +194,7 @@ def _scaled(steps: int, *, _root_: DictConfig) -> int:
 
 
 def _search_name(*, _root_: DictConfig) -> str:
-    given = OverridesParser.create().parse_overrides([*_root_.hydra.overrides.task])
+    given = OverridesParser.create().parse_overrides(given_overrides(_root_))
     searched = dict.fromkeys(_root_.hydra.sweeper.params or (), True)
     searched |= {override.key_or_group: override.is_sweep_override() for override in given}  # the command's count
     return search_name(

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from stability.config.hydra import explain_error, resolve_config
+from stability.config.hydra import explain_error, given_overrides, resolve_config
 from stability.config.names import changes_result, flatten
 from stability.config.schema import Config
 from stability.core.errors import StabilityError
@@ -64,7 +64,7 @@ def grid_jobs(cfg: DictConfig) -> list[list[str]]:
         StabilityError: No job is left, because a range or a list of values is empty.
     """
     arguments = [f"{name}={value}" for name, value in (cfg.hydra.sweeper.get("params") or {}).items()]
-    arguments.extend(map(str, cfg.hydra.overrides.task))  # after those of the file: the last one counts
+    arguments.extend(given_overrides(cfg))  # after those of the file: the last one counts
     loader = GlobalHydra.instance().config_loader()
     jobs = combinations(OverridesParser.create(config_loader=loader).parse_overrides(arguments))
     if not jobs:
@@ -114,7 +114,7 @@ def compose_job(
 
 def describe_job(cfg: DictConfig, job: Sequence[str]) -> str:
     """Return the overrides that set a job apart from the other jobs of its sweep."""
-    given = OverridesParser.create().parse_overrides([*cfg.hydra.overrides.task])
+    given = OverridesParser.create().parse_overrides(given_overrides(cfg))
     fixed = {override.get_key_element(): not override.is_sweep_override() for override in given}  # the last one counts
     return " ".join(override for override in job if not fixed.get(override.partition("=")[0]))
 

@@ -1,4 +1,4 @@
-"""A program that runs beside this process, in a process group of its own. Nothing of the group outlives this process."""
+"""A program that runs beside this process, in a process group of its own, of which nothing stays when either ends."""
 
 import os
 import signal

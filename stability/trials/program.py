@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -24,6 +25,10 @@ from stability.diagnosis.readers.tables import read_tables
 
 _SCRIPTS = (".py", ".sh")
 _FORMATS = (".yaml", ".yml", ".json")
+# What only a shell understands: these words unless they are quoted, and these at the beginning of a command.
+_QUOTED = re.compile(r"""'[^']*'|"(\\.|[^"\\])*\"""")
+_OF_SHELLS = re.compile(r"[|;<]|\|\||&&?|\d?>.*")
+_FIRST_OF_SHELLS = re.compile(r"cd|export|source|\.|\w+=.*")
 _SHOWN = 12  # names that a message lists
 
 
@@ -114,21 +119,31 @@ def check_program(config: Config) -> None:
     settings = fill_settings(config, {"seed": config.seed})
     for name, command in (("trainer.command", trainer.command), ("trainer.resume", trainer.resume)):
         if command is not None:
+            _refuse_shell(name, command)
             _check_words(name, [fill(word, settings) for word in shlex.split(command)])
     if trainer.config is not None:
         _with_settings(Path(trainer.config), {name: settings[name] for name in settings_of_file(config)})
 
 
+def _refuse_shell(name: str, command: str) -> None:
+    first, *others = _QUOTED.sub("''", command).split()
+    if for_shell := [*filter(_OF_SHELLS.fullmatch, others), *filter(_FIRST_OF_SHELLS.fullmatch, [first])]:
+        raise StabilityError(
+            f"{name}: {for_shell[0]} is for a shell, and the program is started without one. Write the shell, as in "
+            "\"sh -c 'cd /repo && python train.py --lr {lr}'\"; for a variable, env NAME=VALUE python train.py."
+        )
+
+
 def _check_words(name: str, words: list[str]) -> None:
-    first, second = [*words, ""][:2]
+    first, script = words[0], next((word for word in words[1:] if not word.startswith("-")), "")
     if "{" not in first and shutil.which(first if "/" not in first else Path.cwd() / first) is None:
         if (Path.cwd() / first).is_file():
             there = f"{first} cannot be executed. Start it with its interpreter, as in `python {first}` or `sh {first}`"
             raise StabilityError(f"{name}: {there}, or make it executable: chmod +x {first}")
         where = f"in {Path.cwd()}" if "/" in first else "on the PATH"
         raise StabilityError(f"{name}: there is no program {first} {where}. Check its name, or give its whole path.")
-    if second.endswith(_SCRIPTS) and "{" not in second and not (Path.cwd() / second).is_file():
-        raise StabilityError(f"{name}: there is no {second} in {Path.cwd()}. Check its name, or give its whole path.")
+    if script.endswith(_SCRIPTS) and not re.search(r"[{\s]", script) and not (Path.cwd() / script).is_file():
+        raise StabilityError(f"{name}: there is no {script} in {Path.cwd()}. Check its name, or give its whole path.")
 
 
 def _as_path(value: Any) -> Any:
@@ -171,7 +186,7 @@ def _with_settings(source: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         for group in groups:
             place = place.get(group) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place or isinstance(place[last], dict):
-            has = first_of([*place], _SHOWN) if isinstance(place, dict) else first_of([*content], _SHOWN)
+            has = first_of([str(key) for key in (place if isinstance(place, dict) else content)], _SHOWN)
             raise StabilityError(
                 f"trainer.config={source} has no value called {printable(name)} to replace with settings.{name}. "
                 f"It has {printable(has)}. Check the name, or write the setting into the file."
@@ -189,16 +204,21 @@ def _read_file(source: Path) -> dict[str, Any]:
         )
     try:
         if source.suffix == ".json":
-            content = json.loads(source.read_text())
+            content = json.loads(source.read_text(encoding="utf-8-sig"))
         else:  # with OmegaConf, because plain YAML reads 1e-3 as a text
             content = OmegaConf.to_container(OmegaConf.load(source), resolve=False)
     except FileNotFoundError:
         raise StabilityError(f"trainer.config={source}: there is no such file.") from None
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = printable(str(error).partition("\n")[0])
-        raise StabilityError(f"trainer.config={source} cannot be read: {reason}. Mend the file.") from None
+        raise StabilityError(f"trainer.config={source} cannot be read: {_reason(error)}. Mend the file.") from None
     if not isinstance(content, dict) or not content:
         raise StabilityError(
             f"trainer.config={source} is not a mapping of names to values. Give the file that holds the settings."
         )
     return content
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return printable(f"{error.problem}, line {error.problem_mark.line + 1}")
+    return printable(str(error).partition("\n")[0])

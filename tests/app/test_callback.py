@@ -63,7 +63,7 @@ def test_what_depends_on_a_jobs_number_is_refused(tmp_path: Path) -> None:
 
 
 def test_settings_of_other_types_are_levels_of_one_factor(app: App) -> None:
-    ended = app.sweep("width=4,wide,null")
+    ended = app.sweep("width=4,wide,null", "+copy=${width}")
     assert re.search(r"^ width 4 +width wide +width null *\n +1S +1S +1S", ended.out, re.MULTILINE), ended.out
 
 

@@ -54,6 +54,13 @@ def test_settings_are_swept_like_any_other_and_the_page_names_the_one_at_fault(c
     assert "one after another, as long as those that are done" in planned
 
 
+def test_an_interpolation_follows_the_swept_value(cli: CommandLine) -> None:
+    given = (command("--lr {lr} --note {note}"), "settings.lr=0.1,3", "settings.note=${settings.lr}")
+    planned = cli.run(*SWEEP, *given, "sweep.dry_run=true").out
+    assert "2 trials: 0 done, 0 to resume, 2 new" in planned
+    assert "train.py --lr 0.1 --note 0.1\n" in planned
+
+
 def test_a_program_that_fails_does_not_stop_the_others(cli: CommandLine) -> None:
     (cli.folder / "train.py").write_text("import sys; print('no memory'); sys.exit(sys.argv[2] == '3')")
     message = cli.run(*SWEEP, command("--lr {lr}"), "settings.lr=3,0.1", "hydra/launcher=stacked", status=1).err

@@ -219,6 +219,10 @@ def test_an_error_after_a_fault_in_the_log_is_a_verdict(cli: CommandLine) -> Non
         (["trainer.command=./start.py"], ["no program ./start.py in", "Check its name"]),
         (["trainer.command=./train.py"], ["./train.py cannot be executed", "chmod +x"]),
         (["trainer.command=sh nothing.sh"], ["no nothing.sh in"]),
+        (["trainer.command=sh -u nothing.sh"], ["no nothing.sh in"]),
+        (["trainer.command=sh train.sh > log.txt"], ["> is for a shell", "sh -c 'cd /repo"]),
+        (["trainer.command=A=1 sh train.sh"], ["A=1 is for a shell", "env NAME=VALUE"]),
+        (["trainer.command=cd /repo && sh train.sh"], ["&& is for a shell"]),
         (["trainer.command=sh 'a"], ["trainer.command cannot be read", "No closing quotation"]),
         ([], ["trainer.command must be given"]),
         (["trainer.command=sh {x}"], ["Nothing fills the placeholder {x}: give settings.x=VALUE", "write {{x}}"]),
@@ -232,7 +236,10 @@ def test_an_error_after_a_fault_in_the_log_is_a_verdict(cli: CommandLine) -> Non
         (["trainer.command=sh", "trainer.log=/tmp/a.csv"], ["has to be in the folder in which its program runs"]),
         (["trainer.command=sh", "trainer.config=no.yaml"], ["no.yaml: there is no such file"]),
         (["trainer.command=sh", "trainer.config=list.yaml"], ["is not a mapping of names to values"]),
-        (["trainer.command=sh", "trainer.config=bad.yaml"], ["bad.yaml cannot be read", "Mend the file"]),
+        (["trainer.command=sh", "trainer.config=bad.yaml"], ["bad.yaml cannot be read", "line 2. Mend the file"]),
+        (["trainer.command=sh", "trainer.config=twice.yaml"], ["found duplicate key a, line 2"]),
+        (["trainer.command=sh", "trainer.config=mark.json", "settings.c=1"], ["It has a. Check the name"]),
+        (["trainer.command=sh", "trainer.config=keys.yaml", "settings.c=1"], ["It has 1, False, b. Check the name"]),
         (["trainer.command=sh", "trainer.config=a.toml"], ["only YAML and JSON files"]),
         (
             ["trainer.command=sh", "trainer.config=a.json", "settings.b.d=1"],
@@ -243,6 +250,9 @@ def test_an_error_after_a_fault_in_the_log_is_a_verdict(cli: CommandLine) -> Non
 def test_bad_input_is_one_message_with_the_mend(cli: CommandLine, given: list[str], words: list[str]) -> None:
     (cli.folder / "list.yaml").write_text("[1, 2]")
     (cli.folder / "bad.yaml").write_text("{a: [")
+    (cli.folder / "twice.yaml").write_text("a: 1\na: 2\n")
+    (cli.folder / "keys.yaml").write_text("{1: 2, off: 3, b: 4}")
+    (cli.folder / "mark.json").write_text('\ufeff{"a": 1}')  # as some editors on Windows begin a file
     (cli.folder / "a.toml").write_text("a = 1")
     (cli.folder / "a.json").write_text('{"a": 1, "b": {"c": 2}}')
     message = cli.refuse("trainer=command", *given)
