@@ -99,13 +99,13 @@ def coverage(scenario: Scenario, studies: int, seeds: Sequence[int] = SEEDS) -> 
     rng = np.random.default_rng(0)
     large = simulate(scenario, 2000, rng)
     for contrast, (cells, weights) in CONTRASTS.items():
-        matched = match(large, cells)
+        matched = match(Trials(tuple(large)), cells)
         truth: dict[Response, float] = {r: differences(matched, weights, r).means.mean() for r in RESPONSES}
         for n in seeds:
             held = {r: np.zeros(studies) for r in RESPONSES}
             small = {r: np.zeros(studies) for r in RESPONSES}
             for i in range(studies):
-                matched = match(simulate(scenario, n, rng), cells)
+                matched = match(Trials(tuple(simulate(scenario, n, rng))), cells)
                 for r in RESPONSES:
                     sample = differences(matched, weights, r)
                     low, high = interval(sample)

@@ -85,7 +85,7 @@ def closest_pair(trials: Trials) -> tuple[Trial, Trial] | None:
     Returns:
         The failed trial and the healthy one; None if the study has no failed or no healthy trial.
     """
-    factors = main_factors(trials)
+    ranks = {name: {x: rank for rank, x in enumerate(levels)} for name, levels in main_factors(trials).items()}
     failed, healthy = [], []
     for own in cells_of(trials).values():
         failed += [trial for trial in own if not trial.healthy][:1]
@@ -93,7 +93,7 @@ def closest_pair(trials: Trials) -> tuple[Trial, Trial] | None:
 
     def distance(pair: tuple[Trial, Trial]) -> tuple[bool, int, bool, int]:
         a, b = (trial.factors for trial in pair)
-        apart = [abs(levels.index(a.get(name)) - levels.index(b.get(name))) for name, levels in factors.items()]
+        apart = [abs(rank[a.get(name)] - rank[b.get(name)]) for name, rank in ranks.items()]
         return not any(apart), sum(map(bool, apart)), pair[0].seed != pair[1].seed, sum(apart)
 
     pairs = [(a, b) for a in failed[:_MOST_CELLS] for b in healthy[:_MOST_CELLS]]

@@ -21,7 +21,7 @@ A response that was not recorded of a trial is never taken for a number: matches
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Literal
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from stability.analysis.inference import mean_interval, name_of_test, share_interval, sign_flip, sign_flips
 from stability.analysis.levels import MOST_LEVELS, Level, is_number
-from stability.analysis.matching import Cell, Matched, interaction_cells, main_factors, match
+from stability.analysis.matching import Cell, Matched, interaction_cells, main_factors, match, matcher
 from stability.analysis.trial import Trial, Trials
 
 Response = Literal["healthy", "per", "steps", "norm_spike"]
@@ -127,8 +127,8 @@ def effects(trials: Trials) -> list[Effect]:
     Returns:
         The effects. Without a match of trials, an effect is NaN, with no matches.
     """
-    slim = _with_varying_factors(trials)
-    return [effect for contrast in _contrasts(trials) for effect in _effects(slim, contrast, trials.bound)]
+    matches = matcher(trials)
+    return [effect for one in _contrasts(trials) for effect in _effects(matches(one.cells), one, bound=trials.bound)]
 
 
 def recorded_responses(found: Sequence[Effect]) -> list[Response]:
@@ -139,7 +139,8 @@ def recorded_responses(found: Sequence[Effect]) -> list[Response]:
 
 def difference_between(trials: Trials, factor: str, first: Level, second: Level) -> list[Effect]:
     """Measure the effects of one level of a factor against another, on every response, as in `effects`."""
-    return _effects(_with_varying_factors(trials), _difference(factor, first, second), trials.bound)
+    contrast = _difference(factor, first, second)
+    return _effects(match(trials, contrast.cells), contrast, bound=trials.bound)
 
 
 def differences(matched: Matched, weights: Sequence[float], response: Response) -> Sample:
@@ -221,9 +222,8 @@ def _trend(factor: str, levels: Sequence[Level]) -> Contrast:
     )
 
 
-def _effects(trials: Sequence[Trial], contrast: Contrast, bound: Mapping[str, tuple[str, ...]]) -> list[Effect]:
+def _effects(matched: Matched, contrast: Contrast, *, bound: Mapping[str, tuple[str, ...]]) -> list[Effect]:
     """The effect on every response."""
-    matched = match(trials, contrast.cells)
     tied = (*matched.tied, *(name for factor in contrast.factors for name in bound.get(factor, ())))
     samples = [differences(matched, contrast.weights, response) for response in RESPONSES]
     found = []
@@ -269,9 +269,3 @@ def _certain_difference(trials: Sequence[Trial], weights: Sequence[float], respo
     above = any(t.censored and w > 0 for t, w in zip(trials, weights, strict=True))  # the truth may be above `least`
     below = any(t.censored and w < 0 for t, w in zip(trials, weights, strict=True))  # or below
     return 0.0 if (above and (below or least < 0)) or (below and least > 0) else least
-
-
-def _with_varying_factors(trials: Trials) -> list[Trial]:
-    """The trials without the factors that all have in common: matching reads every factor of every trial."""
-    varying = trials.factors
-    return [replace(t, factors={name: t.factors.get(name) for name in varying}) for t in trials.trials]

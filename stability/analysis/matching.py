@@ -1,8 +1,12 @@
 """Match trials that have the same seed and differ only in the factors that are compared."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stability.analysis.levels import Level
 from stability.analysis.trial import Trial, Trials
@@ -23,7 +27,7 @@ class Matched:
     tied: tuple[str, ...]
 
 
-def match(trials: Sequence[Trial], cells: Sequence[Cell]) -> Matched:
+def match(trials: Trials, cells: Sequence[Cell]) -> Matched:
     """Match trials, one of each cell, that agree in their seed and in every factor that the cells do not name.
 
     A factor is tied if it belongs to the group (`schedule.…`) of a compared factor and has one value in each cell: an
@@ -31,28 +35,57 @@ def match(trials: Sequence[Trial], cells: Sequence[Cell]) -> Matched:
 
     Trials whose seed is not known are matched in their order: the first of each cell, the second of each cell, …
     """
-    inside = [[t for t in trials if all(t.factors.get(k) == v for k, v in cell.items())] for cell in cells]
+    return matcher(trials)(cells)
+
+
+def matcher(trials: Trials) -> Callable[[Sequence[Cell]], Matched]:
+    """Return the function that matches these trials, as `match` does, for many comparisons: it reads them only once."""
+    numbers = {name: {level: number for number, level in enumerate(levels)} for name, levels in trials.factors.items()}
+    seeds = {seed: number for number, seed in enumerate({trial.seed for trial in trials.trials})}
+    codes = [
+        [*(own[trial.factors.get(name)] for name, own in numbers.items()), seeds[trial.seed]] for trial in trials.trials
+    ]
+    return partial(_match, trials.trials, numbers, np.array(codes, np.int32))
+
+
+def _match(
+    trials: Sequence[Trial], numbers: Mapping[str, Mapping[Level, int]], codes: NDArray[np.int32], cells: Sequence[Cell]
+) -> Matched:
+    """Match trials by the numbers of their levels: a row for each trial, a column for each factor and for the seed."""
+    columns = {name: codes[:, place] for place, name in enumerate(numbers)}
+
+    def have(name: str, level: Level) -> NDArray[np.bool_]:
+        if name in columns:
+            return columns[name] == numbers[name].get(level, -1)
+        return np.array([trial.factors.get(name) == level for trial in trials], bool)
+
+    inside = [np.flatnonzero(np.all([have(*item) for item in cell.items()], axis=0)) for cell in cells]
+    if not all(map(len, inside)):
+        return Matched((), ())
+    lows, highs = (np.array([end(codes[cell], axis=0) for cell in inside]) for end in (np.min, np.max))
+    differs = lows.min(axis=0) < highs.max(axis=0)
+    one_each = (lows == highs).all(axis=0)
     named = {name for cell in cells for name in cell}
     groups = {name.split(".")[0] for name in named}
-    names = dict.fromkeys(name for cell in inside for trial in cell for name in trial.factors)
-    varying: list[str] = []
-    tied: list[str] = []
-    for name in names:
-        values = [{trial.factors.get(name) for trial in cell} for cell in inside]
-        if name in named or len(set[Level]().union(*values)) < 2:
-            continue
-        together = name.split(".")[0] in groups and all(len(v) == 1 for v in values)
-        (tied if together else varying).append(name)
-    by_rest: dict[tuple[Level, ...], list[list[Trial]]] = defaultdict(lambda: [[] for _ in cells])
-    for place, cell in enumerate(inside):
-        for trial in cell:
-            by_rest[(trial.seed, *(trial.factors.get(name) for name in varying))][place].append(trial)
+    others = [(place, name) for place, name in enumerate(numbers) if differs[place] and name not in named]
+    tied = {place: name for place, name in others if one_each[place] and name.split(".")[0] in groups}
+    varying = [place for place, _ in others if place not in tied]
+    by_rest = [defaultdict[bytes, list[Trial]](list) for _ in cells]
+    for cell, found in zip(inside, by_rest, strict=True):
+        for place, rest in zip(cell.tolist(), codes[np.ix_(cell, [*varying, -1])], strict=True):
+            found[rest.tobytes()].append(trials[place])
     matches = [
-        (rest[0], own)
-        for rest, found in by_rest.items()
-        for own in list(zip(*found, strict=False))[: 1 if rest[0] is not None else None]
+        (own[0].seed, own)
+        for rest in by_rest[0]
+        if all(rest in found for found in by_rest)
+        for own in _zipped([found[rest] for found in by_rest])
     ]
-    return Matched(tuple(matches), tuple(tied))
+    return Matched(tuple(matches), tuple(tied.values()))
+
+
+def _zipped(groups: Sequence[Sequence[Trial]]) -> list[tuple[Trial, ...]]:
+    """One match of the trials that agree; of those whose seed is not known, as many as there are in each cell."""
+    return [*zip(*groups, strict=False)][: 1 if groups[0][0].seed is not None else None]
 
 
 def interaction_cells(

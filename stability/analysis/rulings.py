@@ -231,7 +231,7 @@ def _left_out(trials: Trials) -> str:
 
 def _comparison(claim: Claim, trials: Trials, tests: _Tests) -> _Evidence:
     response: Response = next(r for r in RESPONSES if r == claim.response)
-    matched = match(trials.trials, claim.cells)
+    matched = match(trials, claim.cells)
     if not matched.matches:
         return _Evidence(trouble="No trials of the same seed differ only in what is compared.")
     last = len(claim.cells) - 1

@@ -6,13 +6,13 @@ what cannot be decided, is said in the notes of the `Trials`.
 """
 
 import json
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from stability.analysis.levels import MOST_LEVELS, Level, is_number, level_text
 from stability.analysis.trial import Trial, Trials
@@ -32,6 +32,8 @@ _NAMES = re.compile(f"{_ANYWHERE}|{_PLACE}_?(dir|directory|folder|path|root)s?")
 _NAMES_ALONE = re.compile("name|id|host|user|date|time|notes|tags|group|commit|pid|dir|outputs?|logs?")
 _SAME_KIND = 0.4  # two runs with a smaller share of their settings in common are of different programs
 _SHOWN = 4  # names or levels in a note
+_LONGEST = 60  # characters of a level
+_LARGEST = 1e300  # number that is taken for one
 
 
 def find_seed(runs: Sequence[Mapping[str, Level]]) -> str | None:
@@ -118,14 +120,21 @@ def place_of(trial: Trial) -> Path:
 
 
 def _level(value: Any) -> Level:
-    """The level that a value is. YAML reads 1e-3 as text, and trackers keep everything as text."""
+    """The level that a value is, short enough for a table. YAML reads 1e-3 as text, trackers keep everything as text."""
+    level = _whole_level(value)
+    if isinstance(level, str | tuple) and len(text := level_text(level)) > _LONGEST:
+        return f"{text[: _LONGEST - 10]}… {crc32(text.encode()):08x}"  # what differs may come later
+    return level
+
+
+def _whole_level(value: Any) -> Level:
     if isinstance(value, str):
         return _level_of_text(value.strip())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # NaN would differ from itself
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _level_of_text(str(value)) if abs(value) > _LARGEST or value != value else value
     if isinstance(value, list | tuple):
-        return tuple(map(_level, value))
-    return value if value is None or isinstance(value, bool | int | float) else json.dumps(value, default=str)
+        return tuple(map(_whole_level, value))
+    return value if value is None or isinstance(value, bool) else json.dumps(value, default=str)
 
 
 def _level_of_text(text: str) -> Level:
@@ -134,7 +143,7 @@ def _level_of_text(text: str) -> Level:
         return known[text.lower()]
     if text.startswith("["):
         try:
-            return _level(json.loads(text))
+            return _whole_level(json.loads(text))
         except ValueError:
             return text
     for kind in (int, float):
@@ -142,7 +151,7 @@ def _level_of_text(text: str) -> Level:
             number = kind(text)
         except ValueError:
             continue
-        return number if math.isfinite(number) and "_" not in text else text
+        return number if abs(number) <= _LARGEST and "_" not in text else text  # NaN would differ from itself
     return text
 
 
@@ -153,7 +162,8 @@ def _of_one_kind(runs: Sequence[Trial], named: Collection[str]) -> tuple[Sequenc
     alike = {names for names in sets if len(names & most) >= _SAME_KIND * len(names | most)}
     others = [
         (place_of(run), f"of another program: only {len(most.intersection(run.factors))} of its "
-         f"{counted(len(run.factors), 'setting')} are settings of the other runs")
+         f"{counted(len(run.factors), 'setting')} are settings of the other runs"
+         if run.factors else "nothing says what its settings are")
         for run in runs
         if frozenset(run.factors) not in alike
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,7 +108,7 @@ class Trials:
     notes: tuple[str, ...] = ()
     bound: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def factors(self) -> dict[str, tuple[Level, ...]]:
         """{dotted name: levels in order} of every factor with more than one level among the trials."""
         names = dict.fromkeys(name for trial in self.trials for name in trial.factors)

@@ -32,7 +32,7 @@ from stability.diagnosis.outcomes import MARKS
 from stability.reporting.wording import cell_text, changed_text, counts_text
 
 _EPSILON, _LR, _NOISE = "optimizer.epsilon", "schedule.lr_max", "aug.white_noise_std"
-_MOST_TICKS, _MOST_PANELS, _MOST_MARKS = 8, 6, 9
+_MOST_TICKS, _MOST_NAMES, _MOST_PANELS, _MOST_MARKS = 8, 24, 6, 9
 _MOST_CELLS, _MOST_SEEDS, _POINTS = 8, 8, 150
 _MOST_ROWS = 32
 _LEAST_SPAN = 2.0  # on either side of a log axis' middle, so that it has two ticks
@@ -305,26 +305,34 @@ def save_figures(
 
 
 class _Scale:
-    """The places of a factor's levels on an axis: at their logarithms, or side by side."""
+    """The places of a factor's levels on an axis: side by side, at their logarithms or, if many, at their values."""
 
     def __init__(self, trials: Trials, name: str | None) -> None:
         self.name = name or ""
-        self.levels = ordered({trial.factors.get(name) for trial in trials.trials}) if name else (None,)
-        self.log = all(is_number(level) and level > 0 for level in self.levels) and len(self.levels) > 1
+        self.levels = (None,) if name is None else ordered({trial.factors.get(name) for trial in trials.trials})
+        self.crowded = len(self.levels) > _MOST_TICKS
+        numbers = all(map(is_number, self.levels))
+        self.log = numbers and self.levels[0] > 0 and len(self.levels) > 1
+        self.linear = numbers and not self.log and self.crowded
+        self._ranks = {level: float(rank) for rank, level in enumerate(self.levels)}
         places = sorted(map(self.place, self.levels))
         self.pitch = min((b - a for a, b in pairwise(places)), default=1.0)
-        margin = max(0.6 * self.pitch, 0.08 * (places[-1] - places[0])) if self.log else 0.6
+        margin = max(0.6 * self.pitch, 0.08 * (places[-1] - places[0])) if self.log or self.linear else 0.6
         self.low, self.high = places[0] - margin, places[-1] + margin
 
     def place(self, level: Level) -> float:
-        return math.log10(level) if self.log else float(self.levels.index(level))
+        return math.log10(level) if self.log else float(level) if self.linear else self._ranks[level]
 
     def apply(self, axis: Axis) -> None:
-        crowded = len(self.levels) > _MOST_TICKS
-        if self.log and crowded:
+        if self.linear:
+            axis.set_major_locator(MaxNLocator(_MOST_TICKS))
+            axis.set_label_text(short_name(self.name))
+            return
+        if self.log and self.crowded:
             ticks = [(float(e), level_text(10.0**e)) for e in range(math.ceil(self.low), math.floor(self.high) + 1)]
         else:
-            ticks = [(self.place(level), level_text(level) if self.name else "") for level in self.levels]
+            shown = self.levels[:: math.ceil(len(self.levels) / _MOST_NAMES)]
+            ticks = [(self.place(level), level_text(level) if self.name else "") for level in shown]
         axis.set_major_locator(FixedLocator([place for place, _ in ticks]))
         axis.set_ticklabels([text for _, text in ticks])
         axis.set_label_text(short_name(self.name) if self.name else "")
@@ -420,27 +428,30 @@ def _draw_cells(
 ) -> None:
     """Draw the trials of every cell next to each other, or if there are many, each outcome once with its number."""
     pitch = _PITCH * size.points
+    marks: dict[tuple[str, tuple[float, float]], list[tuple[float, float]]] = defaultdict(list)
     for place, outcomes in _outcomes_by_place(trials, horizontal, vertical).items():
         shown = [name for name in MARKS if name in outcomes] if size.counted else outcomes
         wide = min(len(shown), size.across)
         high = math.ceil(len(shown) / wide)
         for i, outcome in enumerate(shown):
             shift = (i % wide - (wide - 1) / 2) * pitch, ((high - 1) / 2 - i // wide) * pitch
-            _draw_mark(panel, outcome, place, shift=shift, size=size.points)
+            marks[outcome, shift].append(place)
             if size.counted:
                 text, at = str(outcomes.count(outcome)), (shift[0] + size.points, shift[1])
                 panel.annotate(text, place, at, textcoords="offset points", va="center", fontsize=7)
+    for (outcome, shift), places in marks.items():
+        _draw_marks(panel, outcome, places, shift=shift, size=size.points)
 
 
-def _draw_mark(
-    panel: Axes, outcome: str, place: tuple[float, float], *, shift: tuple[float, float], size: float
+def _draw_marks(
+    panel: Axes, outcome: str, places: Sequence[tuple[float, float]], *, shift: tuple[float, float], size: float
 ) -> None:
-    """Draw the mark of an outcome at a place, shifted by some points."""
+    """Draw the mark of an outcome at some places, shifted by some points."""
     mark = MARKS[outcome]
     offset = ScaledTranslation(shift[0] / 72, shift[1] / 72, panel.figure.dpi_scale_trans)
     panel.plot(
-        [place[0]],
-        [place[1]],
+        *zip(*places, strict=True),
+        linestyle="",
         marker=mark.marker,
         markersize=size * (1.3 if mark.marker == "*" else 1),
         color=mark.colour,

@@ -39,6 +39,7 @@ def _balance(trials: Trials) -> list[str]:
     if {*sizes} == {1}:
         return ["Each combination of settings has one run, so nothing says what would differ by chance."]
     missing = possible - len(cells)
+    share = "nearly all" if missing > _MANY else f"{missing} of {counted(possible, 'combination')}"
     if not missing and len(sizes) == 1:
         return []
     parts = [f"{missing} of {counted(possible, 'combination')} of settings have no run"] if missing else []

@@ -255,7 +255,7 @@ def _cells(pair: Effect) -> list[Cell]:
 
 def _means(trials: Trials, cells: Sequence[Cell], response: Response) -> list[float]:
     """Return the mean of a response in each cell, over the trials that are matched."""
-    matches = [[trial.response(response) for trial in own] for _, own in match(trials.trials, cells).matches]
+    matches = [[trial.response(response) for trial in own] for _, own in match(trials, cells).matches]
     recorded = [own for own in matches if not math.isnan(sum(own))]
     return [float(np.mean([own[place] for own in recorded])) for place in range(len(cells))]
 

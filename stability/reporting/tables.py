@@ -75,17 +75,22 @@ def trial_rows(trials: Trials, page: Path) -> dict[str, Any]:
     """
     factors = main_factors(trials)
     rows = sorted(trials.trials, key=lambda trial: (trial.healthy, place_of(trial).parent.name, *trial.place))
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for folder, reason in trials.left_out:
-        by_reason[reason].append(folder.name)
     shown = [_trial_row(trial, factors) | {"links": _links(trial, page)} for trial in rows[:_MOST_TRIALS]]
     return {
         "rows": shown,
         "local_mlflow": any(address.startswith(_LOCAL_MLFLOW) for row in shown for _, address in row["links"]),
         "columns": [short_name(name) for name in factors],
-        "left_out": [(names[0], len(names), reason) for reason, names in [*by_reason.items()][:_MOST_LEFT_OUT]],
+        "left_out": left_out_rows(trials)[:_MOST_LEFT_OUT],
         "left_out_total": len(trials.left_out),
     }
+
+
+def left_out_rows(trials: Trials) -> list[tuple[str, int, str]]:
+    """Return for each reason why runs were left out: the name of the first such run, their number, and the reason."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for folder, reason in trials.left_out:
+        by_reason[reason].append(folder.name)
+    return [(names[0], len(names), reason) for reason, names in by_reason.items()]
 
 
 def trials_csv(trials: Trials) -> str:

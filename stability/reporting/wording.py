@@ -8,8 +8,10 @@ from stability.analysis.effects import RATIOS, Effect
 from stability.analysis.levels import Level, level_text
 from stability.analysis.trial import Trial
 from stability.config.names import short_name
-from stability.core.text import listed
+from stability.core.text import first_of, listed
 from stability.diagnosis.outcomes import MARKS
+
+_MOST_NAMES = 6
 
 
 def level_of(trial: Trial, name: str) -> Level:
@@ -28,8 +30,9 @@ def cell_text(cell: Mapping[str, Level]) -> str:
 
 
 def names_text(names: Iterable[str]) -> str:
-    """Write the short names of factors: `epsilon, lr and noise`."""
-    return listed([short_name(name) for name in names])
+    """Write the short names of factors: `epsilon, lr and noise`. Of many, the first ones."""
+    short = [short_name(name) for name in names]
+    return listed(short) if len(short) <= _MOST_NAMES else first_of(short, _MOST_NAMES)
 
 
 def counts_text(trials: Iterable[Trial]) -> str:

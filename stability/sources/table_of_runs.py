@@ -100,18 +100,20 @@ def _read(table: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def _log_column(table: Path, titles: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
     """The column with the paths of the logs."""
-    paths = {
-        title: {row[title] for row in rows if row[title] and _path(table, row[title]).exists()} for title in titles
-    }
-    best = max(titles, key=lambda title: (title.lower() in _LOG_COLUMNS and bool(paths[title]), len(paths[title])))
-    if paths[best]:
-        return best
-    named = next((title for title in titles if title.lower() in _LOG_COLUMNS), "")
-    example = next((row[named] for row in rows if row[named]), "") if named else ""
+    named = [title for title in titles if title.lower() in _LOG_COLUMNS]
+    for candidates in (named, [title for title in titles if title not in named and not _is_numeric(title, rows)]):
+        there = {
+            title: sum(_path(table, text).exists() for text in {row[title] for row in rows} - {""})
+            for title in candidates
+        }
+        best = max(candidates, key=lambda title: there[title], default="")
+        if best and there[best]:
+            return best
+    example = next((row[named[0]] for row in rows if row[named[0]]), "") if named else ""
     raise StabilityError(
         f"{table}: no row names a log that is there"
         + (
-            f"; {named} is {example} in the first one, which is looked for in {table.parent} and here. "
+            f"; {named[0]} is {example} in the first one, which is looked for in {table.parent} and here. "
             if example
             else ". "
         )
@@ -134,7 +136,11 @@ def _read_log(table: Path, text: str, names: Mapping[str, str]) -> Any:
 def _is_result(title: str, rows: Sequence[Mapping[str, str]]) -> bool:
     """Whether a column holds a result of the runs, such as a final loss, by its name and its numbers."""
     name = find_name(title)
-    return name is not None and name.signal in _RESULTS and all(_is_number(row[title]) for row in rows if row[title])
+    return name is not None and name.signal in _RESULTS and _is_numeric(title, rows)
+
+
+def _is_numeric(title: str, rows: Sequence[Mapping[str, str]]) -> bool:
+    return all(_is_number(row[title]) for row in rows if row[title])
 
 
 def _is_number(text: str) -> bool:

@@ -73,7 +73,7 @@ def runs_of(experiment: str, uri: str | None) -> tuple[str, list[StoredRun]]:
     Raises:
         StabilityError: There is no such store or experiment, or it cannot be read.
     """
-    uri = resolve_uri(uri, Path("outputs"))
+    uri = resolve_uri(uri, Path("outputs"), setting="--uri")
     if is_sqlite(uri):
         if not sqlite_path(uri).exists():
             raise StabilityError(f"There is no MLflow store at {short_path(sqlite_path(uri))}. Give it with --uri.")

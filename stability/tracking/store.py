@@ -52,12 +52,13 @@ def uri_from_environment() -> str | None:
     return os.environ.get(_URI_VARIABLE) or None
 
 
-def resolve_uri(uri: str | None, outputs: Path) -> str:
+def resolve_uri(uri: str | None, outputs: Path, *, setting: str = "tracking.uri") -> str:
     """Check the address of a store and complete it.
 
     Args:
-        uri: The setting `tracking.uri`; None for the store that the environment names, or `mlflow.db` in `outputs`.
+        uri: The value of `setting`; None for the store that the environment names, or `mlflow.db` in `outputs`.
         outputs: The folder of all studies.
+        setting: How the user gives the address, for messages.
 
     Returns:
         The address of a server, or a sqlite address with an absolute path.
@@ -65,7 +66,6 @@ def resolve_uri(uri: str | None, outputs: Path) -> str:
     Raises:
         StabilityError: It is another kind of address, or holds a password.
     """
-    setting = "tracking.uri"
     if uri is None:
         setting, uri = _URI_VARIABLE, uri_from_environment()
     if uri is None:

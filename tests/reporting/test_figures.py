@@ -1,7 +1,7 @@
 """The figures of a study show its trials, whatever factors vary."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,10 @@ PHASE: dict[str, list[Any]] = {
 }
 
 
-def marks(panel: Axes) -> list[Line2D]:
-    """The trials drawn in a panel."""
-    return [line for line in panel.lines if line.get_marker() in {mark.marker for mark in MARKS.values()}]
+def marks(panel: Axes) -> list[tuple[Line2D, tuple[float, float]]]:
+    """The trials drawn in a panel: for each the line that it is a point of, and its place."""
+    drawn = (line for line in panel.lines if line.get_marker() in {mark.marker for mark in MARKS.values()})
+    return [(line, (float(x), float(y))) for line in drawn for x, y in np.asarray(line.get_xydata())]
 
 
 def test_every_trial_has_a_mark_at_its_cell() -> None:
@@ -48,7 +49,7 @@ def test_every_trial_has_a_mark_at_its_cell() -> None:
     assert (left.get_title(loc="left"), right.get_title(loc="left")) == ("noise 0.25", "noise 1")
     assert (left.get_xlabel(), left.get_ylabel()) == ("lr", "epsilon")
     assert [text.get_text() for text in left.get_xticklabels()] == ["0.0001", "0.01", "1"]
-    places = Counter((line.get_xdata()[0], line.get_ydata()[0]) for line in marks(right))  # type: ignore[index]
+    places = Counter(place for _, place in marks(right))
     assert places == {(x, y): 3 for x in (-4.0, -2.0, 0.0) for y in (-8.0, -4.0, -1.0)}
     (ratio, *_) = (line for line in left.lines if line.get_linestyle() == "--")
     (x0, y0), slope = ratio.get_xy1(), ratio.get_slope()  # type: ignore[attr-defined]
@@ -60,7 +61,7 @@ def test_every_outcome_is_drawn_with_its_mark() -> None:
         picture = draw_phase(crossed({"optimizer__epsilon": [1e-8, 0.1], "schedule__lr_max": [0.1, 1.0]}, name))
         assert picture is not None
         drawn = marks(picture.figure.axes[0])
-        assert {(line.get_marker(), line.get_color()) for line in drawn} == {(mark.marker, mark.colour)}
+        assert {(line.get_marker(), line.get_color()) for line, _ in drawn} == {(mark.marker, mark.colour)}
         (legend,) = picture.figure.legends
         assert name in [text.get_text() for text in legend.get_texts()]
 
@@ -87,8 +88,8 @@ def test_no_two_marks_of_a_phase_diagram_overlap(seeds: int, rates: list[float])
     picture.figure.draw_without_rendering()
     (panel,) = picture.figure.axes
     drawn = marks(panel)
-    at = np.array([line.get_transform().transform(line.get_xydata())[0] for line in drawn])
-    sizes = np.array([line.get_markersize() for line in drawn]) * picture.figure.dpi / 72
+    at = np.array([line.get_transform().transform(place) for line, place in drawn])
+    sizes = np.array([line.get_markersize() for line, _ in drawn]) * picture.figure.dpi / 72
     apart = np.abs(at[:, None] - at).max(axis=2) + np.eye(len(at)) * 1e3
     assert (apart >= (sizes[:, None] + sizes) / 2).all()
     (bar,) = (x for x in panel.lines if len(x.get_xdata()) == 2 and x.get_linestyle() == "-")  # type: ignore[arg-type]
@@ -121,6 +122,16 @@ def test_a_study_of_one_factor_of_any_kind_has_a_phase_diagram(levels: list[Any]
     assert picture is not None
     assert len(marks(picture.figure.axes[0])) == 2
     assert draw_phase(crossed({}, seeds=3)) is None
+
+
+@pytest.mark.parametrize("level", [lambda n: n / 2000, lambda n: f"text {n}"])
+def test_an_axis_of_many_levels_has_few_ticks(level: Callable[[int], Any]) -> None:
+    picture = draw_phase(crossed({"model__dropout": [level(n) for n in range(1000)]}))
+    assert picture is not None
+    picture.figure.draw_without_rendering()
+    (panel,) = picture.figure.axes
+    assert 4 <= len(panel.get_xticks()) <= 24
+    assert len(marks(panel)) == 1000
 
 
 def test_boundaries_are_drawn_in_their_panel() -> None:
