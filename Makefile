@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo test test-slow coverage benchmark benchmark-data benchmark-engines benchmark-stacks benchmark-cuda \
-	benchmark-detection benchmark-field lint docs hooks clean
+	benchmark-detection benchmark-field benchmark-runs lint docs hooks clean
 
 demo: .venv/installed
 	$(BIN)/python -m stability.train optimizer=official aug=strong
@@ -40,6 +40,9 @@ benchmark-detection: .venv/installed experiments/detection/corpus.npz
 benchmark-field: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[dev,benchmark]' -c constraints.txt
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.detection.field_benchmark $(or $(SHARED),../shared)
+
+benchmark-runs: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.benchmarks.runs_speed
 
 experiments/detection/corpus.npz:
 	$(BIN)/python -m pip install --quiet -e '.[dev,benchmark]' -c constraints.txt

@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     except StabilityError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    notes = [f"- {note}" for note in report.notes]
+    notes = [f"- {note}" for note in (*report.notes, *report.left_out)]
     print("\n".join(map(printable, [*report.sentences, *notes, report.page])))
     return 0
 

@@ -4,14 +4,15 @@
     make benchmark-runs
 
 The runs are a grid of four factors with 25 seeds, of which some explode. Each has logged a loss and a gradient norm at
-each reading, and an error rate at every tenth. They are written once: the store of MLflow takes some minutes, since MLflow
-itself writes it. Then the real command reports on them. Its memory is the sum over its processes, at the worst moment;
-what they share counts for each of them. Run nothing else on the machine meanwhile.
+each reading, and an error rate at every tenth. They are written once; MLflow itself writes its store, which takes some
+minutes. Then the real command reports on them. Its processor time and its memory are those of all its processes
+together, memory at the worst moment, with what they share counted for each. Run nothing else on the machine meanwhile.
 """
 
 import argparse
 import csv
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -19,7 +20,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import product
-from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,15 +54,17 @@ def main() -> None:
     parser.add_argument("--readings", type=int, default=100, help="of each run")
     parser.add_argument("--folder", type=Path, default=Path("outputs/benchmark-runs"))
     options = parser.parse_args()
-    table = Table("source", "s", "GB, at most", title=f"{options.runs:,} runs with {options.readings} readings")
+    table = Table(
+        "source", "s", "s of processors", "GB, at most", title=f"{options.runs:,} runs with {options.readings} readings"
+    )
     for name in options.sources or _SOURCES:
         folder = options.folder / f"{name}-{options.runs}-{options.readings}"
         if not (folder / "done").exists():
             folder.mkdir(parents=True, exist_ok=True)
             _SOURCES[name](folder, track(_runs(options.runs, options.readings), f"{name}: writing", options.runs))
             (folder / "done").touch()
-        seconds, memory = _measured(_SOURCE_NAMES[name], folder)
-        table.add_row(name, f"{seconds:.1f}", f"{memory / 1e9:.2f}")
+        seconds, busy, memory = _measured(_ARGUMENTS[name], folder)
+        table.add_row(name, f"{seconds:.1f}", f"{busy:.1f}", f"{memory / 1e9:.2f}")
     Console().print(table)
 
 
@@ -138,12 +140,12 @@ def _write_store(folder: Path, runs: Iterator[_Run]) -> None:
 
 
 _SOURCES: dict[str, Callable[[Path, Any], None]] = {"table": _write_table, "hydra": _write_jobs, "mlflow": _write_store}
-_SOURCE_NAMES = {"table": ["runs.csv"], "hydra": ["multirun"], "mlflow": ["mlflow:speed", "--uri=sqlite:///mlflow.db"]}
+_ARGUMENTS = {"table": ["runs.csv"], "hydra": ["multirun"], "mlflow": ["mlflow:speed", "--uri=sqlite:///mlflow.db"]}
 
 
-def _measured(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
-    """Seconds that the report takes, and the largest memory of all its processes together, in bytes."""
-    begun, most = time.perf_counter(), 0.0
+def _measured(arguments: Sequence[str], folder: Path) -> tuple[float, float, float]:
+    """Seconds that the report takes, those of the processors, and its largest memory in bytes."""
+    begun, spent, most = time.perf_counter(), _spent(), 0.0
     command = [sys.executable, "-m", "stability.report", *arguments, "--out=page.html"]
     with (folder / "output.txt").open("w") as output:
         process = psutil.Popen(command, cwd=folder, stdout=output, stderr=output)
@@ -153,7 +155,13 @@ def _measured(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
             time.sleep(_POLL)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, (folder / "output.txt").read_text())
-    return time.perf_counter() - begun, most
+    return time.perf_counter() - begun, _spent() - spent, most
+
+
+def _spent() -> float:
+    """Seconds of processors that all processes started from here have taken, as far as they have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

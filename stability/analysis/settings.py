@@ -32,7 +32,7 @@ _NAMES = re.compile(f"{_ANYWHERE}|{_PLACE}_?(dir|directory|folder|path|root)s?")
 _NAMES_ALONE = re.compile("name|id|host|user|date|time|notes|tags|group|commit|pid|dir|outputs?|logs?")
 _SAME_KIND = 0.4  # two runs with a smaller share of their settings in common are of different programs
 _SHOWN = 4  # names or levels in a note
-_LONGEST = 60  # characters of a level
+_LONGEST = 40  # characters of a level
 _LARGEST = 1e300  # number that is taken for one
 
 
@@ -105,7 +105,7 @@ def merged(parts: Iterable[Trials]) -> Trials:
     for number, trial in enumerate(trial for part in parts for trial in part.trials):
         same = found.setdefault(number if trial.seed is None else _key(trial), trial)
         if same is not trial:
-            left_out.append((place_of(trial), f"the same trial as {same.name}, which is counted once"))
+            left_out.append((place_of(trial), "the same trial as another one, which is counted once"))
     return Trials(
         trials=tuple(found.values()),
         left_out=tuple(left_out),
@@ -120,7 +120,7 @@ def place_of(trial: Trial) -> Path:
 
 
 def _level(value: Any) -> Level:
-    """The level that a value is, short enough for a table. YAML reads 1e-3 as text, trackers keep everything as text."""
+    """The level that a value is, shortened if it is a long text."""
     level = _whole_level(value)
     if isinstance(level, str | tuple) and len(text := level_text(level)) > _LONGEST:
         return f"{text[: _LONGEST - 10]}… {crc32(text.encode()):08x}"  # what differs may come later
@@ -128,6 +128,7 @@ def _level(value: Any) -> Level:
 
 
 def _whole_level(value: Any) -> Level:
+    """The level that a value is. YAML reads 1e-3 as text, and trackers keep everything as text."""
     if isinstance(value, str):
         return _level_of_text(value.strip())
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -161,8 +162,8 @@ def _of_one_kind(runs: Sequence[Trial], named: Collection[str]) -> tuple[Sequenc
     most = max(sets, key=lambda names: (sum(name in names for name in named), sets[names]))
     alike = {names for names in sets if len(names & most) >= _SAME_KIND * len(names | most)}
     others = [
-        (place_of(run), f"of another program: only {len(most.intersection(run.factors))} of its "
-         f"{counted(len(run.factors), 'setting')} are settings of the other runs"
+        (place_of(run), f"of another program: it has {counted(len(most & {*run.factors}), 'setting')} of the other "
+         f"runs, and {len({*run.factors} - most)} of its own"
          if run.factors else "nothing says what its settings are")
         for run in runs
         if frozenset(run.factors) not in alike
@@ -234,9 +235,7 @@ def _latest(trials: Sequence[Trial]) -> tuple[list[Trial], list[tuple[Path, str]
     last = {number if trial.seed is None else _key(trial): trial for number, trial in enumerate(trials)}
     kept = {*map(id, last.values())}
     copies = [
-        (place_of(trial), f"the same settings and seed as {last[_key(trial)].name}, which is later")
-        for trial in trials
-        if id(trial) not in kept
+        (place_of(trial), "a later run has the same settings and seed") for trial in trials if id(trial) not in kept
     ]
     return [trial for trial in trials if id(trial) in kept], copies
 

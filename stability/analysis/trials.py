@@ -65,7 +65,7 @@ def read_trials(folders: Iterable[Path]) -> Trials:
             continue
         same = found.setdefault((trial.seed, *sorted((k, repr(v)) for k, v in trial.factors.items())), trial)
         if same is not trial:
-            left_out.append((folder, f"the same trial as {same.name}, which is counted once"))
+            left_out.append((folder, "the same trial as another one, which is counted once"))
     ours = Trials(tuple(found.values()), tuple(left_out))
     return merged([ours, with_factors(jobs)]) if jobs else ours
 

@@ -75,6 +75,14 @@ def open_to_read(path: Path) -> BufferedReader:
     return open(descriptor, "rb")  # noqa: PTH123 - there is no path any more
 
 
+def exists(path: Path) -> bool:
+    """Return whether there is such a file or folder. A table or a tracker may call anything a path."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def short_path(path: Path) -> str:
     """Return a path as one would type it here: relative to the current folder if it is inside."""
     here = Path.cwd()

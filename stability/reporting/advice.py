@@ -15,7 +15,7 @@ from stability.analysis.rulings import Ruling, at_scale
 from stability.analysis.settings import place_of
 from stability.analysis.trial import Trial, Trials
 from stability.config.names import short_name
-from stability.core.files import CONFIG, ERROR, HYDRA_OVERRIDES, VERDICT
+from stability.core.files import CONFIG, ERROR, HYDRA_OVERRIDES, VERDICT, exists
 from stability.core.passwords import hide_passwords
 from stability.core.text import counted, first_of, listed
 from stability.diagnosis.outcomes import MARKS
@@ -49,7 +49,7 @@ def advise(trials: Trials, rulings: Sequence[Ruling]) -> list[Advice]:
 
 def unfinished(trials: Trials) -> tuple[list[Path], list[Path]]:
     """Return the folders of trials that have started but have no verdict, and those of them that crashed."""
-    begun = [path for path, _ in trials.left_out if (path / CONFIG).exists() and not (path / VERDICT).exists()]
+    begun = [path for path, _ in trials.left_out if exists(path / CONFIG) and not exists(path / VERDICT)]
     return begun, [path for path in begun if (path / ERROR).exists()]
 
 

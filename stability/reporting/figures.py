@@ -35,6 +35,7 @@ _EPSILON, _LR, _NOISE = "optimizer.epsilon", "schedule.lr_max", "aug.white_noise
 _MOST_TICKS, _MOST_NAMES, _MOST_PANELS, _MOST_MARKS = 8, 24, 6, 9
 _MOST_CELLS, _MOST_SEEDS, _POINTS = 8, 8, 150
 _MOST_ROWS = 32
+_LONGEST = 64  # characters of a row's name
 _LEAST_SPAN = 2.0  # on either side of a log axis' middle, so that it has two ticks
 _MOST_POWERS, _SHORT = 4, 1.3  # of ten: between the first and the last tick; where an axis has 2 and 5 too
 _ENOUGH_SEEDS = 6
@@ -257,7 +258,7 @@ def draw_effects(found: Sequence[Effect], metric: str = "PER") -> Picture | None
             panel.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             scale = 100 if response == "healthy" else 1
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _, scale=scale: _signed(value * scale)))
-    panels[0].set_yticks(range(len(kept)), kept, fontsize=8.5)
+    panels[0].set_yticks(range(len(kept)), map(_label, kept), fontsize=8.5)
     panels[0].set_ylim(len(kept) - 0.4, -0.6)
     figure.legend(
         handles=[
@@ -460,6 +461,11 @@ def _draw_marks(
         transform=panel.transData + offset,
         zorder=3,
     )
+
+
+def _label(text: str) -> str:
+    """A text that leaves room for the figure: of a long one, its beginning and its end."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
 
 
 def _handle(outcome: str) -> Line2D:

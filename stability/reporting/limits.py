@@ -10,6 +10,7 @@ from stability.analysis.trial import Trials
 from stability.core.text import counted, listed
 from stability.reporting.wording import names_text
 
+_MANY = 10**6  # combinations that nobody counts
 _RECORDED = {
     "per": "an error rate",
     "norm_spike": "gradient norms",
@@ -39,10 +40,12 @@ def _balance(trials: Trials) -> list[str]:
     if {*sizes} == {1}:
         return ["Each combination of settings has one run, so nothing says what would differ by chance."]
     missing = possible - len(cells)
-    share = "nearly all" if missing > _MANY else f"{missing} of {counted(possible, 'combination')}"
     if not missing and len(sizes) == 1:
         return []
-    parts = [f"{missing} of {counted(possible, 'combination')} of settings have no run"] if missing else []
+    combinations = (
+        f"{missing:,} of {counted(possible, 'combination')}" if possible < _MANY else "nearly all combinations"
+    )
+    parts = [f"{combinations} of settings {'has' if missing == 1 else 'have'} no run"] if missing else []
     if len(sizes) > 1:
         parts.append(f"a combination has from {min(sizes)} to {max(sizes)} runs")
     return [f"The runs are unbalanced: {' and '.join(parts)}. Effects compare only runs that differ in one factor."]

@@ -30,7 +30,7 @@ from stability.config.names import short_name
 from stability.core import palette
 from stability.core.checkout import git_commit
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, REPORT, VERDICT, short_path, write_atomically
+from stability.core.files import CONFIG, REPORT, VERDICT, exists, short_path, write_atomically
 from stability.core.text import counted, listed
 from stability.diagnosis.outcomes import MARKS
 from stability.reporting.advice import advise, unfinished
@@ -39,11 +39,12 @@ from stability.reporting.html import render
 from stability.reporting.limits import limits
 from stability.reporting.recorded import BISECTIONS, SEARCHES, searched_setting, sweep_command, sweeper
 from stability.reporting.summary import summarize_boundaries, summarize_grid, summarize_search
-from stability.reporting.tables import effect_rows, pair_table, ruling_rows, trial_rows, trials_csv
+from stability.reporting.tables import effect_rows, left_out_rows, pair_table, ruling_rows, trial_rows, trials_csv
 from stability.reporting.wording import cell_text, level_of, override
 from stability.sources import read_sources
 from stability.sources.mlflow_experiment import PREFIX
 
+_MOST_REASONS = 4  # in the terminal
 _COLUMNS = {"healthy": "healthy", "per": "{metric}", "steps": "steps", "norm_spike": "norm spike"}
 _RECORDED = {"rates": "per", "plateau": "steps", "norms": "norm_spike"}
 _COMPARED = {"healthy": "effect on healthy", "steps": "on steps on the plateau", "per": "on {metric}"}
@@ -58,6 +59,7 @@ class Report:
         files: The figures, as SVG and PNG, and the table of trials.
         sentences: The summary, in three sentences.
         notes: What these trials cannot tell.
+        left_out: Which runs are not in the report, and why, in sentences.
         factors: {short name: levels, as they are typed} of the factors, and of the seed if there are several.
     """
 
@@ -65,6 +67,7 @@ class Report:
     files: tuple[Path, ...]
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
+    left_out: tuple[str, ...]
     factors: dict[str, list[str]]
 
 
@@ -177,7 +180,20 @@ def write_report(
     figures = (place / f"{picture.name}.{kind}" for picture in pictures for kind in ("svg", "png"))
     seeds = [level_text(seed) for seed in ordered({trial.seed for trial in trials.trials} - {None})]
     varied = _factors(trials) | ({"seed": seeds} if len(seeds) > 1 else {})
-    return Report(page, (*figures, place / "trials.csv"), sentences, tuple(notes), varied)
+    return Report(page, (*figures, place / "trials.csv"), sentences, tuple(notes), _left_out(trials), varied)
+
+
+def _left_out(trials: Trials) -> tuple[str, ...]:
+    """A sentence for each of the most frequent reasons why runs were left out."""
+    rows = sorted(left_out_rows(trials), key=lambda row: -row[1])
+    more = len(rows) - _MOST_REASONS
+    return (
+        *(
+            f"Left out: {name if count == 1 else f'{count:,} runs, such as {name}'}: {reason}."
+            for name, count, reason in rows[:_MOST_REASONS]
+        ),
+        *([f"Left out for {counted(more, 'other reason')}: see the page."] if more > 0 else ()),
+    )
 
 
 def _on_stopping(folders: Sequence[Path]) -> list[str]:
@@ -194,7 +210,7 @@ def _on_stopping(folders: Sequence[Path]) -> list[str]:
 
 def _check_studies(folders: Sequence[Path], trials: Trials) -> None:
     """Raise StabilityError if no trial was ever started in one of the folders."""
-    begun = {path for path, _ in trials.left_out if (path / CONFIG).exists() or (path / VERDICT).exists()}
+    begun = {path for path, _ in trials.left_out if exists(path / CONFIG) or exists(path / VERDICT)}
     begun |= {place_of(trial) for trial in trials.trials}
     homes = begun | {path.parent for path in begun}
     for folder in folders:

@@ -4,6 +4,7 @@ A source is a folder, a file, or `mlflow:EXPERIMENT`. Each kind has a file of it
 each run. Which kind a folder or a file is, is told from what is in it.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from stability.analysis.trial import Trials
 from stability.analysis.trials import is_folder_of_ours, read_trials
 from stability.core.errors import StabilityError
 from stability.core.files import short_path
+from stability.core.text import counted, listed
 from stability.sources import hydra_jobs, mlflow_experiment, run_folders, table_of_runs
 from stability.sources.mlflow_experiment import PREFIX
 from stability.sources.task import Task, do
@@ -38,10 +40,10 @@ def read_sources(
         names: What the logs call a signal, as in `stability.diagnosis.readers.read_runs`.
 
     Raises:
-        StabilityError: A source does not exist, or there are no runs in it.
+        StabilityError: A source does not exist, or there are no runs in it that can be judged.
     """
     ours, tasks = list[Path](), list[Task]()
-    for source in sources:
+    for source in dict.fromkeys(sources):
         if isinstance(source, str) and source.startswith(PREFIX):
             tasks += mlflow_experiment.tasks(source.removeprefix(PREFIX), uri, names or {})
         elif is_folder_of_ours(Path(source)):
@@ -49,6 +51,13 @@ def read_sources(
         else:
             tasks += _tasks(Path(source), names or {})
     trials, left_out = do(tasks)
+    if tasks and not trials and not ours:
+        (reason, count), *_ = Counter(reason for _, reason in left_out).most_common(1)
+        place = next(place for place, own in left_out if own == reason)
+        raise StabilityError(
+            f"None of {counted(len(tasks), 'run')} in {listed(map(str, sources))} can be judged. "
+            f"{place.name if count == 1 else f'{count:,} of them, such as {place.name}'}: {reason}."
+        )
     return merged(
         [
             read_trials(ours),

@@ -3,13 +3,16 @@
 import ast
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stability.core.errors import StabilityError
+from stability.core.files import exists
 from stability.core.text import first_of
+from stability.diagnosis.readers import Recording
 from stability.diagnosis.readers.names import find_name
 from stability.sources import wandb_histories
 from stability.sources.task import Run, Task, read_log
@@ -28,6 +31,7 @@ _LOG_COLUMNS = (
     "run_dir",
 )
 _NAME_COLUMNS = ("name", "run", "run_name", "id", "run_id")
+_NUMBERING = ("", "Unnamed: 0")  # columns in which pandas numbers the rows
 _OF_WANDB = ("name", "state", "created")
 _RESULTS = ("loss", "val_loss", "per", "accuracy", "grad_norm", "blank_fraction")
 _NOT_SETTINGS = {
@@ -59,12 +63,13 @@ def tasks(table: Path, names: Mapping[str, str]) -> list[Task]:
     column = _log_column(table, titles, rows)
     name = next((title for title in titles if title.lower() in _NAME_COLUMNS), column)
     settings = [title for title in titles if title not in (column, name) and not _is_result(title, rows)]
+    sharing = Counter(row[column] for row in rows)
     return [
         Run(
             name=row[name] or f"row {number}",
-            settings={title: row[title] for title in settings},
-            read=partial(_read_log, table, row[column], names),
-            place=_path(table, row[column]) if row[column] else None,
+            settings={title: row[title] for title in settings if row[title]},
+            read=partial(_read_log, table, row[column], sharing[row[column]], names),
+            place=place if row[column] and exists(place := _path(table, row[column])) else None,
         ).task
         for number, row in enumerate(rows, 1)
     ]
@@ -80,7 +85,7 @@ def _read(table: Path) -> tuple[list[str], list[dict[str, str]]]:
     reader = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
     try:
         titles = [title.strip() for title in next(reader, [])]
-        rows = list[dict[str, str]]()
+        rows = dict[tuple[str, ...], dict[str, str]]()  # a row that is there twice counts once
         for cells in reader:
             if len(cells) != len(titles) and any(cells):
                 raise StabilityError(
@@ -88,14 +93,18 @@ def _read(table: Path) -> tuple[list[str], list[dict[str, str]]]:
                     f"found {len(cells)}."
                 )
             if any(cells):
-                rows.append({title: cell.strip() for title, cell in zip(titles, cells, strict=True)})
+                row = {
+                    title: cell.strip() for title, cell in zip(titles, cells, strict=True) if title not in _NUMBERING
+                }
+                rows.setdefault((*row.values(),), row)
     except csv.Error as error:
         raise StabilityError(f"{table}, line {reader.line_num}: {error}.") from None
     if not rows:
         raise StabilityError(f"{table} has no rows: give a header, and a row for each run.")
+    titles = [title for title in titles if title not in _NUMBERING]
     if twice := {title for title in titles if titles.count(title) > 1}:
         raise StabilityError(f"{table} has more than one column {first_of(sorted(twice), 4)}.")
-    return titles, rows
+    return titles, [*rows.values()]
 
 
 def _log_column(table: Path, titles: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
@@ -103,7 +112,7 @@ def _log_column(table: Path, titles: Sequence[str], rows: Sequence[Mapping[str, 
     named = [title for title in titles if title.lower() in _LOG_COLUMNS]
     for candidates in (named, [title for title in titles if title not in named and not _is_numeric(title, rows)]):
         there = {
-            title: sum(_path(table, text).exists() for text in {row[title] for row in rows} - {""})
+            title: sum(exists(_path(table, text)) for text in {row[title] for row in rows} - {""})
             for title in candidates
         }
         best = max(candidates, key=lambda title: there[title], default="")
@@ -124,12 +133,14 @@ def _log_column(table: Path, titles: Sequence[str], rows: Sequence[Mapping[str, 
 def _path(table: Path, text: str) -> Path:
     """The path in a cell: relative to the table, or else to the current folder."""
     beside = table.parent / text
-    return beside if beside.exists() else Path(text)
+    return beside if exists(beside) else Path(text)
 
 
-def _read_log(table: Path, text: str, names: Mapping[str, str]) -> Any:
+def _read_log(table: Path, text: str, rows: int, names: Mapping[str, str]) -> Recording:
     if not text:
         raise StabilityError("its row names no log")
+    if rows > 1:
+        raise StabilityError("its log is that of other rows, too, and does not say whose it is")
     return read_log(_path(table, text), names)
 
 
@@ -163,7 +174,8 @@ def _of_wandb(
         settings |= {
             title: row[title]
             for title in titles
-            if title.lower() not in _NOT_SETTINGS | {"name", "config"}
+            if row[title]
+            and title.lower() not in _NOT_SETTINGS | {"name", "config"}
             and not title.startswith("_")
             and title not in histories.metrics
             and not _is_result(title, rows)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from stability.analysis.settings import levels_of
 from stability.analysis.trial import Record, Trial
 from stability.core.errors import StabilityError
+from stability.core.files import exists
 from stability.diagnosis.judge_log import judge_recording
 from stability.diagnosis.readers import Recording, read_runs
 from stability.diagnosis.readers.folder import may_be_log
@@ -23,7 +24,7 @@ from stability.diagnosis.responses import measured
 
 MANY = 500  # runs, from which on several processes are faster than one: they take seconds to start
 _CHUNK = 20  # runs that a process takes at once
-_SECOND_PART = " Known names are"  # of a message about a log in which nothing is known
+_KNOWN = re.compile(r" Known names are.*?\.(?= Explain|$)", re.DOTALL)  # in a message on a log: all that we know
 
 
 class Task(NamedTuple):
@@ -79,7 +80,7 @@ def read_log(path: Path, names: Mapping[str, str]) -> Recording:
     Raises:
         StabilityError: There is none, or it contains no training.
     """
-    if not path.exists():
+    if not exists(path):
         raise StabilityError("its log does not exist")
     if path.is_dir() and not any(map(may_be_log, path.rglob("*"))):
         raise StabilityError("it has no log")
@@ -115,7 +116,7 @@ def _result(task: Task) -> Trial | str:
     try:
         return task.trial()
     except StabilityError as error:
-        return str(error).partition(_SECOND_PART)[0].removesuffix(".")
+        return _KNOWN.sub("", str(error)).removesuffix(".")
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
 

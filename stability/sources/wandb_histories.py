@@ -50,7 +50,7 @@ class Histories:
         """
         if path := self.files.get(identity) or self.files.get(name):
             return partial(read_log, path, names)
-        return partial(_read_points, self.table, name, self.charts.get(name, []), names)
+        return partial(_read_points, self.table, self.charts.get(name, []), names)
 
 
 def find(table: Path) -> Histories:
@@ -108,10 +108,10 @@ def _add_chart(found: Histories, path: Path) -> None:
     found.metrics.update(metric for _, _, metric in places)
 
 
-def _read_points(table: Path, name: str, points: Points, names: Mapping[str, str]) -> Recording:
+def _read_points(table: Path, points: Points, names: Mapping[str, str]) -> Recording:
     if not points:
         raise StabilityError(
             f"no history of it was exported: put the CSV of run.history(), or charts as CSV, beside {table.name}"
         )
     with naming(names):
-        return read_metrics(name, sorted(points, key=lambda point: point[1]))
+        return read_metrics("it", sorted(points, key=lambda point: point[1]))

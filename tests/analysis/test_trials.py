@@ -60,7 +60,7 @@ def test_every_folder_without_a_trial_is_listed_with_the_reason(tmp_path: Path) 
             "crashed": "no verdict: it crashed, was stopped or is being trained",
             "half": "half written",
             "old": "(no optimizer.clip_norm, optimizer.clip unknown)",
-            "same": "the same trial as good, which is counted once",
+            "same": "the same trial as another one, which is counted once",
             "unconfigured": "no config.yaml",
             "empty": "no step in signals.csv",
             "garbage": "is not a table of signals",

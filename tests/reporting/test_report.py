@@ -294,7 +294,7 @@ def test_a_running_sweep_with_crashed_trials_is_reported(tmp_path: Path) -> None
     report = write_report([study], claims=None)
     assert report.sentences[0] == "So far the only trial is unhealthy (1 exploded): no factor made training healthy."
     page = Page(report.page.read_text())
-    reasons = {row[0]: row[1] for row in page.tables["Folders left out"][1:]}
+    reasons = {row[0]: row[1] for row in page.tables["Left out"][1:]}
     assert reasons["trial0-seed0"] == "no verdict: it crashed, was stopped or is being trained"
     assert reasons["trial1-seed0"] == "it crashed: MemoryError: no more"
     assert "half written" in reasons["trial2-seed1"]
@@ -302,7 +302,7 @@ def test_a_running_sweep_with_crashed_trials_is_reported(tmp_path: Path) -> None
     assert "2 trials in study have no verdict yet, 1 of them because of a crash" in page.text
     assert "python -m stability.train --multirun experiment=phase seed=0,1" in page.text
     again = write_report([study], claims=None)  # the report's own folder is no trial
-    assert Page(again.page.read_text()).tables["Folders left out"] == page.tables["Folders left out"]
+    assert Page(again.page.read_text()).tables["Left out"] == page.tables["Folders left out"]
 
 
 def test_a_study_without_finished_trials_is_reported(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The report on runs that exist already: each kind of source, several together, and what is said of bad ones."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -151,7 +153,7 @@ def test_runs_without_a_log_are_listed_with_the_reason(tmp_path: Path) -> None:
         "its log does not exist",
         "its log is empty",
         "its log contains no training that can be read: no loss or gradient norm was found. It has these names: alpha, "
-        "beta",
+        "beta. Explain other names with --map, such as --map loss=train_loss_avg",
         "its log, line 3: column 'loss': expected a number or nothing, found 'what'",
     ]
 
@@ -171,7 +173,7 @@ def test_an_experiment_of_two_programs_is_reported_on_the_larger_one(tmp_path: P
     found = read_sources(["mlflow:mixed"], uri=store)
     assert len(found.trials) == 8
     assert {reason for _, reason in found.left_out} == {
-        "of another program: only 0 of its 2 settings are settings of the other runs"
+        "of another program: it has 0 settings of the other runs, and 2 of its own"
     }
     assert len(read_sources(["mlflow:mixed"], uri=store, named=["trees"]).trials) == 3
 
@@ -215,6 +217,116 @@ def test_bad_sources_are_refused_in_one_message(tmp_path: Path, name: str, text:
     (tmp_path / name).write_text(text)
     with pytest.raises(StabilityError, match=message):
         read_sources([tmp_path if "/" in name else tmp_path / name])
+
+
+def write_rows(folder: Path, runs: Sequence[MadeRun], settings: Callable[[int, MadeRun], Mapping[str, Any]]) -> Path:
+    """Write a table with other settings than those of the runs, and the logs beside it."""
+    for number, run in enumerate(runs):
+        write_log(folder / "logs" / f"{number}.csv", run)
+    made = [settings(number, run) | {"log": f"logs/{number}.csv"} for number, run in enumerate(runs)]
+    names = [*dict.fromkeys(name for row in made for name in row)]
+    return write_csv(folder / "runs.csv", names, ([row.get(name) for name in names] for row in made))
+
+
+@pytest.mark.parametrize(
+    ("levels", "found"),
+    [
+        ((1, 10**400), (1, f"1{'0' * 29}… {crc32(b'1' + b'0' * 400):08x}")),
+        (("", "nan"), ("nan", None)),
+        (("[1, 2, [3, null]]", "[1, 2]"), ((1, 2), (1, 2, (3, None)))),
+        ((0.1, "auto"), (0.1, "auto")),
+        (("None", "True"), (None, True)),
+    ],
+)
+def test_any_values_make_a_factor(tmp_path: Path, levels: tuple[Any, Any], found: tuple[Any, Any]) -> None:
+    table = write_rows(
+        tmp_path,
+        grid(seed=[0, 1]),
+        lambda _, run: {"opt": run.settings["opt"], "seed": run.settings["seed"], "x": levels[run.settings["lr"] > 1]},
+    )
+    assert read_sources([table]).factors == {"opt": ("adam", "sgd"), "x": found}
+
+
+def test_odd_names_and_long_values_have_a_page(tmp_path: Path) -> None:
+    name, levels = "lr $\\alpha$ <script>", ("long " * 400 + "a", "long " * 400 + "b")
+    table = write_rows(
+        tmp_path,
+        grid(seed=[0, 1]),
+        lambda _, run: {name: levels[run.settings["lr"] > 1], "opt": run.settings["opt"], "seed": run.settings["seed"]},
+    )
+    report = write_report([table], claims=None)
+    assert [*report.factors] == [name, "opt", "seed"]
+    assert len({*report.factors[name]}) == 2
+    assert max(map(len, report.factors[name])) <= 40
+    assert "<script>" not in report.page.read_text()
+
+
+def test_some_runs_of_another_program_are_left_out_in_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    others = [MadeRun({"trees": n, "depth": 3}, rows(n)) for n in range(3)]
+    write_rows(tmp_path, [*grid(seed=[0, 1]), *others], lambda _, run: run.settings)
+    assert main(["runs.csv"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("2 of 8 trials are unhealthy")
+    assert printed[-2] == (
+        "- Left out: 3 runs, such as 8.csv: of another program: it has 0 settings of the other runs, and 2 of its own."
+    )
+
+
+def test_rows_that_share_a_log_or_name_none_are_left_out(tmp_path: Path) -> None:
+    table = write_table(tmp_path, grid(seed=[0, 1]))
+    shared, copy, *rest = table.read_text().splitlines()[1:]
+    others = [
+        f"shared,9,adam,0,{shared.split(',')[-1]}",
+        "nothing,1,adam,5,",
+        f"long,1,adam,6,{'z' * 5000}",
+        "nul,1,adam,7,\0",
+    ]
+    table.write_text("\n".join(["run,lr,opt,seed,log", shared, copy, copy, *rest, *others]))
+    found = read_sources([table])
+    assert len(found.trials) == 7
+    assert [(path.name, reason) for path, reason in found.left_out] == [
+        (f"{shared.split(',')[0]}.csv", "its log is that of other rows, too, and does not say whose it is"),
+        (f"{shared.split(',')[0]}.csv", "its log is that of other rows, too, and does not say whose it is"),
+        ("nothing", "its row names no log"),
+        ("long", "its log does not exist"),
+        ("nul", "its log does not exist"),
+    ]
+
+
+def test_columns_in_which_rows_are_numbered_are_no_settings(tmp_path: Path) -> None:
+    table = write_rows(
+        tmp_path, grid(seed=[0, 1]), lambda number, run: {"": number, **run.settings, "Unnamed: 0": number}
+    )
+    assert [*read_sources([table]).factors] == ["lr", "opt"]
+
+
+def test_runs_of_which_none_can_be_judged_are_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path, grid(seed=[0]))
+    for log in (tmp_path / "logs").iterdir():
+        log.write_text("alpha,beta\n1,2\n")
+    assert main(["runs.csv"]) == 1
+    assert capsys.readouterr().err == (
+        "error: None of 4 runs in runs.csv can be judged. 4 of them, such as lr0.1-optadam-seed0.csv: its log contains "
+        "no training that can be read: no loss or gradient norm was found. It has these names: alpha, beta. Explain "
+        "other names with --map, such as --map loss=train_loss_avg.\n"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made.log_to_mlflow(store, "alphas", [MadeRun({"lr": n}, [(n, 1, 2, 3)]) for n in range(2)], ("alpha", "b", "c"))
+    assert main(["mlflow:alphas", "--uri", store]) == 1
+    assert capsys.readouterr().err.endswith(
+        ": it has no metric that is known as a training loss or gradient norm, but alpha, b, c. Explain them with "
+        "--map, such as --map loss=alpha.\n"
+    )
+    assert len(read_sources(["mlflow:alphas"], uri=store, names={"loss": "alpha"}).trials) == 2
+    assert main(["mlflow:speech", "--uri", "foo://bar"]) == 1
+    assert capsys.readouterr().err.startswith("error: --uri=foo://bar is not a store.")
 
 
 def test_a_missing_experiment_or_store_is_refused(tmp_path: Path, store: str) -> None:

@@ -124,7 +124,7 @@ def write_events(folder: Path, runs: Sequence[MadeRun], *, hparams: bool) -> Pat
     return folder
 
 
-def log_to_mlflow(uri: str, experiment: str, runs: Sequence[MadeRun]) -> str:
+def log_to_mlflow(uri: str, experiment: str, runs: Sequence[MadeRun], names: Sequence[str] = METRICS) -> str:
     """Log runs to MLflow as any program would. Return the source."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
@@ -137,7 +137,7 @@ def log_to_mlflow(uri: str, experiment: str, runs: Sequence[MadeRun]) -> str:
         metrics = [
             Metric(metric, value, 0, step)
             for step, *values in run.rows
-            for metric, value in zip(METRICS, values, strict=True)
+            for metric, value in zip(names, values, strict=True)
             if value is not None
         ]
         info = client.create_run(identity, run_name=run.name).info

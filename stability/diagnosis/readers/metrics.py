@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from stability.core.errors import StabilityError
+from stability.core.text import first_of
 from stability.diagnosis.readers.names import find_name
 from stability.diagnosis.readers.recording import Recording, RowCollector, last_of
 from stability.diagnosis.signals import SIGNALS
@@ -37,7 +38,13 @@ def read_metrics(name: str, history: Iterable[tuple[str, int, float]]) -> Record
             rows.add(step, {metric: value})
     runs = rows.recordings(name)
     if not runs:
-        raise StabilityError(f"{name} has no metric that is known as a training loss or gradient norm.")
+        metrics = [*dict.fromkeys(metric for metric, _, _ in history)]
+        raise StabilityError(
+            f"{name} has no metric that is known as a training loss or gradient norm, but {first_of(metrics, 10)}. "
+            f"Explain them with --map, such as --map loss={metrics[0]}."
+            if metrics
+            else f"{name} has logged no metric."
+        )
     return replace(last_of(runs), name=name)
 
 
