@@ -55,9 +55,9 @@ def _match(
     columns = {name: codes[:, place] for place, name in enumerate(numbers)}
 
     def have(name: str, level: Level) -> NDArray[np.bool_]:
-        if name in columns:
-            return columns[name] == numbers[name].get(level, -1)
-        return np.array([trial.factors.get(name) == level for trial in trials], bool)
+        if name not in columns:  # the same for all trials
+            return np.array([trial.factors.get(name) == level for trial in trials], bool)
+        return np.equal(columns[name], numbers[name].get(level, -1))
 
     inside = [np.flatnonzero(np.all([have(*item) for item in cell.items()], axis=0)) for cell in cells]
     if not all(map(len, inside)):
@@ -72,7 +72,7 @@ def _match(
     varying = [place for place, _ in others if place not in tied]
     by_rest = [defaultdict[bytes, list[Trial]](list) for _ in cells]
     for cell, found in zip(inside, by_rest, strict=True):
-        for place, rest in zip(cell.tolist(), codes[np.ix_(cell, [*varying, -1])], strict=True):
+        for place, rest in zip(cell.tolist(), codes[cell][:, [*varying, -1]], strict=True):
             found[rest.tobytes()].append(trials[place])
     matches = [
         (own[0].seed, own)

@@ -77,6 +77,7 @@ class _Study:
 
     sources: Sequence[str | Path]
     where: Mapping[str, Level]
+    command: str  # that makes the page
     trials: Trials
     effects: Sequence[Effect]
     boundaries: Sequence[Boundary]
@@ -133,6 +134,7 @@ def write_report(
     study = _Study(
         sources=sources,
         where=where,
+        command=_command(sources, where, {"--uri": uri, "--seed": seed}, names or {}),
         trials=trials,
         effects=effects(trials),
         boundaries=boundaries(trials, setting),
@@ -175,7 +177,7 @@ def write_report(
     except OSError as error:
         raise StabilityError(
             f"Cannot write {page}: {error.strerror or error}. Make room, or write it elsewhere: "
-            f"{_command(sources, where)} --out FILE.html"
+            f"{study.command} --out FILE.html"
         ) from error
     figures = (place / f"{picture.name}.{kind}" for picture in pictures for kind in ("svg", "png"))
     seeds = [level_text(seed) for seed in ordered({trial.seed for trial in trials.trials} - {None})]
@@ -274,7 +276,7 @@ def _factors(trials: Trials) -> dict[str, list[str]]:
 def _provenance(study: _Study) -> dict[str, Any]:
     """The commands, versions and time that made the page."""
     return {
-        "command": _command(study.sources, study.where),
+        "command": study.command,
         "sweeps": [(_title(path), command) for path in study.sources if (command := sweep_command(Path(path)))],
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "versions": f"stability {__version__}, torch {version('torch')}, scipy {version('scipy')}",
@@ -303,9 +305,13 @@ def _place(source: str | Path, name: str) -> Path:
     return (Path(source) if Path(source).is_dir() else Path(source).parent) / f"{name}.html"
 
 
-def _command(sources: Sequence[str | Path], where: Mapping[str, Level]) -> str:
+def _command(
+    sources: Sequence[str | Path], where: Mapping[str, Level], given: Mapping[str, str | None], names: Mapping[str, str]
+) -> str:
     shown = [str(source) if _is_experiment(source) else short_path(Path(source)) for source in sources]
     chosen = [word for name, level in where.items() for word in ("--where", override(name, level))]
+    chosen += [word for option, value in given.items() if value for word in (option, value)]
+    chosen += [word for signal, name in names.items() for word in ("--map", f"{signal}={name}")]
     return shlex.join(["python", "-m", "stability.report", *shown, *chosen])
 
 

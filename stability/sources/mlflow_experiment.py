@@ -1,7 +1,7 @@
 """The runs of an MLflow experiment, whatever program logged them. Trials of ours are read back as they were."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -38,13 +38,13 @@ def tasks(experiment: str, uri: str | None, names: Mapping[str, str]) -> list[Ta
 
 
 def _task(run: StoredRun, store: str, names: Mapping[str, str]) -> Task:
-    found = Run(run.name, run.params, partial(_read, run.id, store, names), page=run.page)
+    found = Run(run.name, run.params, partial(_read, run.id, run.metrics, store, names), page=run.page)
     return Task(found.task.place, partial(_trial_of_ours, run, found)) if run.params.keys() >= _OURS else found.task
 
 
-def _read(run_id: str, store: str, names: Mapping[str, str]) -> Recording:
+def _read(run_id: str, metrics: Sequence[str], store: str, names: Mapping[str, str]) -> Recording:
     with naming(names):
-        return read_metrics("it", history_of(run_id, store))  # as messages call it: the same for all such runs
+        return read_metrics("it", history_of(run_id, metrics, store))  # as messages call it: the same for all such runs
 
 
 def _trial_of_ours(run: StoredRun, found: Run) -> Trial:

@@ -6,7 +6,7 @@ A store in a sqlite file is read as the database that it is: MLflow's own functi
 import math
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -48,6 +48,7 @@ class StoredRun:
         parent: The id of its parent; empty if it has none.
         params: Its parameters, as text.
         tags: Its tags.
+        metrics: The names of its metrics.
         page: The address of its page.
     """
 
@@ -57,6 +58,7 @@ class StoredRun:
     parent: str
     params: dict[str, str]
     tags: dict[str, str]
+    metrics: tuple[str, ...]
     page: str
 
 
@@ -81,8 +83,13 @@ def runs_of(experiment: str, uri: str | None) -> tuple[str, list[StoredRun]]:
     return uri, _runs_on_server(uri, experiment)
 
 
-def history_of(run_id: str, uri: str) -> list[tuple[str, int, float]]:
-    """Read all metrics of a run: (metric, step, value) in the order of logging.
+def history_of(run_id: str, metrics: Sequence[str], uri: str) -> list[tuple[str, int, float]]:
+    """Read the metrics of a run: (metric, step, value) in the order of logging.
+
+    Args:
+        run_id: Its id.
+        metrics: The names of its metrics. A server is asked for each.
+        uri: The address of the store.
 
     Raises:
         StabilityError: They cannot be read.
@@ -90,7 +97,6 @@ def history_of(run_id: str, uri: str) -> list[tuple[str, int, float]]:
     if not is_sqlite(uri):
         with _failing(f"run {run_id}", uri), quiet():
             client = _client(uri)
-            metrics = client.get_run(run_id).data.metrics
             logged = [m for name in metrics for m in client.get_metric_history(run_id, name)]
             logged.sort(key=lambda metric: (metric.timestamp, metric.step))
             return [(metric.key, metric.step, _value(metric.value)) for metric in logged]
@@ -117,7 +123,7 @@ def _runs_in_file(path: Path, experiment: str) -> list[StoredRun]:
             f"SELECT run_uuid, name, status FROM runs r {where} ORDER BY start_time, run_uuid",
             [experiments[experiment]],
         ).fetchall()
-        pairs: dict[str, dict[str, dict[str, str]]] = {"params": {}, "tags": {}}
+        pairs: dict[str, dict[str, dict[str, str]]] = {"params": {}, "tags": {}, "latest_metrics": {}}
         for table, found in pairs.items():
             for run_id, key, value in database.execute(
                 f"SELECT run_uuid, key, value FROM {table} JOIN runs r USING (run_uuid) {where}",
@@ -126,6 +132,7 @@ def _runs_in_file(path: Path, experiment: str) -> list[StoredRun]:
                 found.setdefault(run_id, {})[key] = value
     return [
         _run(run_id, name, status, pairs["params"].get(run_id, {}), pairs["tags"].get(run_id, {}),
+             pairs["latest_metrics"].get(run_id, {}),
              f"{LOCAL_PAGE}/#/experiments/{experiments[experiment]}/runs/{run_id}")
         for run_id, name, status in rows
     ]  # fmt: skip
@@ -146,17 +153,23 @@ def _runs_on_server(uri: str, experiment: str) -> list[StoredRun]:
             found += page
     address = f"{uri}/#/experiments/{quote(known.experiment_id)}/runs/"
     return [
-        _run(run.info.run_id, run.info.run_name, run.info.status, run.data.params, run.data.tags,
+        _run(run.info.run_id, run.info.run_name, run.info.status, run.data.params, run.data.tags, run.data.metrics,
              address + run.info.run_id)
         for run in found
     ]  # fmt: skip
 
 
 def _run(
-    run_id: str, name: str | None, status: str, params: dict[str, str], tags: dict[str, str], page: str
+    run_id: str,
+    name: str | None,
+    status: str,
+    params: dict[str, str],
+    tags: dict[str, str],
+    metrics: Iterable[str],
+    page: str,
 ) -> StoredRun:
     known = name or tags.get("mlflow.runName") or run_id
-    return StoredRun(run_id, known, status, tags.get("mlflow.parentRunId", ""), params, tags, page)
+    return StoredRun(run_id, known, status, tags.get("mlflow.parentRunId", ""), params, tags, tuple(metrics), page)
 
 
 def _no_experiment(experiment: str, names: list[str]) -> StabilityError:

@@ -73,7 +73,9 @@ def test_a_hydra_app_has_its_page(tmp_path: Path) -> None:
 def test_an_mlflow_experiment_gives_the_same_answer(tmp_path: Path, store: str) -> None:
     report = write_report(["mlflow:speech"], claims=None, out=tmp_path / "page.html", uri=store)
     assert_names_the_pair(report)
-    assert 'href="http://127.0.0.1:5000/#/experiments/1/runs/' in report.page.read_text()
+    page = report.page.read_text()
+    assert 'href="http://127.0.0.1:5000/#/experiments/1/runs/' in page
+    assert f"python -m stability.report mlflow:speech --uri {store}" in page
 
 
 def test_the_command_line_takes_several_sources_and_says_what_they_cannot_tell(
@@ -223,7 +225,7 @@ def write_rows(folder: Path, runs: Sequence[MadeRun], settings: Callable[[int, M
     """Write a table with other settings than those of the runs, and the logs beside it."""
     for number, run in enumerate(runs):
         write_log(folder / "logs" / f"{number}.csv", run)
-    made = [settings(number, run) | {"log": f"logs/{number}.csv"} for number, run in enumerate(runs)]
+    made = [{**settings(number, run), "log": f"logs/{number}.csv"} for number, run in enumerate(runs)]
     names = [*dict.fromkeys(name for row in made for name in row)]
     return write_csv(folder / "runs.csv", names, ([row.get(name) for name in names] for row in made))
 
