@@ -302,7 +302,7 @@ def test_a_running_sweep_with_crashed_trials_is_reported(tmp_path: Path) -> None
     assert "2 trials in study have no verdict yet, 1 of them because of a crash" in page.text
     assert "python -m stability.train --multirun experiment=phase seed=0,1" in page.text
     again = write_report([study], claims=None)  # the report's own folder is no trial
-    assert Page(again.page.read_text()).tables["Left out"] == page.tables["Folders left out"]
+    assert Page(again.page.read_text()).tables["Left out"] == page.tables["Left out"]
 
 
 def test_a_study_without_finished_trials_is_reported(tmp_path: Path) -> None:
