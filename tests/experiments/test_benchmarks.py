@@ -35,6 +35,12 @@ def test_benchmark_of_the_engines(cli: CommandLine) -> None:
     assert "nan" not in out
 
 
+def test_benchmark_of_reports_on_runs_that_exist(cli: CommandLine) -> None:
+    out = run_benchmark(cli, "runs_speed", "--runs", "40", "--readings", "20")
+    assert "40 runs with 20 readings" in out
+    assert [word for word in ("table", "hydra", "mlflow") if f" {word} " in out] == ["table", "hydra", "mlflow"]
+
+
 def run_benchmark(cli: CommandLine, module: str, *arguments: str) -> str:
     """Run a benchmark and return what it prints."""
     command = [sys.executable, "-m", f"experiments.benchmarks.{module}", *arguments]

@@ -17,9 +17,9 @@ from tests.support.commandline import CommandLine
 from tests.support.mlflow_runs import store_uri
 
 CLAIMS = (
-    "compare: {lr: [0.01, 30.0]}, response: healthy, expect: lower",
-    "compare: {epsilon: [1e-8, 0.1]}, response: norm_spike, expect: lower",
-    "where: {lr: 0.01}, expect: {all: stable}",
+    "compare: {schedule.lr_max: [0.01, 30.0]}, response: healthy, expect: lower",
+    "compare: {optimizer.epsilon: [1e-8, 0.1]}, response: norm_spike, expect: lower",
+    "where: {schedule.lr_max: 0.01}, expect: {all: stable}",
 )
 SWEEP = ("--multirun", "study=gone", "schedule.lr_max=0.01,30.0", "optimizer.epsilon=1e-8,0.1", "seed=0,1")
 
