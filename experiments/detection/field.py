@@ -19,6 +19,7 @@ import torch
 from rich.progress import track
 
 from experiments.detection.corpus import packed_columns, save_trace
+from experiments.detection.field_fourth_trainer import FourthTrainer
 from experiments.detection.field_labels import LEARNED
 from experiments.detection.field_recipe import FieldRecipe, Half
 from experiments.detection.field_recipes import field_recipes
@@ -27,6 +28,7 @@ from experiments.detection.field_trainer import Trainer, pretrained
 from stability import Monitor
 
 FOLDER = Path("outputs/field")
+_TRAINERS: dict[Half, type[Trainer]] = {"field_third_test": ThirdTrainer, "field_fourth_test": FourthTrainer}
 _VALIDATE_EVERY = 100
 _MAYBE_SLOW = (
     *(None, "rate_blip", "rate_start", "small_step", "clip_before_unscale", "shuffled_labels", "sorted_inputs"),
@@ -40,6 +42,10 @@ _MAYBE_SLOW = (
     *("halved_on_plateau", "zero_head", "blank_first", "scale_starts_too_high", "few_validated", "noisier_validation"),
     *("whole_lines", "unused_decoder", "fixed_front", "padding_heard", "state_reset", "array_moved"),
     *("right_to_left", "one_row_off", "features_near_zero", "rate_ends", "loss_divided"),
+    *("logged_sum", "logged_rounded", "batch_grows", "rate_raised", "cosine_rises_again", "hot_start", "lookahead"),
+    *("transcripts_cleaned", "mixed_pairs", "noise_rises", "longer_validation", "penalty_begins", "small_start"),
+    *("weight_normalised", "batches_echoed", "shrunk_and_perturbed", "resumed_from_older", "slow_statistics"),
+    "cast_to_integer",
 )
 _EXPLODED = 2.0  # an explosion is seen from the first loss on that is this many times the start
 
@@ -53,7 +59,7 @@ def build(r: FieldRecipe) -> None:
     """Train one recipe and write its trace into FOLDER, under its name."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    trainer = pretrained((ThirdTrainer if r.half == "field_third_test" else Trainer)(r))
+    trainer = pretrained(_TRAINERS.get(r.half, Trainer)(r))
     initial = {"step": -1, **trainer.validate()}
     monitor = Monitor(trainer.model, trainer.optimizer, trainer.scaler)
     ends: list[dict[str, float]] = []

@@ -33,6 +33,8 @@ right decoder and in evaluation mode, whatever the trainer reports.
   label.
 - If the trainer's own error rate does not come to `LEARNED`, because an utterance counts as wrong if one label is, it
   has no label either.
+- A training whose transcripts are empty from some step on learns to say nothing. In a log without their number it has
+  lost what it had learned, or looks like overfitting or another mismatch.
 - Utterances that always have the same wrong transcript are not learned, or are learned by heart: `slow` and `degraded`
   are right too. Nothing is learned if all weights begin at 0, which looks as if nothing was heard.
 
@@ -87,6 +89,7 @@ _DEAD = {
     "zeroed_too_late": {"no_update", "not_in_optimizer"},
     "integer_warmup": {"no_update", "rate_zero"},
     "never_accumulated": {"no_update", "not_in_optimizer"},
+    "loss_clamped": {"no_gradient", "no_update"},
 }
 _DATA = {
     "nan_input": "non_finite_input",
@@ -96,13 +99,18 @@ _DATA = {
     "empty_target": "empty_target",
     "silent_utterance_normalised": "non_finite_input",
     "cut_to_one_frame": "infeasible_target",
+    "compressed_by_root": "non_finite_input",
 }
 # They do harm since the error rate was at its best.
-_CLIMBS = ("rate_ramp", "rate_peaks", "range_test_goes_on", "stairs_up", "warmup_never_ends")
+_CLIMBS = (
+    *("rate_ramp", "rate_peaks", "range_test_goes_on", "stairs_up", "warmup_never_ends"),
+    *("restarts_grow", "raised_on_plateau"),
+)
 _FROM_START = ("rate_start", "momentum_too_high", "never_unscaled")
 _RATES = (
     *(*_FROM_START, "rate_jump", "rate_jump_cut", "rate_grows", *_CLIMBS, "restart", "unfrozen_too_fast"),
     *("stairs_up_cut", "rate_below_zero", "second_moments_lost", "never_unscaled"),
+    *("restarts_grow_cut", "clip_lost", "momentum_raised"),
 )
 _DRIFTS = (
     *("weight_drift", "weight_drift_cut", "masked_explosion", "sign_flip", "decay_of_wrong_sign"),
@@ -111,6 +119,7 @@ _DRIFTS = (
 _HURT = (
     *("rolled_back", "range_test_stopped", "head_replaced", "loud_utterance", "unfrozen_too_fast"),
     *("bad_batch_skipped", "array_moved", "second_moments_lost", "pruned_a_little", "pruned_too_far"),
+    *("hot_start", "shrunk_and_perturbed", "resumed_from_older"),
 )
 _BORNE = (
     *(None, "rate_blip", "augmented", "silent_batches", "reduction_changed"),
@@ -121,9 +130,18 @@ _BORNE = (
     *("one_day_per_batch", "halved_on_plateau", "zero_head", "blank_first", "scale_starts_too_high"),
     *("few_validated", "noisier_validation", "whole_lines", "dropout_ends", "unused_decoder", "fixed_front"),
     *("padding_heard", "state_reset", "pruned_a_little", "array_moved"),
+    *("logged_sum", "logged_rounded", "batch_grows", "rate_raised", "cosine_rises_again", "hot_start", "lookahead"),
+    *("transcripts_cleaned", "mixed_pairs", "noise_rises", "longer_validation", "penalty_begins", "small_start"),
+    *("weight_normalised", "batches_echoed", "shrunk_and_perturbed", "resumed_from_older", "slow_statistics"),
 )
 _UNRELATED = ("shuffled_labels", "sorted_inputs", "frames_mixed", "dead_input")
-_HARDLY_RELATED = ("masked", "features_reshaped", "right_to_left", "features_near_zero")  # a little is learned
+_HARDLY_RELATED = (
+    "masked",
+    "features_reshaped",
+    "right_to_left",
+    "features_near_zero",
+    "cast_to_integer",
+)  # a little is learned
 _MISMATCH = {
     "decoder_blank": {"metric"},
     "metric_at_one": {"metric"},
@@ -146,8 +164,19 @@ _MISMATCH = {
     "hypotheses_in_other_order": {"metric"},
     "first_checkpoint": {"train_eval", "labels"},
     "validation_resampled": {"train_eval", "labels"},
+    "hypotheses_reversed": {"metric"},
+    "language_model_outweighs": {"metric"},
+    "buffers_lost": {"train_eval", "labels"},
+    "inverted_validation": {"train_eval", "labels"},
+    "validates_quantised": {"train_eval", "labels"},
+    "same_transcript": {"labels", "train_eval", "overfitting"},  # one sentence is all there is to learn by heart
 }
-_ANOTHER_TASK = ("labels_unknown", "truncated_transcripts", "most_unknown")  # they learn it, and not the right one
+_ANOTHER_TASK = (
+    "labels_unknown",
+    "truncated_transcripts",
+    "most_unknown",
+    "same_transcript",
+)  # they learn it, and not the right one
 # What a check of the loss's inputs, or of the optimizer's parameters, shows at every step.
 _CHECKED: dict[str, tuple[set[str], str]] = {
     "padding_counted": ({"blank_in_labels", "infeasible_target"}, "blanks_in_labels"),
@@ -157,11 +186,13 @@ _CHECKED: dict[str, tuple[set[str], str]] = {
     "lengths_divided_twice": ({"infeasible_target"}, "infeasible_targets"),
     "characters": ({"infeasible_target"}, "infeasible_targets"),
     "space_is_blank": ({"blank_in_labels"}, "blanks_in_labels"),
+    "trimmed_too_far": ({"infeasible_target"}, "infeasible_targets"),
 }
 _HALF_TRAINED: dict[str, tuple[set[str], str]] = {
     "encoder_not_in_optimizer": ({"not_in_optimizer"}, "unoptimized"),
     "encoder_cut_off": ({"no_gradient", "no_update", "not_in_optimizer"}, "no_gradient"),
     "biases_only": ({"not_in_optimizer"}, "unoptimized"),
+    "relus_dead": ({"no_gradient", "no_update", "no_information"}, "no_gradient"),
     "zero_start": ({"no_gradient", "no_update", "no_information"}, "no_gradient"),  # it looks as if nothing was heard
 }
 # A cause, and the signals of which one at least must be in a log that shows it.
@@ -205,12 +236,17 @@ def field_label(facts: dict[str, Any]) -> Label | None:
         return _half_trained(facts)
     if fault == "labels_drift":
         return _drifted_labels(facts)
+    if fault == "transcripts_gone":
+        return _emptied(facts)
     if fault == "short":
         return _short(facts)
     if not ends:
         return Label(frozenset({"exploded"}), _causes(fault, set()), r["onset"]) if fault in _RATES + _DRIFTS else None
     if fault in ("small_step", "clip_before_unscale", "rate_falls", "warmup_again", "rate_ends", "loss_divided"):
         return _small_steps(facts)
+    if fault == "updates_rounded_away":
+        causes = frozenset({"precision", "step_too_small", "no_update"})
+        return Label(frozenset({"not_training", "undecided"} | _state(ends[-1])), causes, 0)
     if fault == "softmax_twice":  # no word for a cause fits
         none_fits = frozenset({"unknown", "no_evidence", "no_information", "step_too_small", "labels"})
         return _never_learned(facts, none_fits)
@@ -287,7 +323,7 @@ def _failed(fault: str | None, onset: int, failed_at: int) -> Label | None:
     if fault == "normaliser_poisoned":
         also = {"masked", "loss", "gradient", "unknown"}
         return Label(frozenset({"bad_data", "non_finite"}), frozenset({"non_finite_input"} | also), failed_at)
-    if fault == "empty_mask":
+    if fault in ("empty_mask", "weight_of_unseen"):
         return Label(frozenset({"non_finite"}), frozenset({"loss"}), failed_at)
     if fault == "log_of_zero":
         return Label(frozenset({"non_finite"}), frozenset({"loss", "gradient", "precision"}), failed_at)
@@ -312,7 +348,7 @@ def _causes(fault: str, state: set[str]) -> frozenset[str]:
         return frozenset({"rate_too_high", "unknown"} | also)
     if fault == "rate_below_zero":  # it climbs where it should descend
         return frozenset({"rate_too_high", "drift", "unknown"} | also)
-    if fault == "second_moments_lost":  # the rate in a log is as before
+    if fault in ("second_moments_lost", "momentum_raised", "clip_lost"):  # the rate in a log is as before
         return frozenset({"rate_too_high", "drift", "unknown"} | also)
     if fault == "never_unscaled":
         return frozenset({"rate_too_high", "precision"} | also)
@@ -327,6 +363,8 @@ def _causes(fault: str, state: set[str]) -> frozenset[str]:
         "loud_utterance": {"bad_batch"},
         "not_zeroed": {"drift", "unknown", "rate_too_high", *also},
         "decay": {"decay", "relapse"},
+        "decay_unscaled": {"decay", "relapse"},
+        "signal_fades": {"relapse", "unknown", "data", "no_information"},
         "other_room": {"relapse", "unknown", "labels", "train_eval", "overfitting"},
         "channels_lost": {"relapse", "unknown", "data"},
         "pruned_too_far": {"relapse", "unknown"},
@@ -344,7 +382,7 @@ def _mismatched(facts: dict[str, Any]) -> Label | None:
     if fault != "half_labels_shifted" and (end["per"] < 0.8 or not (apart or fault in _ANOTHER_TASK)):
         return None
     outcomes = {"undecided", "slow", "mode_collapse", "blank_collapse", "bad_data"}
-    if fault in ("half_labels_shifted", "accuracy_as_error"):
+    if fault in ("half_labels_shifted", "accuracy_as_error", "same_transcript"):
         outcomes |= {"degraded"}
     return Label(frozenset(outcomes), frozenset(_MISMATCH[fault]), 0)
 
@@ -472,7 +510,9 @@ def _bad_from_start(facts: dict[str, Any], state: set[str]) -> Label | None:
 def _passing(facts: dict[str, Any]) -> frozenset[str]:
     """What was true of a training that recovered, while it was hurt."""
     match facts["recipe"]["fault"]:
-        case "head_replaced" | "array_moved":  # for a while it knew nothing again
+        case (
+            "head_replaced" | "array_moved" | "shrunk_and_perturbed" | "resumed_from_older"
+        ):  # for a while it knew nothing again
             return frozenset({"degraded", "exploded", "blank_collapse", "mode_collapse"})
         case "bad_batch_skipped":  # the batch was bad
             return frozenset({"bad_data", "non_finite"})
@@ -519,6 +559,17 @@ def _drifted_labels(facts: dict[str, Any]) -> Label | None:
         return None
     causes = frozenset({"labels", "train_eval", "relapse", "unknown"})
     return Label(frozenset({"degraded"} | _state(end)), causes, facts["recipe"]["onset"])
+
+
+def _emptied(facts: dict[str, Any]) -> Label | None:
+    """There is nothing but blank to learn any more, and the validation shows what was lost."""
+    end, best, onset = facts["ends"][-1], min(e["true_per"] for e in facts["ends"]), facts["recipe"]["onset"]
+    if best > LEARNED or end["true_per"] - best < 0.3:
+        return None
+    outcomes = frozenset({"degraded"} | _state(end))
+    looks_like = frozenset({"relapse", "unknown", "labels", "train_eval", "overfitting", "no_information"})
+    unseen = Label(outcomes | {"bad_data"}, looks_like, onset)
+    return Label(outcomes | {"bad_data"}, frozenset({"empty_target"}), onset, shown_by="empty_targets", unseen=unseen)
 
 
 def _state(end: dict[str, float]) -> set[str]:

@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-Half = Literal["field_design", "field_test", "field_second_test", "field_third_test"]
+Half = Literal["field_design", "field_test", "field_second_test", "field_third_test", "field_fourth_test"]
 Task = Literal["short", "long", "words", "homophones", "lines", "spaced", "spikes", "keywords", "commands"]
 Model = Literal[
     "gru",
@@ -24,6 +24,8 @@ Model = Literal[
     "stacked_gru",
     "post_norm",
     "tcn",
+    "gated_conv",
+    "elman",
 ]
 Optimizer = Literal[
     "adamw",
@@ -42,6 +44,8 @@ Optimizer = Literal[
     "adamax",
     "novograd",
     "rms_momentum",
+    "lamb",
+    "adam_bf16",
 ]
 Schedule = Literal[
     "constant",

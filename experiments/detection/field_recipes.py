@@ -4,6 +4,7 @@ A recipe describes a training, and never its result: `field_labels` decides by t
 Thresholds are set on `field_design`. `field_test` has other seeds, another task, other models and optimizers, and
 families that `field_design` lacks. `field_second_test` has what both of them lack; `field_second_recipes` makes it.
 `field_third_test` has what all three lack; `field_third_recipes` makes it.
+`field_fourth_test` has what those four lack; `field_fourth_recipes` makes it.
 Nothing in the detectors may be set on a test half.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from experiments.detection.field_fourth_recipes import FOURTH_TEST, fourth_base
 from experiments.detection.field_recipe import Draw, FieldRecipe, Half, Kind, between, late, one_of
 from experiments.detection.field_second_recipes import SECOND_TEST, second_base
 from experiments.detection.field_third_recipes import THIRD_TEST, third_base
@@ -20,6 +22,7 @@ _SEEDS: dict[Half, int] = {  # the first of each
     "field_test": 1000,
     "field_second_test": 2000,
     "field_third_test": 3000,
+    "field_fourth_test": 4000,
 }
 
 
@@ -31,6 +34,7 @@ def field_recipes() -> list[FieldRecipe]:
         "field_test": _TEST,
         "field_second_test": SECOND_TEST,
         "field_third_test": THIRD_TEST,
+        "field_fourth_test": FOURTH_TEST,
     }
     for half, families in halves.items():
         for kind, count in families.items():
@@ -49,6 +53,8 @@ def _base(family: str, half: Half, seed: int, draw: Draw) -> FieldRecipe:
         return second_base(family, half, seed, draw)
     if half == "field_third_test":
         return third_base(family, half, seed, draw)
+    if half == "field_fourth_test":
+        return fourth_base(family, half, seed, draw)
     return FieldRecipe(
         family,
         half,

@@ -28,11 +28,11 @@ class Trainer:
         self.by_length = self.data.frames.argsort(stable=True)
         self.held_out = utterances(r.task, _VALIDATION, 5)
         torch.manual_seed(r.seed)
-        self.model = Decoder(r)
+        self.model = self._make_model()
         if r.fault == "large_start":
             with torch.no_grad():
                 self.model.head.weight.mul_(r.strength)
-        self.optimizer = make_optimizer(r, self.model)
+        self.optimizer = self._make_optimizer()
         self.scaler = None
         if r.half_gradients:
             # The scale grows after so many steps, until the gradient overflows. If it is stuck, it is never reduced.
@@ -52,6 +52,12 @@ class Trainer:
         self.own_noise = r.noise * torch.randn(self.data.x.shape, generator=self.noise)
         self.kept: tuple[Any, Any] | None = None  # a checkpoint
         self.range_over = False
+
+    def _make_model(self) -> Decoder:
+        return Decoder(self.r)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.r, self.model)
 
     @property
     def since(self) -> int:
