@@ -84,7 +84,7 @@ def _cosine_rises_again(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 
 def _hot_start(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """The first steps have too high a rate."""
-    made = replace(_adam(r, draw), fault="hot_start", span=one_of(draw, 20, 60), strength=one_of(draw, 10.0, 30.0))
+    made = replace(_adam(r, draw), fault="hot_start", span=one_of(draw, 20, 40), strength=one_of(draw, 5.0, 10.0))
     return replace(made, model=one_of(draw, "lstm", "gated_conv"), warmup=1, schedule="cosine")
 
 
@@ -160,14 +160,14 @@ def _slow_statistics(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 
 def _recurrence_unclipped(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """A recurrence without gates, with SGD and without a limit of the gradient."""
-    made = replace(_sgd(r, between(draw, 2, 10)), fault="rate_start", model="elman", clip=None)
-    return replace(made, half_logits=draw.random() < 0.5)
+    made = replace(_sgd(r, between(draw, 3, 10)), fault="rate_start", model="elman", clip=None)
+    return replace(made, task=one_of(draw, "words", "lines"), half_logits=draw.random() < 0.5)
 
 
 def _signs_at_rate_of_sgd(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """Signs of gradients, at a rate that is usual for gradients."""
-    made = replace(r, optimizer="lion", lr=between(draw, 0.1, 0.5), fault="rate_start", schedule="constant")
-    return replace(made, model=one_of(draw, "gated_conv", "tcn"))
+    made = replace(r, optimizer="lion", lr=between(draw, 0.2, 1), fault="rate_start", schedule="constant")
+    return replace(made, task="words", model=one_of(draw, "gated_conv", "tcn"))
 
 
 def _clip_lost(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -201,7 +201,7 @@ def _momentum_raised(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 
 def _compressed_by_root(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """The root of features that can be negative."""
-    made = replace(r, fault="compressed_by_root", onset=one_of(draw, 0, 150, 640))
+    made = replace(_adam(r, draw), fault="compressed_by_root", onset=one_of(draw, 0, 150, 640))
     return replace(made, stop_after=one_of(draw, 5, 300))
 
 
@@ -241,9 +241,9 @@ def _signal_fades(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 def _one_day_recorded(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """There are few recordings, all of one day."""
     made = replace(
-        _adam(r, draw), task="spikes", fault="one_day_recorded", span=one_of(draw, 50, 80), fresh_noise=False
+        _adam(r, draw), task="spikes", fault="one_day_recorded", span=one_of(draw, 30, 40), fresh_noise=False
     )
-    return replace(made, weight_decay=0.0, units=40, schedule="constant", noise=0.9)
+    return replace(made, weight_decay=0.0, lr=3e-3, schedule="constant", noise=0.9)
 
 
 def _transcripts_gone(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -253,7 +253,8 @@ def _transcripts_gone(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 
 def _hypotheses_reversed(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """The metric has the hypotheses from right to left."""
-    return replace(_adam(r, draw), fault="hypotheses_reversed", task=one_of(draw, "words", "lines"))
+    made = replace(_adam(r, draw), fault="hypotheses_reversed", task=one_of(draw, "words", "lines"))
+    return replace(made, model=one_of(draw, "gated_conv", "tcn"))
 
 
 def _language_model_outweighs(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -263,7 +264,7 @@ def _language_model_outweighs(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 
 def _buffers_lost(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """Validation loads the parameters, and not batch norm's statistics."""
-    return replace(_adam(r, draw), fault="buffers_lost", model="deep_conv_norm")
+    return replace(_adam(r, draw), fault="buffers_lost", model="conv_norm", lr=3e-3)
 
 
 def _inverted_validation(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -289,7 +290,7 @@ def _rate_of_fine_tuning(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 
 def _trimmed_too_far(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """What is taken for silence is cut away, and with it most of the speech."""
-    made = replace(_adam(r, draw), fault="trimmed_too_far", strength=one_of(draw, 0.15, 0.2), zero_infinity=True)
+    made = replace(_adam(r, draw), fault="trimmed_too_far", strength=one_of(draw, 0.3, 0.4), zero_infinity=True)
     return replace(made, task=one_of(draw, "lines", "spikes"), model=one_of(draw, "tcn", "crnn"))
 
 

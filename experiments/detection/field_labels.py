@@ -566,8 +566,10 @@ def _emptied(facts: dict[str, Any]) -> Label | None:
     end, best, onset = facts["ends"][-1], min(e["true_per"] for e in facts["ends"]), facts["recipe"]["onset"]
     if best > LEARNED or end["true_per"] - best < 0.3:
         return None
-    outcomes = frozenset({"degraded"} | _state(end))
+    # If blank is so sure that the loss is 0, so is its gradient.
+    outcomes = frozenset({"degraded"} | _state(end) | ({"not_training"} if facts["end_loss"] == 0 else set()))
     looks_like = frozenset({"relapse", "unknown", "labels", "train_eval", "overfitting", "no_information"})
+    looks_like |= {"zero_loss", "no_gradient"} if facts["end_loss"] == 0 else set()
     unseen = Label(outcomes | {"bad_data"}, looks_like, onset)
     return Label(outcomes | {"bad_data"}, frozenset({"empty_target"}), onset, shown_by="empty_targets", unseen=unseen)
 
