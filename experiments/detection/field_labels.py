@@ -245,8 +245,8 @@ def field_label(facts: dict[str, Any]) -> Label | None:
     if fault in ("small_step", "clip_before_unscale", "rate_falls", "warmup_again", "rate_ends", "loss_divided"):
         return _small_steps(facts)
     if fault == "updates_rounded_away":
-        causes = frozenset({"precision", "step_too_small", "no_update"})
-        return Label(frozenset({"not_training", "undecided"} | _state(ends[-1])), causes, 0)
+        outcomes = frozenset({"not_training", "undecided"} | _state(ends[-1]))
+        return Label(outcomes, frozenset({"precision", "step_too_small", "no_update"}), 0)
     if fault == "softmax_twice":  # no word for a cause fits
         none_fits = frozenset({"unknown", "no_evidence", "no_information", "step_too_small", "labels"})
         return _never_learned(facts, none_fits)
