@@ -268,20 +268,21 @@ class Lamb(torch.optim.Optimizer):
     """Adam's direction, as long as the weights of its layer."""
 
     def __init__(self, parameters: Any, lr: float, weight_decay: float) -> None:
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+        super().__init__(parameters, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Move each weight."""
         for group in self.param_groups:
+            first, second = group["betas"]
             for p in (p for p in group["params"] if p.grad is not None):
                 state = self.state[p]
                 if not state:
                     state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
                 state["step"] += 1
-                mean = state["exp_avg"].lerp_(p.grad, 0.1) / (1 - 0.9 ** state["step"])
-                square = state["exp_avg_sq"].lerp_(p.grad.square(), 0.001) / (1 - 0.999 ** state["step"])
-                direction = mean / (square.sqrt() + 1e-6) + group["weight_decay"] * p
+                mean = state["exp_avg"].lerp_(p.grad, 1 - first) / (1 - first ** state["step"])
+                square = state["exp_avg_sq"].lerp_(p.grad.square(), 1 - second) / (1 - second ** state["step"])
+                direction = mean / (square.sqrt() + group["eps"]) + group["weight_decay"] * p
                 p.sub_(group["lr"] * p.norm().clamp(0.01, 10) / (direction.norm() + 1e-12) * direction)
 
 
