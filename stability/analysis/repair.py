@@ -1,0 +1,126 @@
+"""The race of the changes that may mend a failed training: a function of the outcomes so far.
+
+Changes are tried in waves of two on a first seed, in their order (see `remedies`), so a small one comes before a
+larger one. One that is healthy there is confirmed on fresh seeds, which were not used to choose it. If it fails on one
+of them, the race goes on. When all changes of single roles are spent, the most promising ones of different roles are tried
+together.
+
+Everything here is a function of the results so far, so a race that was stopped goes on where it was.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+from stability.analysis.remedies import Change
+
+_WAVE = 2  # changes that are tried at the same time
+_TOGETHER = 3  # roles of which the most promising changes are tried in pairs
+# Failures from near to far; others are farther.
+_ORDER = ("undecided", "degraded", "mode_collapse", "blank_collapse", "not_training")
+UNCHANGED = Change((), (), "as it was given")  # FAILED itself
+
+
+class Job(NamedTuple):
+    """A trial: FAILED with a change, and a seed."""
+
+    change: Change
+    seed: int
+
+
+class Result(NamedTuple):
+    """How a trial ended.
+
+    Attributes:
+        outcome: The outcome of its verdict; `crashed` if it has none; `invalid` if it is no valid configuration.
+        healthy: Whether it is healthy; None if that is not known.
+        error_rate: Of its last validation; NaN if none was recorded.
+        steps: The steps that it made.
+        folder: Where it is, or why it is invalid.
+    """
+
+    outcome: str
+    healthy: bool | None
+    error_rate: float
+    steps: int
+    folder: str
+
+
+Results = Mapping[Job, Result]
+
+
+@dataclass(frozen=True)
+class Race:
+    """What is known so far.
+
+    Attributes:
+        needed: The trials that are needed next; empty at the end.
+        confirming: The change that they are to confirm; None if they try changes for the first time.
+        answer: The smallest change that was healthy on the first seed and on all fresh ones; None if there is none yet.
+    """
+
+    needed: tuple[Job, ...]
+    confirming: Change | None = None
+    answer: Change | None = None
+
+
+def race(changes: Sequence[Change], results: Results, first: int, seeds: int) -> Race:
+    """Say what is known, and which trials are needed next.
+
+    Args:
+        changes: The changes of single roles, in the order in which to try them.
+        results: The trials that have ended.
+        first: The seed on which changes are tried first.
+        seeds: The number of fresh seeds on which one has to be healthy.
+    """
+    for wave in _waves(changes, results, first):
+        if untried := tuple(job for change in wave if (job := Job(change, first)) not in results):
+            return Race(untried)
+        for change in wave:
+            fresh = fresh_jobs(change, first, seeds)
+            if not all(results[job].healthy for job in (Job(change, first), *fresh) if job in results):
+                continue
+            if untried := tuple(job for job in fresh if job not in results):
+                return Race(untried, confirming=change)
+            return Race((), answer=change)
+    return Race(())
+
+
+def fresh_jobs(change: Change, first: int, seeds: int) -> list[Job]:
+    """Return the trials that confirm a change."""
+    return [Job(change, first + 1 + number) for number in range(seeds)]
+
+
+def next_best(answer: Change, results: Results, first: int) -> Change | None:
+    """Return the other change with the lowest error rate that was healthy on the first seed; None if there is none."""
+    others = {
+        job.change: result.error_rate
+        for job, result in results.items()
+        if job.seed == first and job.change not in (answer, UNCHANGED) and result.healthy
+    }
+    known = {change: rate for change, rate in others.items() if not math.isnan(rate)}
+    return min(known, key=known.__getitem__) if known else None
+
+
+def _waves(changes: Sequence[Change], results: Results, first: int) -> Iterator[Sequence[Change]]:
+    """The changes in the order in which they are tried. The last ones depend on the results of those before."""
+    for begin in range(0, len(changes), _WAVE):
+        yield changes[begin : begin + _WAVE]
+    ended = [change for change in changes if results[Job(change, first)].healthy is not None]
+    best: dict[tuple[str, ...], Change] = {}
+    for change in sorted(ended, key=lambda change: _distance(results[Job(change, first)])):
+        best.setdefault(change.roles, change)
+    for one, other in combinations([*best.values()][:_TOGETHER], 2):
+        yield [_together(one, other)]
+
+
+def _distance(result: Result) -> tuple[int, float, int]:
+    """How far a trial was from being healthy, for sorting."""
+    rank = 0 if result.healthy else _ORDER.index(result.outcome) + 1 if result.outcome in _ORDER else len(_ORDER) + 1
+    return rank, 1.0 if math.isnan(result.error_rate) else result.error_rate, -result.steps
+
+
+def _together(one: Change, other: Change) -> Change:
+    return Change((*one.settings, *other.settings), (*one.roles, *other.roles), f"{one.reason}; {other.reason}")

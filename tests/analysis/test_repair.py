@@ -1,0 +1,99 @@
+"""The race of changes: on simulated trainings whose boundary between healthy and failed is known."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from stability.analysis.remedies import Change, remedies
+from stability.analysis.repair import UNCHANGED, Job, Race, Result, next_best, race
+from stability.diagnosis.verdict import Verdict
+
+SETTINGS: dict[str, Any] = {"settings.lr": 3.0, "settings.eps": 1e-8, "settings.clip": None}
+TOO_HIGH = Verdict("exploded", "rate_too_high", evidence={})
+STABLE, EXPLODED = Result("stable", True, 0.1, 100, ""), Result("exploded", False, math.nan, 10, "")
+
+Training = Callable[[Mapping[str, Any], int], Result]
+
+
+def run(training: Training, settings: Mapping[str, Any] = SETTINGS, seeds: int = 2) -> tuple[Race, dict[Job, Result]]:
+    """Race the changes of simulated trainings to the end."""
+    changes = remedies(TOO_HIGH, settings, 1.0)
+    results: dict[Job, Result] = {}
+    while (found := race(changes, results, 0, seeds)).needed:
+        assert results.keys().isdisjoint(found.needed)
+        results |= {job: training({**settings, **dict(job.change.settings)}, job.seed) for job in found.needed}
+    return found, results
+
+
+def answer(found: Race) -> str:
+    return str(found.answer) if found.answer else ""
+
+
+def test_the_smallest_change_wins_and_is_confirmed_on_fresh_seeds() -> None:
+    found, results = run(lambda s, seed: STABLE if s["settings.lr"] < 2 else EXPLODED)
+    assert answer(found) == "settings.lr=1"
+    assert [job.seed for job in results if job.change == found.answer] == [0, 1, 2]
+    assert len(results) == 4, "two on the first seed, two to confirm"
+
+
+def test_a_larger_change_is_found_where_smaller_ones_fail() -> None:
+    found, results = run(lambda s, seed: STABLE if s["settings.lr"] < 0.2 else EXPLODED)
+    assert answer(found) == "settings.lr=0.1"
+    trainings = sum(result.steps for result in results.values()) / STABLE.steps
+    assert trainings < 4.5, "those that fail end early"
+
+
+def test_another_role_is_found() -> None:
+    found, _ = run(lambda s, seed: STABLE if s["settings.clip"] else EXPLODED)
+    assert answer(found) == "settings.clip=1"
+
+
+def test_what_is_healthy_by_chance_is_not_confirmed_and_the_race_goes_on() -> None:
+    def training(s: Mapping[str, Any], seed: int) -> Result:
+        return STABLE if s["settings.lr"] < 0.5 or (s["settings.lr"] < 2 and seed == 0) else EXPLODED
+
+    found, results = run(training)
+    assert answer(found) == "settings.lr=0.3"
+    assert Job(Change((("settings.lr", 1.0),), ("learning rate",), "steps are 3 times smaller"), 2) in results
+
+
+def test_two_roles_are_changed_together_when_none_helps_alone() -> None:
+    def training(s: Mapping[str, Any], seed: int) -> Result:
+        if s["settings.lr"] <= 1 and s["settings.clip"]:
+            return STABLE
+        return Result("undecided", False, 0.9, 100, "") if s["settings.lr"] <= 1 else EXPLODED
+
+    found, _ = run(training)
+    assert answer(found) == "settings.lr=1 settings.clip=1"
+
+
+def test_when_nothing_helps_the_race_ends_and_crashes_are_no_successes() -> None:
+    found, results = run(lambda s, seed: Result("crashed", None, math.nan, 0, ""))
+    assert not found.answer
+    assert {job.seed for job in results} == {0}
+    found, results = run(lambda s, seed: EXPLODED)
+    assert not found.answer
+    assert any(len(job.change.roles) == 2 for job in results)
+
+
+def test_the_race_goes_on_from_any_subset_of_its_results_as_if_it_had_not_been_stopped() -> None:
+    def training(s: Mapping[str, Any], seed: int) -> Result:
+        return STABLE if s["settings.lr"] < 0.2 else EXPLODED
+
+    found, results = run(training)
+    changes = remedies(TOO_HIGH, SETTINGS, 1.0)
+    known = dict([*results.items()][::2])
+    while (again := race(changes, known, 0, 2)).needed:
+        known |= {job: results[job] for job in again.needed}
+    assert again == found
+    assert known == results
+
+
+def test_the_next_best_is_the_healthy_change_with_the_lowest_error_rate() -> None:
+    def training(s: Mapping[str, Any], seed: int) -> Result:
+        return STABLE._replace(error_rate=s["settings.lr"] / 10) if s["settings.lr"] < 2 else EXPLODED
+
+    found, results = run(training)
+    assert found.answer
+    assert str(next_best(found.answer, results | {Job(UNCHANGED, 0): STABLE}, 0)) == "settings.lr=0.3"
+    assert next_best(found.answer, {}, 0) is None
