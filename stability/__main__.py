@@ -1,4 +1,4 @@
-"""The console command `stability`, and `python -m stability`: one command for the five doors."""
+"""The console command `stability`, and `python -m stability`: one command for the six doors."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from importlib import import_module
 _COMMANDS = {
     "train": "train one trial, or with --multirun a sweep of trials",
     "explain": "find the fewest settings that make one training fail where another works",
+    "repair": "find the smallest change of settings that mends a failed training",
     "report": "write what a study found into one page",
     "diagnose": "say what became of a training, from its log",
     "send": "send to MLflow what it does not have yet",

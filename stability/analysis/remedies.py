@@ -98,7 +98,7 @@ class _Case:
     def number(self, evidence: str) -> float:
         """Return a number of the evidence; NaN if it was not measured."""
         value = self.verdict.evidence.get(evidence)
-        return float(value) if is_number(value) else math.nan
+        return math.nan if value is None or isinstance(value, str) else value
 
     def numbers(self, role: str) -> dict[str, float]:
         """Return the settings of a role that are numbers above 0."""

@@ -2,8 +2,8 @@
 
 Changes are tried in waves of two on a first seed, in their order (see `remedies`), so a small one comes before a
 larger one. One that is healthy there is confirmed on fresh seeds, which were not used to choose it. If it fails on one
-of them, the race goes on. When all changes of single roles are spent, the most promising ones of different roles are tried
-together.
+of them, the race goes on. When all changes of single roles are spent, the most promising ones of different roles are
+tried together.
 
 Everything here is a function of the results so far, so a race that was stopped goes on where it was.
 """
@@ -86,6 +86,22 @@ def race(changes: Sequence[Change], results: Results, first: int, seeds: int) ->
                 return Race(untried, confirming=change)
             return Race((), answer=change)
     return Race(())
+
+
+def check_failed(results: Results, first: int) -> tuple[Job | None, str]:
+    """Say whether FAILED fails again: in two of at most three seeds.
+
+    Returns:
+        The trial that is needed next, if one is, and why there is nothing to repair; empty if there is.
+    """
+    known = [results[job] for seed in range(first, first + 3) if (job := Job(UNCHANGED, seed)) in results]
+    if any(result.healthy is None for result in known):
+        return None, "FAILED crashes, so nothing is known of its training."
+    healthy = sum(bool(result.healthy) for result in known)
+    if healthy == 2:
+        failed = f"and failed in {len(known) - healthy}" if len(known) > healthy else "and did not fail"
+        return None, f"FAILED is healthy in {healthy} of {len(known)} seeds, {failed}: there is little to repair."
+    return (None, "") if len(known) - healthy == 2 else (Job(UNCHANGED, first + len(known)), "")
 
 
 def fresh_jobs(change: Change, first: int, seeds: int) -> list[Job]:

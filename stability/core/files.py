@@ -39,6 +39,7 @@ MONITOR_RECORD, MONITOR_SIGNALS, MONITOR_STATE = "flight.json", "flight.csv", "f
 
 # In a study's folder.
 EXPLANATION = "explanation.json"  # what an explanation decides, and what it has found
+REPAIR = "repair.json"  # what a repair has tried and found
 REPORT = "report"  # the beginning of the names of its reports, and of the folders with their figures
 
 

@@ -16,6 +16,7 @@ BISECTIONS = ("BisectionSweeper", "AppBisection")
 SEARCHES = (
     *BISECTIONS,
     "ExplainSweeper",
+    "RepairSweeper",
     "ResumingSweeper",
     "OptunaSweeper",
 )  # sweepers that choose each trial by the outcomes so far

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from stability.core.files import ERROR, EXPLANATION, LOCK, VERDICT, short_path
+from stability.core.files import ERROR, EXPLANATION, LOCK, REPAIR, VERDICT, short_path
 from stability.core.locks import is_locked
 from stability.core.text import counted
 from stability.sweeps.progress import CRASHED, SweepProgress, crash_reason
@@ -53,6 +53,25 @@ def report_explanation(study: Path, *, tracked: bool, stopped: bool) -> None:
     written = write_explanation(study)
     if tracked:
         print(close_study(study, [written.page, study / EXPLANATION], " ".join(written.sentences), stopped=stopped))
+
+
+def report_repair(study: Path, *, tracked: bool, stopped: bool) -> None:
+    """Print what a repair has found, and send it to the tracker.
+
+    Args:
+        study: The folder.
+        tracked: Whether the study was opened in the tracker.
+        stopped: Whether Ctrl-C or SIGTERM ended it.
+    """
+    if not (study / REPAIR).exists():  # FAILED was refused
+        if tracked:
+            close_study(study, [], "", stopped=stopped)
+        return
+    from stability.reporting.repair import print_repair  # late, as it is needed only at the end
+
+    answer = print_repair(study)
+    if tracked:
+        print(close_study(study, [study / REPAIR], answer, stopped=stopped))
 
 
 def report_study(study: Path, claims: str | None, progress: SweepProgress, *, tracked: bool, stopped: bool) -> None:

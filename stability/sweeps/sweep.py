@@ -20,7 +20,7 @@ from stability.config.placeholders import uses_seed
 from stability.core.errors import CallbackError, StabilityError
 from stability.core.text import counted
 from stability.sweeps.bisection import BisectionSweeper
-from stability.sweeps.closing import list_missing, report_explanation, report_study
+from stability.sweeps.closing import list_missing, report_explanation, report_repair, report_study
 from stability.sweeps.dry_run import show_plan, show_search
 from stability.sweeps.explain import ExplainSweeper, question_of, show_question
 from stability.sweeps.hydra_internals import job_error
@@ -28,6 +28,7 @@ from stability.sweeps.jobs import InvalidJob, describe_job, list_invalid
 from stability.sweeps.launcher import StackedLauncher, is_stacked
 from stability.sweeps.plan import GridSweeper, Plan, make_plan
 from stability.sweeps.progress import SweepProgress
+from stability.sweeps.repair import RepairSweeper, patient_of, show_patient
 from stability.sweeps.search import ResumingSweeper, Search, find_search
 from stability.sweeps.sweep_trial import is_finished
 from stability.sweeps.until_ruled import note_on_seeds, spared_trials, stops_when_ruled
@@ -84,8 +85,10 @@ class Sweep(Callback):
             problems = [list_missing(self._progress, self._failed), _list_all_invalid([*planned, *self._invalid])]
             study, stopped = Path(config.hydra.sweep.dir), isinstance(ended_by, KeyboardInterrupt)
             try:
-                if _explains(config):
+                if _is_sweeper(config, ExplainSweeper):
                     report_explanation(study, tracked=self._tracked, stopped=stopped)
+                elif _is_sweeper(config, RepairSweeper):
+                    report_repair(study, tracked=self._tracked, stopped=stopped)
                 else:
                     report_study(study, config.sweep.claims, self._progress, tracked=self._tracked, stopped=stopped)
             except StabilityError as error:
@@ -117,17 +120,20 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
         from stability.analysis.claims import find_claims, read_claims  # late: SciPy takes a while
 
         read_claims(find_claims(cfg.sweep.claims))  # an error in the file has to show now, not after hours of training
-    for plugin in (GridSweeper, ResumingSweeper, BisectionSweeper, ExplainSweeper, StackedLauncher):
+    for plugin in (GridSweeper, ResumingSweeper, BisectionSweeper, ExplainSweeper, RepairSweeper, StackedLauncher):
         Plugins.instance().register(plugin)
     plan, search, until_ruled = make_plan(cfg), find_search(cfg), stops_when_ruled(cfg)
     if until_ruled and not plan:
         raise StabilityError("sweep.until=ruled is for grids: leave it out, or give hydra/sweeper=basic.")
     if plan:
         _report_invalid(plan, is_stacked(cfg.hydra.launcher), cfg.sweep.dry_run)
-    question = question_of(cfg) if _explains(cfg) else None
+    question = question_of(cfg) if _is_sweeper(cfg, ExplainSweeper) else None
+    patient = patient_of(cfg) if _is_sweeper(cfg, RepairSweeper) else None
     if cfg.sweep.dry_run:
         if question:
             show_question(question)
+        elif patient:
+            show_patient(patient)
         else:
             show_plan(plan, cfg.hydra.launcher) if plan else show_search(search, study)
         sys.exit(1 if plan and plan.invalid else 0)
@@ -148,8 +154,8 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
     return progress, not is_closed
 
 
-def _explains(cfg: DictConfig) -> bool:
-    return str(cfg.hydra.sweeper._target_).endswith(f".{ExplainSweeper.__name__}")
+def _is_sweeper(cfg: DictConfig, kind: type) -> bool:
+    return str(cfg.hydra.sweeper._target_).endswith(f".{kind.__name__}")
 
 
 def _report_invalid(plan: Plan, stacked: bool, dry_run: bool) -> None:

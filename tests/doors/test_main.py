@@ -9,7 +9,7 @@ import pytest
 from tests.support.commandline import CommandLine, run_module
 from tests.support.interpreters import EXTRAS, run_without_extras
 
-DOORS = ("train", "explain", "report", "diagnose", "send")
+DOORS = ("train", "explain", "repair", "report", "diagnose", "send")
 
 
 def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
@@ -31,6 +31,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
     [
         ("train", "== Configuration groups =="),
         ("explain", "usage: python -m stability.explain "),
+        ("repair", "usage: python -m stability.repair "),
         ("report", "usage: python -m stability.report "),
         ("diagnose", "usage: python -m stability.diagnose "),
         ("send", "usage: python -m stability.send "),

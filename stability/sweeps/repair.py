@@ -1,0 +1,385 @@
+"""A Hydra sweeper that finds the smallest change of settings that makes a failed training healthy: `hydra/sweeper=repair`.
+
+If FAILED is the folder of a trial, its verdict says what to try (see `stability.analysis.remedies`). If it is given as
+overrides, it is trained first, and once more to see that it fails again. Then the changes are raced (see
+`stability.analysis.repair`). Trials that are doomed end early: all faults end them, unless `diagnosis` is given.
+
+What is trained next depends on the outcomes so far alone, and these are read from the trials' folders. So an experiment
+that was killed and is started again trains no finished trial again. After each round it writes `repair.json`.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from hydra.core.utils import JobReturn
+from omegaconf import DictConfig, OmegaConf
+
+from stability.analysis.remedies import Change, no_setting_mends, remedies
+from stability.analysis.repair import UNCHANGED, Job, Race, Result, check_failed, next_best, race
+from stability.analysis.trial import Record, Trial, read_record
+from stability.analysis.trials import NoTrial, read_trial
+from stability.config.commandline import override_of
+from stability.config.hydra import read_config
+from stability.config.names import changes_result, flatten
+from stability.core.errors import StabilityError
+from stability.core.files import CONFIG, ERROR, REPAIR, short_path, write_atomically
+from stability.core.text import counted, load_json, plain
+from stability.diagnosis.finding import finite_readings
+from stability.diagnosis.verdict import FAULTS, Verdict
+from stability.sweeps.hydra_internals import BasicSweeper
+from stability.sweeps.jobs import PlannedTrial, compose_job
+from stability.sweeps.plan import check_count
+from stability.sweeps.question import _composed as composed
+from stability.sweeps.question import _last_of_each as last_of_each
+from stability.sweeps.question import _side_overrides as side_overrides
+
+_FOLLOWS = re.compile(r"\$\{[^:}]*\}")  # an interpolation of another setting; ${scaled:1000} is a number
+
+
+@dataclass(frozen=True)
+class Patient:
+    """FAILED.
+
+    Attributes:
+        given: As it was given.
+        overrides: What makes it, without the seed.
+        early: What ends its trials early.
+        settings: {dotted name: value} of its settings that follow no others.
+        first: The seed on which it failed, or is trained first.
+        verdict: Its verdict; None before it was trained.
+        typical_norm: The gradient norm that was usual before it failed; None if that is not known.
+    """
+
+    given: str
+    overrides: tuple[str, ...]
+    early: tuple[str, ...]
+    settings: Mapping[str, Any]
+    first: int
+    verdict: Verdict | None = None
+    typical_norm: float | None = None
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """The changes that may mend it; none before it was trained."""
+        return remedies(self.verdict, self.settings, self.typical_norm) if self.verdict else ()
+
+    def with_change(self, change: Change) -> list[str]:
+        """Return the overrides of FAILED with a change, without the seed and what ends trials early."""
+        return last_of_each([*self.overrides, *(override_of(*setting) for setting in change.settings)])
+
+
+class _Planned(NamedTuple):
+    """A trial that can be trained."""
+
+    overrides: list[str]
+    trial: PlannedTrial
+
+
+@dataclass
+class _Experiment:
+    """What was tried so far, to mend what."""
+
+    patient: Patient
+    seeds: int
+    results: dict[Job, Result] = field(default_factory=dict)
+    planned: dict[Job, _Planned] = field(default_factory=dict)
+    problem: str = ""  # why there is nothing to race
+
+    def race(self) -> Race:
+        return race(self.patient.changes, self.results, self.patient.first, self.seeds)
+
+
+class RepairSweeper(BasicSweeper):
+    """Find the smallest change of settings that makes FAILED healthy.
+
+    Args:
+        failed: FAILED: overrides, or the folder of a trial.
+        seeds: The number of fresh seeds in which a change has to be healthy.
+        trials: The experiment stops after so many trials, those of earlier runs included. None for no limit.
+        steps: It stops before its trials make more steps than this. None for no limit.
+        params: None: the sweeper chooses all values.
+    """
+
+    def __init__(
+        self,
+        failed: str | None,
+        seeds: int,
+        trials: int | None,
+        steps: int | None,
+        params: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(max_batch_size=None, params=params)
+        for name, value in (("trials", trials), ("steps", steps)):
+            check_count(f"hydra.sweeper.{name}", value, or_null=True)
+        check_count("hydra.sweeper.seeds", seeds)
+        self._seeds, self._trials, self._steps = seeds, trials, steps
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Race changes until one is confirmed, all are spent, or the budget is.
+
+        Raises:
+            StabilityError: No setting mends FAILED; or a trial has no verdict, as another process is training it.
+        """
+        assert self.config is not None
+        experiment = _Experiment(patient_of(self.config), self._seeds)
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        returns: list[Sequence[JobReturn]] = []
+        while needed := self._needed(experiment):
+            missing = [job for job in needed if not self._has_ended(experiment, job)]
+            batch = self._within_budget(experiment, missing)
+            if missing and not batch:
+                break
+            if batch:
+                print(f"round {len(returns) + 1}: {_what(experiment, batch)}", flush=True)
+                number = sum(map(len, returns))
+                overrides = [experiment.planned[job].overrides for job in batch]
+                returns.append(self._launch(overrides, number))
+                for job in batch:
+                    experiment.results[job] = _read_launched(experiment.planned[job].trial.folder)
+                _write(experiment, folder)
+        _write(experiment, folder)
+        if experiment.patient.verdict and (reason := why_hopeless(experiment.patient)):
+            raise StabilityError(reason)
+        return returns
+
+    def _launch(self, overrides: list[list[str]], number: int) -> Sequence[JobReturn]:
+        assert self.launcher is not None
+        return self.launcher.launch(overrides, initial_job_idx=number)
+
+    def _needed(self, experiment: _Experiment) -> Sequence[Job]:
+        """The trials that are needed next. Before the race, FAILED's own, if it was not given with its verdict."""
+        first = experiment.patient.first
+        if Job(UNCHANGED, first) in experiment.results or experiment.patient.verdict is None:
+            job, experiment.problem = check_failed(experiment.results, first)
+            self._learn_verdict(experiment)
+            if experiment.problem or (experiment.patient.verdict and why_hopeless(experiment.patient)):
+                return ()
+            if job:
+                return (job,)
+        return experiment.race().needed
+
+    def _learn_verdict(self, experiment: _Experiment) -> None:
+        """Take the verdict of the first seed in which FAILED has failed."""
+        if experiment.patient.verdict is not None:
+            return
+        for job in sorted((j for j in experiment.results if j.change == UNCHANGED), key=lambda job: job.seed):
+            if experiment.results[job].healthy is False:
+                folder = experiment.planned[job].trial.folder
+                experiment.patient = _with_verdict(experiment.patient, folder)
+                return
+
+    def _has_ended(self, experiment: _Experiment, job: Job) -> bool:
+        """Compose a trial, and read its result if it has one already, or if it is invalid."""
+        assert self.config is not None
+        patient = experiment.patient
+        overrides = last_of_each([*patient.with_change(job.change), *patient.early, f"seed={job.seed}"])
+        try:
+            experiment.planned[job] = _Planned(overrides, compose_job(self.config, overrides)[1])
+        except StabilityError as error:
+            if job.change == UNCHANGED:
+                raise
+            experiment.results[job] = Result("invalid", None, math.nan, 0, str(error))
+            return True
+        if not self.config.fresh and (result := _read(experiment.planned[job].trial.folder)):
+            experiment.results[job] = result
+        return job in experiment.results
+
+    def _within_budget(self, experiment: _Experiment, missing: Sequence[Job]) -> list[Job]:
+        """The first of the trials, as many as the budget allows."""
+        made = [result.steps for result in experiment.results.values() if result.outcome != "invalid"]
+        batch = [*missing]
+        if self._trials is not None:
+            batch = batch[: max(0, self._trials - len(made))]
+        if self._steps is not None:
+            left, affordable = self._steps - sum(made), []
+            for job in batch:
+                # Only the program of a command may know how many steps it makes: then, as many as the longest so far.
+                left -= experiment.planned[job].trial.steps or max(made, default=0)
+                if left >= 0:
+                    affordable.append(job)
+            batch = affordable
+        return batch
+
+
+def patient_of(cfg: DictConfig) -> Patient:
+    """Return what is to be repaired, checked before anything is written.
+
+    Args:
+        cfg: The configuration that Hydra composed for the whole sweep.
+
+    Raises:
+        StabilityError: FAILED is missing, invalid, unfinished, healthy or of a fault that no setting mends; or the
+            study's folder belongs to another one.
+    """
+    given, arguments = cfg.hydra.sweeper.failed, [*map(str, cfg.hydra.overrides.task)]
+    if not given:
+        raise StabilityError(
+            "What is to be repaired? Give overrides or the folder of a trial: python -m stability.repair 'lr=1'"
+        )
+    if any(word.partition("=")[0].lstrip("+") == "seed" for word in arguments):
+        raise StabilityError("repair chooses the seeds itself: remove seed=… from the command.")
+    words = last_of_each([*arguments, *side_overrides("FAILED", given, cfg, arguments)])
+    raw, trial = composed("FAILED", cfg, words)
+    own = {n: v for n, v in flatten(trial.config).items() if changes_result(n) and not _FOLLOWS.search(str(raw.get(n)))}
+    is_folder = Path(given).is_dir()
+    patient = Patient(
+        given=given,
+        overrides=tuple(words),
+        early=()
+        if any(word.startswith("diagnosis") for word in arguments)
+        else (override_of("diagnosis.stop_on", FAULTS),),
+        settings=own,
+        first=int(read_config(Path(given) / CONFIG)["seed"]) if is_folder else 0,
+    )
+    _refuse_other_patient(patient, Path(cfg.hydra.sweep.dir) / REPAIR)
+    if is_folder:
+        patient = _with_verdict(patient, Path(given))
+        if reason := why_hopeless(patient):
+            raise StabilityError(reason)
+    return patient
+
+
+def why_hopeless(patient: Patient) -> str:
+    """Return why no change of a setting is worth a trial; empty if one is."""
+    verdict = patient.verdict
+    assert verdict is not None
+    what = f"{verdict.outcome}{f', {verdict.cause}' if verdict.cause else ''}"
+    if no_setting_mends(verdict):
+        return f"FAILED: {what}. No setting mends this. {verdict.advice}"
+    if not patient.changes:
+        return (
+            f"FAILED: {what}. None of its settings has a name that tells that it could mend this, such as lr, epsilon, "
+            f"clip_norm, warmup_steps or weight_decay. {verdict.advice}"
+        )
+    return ""
+
+
+def show_patient(patient: Patient) -> None:
+    """Print what a repair would try."""
+    if patient.verdict is None:
+        print("FAILED is trained first, with two seeds: its verdict says what to try.")
+        return
+    print("FAILED:", *patient.verdict.lines(), sep="\n  ")
+    print(f"{counted(len(patient.changes), 'change')} may mend it, tried in this order:")
+    width = max(len(str(change)) for change in patient.changes)
+    for change in patient.changes:
+        print(f"  {change!s:<{width}}  {change.reason}")
+    print("A healthy one is confirmed on fresh seeds. Doomed trials end early.")
+
+
+def _with_verdict(patient: Patient, folder: Path) -> Patient:
+    """FAILED with the verdict of one of its trials."""
+    record = read_record(read_trial(folder))
+    if record.verdict is None:
+        raise StabilityError(f"The trial in {short_path(folder)} has no verdict that can be read.")
+    values = vars(patient) | {"verdict": record.verdict, "typical_norm": _typical_norm(record)}
+    return Patient(**values)
+
+
+def _typical_norm(record: Record) -> float | None:
+    """The median gradient norm before the failure began; None if none was recorded."""
+    assert record.verdict is not None
+    norms, onset = finite_readings(record.signals, "grad_norm"), record.verdict.onset_step
+    before = norms.values if onset is None else norms.up_to(onset - 1)
+    return float(np.median(before)) if len(before) else None
+
+
+def _refuse_other_patient(patient: Patient, file: Path) -> None:
+    try:
+        known = load_json(file.read_bytes())["overrides"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if known != [*patient.overrides]:
+        raise StabilityError(
+            f"{short_path(file)} is of another training. Give this one a folder of its own: study=OTHER."
+        )
+
+
+def _what(experiment: _Experiment, batch: Sequence[Job]) -> str:
+    """What a round is for."""
+    found = experiment.race()
+    if batch[0].change == UNCHANGED:
+        return f"FAILED with seed {batch[0].seed}"
+    if found.confirming:
+        return f"{found.confirming}, with {counted(len(batch), 'fresh seed')}"
+    return ", and ".join(str(job.change) for job in batch)
+
+
+def _read(folder: Path) -> Result | None:
+    """Read the trial in a folder; None if it has not ended, or crashed."""
+    if (folder / ERROR).exists():
+        return None
+    try:
+        trial = read_trial(folder)
+    except NoTrial:
+        return None
+    return Result(trial.outcome, trial.healthy, trial.per, _steps_of(trial), folder.name)
+
+
+def _steps_of(trial: Trial) -> int:
+    steps = read_record(trial).signals.steps
+    return int(steps[-1]) + 1 if len(steps) else 0
+
+
+def _read_launched(folder: Path) -> Result:
+    """Read the trial in a folder after it was launched."""
+    if result := _read(folder):
+        return result
+    if (folder / ERROR).exists():
+        return Result("crashed", None, math.nan, 0, folder.name)
+    raise StabilityError(
+        f"The trial in {short_path(folder)} has no verdict: another process is training it, or its process was killed. "
+        "Run the same command again: it goes on from there."
+    )
+
+
+def _write(experiment: _Experiment, folder: Path) -> None:
+    """Write what is known into the folder."""
+    content = json.dumps(plain(_as_json(experiment)), indent=1, allow_nan=False)
+    write_atomically(folder / REPAIR, content.encode())
+
+
+def _as_json(experiment: _Experiment) -> dict[str, Any]:
+    """What is known, for `repair.json`."""
+    patient, results = experiment.patient, experiment.results
+    found = experiment.race()
+    best = next_best(found.answer, results, patient.first) if found.answer else None
+    tried = dict.fromkeys(job.change for job in results)
+    return {
+        "failed": patient.given,
+        "overrides": [*patient.overrides],
+        "verdict": asdict(patient.verdict) if patient.verdict else None,
+        "problem": experiment.problem,
+        "finished": bool(experiment.problem or (patient.verdict and not found.needed)),
+        "seeds": experiment.seeds,
+        "first_seed": patient.first,
+        "answer": _change_json(patient, found.answer, results) if found.answer else None,
+        "next_best": _change_json(patient, best, results) if best else None,
+        "tried": [_change_json(patient, change, results) for change in tried],
+        "not_tried": [str(change) for change in patient.changes if change not in tried],
+        "cost": {
+            "trials": sum(result.outcome != "invalid" for result in results.values()),
+            "steps": sum(result.steps for result in results.values()),
+            "whole": max((result.steps for result in results.values()), default=0),
+        },
+    }
+
+
+def _change_json(patient: Patient, change: Change, results: Mapping[Job, Result]) -> dict[str, Any]:
+    jobs = sorted((job for job in results if job.change == change), key=lambda job: job.seed)
+    return {
+        "change": str(change),
+        "settings": dict(change.settings),
+        "roles": [*change.roles],
+        "reason": change.reason,
+        "overrides": patient.with_change(change),
+        "trials": [{"seed": job.seed} | results[job]._asdict() for job in jobs],
+    }
