@@ -1,6 +1,7 @@
 """What a repair has found, on the terminal. All is made of `repair.json`."""
 
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -112,8 +113,9 @@ def _steps(trials: Sequence[Found]) -> str:
 
 
 def _command(overrides: Sequence[str]) -> str:
+    """The command that trains with the change. What `stability.train` quotes itself is written as it is typed."""
     own = [word for word in overrides if not word.lstrip("+~").startswith(_OF_STUDY)]
-    return shlex.join([*TRAIN, *own])
+    return shlex.join([*TRAIN, *(re.sub(r"^(trainer\.\w+=)'([^'\\]*)'$", r"\1\2", word) for word in own)])
 
 
 def _capital(text: str) -> str:

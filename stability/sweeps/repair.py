@@ -1,4 +1,4 @@
-"""A Hydra sweeper that finds the smallest change of settings that makes a failed training healthy: `hydra/sweeper=repair`.
+"""A Hydra sweeper that finds the smallest change of settings that mends a failed training: `hydra/sweeper=repair`.
 
 If FAILED is the folder of a trial, its verdict says what to try (see `stability.analysis.remedies`). If it is given as
 overrides, it is trained first, and once more to see that it fails again. Then the changes are raced (see
@@ -230,12 +230,11 @@ def patient_of(cfg: DictConfig) -> Patient:
     raw, trial = composed("FAILED", cfg, words)
     own = {n: v for n, v in flatten(trial.config).items() if changes_result(n) and not _FOLLOWS.search(str(raw.get(n)))}
     is_folder = Path(given).is_dir()
+    ends_as_told = any(word.startswith("diagnosis") for word in arguments)
     patient = Patient(
         given=given,
         overrides=tuple(words),
-        early=()
-        if any(word.startswith("diagnosis") for word in arguments)
-        else (override_of("diagnosis.stop_on", FAULTS),),
+        early=() if ends_as_told else (override_of("diagnosis.stop_on", FAULTS),),
         settings=own,
         first=int(read_config(Path(given) / CONFIG)["seed"]) if is_folder else 0,
     )
