@@ -1,0 +1,132 @@
+"""Repairs on the real command line: of a program that nobody here touched, and of the decoder."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.commandline import CommandLine, wait_for
+from tests.support.programs import command, runs, write_program
+
+PROGRAM = ("trainer=command", command(), "trainer.log=log.csv")
+REPAIR = ("--multirun", "hydra/sweeper=repair", "hydra/launcher=stacked", "study=mend")
+
+
+@pytest.fixture(autouse=True)
+def _program(cli: CommandLine) -> None:
+    write_program(cli.folder)
+
+
+def asked(failed: str) -> tuple[str, ...]:
+    """The overrides that ask for a repair."""
+    return *REPAIR, f"hydra.sweeper.failed='{failed}'"
+
+
+def repair(cli: CommandLine) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((cli.folder / "outputs/mend/repair.json").read_text())
+    return found
+
+
+def trained(cli: CommandLine) -> list[int]:
+    """How often the program of each trial was started."""
+    return [len(runs(path.parent)) for path in cli.folder.glob("outputs/mend/*/command.json")]
+
+
+def test_the_smallest_change_is_found_confirmed_and_told_after_a_budget_too(cli: CommandLine) -> None:
+    out = cli.run(*asked("settings.lr=3"), *PROGRAM, "hydra.sweeper.trials=3").out
+    assert "It was stopped after 3 trials and" in out
+    assert not repair(cli)["finished"]
+
+    out = cli.run(*asked("settings.lr=3"), *PROGRAM).out
+    assert "settings.lr=0.3 mends it: it is healthy in 3 of 3 seeds, 2 of which were not used to choose it" in out
+    assert "--lr {lr} --seed {seed}' trainer.log=log.csv settings.lr=0.3\n" in out, "the command to train with it"
+    found = repair(cli)
+    assert found["finished"]
+    assert found["answer"]["settings"] == {"settings.lr": 0.3}
+    assert [trial["seed"] for trial in found["answer"]["trials"]] == [0, 1, 2]
+    assert [(one["change"], len(one["trials"])) for one in found["tried"]] == [
+        ("", 2),
+        ("settings.lr=1", 1),
+        ("settings.lr=0.3", 3),
+    ]
+    assert trained(cli) == [1] * 6, "none is trained again"
+
+    message = cli.refuse(*asked("settings.lr=4"), *PROGRAM)
+    assert "repair.json is of another training" in message
+    assert "study=OTHER" in message
+
+
+@pytest.mark.slow
+def test_it_goes_on_after_a_kill_as_if_there_had_been_none(cli: CommandLine) -> None:
+    killed = cli.fork(*asked("settings.lr=3"), *PROGRAM)
+    wait_for(lambda: len(trained(cli)) > 2, killed)
+    killed.kill()
+    killed.communicate()
+    out = cli.run(*asked("settings.lr=3"), *PROGRAM).out
+    assert "settings.lr=0.3 mends it" in out
+    assert len(trained(cli)) == repair(cli)["cost"]["trials"] == 6
+    written = (cli.folder / "outputs/mend/repair.json").read_bytes()
+    assert cli.run(*asked("settings.lr=3"), *PROGRAM).out.endswith(out[out.index("FAILED: ") :])
+    assert (cli.folder / "outputs/mend/repair.json").read_bytes() == written
+
+
+def test_a_training_that_does_not_fail_is_said_with_its_rate(cli: CommandLine) -> None:
+    out = cli.run(*asked("settings.lr=0.1"), *PROGRAM).out
+    assert "FAILED is healthy in 2 of 2 seeds, and did not fail: there is little to repair. This took 2 trials" in out
+
+
+@pytest.mark.slow
+def test_where_no_setting_helps_it_says_what_was_tried(cli: CommandLine) -> None:
+    text = (cli.folder / "train.py").read_text()
+    (cli.folder / "train.py").write_text(text.replace("given.lr < 1 ", "given.lr < 0.01 "))
+    out = cli.run(*asked("settings.lr=3"), *PROGRAM).out
+    assert "None of 4 changes mends it, so it is not for the lack of one of these alone: learning rate." in out
+    assert repair(cli)["answer"] is None
+
+
+def test_the_folder_of_a_trial_has_its_cause_so_nothing_is_trained_to_know_it(cli: CommandLine) -> None:
+    cli.run(*PROGRAM, "settings.lr=3", "seed=5")
+    folder = cli.trial()
+    of_folder = (*asked(str(folder)), *PROGRAM[:1])
+    out = cli.run(*of_folder, "sweep.dry_run=true").out
+    assert "exploded: unknown" in out
+    assert "4 changes may mend it, tried in this order:\n  settings.lr=1     steps are 3 times smaller\n" in out
+
+    verdict = json.loads((folder / "verdict.json").read_text())
+    wrong = {"outcome": "bad_data", "cause": "blank_in_labels", "advice": "Renumber the labels."}
+    (folder / "verdict.json").write_text(json.dumps(verdict | wrong))
+    assert "bad_data, blank_in_labels. No setting mends this. Renumber the labels." in cli.refuse(*of_folder)
+    (folder / "verdict.json").write_text(json.dumps(verdict | {"outcome": "stable", "cause": None}))
+    assert "is healthy" in cli.refuse(*of_folder)
+    assert not (cli.folder / "outputs/mend").exists()
+
+
+@pytest.mark.parametrize(
+    ("failed", "more", "part"),
+    [
+        ("aug=weaker", (), "FAILED is no valid configuration"),
+        ("nowhere", (), "FAILED: there is no folder nowhere"),
+        ("lr=1", ("seed=3",), "repair chooses the seeds itself: remove seed="),
+        ("lr=1", ("hydra.sweeper.seeds=0",), "hydra.sweeper.seeds=0: give a whole number of 1 or more"),
+    ],
+)
+def test_wrong_questions_are_refused(cli: CommandLine, failed: str, more: tuple[str, ...], part: str) -> None:
+    assert part in cli.refuse(*asked(failed), *more)
+    assert not (cli.folder / "outputs").exists()
+
+
+def test_without_failed_the_message_says_how_it_is_given(cli: CommandLine) -> None:
+    assert "Give overrides or the folder of a trial" in cli.refuse(*REPAIR)
+
+
+@pytest.mark.slow
+def test_a_decoder_whose_rate_is_too_high_learns_with_the_change(cli: CommandLine) -> None:
+    small = ("model.units=32", "batch.size=16", "steps=300", "optimizer=adam_default", "aug=weak")
+    data = ("data.synthetic.features=32", "data.synthetic.train_utterances=100")
+    cli.run(*asked("lr=1"), *small, *data)
+    found = repair(cli)
+    assert (found["verdict"]["outcome"], found["verdict"]["cause"]) == ("exploded", "rate_too_high")
+    assert found["answer"]["roles"] == ["learning rate"]
+    assert 0.001 < found["answer"]["settings"]["schedule.lr_max"] < 0.5
+    assert [trial["healthy"] for trial in found["answer"]["trials"]] == [True] * 3
+    assert all(one["trials"][0]["steps"] < 300 for one in found["tried"][:2]), "what explodes ends early"
