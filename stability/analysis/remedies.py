@@ -60,6 +60,7 @@ _LATE = 3.0  # times the warm-up: what begins later is not for the lack of a lon
 _NO_STEPS = ("epochs", "ratio", "fraction")  # ends of names of warm-ups that are not given in steps
 _FIRST_CLIP, _FIRST_WARMUP, _FIRST_RATIO = 1.0, 100, 0.1  # where there is none, and nothing was measured
 _FIRST_RATE, _FIRST_EPSILON, _FIRST_DECAY, _FIRST_NOISE = 1e-3, 1e-8, 0.01, 0.2
+_STRONG_DECAY = 0.3  # a weight decay from which on it is suspected, whatever was measured
 _MORE_DROPOUT, _MOST_DROPOUT = 0.2, 0.7
 _NORMAL_UPDATE = THRESHOLDS["collapsed"]["small_update"]  # over the size of the weights
 _MARGIN = 3.0  # by which updates may be smaller than that, and training still gets going
@@ -134,7 +135,7 @@ def remedies(verdict: Verdict, settings: Settings, typical_norm: float | None = 
     if no_setting_mends(verdict):
         return ()
     case = _Case(verdict, _by_role(settings), typical_norm)
-    likeliest, *others = _ladders(case)
+    likeliest, *others = [ladder for ladder in _ladders(case) if ladder] or [[]]
     # The two smallest changes of the likeliest role, then one of each other, then what is larger.
     ordered = [*likeliest[:2], *(one for ladder in others for one in ladder[:1]), *likeliest[2:]]
     ordered += [one for ladder in others for one in ladder[1:]]
@@ -187,10 +188,16 @@ def _ladders(case: _Case) -> Sequence[Ladder]:
         case "precision" | "gradient":
             return _precision(case), _first_epsilon(case)
         case "no_information":
-            return _either_rate(case), _less_noise(case), _larger_epsilon(case), _longer(case)
+            return *_unusual(case), _either_rate(case), _less_noise(case), _larger_epsilon(case), _longer(case)
     if case.verdict.outcome in ("exploded", "degraded", "non_finite"):
         return _lower_rate(case), _clip(case), _longer_warmup(case), _larger_epsilon(case), _precision(case)
-    return _either_rate(case), _smaller_epsilon(case), _clip(case), _longer(case)
+    return *_unusual(case), _either_rate(case), _smaller_epsilon(case), _clip(case), _longer(case)
+
+
+def _unusual(case: _Case) -> Sequence[Ladder]:
+    """Changes of settings whose values are suspicious, whatever the verdict says."""
+    strong = any(value >= _STRONG_DECAY for value in case.numbers("weight decay").values())
+    return _less_decay(case) if strong else [], _weaker_clip(case), _precision(case)
 
 
 def _lower_rate(case: _Case, by: Sequence[float] = (3, 10, 30, 100)) -> Ladder:
@@ -296,8 +303,8 @@ def _sum_loss(case: _Case) -> Ladder:
 
 def _less_decay(case: _Case) -> Ladder:
     decays = case.numbers("weight decay")
-    weaker = (_scaled(decays, 0.1), "the weights shrink"), (dict.fromkeys(decays, 0.0), "the weights shrink")
-    return _ladder("weight decay", weaker)
+    weaker = [*(_scaled(decays, factor) for factor in (0.1, 0.01)), dict.fromkeys(decays, 0.0)]
+    return _ladder("weight decay", ((values, "weights are decayed less") for values in weaker))
 
 
 def _more_decay(case: _Case) -> Ladder:

@@ -1,6 +1,6 @@
 """The race of the changes that may mend a failed training: a function of the outcomes so far.
 
-Changes are tried in waves of two on a first seed, in their order (see `remedies`), so a small one comes before a
+Changes are tried on a first seed, one or two at a time, in their order (see `remedies`), so a small one comes before a
 larger one. One that is healthy there is confirmed on fresh seeds, which were not used to choose it. If it fails on one
 of them, the race goes on. When all changes of single roles are spent, the most promising ones of different roles are
 tried together.
@@ -9,14 +9,14 @@ Everything here is a function of the results so far, so a race that was stopped 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
 
 from stability.analysis.remedies import Change
+from stability.analysis.tried import Tried
 
-_WAVE = 2  # changes that are tried at the same time
 _TOGETHER = 3  # roles of which the most promising changes are tried in pairs
 # Failures from near to far; others are farther.
 _ORDER = ("undecided", "degraded", "mode_collapse", "blank_collapse", "not_training")
@@ -30,25 +30,7 @@ class Job(NamedTuple):
     seed: int
 
 
-class Result(NamedTuple):
-    """How a trial ended.
-
-    Attributes:
-        outcome: The outcome of its verdict; `crashed` if it has none; `invalid` if it is no valid configuration.
-        healthy: Whether it is healthy; None if that is not known.
-        error_rate: Of its last validation; NaN if none was recorded.
-        steps: The steps that it made.
-        folder: Where it is, or why it is invalid.
-    """
-
-    outcome: str
-    healthy: bool | None
-    error_rate: float
-    steps: int
-    folder: str
-
-
-Results = Mapping[Job, Result]
+Results = Mapping[Job, Tried]
 
 
 @dataclass(frozen=True)
@@ -66,7 +48,15 @@ class Race:
     answer: Change | None = None
 
 
-def race(changes: Sequence[Change], results: Results, first: int, seeds: int) -> Race:
+def race(
+    changes: Sequence[Change],
+    results: Results,
+    first: int,
+    seeds: int,
+    *,
+    at_once: int = 2,
+    invalid: Collection[Change] = (),
+) -> Race:
     """Say what is known, and which trials are needed next.
 
     Args:
@@ -74,13 +64,15 @@ def race(changes: Sequence[Change], results: Results, first: int, seeds: int) ->
         results: The trials that have ended.
         first: The seed on which changes are tried first.
         seeds: The number of fresh seeds on which one has to be healthy.
+        at_once: How many changes are tried at the same time. Where failures do not end early, one saves steps.
+        invalid: Changes that are no valid configuration.
     """
-    for wave in _waves(changes, results, first):
+    for wave in _waves(changes, results, first, at_once, invalid):
         if untried := tuple(job for change in wave if (job := Job(change, first)) not in results):
             return Race(untried)
         for change in wave:
             fresh = fresh_jobs(change, first, seeds)
-            if not all(results[job].healthy for job in (Job(change, first), *fresh) if job in results):
+            if any(results[job].failed is not False for job in (Job(change, first), *fresh) if job in results):
                 continue
             if untried := tuple(job for job in fresh if job not in results):
                 return Race(untried, confirming=change)
@@ -95,9 +87,9 @@ def check_failed(results: Results, first: int) -> tuple[Job | None, str]:
         The trial that is needed next, if one is, and why there is nothing to repair; empty if there is.
     """
     known = [results[job] for seed in range(first, first + 3) if (job := Job(UNCHANGED, seed)) in results]
-    if any(result.healthy is None for result in known):
+    if any(result.failed is None for result in known):
         return None, "FAILED crashes, so nothing is known of its training."
-    healthy = sum(bool(result.healthy) for result in known)
+    healthy = sum(not result.failed for result in known)
     if healthy == 2:
         failed = f"and failed in {len(known) - healthy}" if len(known) > healthy else "and did not fail"
         return None, f"FAILED is healthy in {healthy} of {len(known)} seeds, {failed}: there is little to repair."
@@ -114,27 +106,31 @@ def next_best(answer: Change, results: Results, first: int) -> Change | None:
     others = {
         job.change: result.error_rate
         for job, result in results.items()
-        if job.seed == first and job.change not in (answer, UNCHANGED) and result.healthy
+        if job.seed == first and job.change not in (answer, UNCHANGED) and result.failed is False
     }
     known = {change: rate for change, rate in others.items() if not math.isnan(rate)}
     return min(known, key=known.__getitem__) if known else None
 
 
-def _waves(changes: Sequence[Change], results: Results, first: int) -> Iterator[Sequence[Change]]:
+def _waves(
+    changes: Sequence[Change], results: Results, first: int, at_once: int, invalid: Collection[Change]
+) -> Iterator[Sequence[Change]]:
     """The changes in the order in which they are tried. The last ones depend on the results of those before."""
-    for begin in range(0, len(changes), _WAVE):
-        yield changes[begin : begin + _WAVE]
-    ended = [change for change in changes if results[Job(change, first)].healthy is not None]
+    valid = [change for change in changes if change not in invalid]
+    for begin in range(0, len(valid), at_once):
+        yield valid[begin : begin + at_once]
+    ended = [change for change in valid if results[Job(change, first)].failed is not None]
     best: dict[tuple[str, ...], Change] = {}
     for change in sorted(ended, key=lambda change: _distance(results[Job(change, first)])):
         best.setdefault(change.roles, change)
     for one, other in combinations([*best.values()][:_TOGETHER], 2):
-        yield [_together(one, other)]
+        if (both := _together(one, other)) not in invalid:
+            yield [both]
 
 
-def _distance(result: Result) -> tuple[int, float, int]:
+def _distance(result: Tried) -> tuple[int, float, int]:
     """How far a trial was from being healthy, for sorting."""
-    rank = 0 if result.healthy else _ORDER.index(result.outcome) + 1 if result.outcome in _ORDER else len(_ORDER) + 1
+    rank = 0 if not result.failed else _ORDER.index(result.outcome) + 1 if result.outcome in _ORDER else len(_ORDER) + 1
     return rank, 1.0 if math.isnan(result.error_rate) else result.error_rate, -result.steps
 
 

@@ -21,14 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from stability.analysis.beliefs import Difference, Job, Mixture
 from stability.analysis.explanation import Explanation, explain, role_of
 from stability.analysis.levels import level_text
-from stability.analysis.trial import read_record
-from stability.analysis.trials import NoTrial, read_trial
+from stability.analysis.tried import Tried, read_launched, read_tried
 from stability.core.errors import StabilityError
-from stability.core.files import ERROR, EXPLANATION, short_path, write_atomically
+from stability.core.files import EXPLANATION, short_path, write_atomically
 from stability.core.text import counted, load_json, plain
+from stability.sweeps.budget import Budget
 from stability.sweeps.hydra_internals import BasicSweeper
 from stability.sweeps.jobs import PlannedTrial, compose_job
-from stability.sweeps.plan import check_count
 from stability.sweeps.question import Question, digest, read_question
 
 _STAGES = {
@@ -47,16 +46,6 @@ class _Planned(NamedTuple):
     trial: PlannedTrial
 
 
-class _Tried(NamedTuple):
-    """How a trial ended."""
-
-    outcome: str
-    cause: str | None
-    failed: bool | None  # None if it crashed
-    steps: int
-    folder: str
-
-
 @dataclass
 class _Experiment:
     """A question and what was tried so far.
@@ -70,7 +59,7 @@ class _Experiment:
 
     question: Question
     planned: dict[Job, _Planned] = field(default_factory=dict)
-    tried: dict[Job, _Tried] = field(default_factory=dict)
+    tried: dict[Job, Tried] = field(default_factory=dict)
     invalid: dict[Mixture, str] = field(default_factory=dict)
 
     def explain(self) -> Explanation:
@@ -98,9 +87,7 @@ class ExplainSweeper(BasicSweeper):
         params: dict[str, str] | None = None,
     ) -> None:
         super().__init__(max_batch_size=None, params=params)
-        check_count("hydra.sweeper.trials", trials, or_null=True)
-        check_count("hydra.sweeper.steps", steps, or_null=True)
-        self._trials, self._steps = trials, steps
+        self._budget = Budget(trials, steps)
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Train mixtures until the cause is known or the budget is spent.
@@ -119,17 +106,18 @@ class ExplainSweeper(BasicSweeper):
         while (found := experiment.explain()).needed:
             planned = {job: one for job in found.needed if (one := self._plan(experiment, job))}
             if not self.config.fresh:
-                ended = {job: read for job, one in planned.items() if (read := _read(one.trial.folder))}
+                ended = {job: read for job, one in planned.items() if (read := read_tried(one.trial.folder))}
                 experiment.tried |= ended
             missing = {job: one for job, one in planned.items() if job not in experiment.tried}
-            batch = self._within_budget(experiment, missing)
+            steps = [one.trial.steps for one in missing.values()]
+            batch = [*missing][: self._budget.affords(steps, [one.steps for one in experiment.tried.values()])]
             if missing and not batch:
                 break
             if batch:
                 print(f"round {len(returns) + 1}: {counted(len(batch), 'trial')}, {_STAGES[found.stage]}", flush=True)
                 number = sum(map(len, returns))
                 returns.append(self.launcher.launch([missing[job].overrides for job in batch], initial_job_idx=number))
-                experiment.tried |= {job: _read_launched(missing[job].trial.folder) for job in batch}
+                experiment.tried |= {job: read_launched(missing[job].trial.folder) for job in batch}
                 _write(experiment, folder)
         _write(experiment, folder)
         return returns
@@ -148,22 +136,6 @@ class ExplainSweeper(BasicSweeper):
             experiment.invalid[job.mixture] = str(error)
             return None
         return experiment.planned[job]
-
-    def _within_budget(self, experiment: _Experiment, missing: dict[Job, _Planned]) -> list[Job]:
-        """The first of the trials, as many as the budget allows."""
-        batch = [*missing]
-        if self._trials is not None:
-            batch = batch[: max(0, self._trials - len(experiment.tried))]
-        if self._steps is not None:
-            made = [one.steps for one in experiment.tried.values()]
-            left, affordable = self._steps - sum(made), []
-            for job in batch:
-                # Only the program of a command may know how many steps it makes: then, about as many as the others.
-                left -= missing[job].trial.steps or sum(made) // max(1, len(made))
-                if left >= 0:
-                    affordable.append(job)
-            batch = affordable
-        return batch
 
 
 def question_of(cfg: DictConfig) -> Question:
@@ -228,31 +200,6 @@ def _typical_trials(differences: Sequence[Difference], count: int, high: float, 
     while needed := explain(plain_ones, outcomes).needed:
         outcomes |= {job: chance.random() < (high if cause <= job.mixture.failed else low) for job in needed}
     return len(outcomes)
-
-
-def _read(folder: Path) -> _Tried | None:
-    """Read the trial in a folder; None if it has not ended, or crashed."""
-    if (folder / ERROR).exists():
-        return None
-    try:
-        trial = read_trial(folder)
-    except NoTrial:
-        return None
-    steps = read_record(trial).signals.steps
-    made = int(steps[-1]) + 1 if len(steps) else 0
-    return _Tried(trial.outcome, trial.cause, not trial.healthy, made, folder.name)
-
-
-def _read_launched(folder: Path) -> _Tried:
-    """Read the trial in a folder after it was launched."""
-    if trial := _read(folder):
-        return trial
-    if (folder / ERROR).exists():
-        return _Tried("crashed", None, None, 0, folder.name)
-    raise StabilityError(
-        f"The trial in {short_path(folder)} has no verdict: another process is training it, or its process was killed. "
-        "Run the same command again: it goes on from there."
-    )
 
 
 def _write(experiment: _Experiment, folder: Path) -> None:

@@ -9,10 +9,9 @@ that was killed and is started again trains no finished trial again. After each 
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,23 +20,23 @@ from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
 
 from stability.analysis.remedies import Change, no_setting_mends, remedies
-from stability.analysis.repair import UNCHANGED, Job, Race, Result, check_failed, next_best, race
-from stability.analysis.trial import Record, Trial, read_record
-from stability.analysis.trials import NoTrial, read_trial
+from stability.analysis.repair import UNCHANGED, Job, Race, check_failed, next_best, race
+from stability.analysis.trial import Record, read_record
+from stability.analysis.trials import read_trial
+from stability.analysis.tried import Tried, read_launched, read_tried
 from stability.config.commandline import override_of
 from stability.config.hydra import read_config
 from stability.config.names import changes_result, flatten
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, ERROR, REPAIR, short_path, write_atomically
+from stability.core.files import CONFIG, REPAIR, short_path, write_atomically
 from stability.core.text import counted, load_json, plain
 from stability.diagnosis.finding import finite_readings
 from stability.diagnosis.verdict import FAULTS, Verdict
+from stability.sweeps.budget import Budget
 from stability.sweeps.hydra_internals import BasicSweeper
 from stability.sweeps.jobs import PlannedTrial, compose_job
 from stability.sweeps.plan import check_count
-from stability.sweeps.question import _composed as composed
-from stability.sweeps.question import _last_of_each as last_of_each
-from stability.sweeps.question import _side_overrides as side_overrides
+from stability.sweeps.sides import composed, last_of_each, side_overrides
 
 _FOLLOWS = re.compile(r"\$\{[^:}]*\}")  # an interpolation of another setting; ${scaled:1000} is a number
 
@@ -83,16 +82,46 @@ class _Planned(NamedTuple):
 
 @dataclass
 class _Experiment:
-    """What was tried so far, to mend what."""
+    """What was tried so far, to mend what.
+
+    Attributes:
+        patient: FAILED.
+        seeds: The number of fresh seeds in which a change has to be healthy.
+        planned: The trials that were composed.
+        results: How those ended that have ended.
+        invalid: Changes that are no valid configuration, each with the reason.
+        problem: Why there is nothing to repair; empty if there is.
+    """
 
     patient: Patient
     seeds: int
-    results: dict[Job, Result] = field(default_factory=dict)
     planned: dict[Job, _Planned] = field(default_factory=dict)
-    problem: str = ""  # why there is nothing to race
+    results: dict[Job, Tried] = field(default_factory=dict)
+    invalid: dict[Change, str] = field(default_factory=dict)
+    problem: str = ""
+
+    def needed(self) -> Sequence[Job]:
+        """Return the trials that are needed next. StabilityError if no setting mends FAILED."""
+        if not Path(self.patient.given).is_dir():
+            job, self.problem = check_failed(self.results, self.patient.first)
+            if self.patient.verdict and (reason := why_hopeless(self.patient)):
+                raise StabilityError(reason)
+            if job or self.problem:
+                return [job] if job else []
+        return self.race().needed
 
     def race(self) -> Race:
-        return race(self.patient.changes, self.results, self.patient.first, self.seeds)
+        """Say how the race stands."""
+        patient = self.patient
+        # What ends with a fault ends early. What only learns nothing does not, so the changes are tried one by one.
+        at_once = 2 if patient.verdict and patient.verdict.outcome in FAULTS else 1
+        return race(patient.changes, self.results, patient.first, self.seeds, at_once=at_once, invalid=self.invalid)
+
+    def note(self, job: Job, tried: Tried) -> None:
+        """Note how a trial has ended. The first time that FAILED fails, its verdict is taken."""
+        self.results[job] = tried
+        if job.change == UNCHANGED and tried.failed and self.patient.verdict is None:
+            self.patient = _with_verdict(self.patient, self.planned[job].trial.folder)
 
 
 class RepairSweeper(BasicSweeper):
@@ -115,10 +144,8 @@ class RepairSweeper(BasicSweeper):
         params: dict[str, str] | None = None,
     ) -> None:
         super().__init__(max_batch_size=None, params=params)
-        for name, value in (("trials", trials), ("steps", steps)):
-            check_count(f"hydra.sweeper.{name}", value, or_null=True)
         check_count("hydra.sweeper.seeds", seeds)
-        self._seeds, self._trials, self._steps = seeds, trials, steps
+        self._seeds, self._budget = seeds, Budget(trials, steps)
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Race changes until one is confirmed, all are spent, or the budget is.
@@ -127,57 +154,31 @@ class RepairSweeper(BasicSweeper):
             StabilityError: No setting mends FAILED; or a trial has no verdict, as another process is training it.
         """
         assert self.config is not None
+        assert self.launcher is not None
         experiment = _Experiment(patient_of(self.config), self._seeds)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         returns: list[Sequence[JobReturn]] = []
-        while needed := self._needed(experiment):
-            missing = [job for job in needed if not self._has_ended(experiment, job)]
-            batch = self._within_budget(experiment, missing)
+        while needed := experiment.needed():
+            _write(experiment, folder)
+            missing = [job for job in needed if self._is_missing(experiment, job)]
+            steps = [experiment.planned[job].trial.steps for job in missing]
+            batch = missing[: self._budget.affords(steps, [tried.steps for tried in experiment.results.values()])]
             if missing and not batch:
                 break
             if batch:
                 print(f"round {len(returns) + 1}: {_what(experiment, batch)}", flush=True)
                 number = sum(map(len, returns))
                 overrides = [experiment.planned[job].overrides for job in batch]
-                returns.append(self._launch(overrides, number))
+                returns.append(self.launcher.launch(overrides, initial_job_idx=number))
                 for job in batch:
-                    experiment.results[job] = _read_launched(experiment.planned[job].trial.folder)
-                _write(experiment, folder)
+                    experiment.note(job, read_launched(experiment.planned[job].trial.folder))
         _write(experiment, folder)
-        if experiment.patient.verdict and (reason := why_hopeless(experiment.patient)):
-            raise StabilityError(reason)
         return returns
 
-    def _launch(self, overrides: list[list[str]], number: int) -> Sequence[JobReturn]:
-        assert self.launcher is not None
-        return self.launcher.launch(overrides, initial_job_idx=number)
-
-    def _needed(self, experiment: _Experiment) -> Sequence[Job]:
-        """The trials that are needed next. Before the race, FAILED's own, if it was not given with its verdict."""
-        first = experiment.patient.first
-        if Job(UNCHANGED, first) in experiment.results or experiment.patient.verdict is None:
-            job, experiment.problem = check_failed(experiment.results, first)
-            self._learn_verdict(experiment)
-            if experiment.problem or (experiment.patient.verdict and why_hopeless(experiment.patient)):
-                return ()
-            if job:
-                return (job,)
-        return experiment.race().needed
-
-    def _learn_verdict(self, experiment: _Experiment) -> None:
-        """Take the verdict of the first seed in which FAILED has failed."""
-        if experiment.patient.verdict is not None:
-            return
-        for job in sorted((j for j in experiment.results if j.change == UNCHANGED), key=lambda job: job.seed):
-            if experiment.results[job].healthy is False:
-                folder = experiment.planned[job].trial.folder
-                experiment.patient = _with_verdict(experiment.patient, folder)
-                return
-
-    def _has_ended(self, experiment: _Experiment, job: Job) -> bool:
-        """Compose a trial, and read its result if it has one already, or if it is invalid."""
+    def _is_missing(self, experiment: _Experiment, job: Job) -> bool:
+        """Compose a trial. Return whether it is still to be trained; if not, note how it ended, or what is invalid."""
         assert self.config is not None
         patient = experiment.patient
         overrides = last_of_each([*patient.with_change(job.change), *patient.early, f"seed={job.seed}"])
@@ -186,27 +187,12 @@ class RepairSweeper(BasicSweeper):
         except StabilityError as error:
             if job.change == UNCHANGED:
                 raise
-            experiment.results[job] = Result("invalid", None, math.nan, 0, str(error))
-            return True
-        if not self.config.fresh and (result := _read(experiment.planned[job].trial.folder)):
-            experiment.results[job] = result
-        return job in experiment.results
-
-    def _within_budget(self, experiment: _Experiment, missing: Sequence[Job]) -> list[Job]:
-        """The first of the trials, as many as the budget allows."""
-        made = [result.steps for result in experiment.results.values() if result.outcome != "invalid"]
-        batch = [*missing]
-        if self._trials is not None:
-            batch = batch[: max(0, self._trials - len(made))]
-        if self._steps is not None:
-            left, affordable = self._steps - sum(made), []
-            for job in batch:
-                # Only the program of a command may know how many steps it makes: then, as many as the longest so far.
-                left -= experiment.planned[job].trial.steps or max(made, default=0)
-                if left >= 0:
-                    affordable.append(job)
-            batch = affordable
-        return batch
+            experiment.invalid[job.change] = str(error)
+            return False
+        tried = None if self.config.fresh else read_tried(experiment.planned[job].trial.folder)
+        if tried:
+            experiment.note(job, tried)
+        return tried is None
 
 
 def patient_of(cfg: DictConfig) -> Patient:
@@ -236,7 +222,7 @@ def patient_of(cfg: DictConfig) -> Patient:
         overrides=tuple(words),
         early=() if ends_as_told else (override_of("diagnosis.stop_on", FAULTS),),
         settings=own,
-        first=int(read_config(Path(given) / CONFIG)["seed"]) if is_folder else 0,
+        first=_seed_of(given),
     )
     _refuse_other_patient(patient, Path(cfg.hydra.sweep.dir) / REPAIR)
     if is_folder:
@@ -274,13 +260,20 @@ def show_patient(patient: Patient) -> None:
     print("A healthy one is confirmed on fresh seeds. Doomed trials end early.")
 
 
+def _seed_of(given: str) -> int:
+    """The seed of FAILED; 0 if it is given as overrides without one."""
+    if Path(given).is_dir():
+        return int(read_config(Path(given) / CONFIG)["seed"])
+    seeds: list[str] = re.findall(r"(?:^|\s)seed=(\d+)", given)
+    return int(seeds[-1]) if seeds else 0
+
+
 def _with_verdict(patient: Patient, folder: Path) -> Patient:
     """FAILED with the verdict of one of its trials."""
     record = read_record(read_trial(folder))
     if record.verdict is None:
         raise StabilityError(f"The trial in {short_path(folder)} has no verdict that can be read.")
-    values = vars(patient) | {"verdict": record.verdict, "typical_norm": _typical_norm(record)}
-    return Patient(**values)
+    return replace(patient, verdict=record.verdict, typical_norm=_typical_norm(record))
 
 
 def _typical_norm(record: Record) -> float | None:
@@ -312,34 +305,6 @@ def _what(experiment: _Experiment, batch: Sequence[Job]) -> str:
     return ", and ".join(str(job.change) for job in batch)
 
 
-def _read(folder: Path) -> Result | None:
-    """Read the trial in a folder; None if it has not ended, or crashed."""
-    if (folder / ERROR).exists():
-        return None
-    try:
-        trial = read_trial(folder)
-    except NoTrial:
-        return None
-    return Result(trial.outcome, trial.healthy, trial.per, _steps_of(trial), folder.name)
-
-
-def _steps_of(trial: Trial) -> int:
-    steps = read_record(trial).signals.steps
-    return int(steps[-1]) + 1 if len(steps) else 0
-
-
-def _read_launched(folder: Path) -> Result:
-    """Read the trial in a folder after it was launched."""
-    if result := _read(folder):
-        return result
-    if (folder / ERROR).exists():
-        return Result("crashed", None, math.nan, 0, folder.name)
-    raise StabilityError(
-        f"The trial in {short_path(folder)} has no verdict: another process is training it, or its process was killed. "
-        "Run the same command again: it goes on from there."
-    )
-
-
 def _write(experiment: _Experiment, folder: Path) -> None:
     """Write what is known into the folder."""
     content = json.dumps(plain(_as_json(experiment)), indent=1, allow_nan=False)
@@ -363,16 +328,17 @@ def _as_json(experiment: _Experiment) -> dict[str, Any]:
         "answer": _change_json(patient, found.answer, results) if found.answer else None,
         "next_best": _change_json(patient, best, results) if best else None,
         "tried": [_change_json(patient, change, results) for change in tried],
-        "not_tried": [str(change) for change in patient.changes if change not in tried],
+        "invalid": [{"change": str(change), "reason": reason} for change, reason in experiment.invalid.items()],
+        "not_tried": [str(change) for change in patient.changes if change not in (*tried, *experiment.invalid)],
         "cost": {
-            "trials": sum(result.outcome != "invalid" for result in results.values()),
+            "trials": len(results),
             "steps": sum(result.steps for result in results.values()),
             "whole": max((result.steps for result in results.values()), default=0),
         },
     }
 
 
-def _change_json(patient: Patient, change: Change, results: Mapping[Job, Result]) -> dict[str, Any]:
+def _change_json(patient: Patient, change: Change, results: Mapping[Job, Tried]) -> dict[str, Any]:
     jobs = sorted((job for job in results if job.change == change), key=lambda job: job.seed)
     return {
         "change": str(change),

@@ -139,6 +139,6 @@ def test_folders_of_trials_are_compared_with_their_outcomes(cli: CommandLine, tm
     end = cli.run(*asked(folders["lr3"], folders["lr0.1"]), "trainer=command", "sweep.dry_run=true")
     assert "differ in 1 setting:\n  settings.lr  3 in FAILED, 0.1 in HEALTHY\n" in end.out
     swapped = cli.refuse(*asked(folders["lr0.1"], folders["lr3"]), "trainer=command")
-    assert "is healthy. The order is: the one that fails, the one that works." in swapped
+    assert "is healthy. Give as FAILED one that failed." in swapped
     (Path(folders["lr3"]) / "verdict.json").unlink()
     assert "is not finished: no verdict" in cli.refuse(*asked(folders["lr3"], folders["lr0.1"]), "trainer=command")

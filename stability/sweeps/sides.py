@@ -1,0 +1,120 @@
+"""A configuration that a question is asked about, such as FAILED: given as overrides, or as the folder of a trial."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from stability.analysis.trials import NoTrial, read_trial
+from stability.config.commandline import full_words, override_of
+from stability.config.hydra import read_config
+from stability.config.names import flatten, flatten_dict, is_of_command
+from stability.core.errors import StabilityError
+from stability.core.files import CONFIG, short_path
+from stability.sweeps.jobs import PlannedTrial, compose_job
+from stability.trials.program import check_program
+
+_OF_STUDY = ("study", "outputs", "fresh", "tracking", "seed")  # the command's own, whatever a side's folder says
+
+
+def side_overrides(name: str, text: str, cfg: DictConfig, arguments: Sequence[str]) -> list[str]:
+    """Return the overrides that make a configuration, without its seed.
+
+    Args:
+        name: What it is called: FAILED, or HEALTHY. A folder's trial has to have ended so.
+        text: It, as overrides or as the folder of a trial.
+        cfg: The configuration that Hydra composed for the whole sweep.
+        arguments: The overrides of the command line.
+
+    Raises:
+        StabilityError: It is neither; or its trial is unfinished, or ended otherwise.
+    """
+    folder = Path(text)
+    if folder.is_dir():
+        return _folder_overrides(name, folder, cfg, arguments)
+    if "=" not in text:
+        raise StabilityError(
+            f"{name}: there is no folder {text}. Give a trial's folder, or overrides: optimizer.epsilon=0.1"
+        )
+    if "experiment=" in text:
+        raise StabilityError(f"{name}: {text}: an experiment is a sweep. Give the settings of one trial of it.")
+    try:
+        return [word for word in full_words(shlex.split(text)) if word.partition("=")[0] != "seed"]
+    except ValueError as error:  # a quote that is not closed
+        raise StabilityError(f"{name}: {text}: {error}.") from None
+
+
+def composed(name: str, cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any], PlannedTrial]:
+    """Compose a configuration, and check it.
+
+    Args:
+        name: What it is called in a message.
+        cfg: The configuration that Hydra composed for the whole sweep.
+        overrides: Its overrides.
+
+    Returns:
+        {dotted name: value} as they stand, with interpolations, and the trial.
+
+    Raises:
+        StabilityError: It is invalid.
+    """
+    try:
+        config, trial = compose_job(cfg, last_of_each(overrides))
+        if trial.config.runs_command:
+            check_program(trial.config)
+    except StabilityError as error:
+        raise StabilityError(f"{name} is no valid configuration: {error}") from None
+    with open_dict(config):
+        del config["hydra"]
+    return flatten_dict(OmegaConf.to_container(config, resolve=False)), trial
+
+
+def last_of_each(overrides: Sequence[str]) -> list[str]:
+    """Return overrides without those that a later one replaces. Hydra refuses two values of a config group."""
+    parsed = OverridesParser.create().parse_overrides([*overrides])
+    last = {override.get_key_element(): place for place, override in enumerate(parsed)}
+    return [overrides[place] for place in sorted(last.values())]
+
+
+def nested(values: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Return the settings of a group as nested dictionaries."""
+    found = OmegaConf.create()
+    for name, value in values.items():
+        if name.startswith(f"{group}."):
+            OmegaConf.update(found, name, value)
+    values_of_group: Any = OmegaConf.to_container(found[group])
+    return {**values_of_group}
+
+
+def _folder_overrides(name: str, folder: Path, cfg: DictConfig, arguments: Sequence[str]) -> list[str]:
+    """The overrides that make the configuration of a trial's folder, as few as will do."""
+    place = short_path(folder)
+    if not (folder / CONFIG).exists():
+        raise StabilityError(f"{name}: {place} has no {CONFIG}: give the folder of one trial, such as {place}/TRIAL.")
+    try:
+        healthy = read_trial(folder).healthy
+    except NoTrial as reason:
+        raise StabilityError(
+            f"{name}: the trial in {place} is not finished: {reason}. Finish it, or give its overrides instead."
+        ) from None
+    if healthy == (name == "FAILED"):
+        state, wanted_one = ("is healthy", "failed") if healthy else ("failed", "is healthy")
+        raise StabilityError(f"{name}: the trial in {place} {state}. Give as {name} one that {wanted_one}.")
+    wanted = flatten_dict(OmegaConf.to_container(read_config(folder / CONFIG)))
+    # A command is not checked before it has all that its folder says of it.
+    words = [*arguments, *(override_of(n, wanted[n]) for n in wanted if is_of_command(n))]
+    raw, plain = composed(name, cfg, words)
+    base = flatten(plain.config)
+    own = [n for n in wanted if wanted[n] != base.get(n) and n.split(".")[0] not in _OF_STUDY]
+    if any(n.startswith("data.synthetic") for n in own) and {n for n in wanted if n.startswith("data.")} != {
+        n for n in base if n.startswith("data.")
+    }:
+        own = [n for n in own if not n.startswith("data.")] + ["data"]
+        wanted["data"] = nested(wanted, "data")
+    follow = [n for n in own if "${" in str(raw.get(n))]
+    fixed = [*words[len(arguments) :], *(override_of(n, wanted[n]) for n in own if n not in follow)]
+    values = flatten(composed(name, cfg, [*arguments, *fixed])[1].config)
+    return fixed + [override_of(n, wanted[n]) for n in follow if values.get(n) != wanted[n]]
