@@ -38,7 +38,7 @@ def test_every_option_is_listed_with_its_command_at_its_head() -> None:
             continue
         first, second, *_ = path.read_text().splitlines()
         command = second if first == "# @package _global_" else first
-        assert command.startswith("# python -m stability.train "), path
+        assert re.match(r"# python -m stability\.(train|explain|repair) ", command), path
 
 
 def test_every_signal_is_listed() -> None:
