@@ -145,7 +145,7 @@ def _level_of_text(text: str) -> Level:
     if text.startswith("["):
         try:
             return _whole_level(json.loads(text))
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
     for kind in (int, float):
         try:

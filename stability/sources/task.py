@@ -99,7 +99,7 @@ def most_readings(found: Sequence[Recording]) -> Recording:
 
 def natural(path: Path) -> list[str | int]:
     """Return the key that sorts paths by their names, with numbers by their size."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def _results(tasks: Sequence[Task]) -> Iterator[Trial | str]:

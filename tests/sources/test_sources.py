@@ -236,6 +236,7 @@ def write_rows(folder: Path, runs: Sequence[MadeRun], settings: Callable[[int, M
         ((1, 10**400), (1, f"1{'0' * 29}… {crc32(b'1' + b'0' * 400):08x}")),
         (("", "nan"), ("nan", None)),
         (("[1, 2, [3, null]]", "[1, 2]"), ((1, 2), (1, 2, (3, None)))),
+        (("[" * 5000, "b"), (f"{'[' * 30}… {crc32(b'[' * 5000):08x}", "b")),
         ((0.1, "auto"), (0.1, "auto")),
         (("None", "True"), (None, True)),
     ],
