@@ -93,15 +93,15 @@ def _spoilt_loss(signals: Table, name: str) -> Finding | None:
 
 
 def _many(signals: Table, name: str) -> Finding | None:
-    """So many such utterances among all so far, or in a whole batch, that they are no exceptions."""
+    """So many such utterances among all so far, or in whole batches, that they are no exceptions."""
     if not {name, "utterances"} <= {*signals.names}:
         return None
     signals = signals.take(np.isfinite(signals[name]) & np.isfinite(signals["utterances"]))
     counts, sizes = signals[name].astype(np.float64), signals["utterances"].astype(np.float64)
     bad, seen = counts.cumsum(), sizes.cumsum()
     many = (bad >= _MANY[name] * seen) & (_chance_of_as_many(bad, seen, _MANY[name] / 2) < _CHANCE)
-    if name == "infeasible_targets":
-        many |= (counts >= sizes) & (sizes >= LEAST)
+    whole = (counts >= sizes) & (sizes >= LEAST)
+    many |= whole if name == "infeasible_targets" else whole & np.append(False, whole[:-1])
     if not many.any():
         return None
     row = int(many.argmax())

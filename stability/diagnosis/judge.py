@@ -13,6 +13,7 @@ import numpy as np
 
 from stability.core.text import counted
 from stability.diagnosis.collapse import forecast, narrow_output_since, will_last
+from stability.diagnosis.ctc_inputs import BELOW_ZERO
 from stability.diagnosis.detectors import as_judged, findings
 from stability.diagnosis.error_rates import (
     best_of,
@@ -38,7 +39,7 @@ from stability.diagnosis.finding import (
     running_median,
 )
 from stability.diagnosis.growth import Growth, growth_until
-from stability.diagnosis.mismatch import is_far_from_training, why_the_error_stays
+from stability.diagnosis.mismatch import is_far_from_training, why_the_error_contradicts, why_the_error_stays
 from stability.diagnosis.no_progress import clipped_before_unscaling, why_no_progress
 from stability.diagnosis.non_finite import (
     count_non_finite,
@@ -341,6 +342,8 @@ def _by_heart(t: _Training) -> tuple[str, str]:
 
 def _by_mismatch(t: _Training) -> Verdict | None:
     """The verdict on a training that learned its loss and not its error rate."""
+    if (certain := why_the_error_contradicts(t.signals, t.validation)) is not None:
+        return t.conclude("undecided", *certain, "high")
     if not t.last >= _LEARNED or (t.last < _SOME and has_improved(t.rates[1])):
         return None
     if _was_negative(t):
@@ -508,7 +511,7 @@ def _silent_since(t: _Training) -> int | None:
 
 def _was_negative(t: _Training) -> bool:
     _, loss = finite_readings(t.signals, "loss")
-    return bool((loss < 0).sum() >= _FEW)
+    return bool((loss < BELOW_ZERO).sum() >= _FEW)
 
 
 def _is_flat(t: _Training, since: int) -> bool:

@@ -52,7 +52,9 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
             f"{both}: it is learned in both splits, but the error rate is not. So look at what computes the error "
             "rate: its class of blank, its class table, whether it removes repeats, and the text that it compares with."
         )
-    if best < _T["fallen"] * first:
+    # A decoder that knows nothing has the loss of the start; only wrong statistics make one many times worse.
+    is_absurd = _normalises_batches(signals) and best > _T["absurd"] * loss[0]
+    if best < _T["fallen"] * first and not is_absurd:
         return "overfitting", (
             f"{both}, after {best:.3g} at its best: the model has memorized its training data. Add data, augmentation "
             "or dropout."
@@ -67,6 +69,26 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
         f"{both}, as if nothing had been learned. Either the validation labels differ (another class table, shifted by "
         "one, <unk> everywhere), or the model differs in model.eval() (batch norm, padding). Validate on utterances of "
         "the training once, and in train mode. If both are good, the model has memorized its training data."
+    )
+
+
+def why_the_error_contradicts(signals: Table, validation: Table) -> tuple[str, str] | None:
+    """Find out whether the last validation loss is so small that the error rate beside it cannot be right.
+
+    Returns:
+        Cause and advice; None if the two can both be right.
+    """
+    _, loss = finite_readings(signals, "loss")
+    _, rates = finite_readings(validation, "per")
+    _, losses = finite_readings(validation, "loss")
+    if not len(loss) or not len(losses) or not len(rates) or not 0 <= losses[-1] < _T["sure"]:
+        return None
+    if rates[-1] < _T["contradicts"] or losses[-1] > _T["solved"] * loss[0]:
+        return None
+    return "metric", (
+        f"The validation loss is {losses[-1]:.2g}: the right labels are almost certain to the model. So the error rate "
+        f"of {rates[-1]:.2g} cannot be right. Look at what computes it: its class of blank, its class table, whether "
+        "it removes repeats, the order of its labels, and the text that it compares with."
     )
 
 

@@ -127,8 +127,8 @@ def _first_non_finite(signals: Table, since: int) -> Finding | None:
     largest = float(_column(signals, "input_max", 0)[row])
     if not np.isfinite(largest):
         return _bad_input(step, largest)
-    count = float(_column(signals, "infeasible_targets", 0)[row])
-    if name == "loss" and (count > 0 or _is_infinite_by_targets(signals, row)):
+    count = float(_column(signals, "infeasible_targets", np.nan)[row])
+    if name == "loss" and (count > 0 or (np.isnan(count) and _is_infinite_by_targets(signals, row))):
         return _infeasible_target(step, count)
     cause, advice = _why_non_finite(signals, row, name)
     return Finding(

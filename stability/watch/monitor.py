@@ -427,7 +427,8 @@ class Monitor:
         if self._scaler is not None:
             signals["loss_scale"] = float(self._scaler.get_scale())
         if self._optimizer is not None:
-            signals["lr"] = float(self._optimizer.param_groups[0]["lr"])
+            if (rate := self._optimizer.param_groups[0]["lr"]) is not None:  # Adafactor may choose it itself
+                signals["lr"] = float(rate)
             if expensive:
                 signals |= self._measure_optimizer(self._optimizer)
         return signals

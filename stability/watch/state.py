@@ -70,8 +70,8 @@ def lost_state(optimizer: torch.optim.Optimizer, before: Mapping[str, Any]) -> l
     lost = []
     if before["filled"] and not _is_filled(optimizer):
         lost.append("the optimizer's state was empty")
-    rate, rates = float(optimizer.param_groups[0]["lr"]), before["rates"]
-    if rates and _jumps(rate, rates):
+    rate, rates = optimizer.param_groups[0]["lr"], before["rates"]
+    if rates and rate is not None and _jumps(float(rate), rates):
         lost.append(f"the learning rate was {rate:.3g}, and {rates[-1]:.3g} before")
     return lost
 

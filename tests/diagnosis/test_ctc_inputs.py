@@ -112,6 +112,13 @@ def test_a_batch_in_which_nothing_can_be_aligned_is_a_finding_at_once() -> None:
     assert found(utterances=one, infeasible_targets=at(40, 1)) is None, "a batch of one tells little"
 
 
+def test_transcripts_that_are_empty_from_some_step_on_are_found_at_once() -> None:
+    gone = np.where(np.arange(STEPS) >= 40, float(BATCH), 0.0)
+    finding = sure(empty_targets=gone)
+    assert (finding.cause, finding.onset_step, finding.detected_step) == ("empty_target", 40, 41)
+    assert found(empty_targets=at(40, BATCH)) is None, "one batch may be silent"
+
+
 def test_the_share_needs_the_number_of_utterances() -> None:
     loss, counts = np.full(STEPS, 3.0), np.full(STEPS, 5.0)
     assert ctc_inputs(table(loss=loss, infeasible_targets=counts), NOTHING) is None

@@ -5,7 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stability.diagnosis.mismatch import is_far_from_training, other_labels, why_the_error_stays
+from stability.diagnosis.mismatch import (
+    is_far_from_training,
+    other_labels,
+    why_the_error_contradicts,
+    why_the_error_stays,
+)
 from stability.diagnosis.table import Table
 from tests.support.tables import numbers, table
 
@@ -87,6 +92,25 @@ def test_the_validation_loss_tells_why_the_error_rate_stays(
 @pytest.mark.parametrize(("batch_norm", "cause"), [(1.0, "train_eval"), (0.0, "labels")])
 def test_a_model_that_normalises_batches_may_differ_in_evaluation(batch_norm: float, cause: str) -> None:
     assert why(falling(batch_norm=np.full(200, batch_norm)), with_loss(60, 60, 90))[0] == cause
+
+
+def test_a_validation_loss_that_no_ignorance_explains_is_that_of_wrong_statistics() -> None:
+    """It moves between thousands of nats, and was highest at first."""
+    cause, _ = why(falling(batch_norm=np.full(20, 1.0)), with_loss(18_000, 8_000, 36_000))
+    assert cause == "train_eval"
+
+
+@pytest.mark.parametrize(
+    ("held_out", "rate", "contradicts"), [(0.01, 0.84, True), (0.01, 0.1, False), (3, 0.84, False)]
+)
+def test_a_validation_loss_of_nearly_0_contradicts_a_high_error_rate(
+    held_out: float, rate: float, contradicts: bool
+) -> None:
+    found = why_the_error_contradicts(falling(end=0.01), table(steps=[50, 199], per=[0.9, rate], loss=[20, held_out]))
+    assert (found is not None) == contradicts
+    if found is not None:
+        assert found[0] == "metric"
+        assert numbers(found[1])[:2] == [held_out, rate]
 
 
 def test_batch_norm_does_not_explain_a_loss_that_is_learned_in_both() -> None:

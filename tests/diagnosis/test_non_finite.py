@@ -58,6 +58,12 @@ def test_an_infinite_loss_of_a_calm_ctc_decoder_is_an_infeasible_target() -> Non
     assert (finding.signal, finding.value) == ("loss", math.inf)
 
 
+def test_targets_that_were_counted_and_fit_are_not_blamed() -> None:
+    calm = {"loss": with_value(math.inf, 40), "blank_fraction": np.full(STEPS, 0.5)}
+    assert sure(**calm).cause == "infeasible_target"
+    assert sure(**calm, infeasible_targets=np.zeros(STEPS)).cause == "loss"
+
+
 def test_infeasible_targets_of_a_finite_loss_are_no_fault() -> None:
     assert found(infeasible_targets=np.full(STEPS, 2.0)) is None
 

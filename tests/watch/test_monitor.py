@@ -275,6 +275,17 @@ def test_it_works_without_optimizer_logits_or_gradients() -> None:
     assert (failure.outcome, failure.cause, failure.onset_step) == ("non_finite", "loss", 1)
 
 
+def test_an_optimizer_whose_second_moments_are_not_adams_is_watched() -> None:
+    """Adafactor has no betas, and two epsilons. It keeps some second moments under the name that Adam has for them."""
+    from transformers import Adafactor  # type: ignore[attr-defined]
+
+    model = Toy()
+    optimizer = Adafactor(model.parameters())
+    monitor = Monitor(model, optimizer)
+    assert train(model, optimizer, monitor, 12) == 12
+    assert "epsilon_dominance" not in monitor.signals().names
+
+
 def test_it_changes_nothing_in_the_training() -> None:
     def weights(watched: bool) -> list[Tensor]:
         torch.manual_seed(0)
