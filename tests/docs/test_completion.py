@@ -19,7 +19,7 @@ def test_the_shell_completes_commands_groups_and_options() -> None:
         assert shell.stderr == ""
         return shell.stdout.split()
 
-    assert completed("stability", "re") == ["report"]
+    assert completed("stability", "re") == ["repair", "report"]
     assert completed("stability", "train", "optimizer=") == ["optimizer=adam_default", "optimizer=official"]
     assert completed("stability", "train", "experiment=test") == [
         "experiment=test1",
