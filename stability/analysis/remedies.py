@@ -63,6 +63,7 @@ _FIRST_RATE, _FIRST_EPSILON, _FIRST_DECAY, _FIRST_NOISE = 1e-3, 1e-8, 0.01, 0.2
 _STRONG_DECAY = 0.3  # a weight decay from which on it is suspected, whatever was measured
 _MORE_DROPOUT, _MOST_DROPOUT = 0.2, 0.7
 _NORMAL_UPDATE = THRESHOLDS["collapsed"]["small_update"]  # over the size of the weights
+_MOST_RUNGS = 4  # of a ladder towards larger steps
 _MARGIN = 3.0  # by which updates may be smaller than that, and training still gets going
 
 
@@ -74,11 +75,13 @@ class Change:
         settings: The names of the settings, each with its new value.
         roles: What they are for.
         reason: Why it may help, in a clause.
+        larger: Whether it makes the steps of the optimizer larger, or smaller; None if it does neither.
     """
 
     settings: tuple[tuple[str, Level], ...]
     roles: tuple[str, ...]
     reason: str
+    larger: bool | None = None
 
     def __str__(self) -> str:
         """The settings, as they are typed on a command line."""
@@ -210,7 +213,7 @@ def _lower_rate(case: _Case, by: Sequence[float] = (3, 10, 30, 100)) -> Ladder:
         above = {name: value for name, value in lowest.items() if new and value > min(new.values())}
         return new | _scaled(above, 1 / factor)
 
-    return _ladder("learning rate", ((changed(f), f"steps are {f:g} times smaller") for f in by))
+    return _ladder("learning rate", ((changed(f), f"steps are {f:g} times smaller") for f in by), larger=False)
 
 
 def _higher_rate(case: _Case) -> Ladder:
@@ -218,34 +221,29 @@ def _higher_rate(case: _Case) -> Ladder:
         values = (_FIRST_RATE * factor for factor in (1, 0.1, 10))
         return _ladder("learning rate", (({off: value}, "with a rate of 0 nothing changes") for value in values))
     rates = case.numbers("learning rate")
-    by = _enough(case, (3, 10, 30, 100))
-    return _ladder("learning rate", ((_scaled(rates, f), f"steps are {f:g} times larger") for f in by))
+    by = _enough(case, (3, 10, 30, 100, 300, 1e3, 1e4, 1e5))
+    return _ladder("learning rate", ((_scaled(rates, f), f"steps are {f:g} times larger") for f in by), larger=True)
 
 
 def _either_rate(case: _Case) -> Ladder:
     """Both directions, the nearest first."""
-    pairs = zip(_lower_rate(case, (3, 10, 30)), _ladder_up(case), strict=False)
+    pairs = zip(_lower_rate(case), _higher_rate(case), strict=False)
     return [change for pair in pairs for change in pair]
-
-
-def _ladder_up(case: _Case) -> Ladder:
-    rates = case.numbers("learning rate")
-    return _ladder("learning rate", ((_scaled(rates, f), f"steps are {f:g} times larger") for f in (3, 10, 30)))
 
 
 def _smaller_epsilon(case: _Case) -> Ladder:
     epsilons = case.numbers("epsilon")
     if not case.epsilon_dominates and max(epsilons.values(), default=0) < _TINY_EPSILON:
         return []
-    by = _enough(case, (10, 100, 1000))
+    by = _enough(case, (10, 100, 1e3, 1e4, 1e6))
     reason = "epsilon dominates, and the smaller it is, the larger the steps"
-    return _ladder("epsilon", ((_scaled(epsilons, 1 / f), reason) for f in by))
+    return _ladder("epsilon", ((_scaled(epsilons, 1 / f), reason) for f in by), larger=True)
 
 
 def _larger_epsilon(case: _Case) -> Ladder:
     tiny = {name: value for name, value in case.numbers("epsilon").items() if value < _TINY_EPSILON}
     reason = "epsilon is tiny: parameters with small second moments may leap"
-    return _ladder("epsilon", ((_scaled(tiny, f), reason) for f in (1e2, 1e4)))
+    return _ladder("epsilon", ((_scaled(tiny, f), reason) for f in (1e2, 1e4)), larger=False)
 
 
 def _first_epsilon(case: _Case) -> Ladder:
@@ -270,8 +268,11 @@ def _clip(case: _Case) -> Ladder:
 
 
 def _weaker_clip(case: _Case) -> Ladder:
-    clips = case.numbers("clip") if case.mostly_clipped else {}
-    return _ladder("clip", ((_scaled(clips, f), "most steps are clipped") for f in _enough(case, (10, 100))))
+    """Clip at larger norms, if most steps are clipped. Where epsilon is small, Adam's steps do not depend on it."""
+    if not case.mostly_clipped or case.number("share of second-moment roots below epsilon") < _SHARE:
+        return []
+    by, clips = _enough(case, (10, 100, 1e3, 1e4)), case.numbers("clip")
+    return _ladder("clip", ((_scaled(clips, f), "most steps are clipped") for f in by), larger=True)
 
 
 def _longer_warmup(case: _Case) -> Ladder:
@@ -287,13 +288,18 @@ def _longer_warmup(case: _Case) -> Ladder:
 
 
 def _shorter_warmup(case: _Case) -> Ladder:
-    warmups = case.numbers("warm-up")
-    return _ladder("warm-up", ((_scaled(warmups, 1 / f), "the rate is low for long") for f in (3, 10)))
+    """A third and a tenth of it, or of the whole training if it is longer than that."""
+    warmups, whole = case.numbers("warm-up"), case.numbers("steps")
+    longest = max(whole.values(), default=math.inf)
+    at_most = {n: v if n.endswith(_NO_STEPS) else min(v, longest) for n, v in warmups.items()}
+    shorter = ((_scaled(at_most, 1 / f), "the rate is low for long") for f in (3, 10, 30))
+    return _ladder("warm-up", shorter, larger=True)
 
 
 def _later_decay(case: _Case) -> Ladder:
-    lengths = case.numbers("length of the decay")
-    return _ladder("length of the decay", [(_scaled(lengths, 3), "the rate falls later")])
+    longest = max(case.numbers("steps").values(), default=math.inf)
+    lengths = {name: value for name, value in case.numbers("length of the decay").items() if value < longest}
+    return _ladder("length of the decay", [(_scaled(lengths, 3), "the rate falls later")], larger=True)
 
 
 def _sum_loss(case: _Case) -> Ladder:
@@ -348,13 +354,13 @@ def _enough(case: _Case, factors: Collection[float]) -> list[float]:
     """The factors that make the updates large enough, if their size is known."""
     size = case.number("size of an update over size of the weights")
     ruled_out = [f for f in factors if size * f * _MARGIN < _NORMAL_UPDATE] if size > 0 else []
-    left = [f for f in factors if f not in ruled_out]
+    left = [factor for factor in factors if factor not in ruled_out][:_MOST_RUNGS]
     return left or [max(factors)]
 
 
-def _ladder(role: str, rungs: Iterable[tuple[Mapping[str, Any], str]]) -> Ladder:
+def _ladder(role: str, rungs: Iterable[tuple[Mapping[str, Any], str]], larger: bool | None = None) -> Ladder:
     """The changes of a role; those without settings are left out."""
-    return [Change(tuple(settings.items()), (role,), reason) for settings, reason in rungs if settings]
+    return [Change(tuple(settings.items()), (role,), reason, larger) for settings, reason in rungs if settings]
 
 
 def _scaled(values: Mapping[str, float], factor: float) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """The race of the changes that may mend a failed training: a function of the outcomes so far.
 
 Changes are tried on a first seed, one or two at a time, in their order (see `remedies`), so a small one comes before a
-larger one. One that is healthy there is confirmed on fresh seeds, which were not used to choose it. If it fails on one
-of them, the race goes on. When all changes of single roles are spent, the most promising ones of different roles are
-tried together.
+larger one. If a small one has gone too far already, larger ones of its kind are ruled out. One that is healthy is
+confirmed on fresh seeds, which were not used to choose it. If it fails on one of them, the race goes on. When all
+changes of single roles are spent, the most promising ones of different roles are tried together.
 
 Everything here is a function of the results so far, so a race that was stopped goes on where it was.
 """
@@ -20,6 +20,7 @@ from stability.analysis.tried import Tried
 _TOGETHER = 3  # roles of which the most promising changes are tried in pairs
 # Failures from near to far; others are farther.
 _ORDER = ("undecided", "degraded", "mode_collapse", "blank_collapse", "not_training")
+_TOO_LARGE = ("exploded", "non_finite")  # outcomes of steps that are too large
 UNCHANGED = Change((), (), "as it was given")  # FAILED itself
 
 
@@ -117,15 +118,31 @@ def _waves(
 ) -> Iterator[Sequence[Change]]:
     """The changes in the order in which they are tried. The last ones depend on the results of those before."""
     valid = [change for change in changes if change not in invalid]
-    for begin in range(0, len(valid), at_once):
-        yield valid[begin : begin + at_once]
-    ended = [change for change in valid if results[Job(change, first)].failed is not None]
+    wave: list[Change] = []
+    for place, change in enumerate(valid):
+        if Job(change, first) in results or not _is_ruled_out(change, valid[:place], results, first):
+            wave.append(change)
+        if len(wave) == at_once:
+            yield wave
+            wave = []
+    yield wave
+    known = ((change, results.get(Job(change, first))) for change in valid)
+    ended = [change for change, tried in known if tried and tried.failed is not None]
     best: dict[tuple[str, ...], Change] = {}
     for change in sorted(ended, key=lambda change: _distance(results[Job(change, first)])):
         best.setdefault(change.roles, change)
     for one, other in combinations([*best.values()][:_TOGETHER], 2):
         if (both := _together(one, other)) not in invalid:
             yield [both]
+
+
+def _is_ruled_out(change: Change, smaller: Sequence[Change], results: Results, first: int) -> bool:
+    """Whether a smaller change of the same kind has already made the steps too large, or too small."""
+    same = (one for one in smaller if (one.roles, one.larger) == (change.roles, change.larger))
+    ended = [tried for one in same if (tried := results.get(Job(one, first)))]
+    if change.larger:
+        return any(tried.outcome in _TOO_LARGE for tried in ended)
+    return change.larger is False and any(tried.cause == "step_too_small" for tried in ended)
 
 
 def _distance(result: Tried) -> tuple[int, float, int]:
