@@ -17,6 +17,7 @@ from stability.diagnosis.outcomes import style_of
 from stability.reporting.recorded import TRAIN
 
 _OF_STUDY = ("study=", "outputs=", "hydra", "sweep.")  # overrides of the repair itself, and not of the training
+_ABSENT = r"trainer\.\w+=null"  # what a folder says of its command and what is so anyway
 
 Found = Mapping[str, Any]
 
@@ -85,8 +86,8 @@ def _mended(found: Found) -> list[str]:
         f"{answer['change']} mends it: it is healthy in {count} of {count} seeds, "
         f"{count - 1} of which were not used to choose it{error_rate}. ({_capital(answer['reason'])}.)"
     ]
-    if best:
-        ours, theirs = (_rate(one["trials"][:1]) for one in (answer, best))  # on the seed that both have
+    ours, theirs = (_rate(one["trials"][:1]) if one else math.nan for one in (answer, best))  # on the same seed
+    if not math.isnan(ours + theirs):
         told.append(
             f"The best other change that was healthy, {best['change']}, had {theirs:.3g} on seed "
             f"{found['first_seed']}, where this one had {ours:.3g}."
@@ -114,7 +115,7 @@ def _steps(trials: Sequence[Found]) -> str:
 
 def _command(overrides: Sequence[str]) -> str:
     """The command that trains with the change. What `stability.train` quotes itself is written as it is typed."""
-    own = [word for word in overrides if not word.lstrip("+~").startswith(_OF_STUDY)]
+    own = [w for w in overrides if not w.lstrip("+~").startswith(_OF_STUDY) and not re.fullmatch(_ABSENT, w)]
     return shlex.join([*TRAIN, *(re.sub(r"^(trainer\.\w+=)'([^'\\]*)'$", r"\1\2", word) for word in own)])
 
 

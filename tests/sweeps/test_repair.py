@@ -128,5 +128,5 @@ def test_a_decoder_whose_rate_is_too_high_learns_with_the_change(cli: CommandLin
     assert (found["verdict"]["outcome"], found["verdict"]["cause"]) == ("exploded", "rate_too_high")
     assert found["answer"]["roles"] == ["learning rate"]
     assert 0.001 < found["answer"]["settings"]["schedule.lr_max"] < 0.5
-    assert [trial["healthy"] for trial in found["answer"]["trials"]] == [True] * 3
+    assert [trial["failed"] for trial in found["answer"]["trials"]] == [False] * 3
     assert all(one["trials"][0]["steps"] < 300 for one in found["tried"][:2]), "what explodes ends early"
