@@ -61,7 +61,7 @@ _NO_STEPS = ("epochs", "ratio", "fraction")  # ends of names of warm-ups that ar
 _FIRST_CLIP, _FIRST_WARMUP, _FIRST_RATIO = 1.0, 100, 0.1  # where there is none, and nothing was measured
 _FIRST_RATE, _FIRST_EPSILON, _FIRST_DECAY, _FIRST_NOISE = 1e-3, 1e-8, 0.01, 0.2
 _STRONG_DECAY = 0.3  # a weight decay from which on it is suspected, whatever was measured
-_MORE_DROPOUT, _MOST_DROPOUT = 0.2, 0.7
+_MORE_DROPOUT, _MOST_DROPOUT = 0.2, 0.7  # more than the most is suspected
 _NORMAL_UPDATE = THRESHOLDS["collapsed"]["small_update"]  # over the size of the weights
 _MOST_RUNGS = 4  # of a ladder towards larger steps
 _MARGIN = 3.0  # by which updates may be smaller than that, and training still gets going
@@ -200,7 +200,7 @@ def _ladders(case: _Case) -> Sequence[Ladder]:
 def _unusual(case: _Case) -> Sequence[Ladder]:
     """Changes of settings whose values are suspicious, whatever the verdict says."""
     strong = any(value >= _STRONG_DECAY for value in case.numbers("weight decay").values())
-    return _less_decay(case) if strong else [], _weaker_clip(case), _precision(case)
+    return _less_decay(case) if strong else [], _less_dropout(case), _weaker_clip(case), _precision(case)
 
 
 def _lower_rate(case: _Case, by: Sequence[float] = (3, 10, 30, 100)) -> Ladder:
@@ -297,9 +297,11 @@ def _shorter_warmup(case: _Case) -> Ladder:
 
 
 def _later_decay(case: _Case) -> Ladder:
+    """Three times later, and not before the end of the training."""
     longest = max(case.numbers("steps").values(), default=math.inf)
     lengths = {name: value for name, value in case.numbers("length of the decay").items() if value < longest}
-    return _ladder("length of the decay", [(_scaled(lengths, 3), "the rate falls later")], larger=True)
+    later = [_scaled(lengths, 3), dict.fromkeys(lengths, longest) if longest < math.inf else _scaled(lengths, 10)]
+    return _ladder("length of the decay", ((values, "the rate falls later") for values in later), larger=True)
 
 
 def _sum_loss(case: _Case) -> Ladder:
@@ -335,6 +337,12 @@ def _more_dropout(case: _Case) -> Ladder:
     rates = {n: v for n, v in case.by_role.get("dropout", {}).items() if is_number(v) and 0 <= v < _MOST_DROPOUT}
     more = {name: _rounded(min(value + _MORE_DROPOUT, _MOST_DROPOUT)) for name, value in rates.items()}
     return _ladder("dropout", [(more, "more dropout, less overfitting")])
+
+
+def _less_dropout(case: _Case) -> Ladder:
+    high = {n: v for n, v in case.numbers("dropout").items() if v > _MOST_DROPOUT}
+    less = (dict.fromkeys(high, value) for value in (_MOST_DROPOUT, _MOST_DROPOUT / 2))
+    return _ladder("dropout", ((values, "so much dropout leaves little to learn from") for values in less))
 
 
 def _precision(case: _Case) -> Ladder:

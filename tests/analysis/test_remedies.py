@@ -155,6 +155,13 @@ def test_a_strong_weight_decay_is_suspected_whatever_was_measured() -> None:
     found = changes(Verdict("blank_collapse", "no_information"), DECODER | {"optimizer.weight_decay": 30.0})
     assert found[:2] == ["optimizer.weight_decay=3", "optimizer.weight_decay=0.3"]
     assert "optimizer.weight_decay=0" in found
+    found = changes(Verdict("undecided", "no_information"), DECODER | {"model.rnn_dropout": 0.97})
+    assert found[:2] == ["model.rnn_dropout=0.7", "model.rnn_dropout=0.35"]
+
+
+def test_a_rate_that_has_fallen_early_falls_later() -> None:
+    found = changes(Verdict("undecided", "step_too_small"), DECODER | {"schedule.decay_steps": 20})
+    assert {"schedule.decay_steps=60", "schedule.decay_steps=500"} <= {*found}
 
 
 def test_a_rate_of_zero_gets_a_usual_one() -> None:
