@@ -142,8 +142,7 @@ def remedies(verdict: Verdict, settings: Settings, typical_norm: float | None = 
     # The two smallest changes of the likeliest role, then one of each other, then what is larger.
     ordered = [*likeliest[:2], *(one for ladder in others for one in ladder[:1]), *likeliest[2:]]
     ordered += [one for ladder in others for one in ladder[1:]]
-    changes = [one for one in ordered if any(settings[name] != value for name, value in one.settings)]
-    return tuple({one.settings: one for one in reversed(changes)}.values())[::-1]
+    return tuple(one for one in ordered if any(settings[name] != value for name, value in one.settings))
 
 
 def no_setting_mends(verdict: Verdict) -> bool:
@@ -203,9 +202,8 @@ def _unusual(case: _Case) -> Sequence[Ladder]:
     return _less_decay(case) if strong else [], _less_dropout(case), _weaker_clip(case), _precision(case)
 
 
-def _lower_rate(case: _Case, by: Sequence[float] = (3, 10, 30, 100)) -> Ladder:
-    rates = case.numbers("learning rate")
-    lowest = case.numbers("lowest rate")
+def _lower_rate(case: _Case) -> Ladder:
+    rates, lowest = case.numbers("learning rate"), case.numbers("lowest rate")
 
     def changed(factor: float) -> dict[str, float]:
         new = _scaled(rates, 1 / factor)
@@ -213,7 +211,8 @@ def _lower_rate(case: _Case, by: Sequence[float] = (3, 10, 30, 100)) -> Ladder:
         above = {name: value for name, value in lowest.items() if new and value > min(new.values())}
         return new | _scaled(above, 1 / factor)
 
-    return _ladder("learning rate", ((changed(f), f"steps are {f:g} times smaller") for f in by), larger=False)
+    smaller = ((changed(factor), f"steps are {factor:g} times smaller") for factor in (3, 10, 30, 100))
+    return _ladder("learning rate", smaller, larger=False)
 
 
 def _higher_rate(case: _Case) -> Ladder:
