@@ -182,7 +182,7 @@ def _ladders(case: _Case) -> Sequence[Ladder]:
         case "step_too_small":
             return _higher_rate(case), _weaker_clip(case), _sum_loss(case), _later_decay(case), _shorter_warmup(case)
         case "no_update":
-            return _higher_rate(case), _weaker_clip(case), _smaller_epsilon(case), _precision(case)
+            return _later_decay(case), _higher_rate(case), _smaller_epsilon(case), _precision(case)
         case "in_warmup":
             return _shorter_warmup(case), _longer(case), _higher_rate(case)
         case "overfitting":
@@ -296,7 +296,7 @@ def _shorter_warmup(case: _Case) -> Ladder:
 
 
 def _later_decay(case: _Case) -> Ladder:
-    """Three times later, and not before the end of the training."""
+    """Three times later, and not before the end of the training, if the rate has fallen by then."""
     longest = max(case.numbers("steps").values(), default=math.inf)
     lengths = {name: value for name, value in case.numbers("length of the decay").items() if value < longest}
     later = [_scaled(lengths, 3), dict.fromkeys(lengths, longest) if longest < math.inf else _scaled(lengths, 10)]

@@ -101,13 +101,13 @@ class _Experiment:
     problem: str = ""
 
     def needed(self) -> Sequence[Job]:
-        """Return the trials that are needed next. StabilityError if no setting mends FAILED."""
+        """Return the trials that are needed next."""
         if not Path(self.patient.given).is_dir():
             job, self.problem = check_failed(self.results, self.patient.first)
-            if self.patient.verdict and (reason := why_hopeless(self.patient)):
-                raise StabilityError(reason)
+            if self.patient.verdict:
+                self.problem = why_hopeless(self.patient) or self.problem
             if job or self.problem:
-                return [job] if job else []
+                return [job] if job and not self.problem else []
         return self.race().needed
 
     def race(self) -> Race:
@@ -175,6 +175,8 @@ class RepairSweeper(BasicSweeper):
                 for job in batch:
                     experiment.note(job, read_launched(experiment.planned[job].trial.folder))
         _write(experiment, folder)
+        if experiment.patient.verdict and why_hopeless(experiment.patient):
+            raise StabilityError("FAILED cannot be repaired by a setting: see above.")
         return returns
 
     def _is_missing(self, experiment: _Experiment, job: Job) -> bool:

@@ -162,6 +162,8 @@ def test_a_strong_weight_decay_is_suspected_whatever_was_measured() -> None:
 def test_a_rate_that_has_fallen_early_falls_later() -> None:
     found = changes(Verdict("undecided", "step_too_small"), DECODER | {"schedule.decay_steps": 20})
     assert {"schedule.decay_steps=60", "schedule.decay_steps=500"} <= {*found}
+    found = changes(Verdict("not_training", "no_update"), DECODER | {"schedule.decay_steps": 20})
+    assert found[:2] == ["schedule.decay_steps=60", "schedule.decay_steps=500"]
 
 
 def test_a_rate_of_zero_gets_a_usual_one() -> None:

@@ -75,6 +75,15 @@ def test_a_training_that_does_not_fail_is_said_with_its_rate(cli: CommandLine) -
     assert "FAILED is healthy in 2 of 2 seeds, and did not fail: there is little to repair. This took 2 trials" in out
 
 
+def test_a_fault_that_no_setting_mends_is_said_after_one_training(cli: CommandLine) -> None:
+    text = (cli.folder / "train.py").read_text()
+    (cli.folder / "train.py").write_text(text.replace("{3 * size * noise},{size * noise},{wer}", "0.0,0.0,"))
+    end = cli.run(*asked("settings.lr=3"), *PROGRAM, status=1)
+    assert "FAILED: not_training, zero_loss. No setting mends this. The training loss is exactly 0" in end.out
+    assert "This took 1 trial and" in end.out
+    assert end.err == "error: FAILED cannot be repaired by a setting: see above.\n"
+
+
 @pytest.mark.slow
 def test_where_no_setting_helps_it_says_what_was_tried(cli: CommandLine) -> None:
     text = (cli.folder / "train.py").read_text()
