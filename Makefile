@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo test test-slow coverage benchmark benchmark-data benchmark-engines benchmark-stacks benchmark-cuda \
-	benchmark-detection benchmark-field benchmark-runs lint docs hooks clean
+	benchmark-detection benchmark-field benchmark-runs benchmark-explain lint docs hooks clean
 
 demo: .venv/installed
 	$(BIN)/python -m stability.train optimizer=official aug=strong
@@ -43,6 +43,10 @@ benchmark-field: .venv/installed
 
 benchmark-runs: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.benchmarks.runs_speed
+
+benchmark-explain: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m experiments.explain.benchmark test
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.explain.honesty
 
 experiments/detection/corpus.npz:
 	$(BIN)/python -m pip install --quiet -e '.[dev,benchmark]' -c constraints.txt

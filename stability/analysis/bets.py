@@ -16,8 +16,6 @@ false claim is made; and if each e-value exceeds 1 / alpha, all claims are made,
 
 from collections.abc import Sequence
 
-import numpy as np
-
 _BETS = 10
 
 
@@ -33,10 +31,13 @@ def e_value(hits: int, trials: int, at_most: float, likely: float) -> float:
     Returns:
         The wealth of somebody who began with 1.
     """
-    rates = np.append(np.linspace(at_most, 1, _BETS + 1)[1:], likely)
-    money = np.append(np.full(_BETS, 0.5 / _BETS), 0.5)
-    wealth = np.power(rates / at_most, hits) * np.power((1 - rates) / (1 - at_most), trials - hits)
-    return float(money @ wealth)
+    rates = [at_most + (1 - at_most) * bet / _BETS for bet in range(1, _BETS + 1)]
+
+    def wealth(rate: float) -> float:
+        won: float = (rate / at_most) ** hits * ((1 - rate) / (1 - at_most)) ** (trials - hits)
+        return won
+
+    return (sum(map(wealth, rates)) / _BETS + wealth(likely)) / 2
 
 
 def claims_made(e_values: Sequence[float], alpha: float) -> list[bool]:

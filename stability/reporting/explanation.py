@@ -22,6 +22,7 @@ from stability.analysis.levels import level_text
 from stability.config.names import short_name
 from stability.core.checkout import git_commit
 from stability.core.files import EXPLANATION, short_path, write_atomically
+from stability.core.passwords import hide_passwords
 from stability.core.text import counted, listed, load_json
 from stability.diagnosis.display import shown
 from stability.diagnosis.outcomes import MARKS
@@ -152,7 +153,9 @@ def _cause(found: Mapping[str, Any]) -> str:
             f"The cause is {short_name(names[0])}: HEALTHY fails with FAILED's {level_text(one['failed'])} in place of "
             f"{level_text(one['healthy'])}{_flip_text(found, names[0], ', and flips ')}."
         )
-    return f"The cause is {_names(names)} together: HEALTHY fails with FAILED's {causes[0]}, and with no fewer of them."
+    return (
+        f"The cause is {_names(names)} together: HEALTHY fails with FAILED's {causes[0]}, and not with fewer of them."
+    )
 
 
 def _is_cause(found: Mapping[str, Any], claim: Mapping[str, Any]) -> bool:
@@ -240,9 +243,8 @@ def _train_command(found: Mapping[str, Any], mixture: Mapping[str, Any], seed: i
 
 def _command(found: Mapping[str, Any]) -> str:
     statement = found["statement"]
-    return shlex.join(
-        ["python", "-m", "stability.explain", statement["failed"]["given"], statement["healthy"]["given"]]
-    )
+    sides = [statement[side]["given"] for side in ("failed", "healthy")]
+    return shlex.join(["python", "-m", "stability.explain", *sides, *map(hide_passwords, found["arguments"])])
 
 
 def _tried_row(found: Mapping[str, Any], mixture: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,7 +305,7 @@ def _picture(found: Mapping[str, Any]) -> dict[str, Any]:
     names = [one["name"] for one in found["differences"]]
     parts = {name for names in found["sufficient"] for name in names}
     names.sort(key=lambda name: name not in parts)
-    left = 12 + 7 * max((len(short_name(name)) for name in names), default=0)
+    left = 16 + 8 * max((len(short_name(name)) for name in names), default=0)
     columns = []
     whole = [one for one in found["mixtures"] if one["between"] is None]
     for place, mixture in enumerate(sorted(whole, key=lambda one: (len(one["failed"]), one["failed"]))):

@@ -218,6 +218,7 @@ def _as_json(experiment: _Experiment) -> dict[str, Any]:
         by_mixture.setdefault(job.mixture, []).append(job)
     roles = {difference.name: role_of(difference.name, found) for difference in question.differences}
     return {
+        "arguments": [*question.arguments],
         "finished": not found.needed,
         "stage": found.stage,
         "problem": found.problem,

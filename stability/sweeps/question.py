@@ -34,7 +34,8 @@ class Question:
     Attributes:
         failed: FAILED, as it was given.
         healthy: HEALTHY, as it was given.
-        common: The overrides of all trials.
+        arguments: The overrides of the command line.
+        common: The overrides of all trials: these and HEALTHY's.
         differences: The settings in which the two differ.
         following: Settings that differ only because they follow others, with both values.
         without_effect: Settings that differ and change no result.
@@ -43,6 +44,7 @@ class Question:
 
     failed: str
     healthy: str
+    arguments: tuple[str, ...]
     common: tuple[str, ...]
     differences: tuple[Difference, ...]
     following: tuple[str, ...]
@@ -123,6 +125,7 @@ def read_question(cfg: DictConfig, arguments: Sequence[str], failed: str | None,
     return Question(
         failed=failed,
         healthy=healthy,
+        arguments=tuple(arguments),
         common=tuple(last_of_each([*arguments, *given["HEALTHY"]])),
         differences=tuple(differences),
         following=tuple(name for name in names if name not in own),

@@ -1,0 +1,1 @@
+"""The benchmark of explanations, on pairs whose causes are known."""

@@ -1,0 +1,77 @@
+"""Simulated pairs of configurations with known causes.
+
+A pair has 4 to 12 differences. One to three of them are its causes: each alone, all together, or one alone and two
+together. The others are harmless. A training that has a cause fails in all seeds, or at a rate; one without fails
+never, or seldom.
+
+Even numbers are the design half, on which the method was tuned. Odd numbers are the test half.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from stability.analysis.beliefs import Difference
+
+Half = Literal["design", "test"]
+
+_DIFFERENCES = (4, 6, 9, 12)
+_CAUSES = ("one", "two alone", "three alone", "two together", "three together", "one alone, two together")
+_RATES = {"always": (1.0, 0.0), "by rate": (0.7, 0.03)}  # of failure with a cause, and without
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair of configurations.
+
+    Attributes:
+        number: Its number, from which its random choices come.
+        differences: The settings that differ.
+        causes: The sufficient sets.
+        kind: Which causes it has.
+        chance: `always` or `by rate`.
+        rates: The rates of failure with a cause and without.
+    """
+
+    number: int
+    differences: tuple[Difference, ...]
+    causes: frozenset[frozenset[str]]
+    kind: str
+    chance: str
+    rates: tuple[float, float]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the differences."""
+        return tuple(difference.name for difference in self.differences)
+
+    def fails(self, failed: frozenset[str], seed: int) -> bool:
+        """Train a mixture with a seed: whether it fails."""
+        has_cause = any(cause <= failed for cause in self.causes)
+        chance = random.Random(f"{self.number} {sorted(failed)} {seed}").random()
+        return chance < self.rates[0 if has_cause else 1]
+
+
+def pairs(half: Half) -> list[Pair]:
+    """Return the pairs of a half: all combinations of size, causes and chance, each twice."""
+    cells = [*product(_DIFFERENCES, _CAUSES, _RATES)] * 2
+    first = {"design": 0, "test": 1}
+    return [_pair(2 * place + first[half], *cell) for place, cell in enumerate(cells)]
+
+
+def _pair(number: int, count: int, kind: str, chance: str) -> Pair:
+    rng = random.Random(f"pair {number}")
+    # Two of a group belong together, as a learning rate and its warm-up do.
+    differences = tuple(Difference(f"setting{i}", "failed", "healthy", f"group{i // 2}") for i in range(count))
+    a, b, c = rng.sample([difference.name for difference in differences], 3)
+    sets: Mapping[str, list[set[str]]] = {
+        "one": [{a}],
+        "two alone": [{a}, {b}],
+        "three alone": [{a}, {b}, {c}],
+        "two together": [{a, b}],
+        "three together": [{a, b, c}],
+        "one alone, two together": [{a}, {b, c}],
+    }
+    return Pair(number, differences, frozenset(map(frozenset, sets[kind])), kind, chance, _RATES[chance])
