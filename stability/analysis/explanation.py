@@ -20,8 +20,8 @@ together are moved together first.
 This relies on one assumption: more of the failed configuration's values make a training no healthier. What contradicts
 it is told.
 
-**Belief.** While it searches, a mixture counts as failing or healthy as soon as one is 80 times likelier than the
-other. That takes two seeds where all trials of a side end alike, and more where failures come by chance.
+**Belief.** While it searches, a mixture counts as failing or healthy as soon as one is much likelier than the other: 9
+times, which takes one seed, as long as all trials of each mixture end alike; 80 times where failures come by chance.
 
 **Confirmation.** A belief was used to choose, so it proves nothing. What was found is stated as claims: that the failed
 configuration fails, that the healthy one does not, that every sufficient set fails, and that every cure helps. These

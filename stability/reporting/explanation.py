@@ -118,7 +118,8 @@ def answer(found: Mapping[str, Any]) -> tuple[str, str]:
     else:
         first = f"Not decided: {_sides_text(found)}."
     if not found["finished"]:
-        return first, f"It was stopped after {_cost(found)}; the same command with a larger budget goes on from there."
+        goes_on = "the same command goes on from there, with a larger budget if that was spent"
+        return first, f"It was stopped after {_cost(found)}; {goes_on}."
     left = (
         "some mixtures could not be trained"
         if not found["complete"]
