@@ -11,11 +11,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
 
 from stability.analysis.beliefs import Difference
-
-Half = Literal["design", "test"]
 
 _DIFFERENCES = (4, 6, 9, 12)
 _CAUSES = ("one", "two alone", "three alone", "two together", "three together", "one alone, two together")
@@ -54,8 +51,8 @@ class Pair:
         return chance < self.rates[0 if has_cause else 1]
 
 
-def pairs(half: Half) -> list[Pair]:
-    """Return the pairs of a half: all combinations of size, causes and chance, each twice."""
+def pairs(half: str) -> list[Pair]:
+    """Return the pairs of a half, `design` or `test`: all combinations of size, causes and chance, each twice."""
     cells = [*product(_DIFFERENCES, _CAUSES, _RATES)] * 2
     first = {"design": 0, "test": 1}
     return [_pair(2 * place + first[half], *cell) for place, cell in enumerate(cells)]

@@ -158,13 +158,13 @@ def explain(differences: Sequence[Difference], outcomes: Outcomes, invalid: Coll
         found = _search(differences, beliefs)
         if found.needed:
             return found
-        claims, jobs = _test(_claims(names, found), beliefs)
+        claims, jobs = _test(_claims(names, found), beliefs, _MOST_FRESH * 2**look)
         found = replace(found, stage="claims", claims=claims, needed=jobs)
         if found.needed or found.confirmed:
             break
     if found.needed or not found.confirmed:
         return found
-    for later in range(look + 1, _MOST_LOOKS + 1):  # near a flip failures may come by chance, which shows in the test
+    for later in (look + 1, look + 2):  # near a flip failures may come by chance, which shows in the first test
         found = _find_flips(differences, Beliefs(names, outcomes, invalid, later), found)
         if found.needed or all(flip.holds for flip in found.flips):
             break
@@ -249,17 +249,21 @@ def _claims(names: frozenset[str], found: Explanation) -> tuple[Claim, ...]:
     return tuple(dict.fromkeys(claims))
 
 
-def _test(claims: Sequence[Claim], beliefs: Beliefs) -> tuple[tuple[Claim, ...], tuple[Job, ...]]:
+def _test(claims: Sequence[Claim], beliefs: Beliefs, most: int) -> tuple[tuple[Claim, ...], tuple[Job, ...]]:
     """Test claims on fresh seeds. All that are open get the next seeds together.
 
     Seeds are taken in their order, and no claim looks ahead, because trials with the same seed are alike.
+
+    Args:
+        claims: The claims.
+        beliefs: What was known before.
+        most: The seeds of a claim, at most.
 
     Returns:
         The claims with their evidence, and the trials that are needed next.
     """
     alpha, tested, tried = level_of(beliefs.look, ALPHA), [*claims], 0
     jobs: list[Job] = []
-    most = _MOST_FRESH * 2**beliefs.look
     while not jobs and tried < most and not any(map(beliefs.is_doubtful, tested)):
         still_open = [number for number, claim in enumerate(tested) if claim.e < 1 / alpha]
         if not still_open:
@@ -306,7 +310,7 @@ def _find_flips(differences: Sequence[Difference], beliefs: Beliefs, found: Expl
     if jobs:
         return replace(found, needed=tuple(jobs))
     ends = {difference.name: (difference.failed, difference.healthy) for difference in differences}
-    claims, needed = _test([claim for flip in flips for claim in _ends(flip, ends[flip.name])], beliefs)
+    claims, needed = _test([claim for flip in flips for claim in _ends(flip, ends[flip.name])], beliefs, _MOST_FRESH)
     made = {(claim.mixture, claim.fails) for claim in claims if claim.holds}
     holds = [all((c.mixture, c.fails) in made for c in _ends(flip, ends[flip.name])) for flip in flips]
     tested = [replace(flip, holds=held) for flip, held in zip(flips, holds, strict=True)]
