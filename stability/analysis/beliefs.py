@@ -16,7 +16,7 @@ _FIRST, _WRONG, _BY_CHANCE, _MOST = 4, 8, 16, 24  # seeds of the two sides: at f
 _ALIKE = 0.35  # rates that are closer need all seeds
 _TOO_ALIKE = 0.2  # rates that are closer still cannot be told apart with a sensible number of trials
 _MOST_PROBES = 24  # seeds of a mixture in one search; then the likelier side counts
-_CLEAR = 0.75  # of the way from the rate of one side to that of the other
+_CLEAR = 0.85  # of the way from the rate of one side to that of the other
 _CRASHES = 3  # a mixture that crashes so often, and in more than half of its trials, cannot be trained
 
 

@@ -164,7 +164,7 @@ def explain(differences: Sequence[Difference], outcomes: Outcomes, invalid: Coll
             break
     if found.needed or not found.confirmed:
         return found
-    for later in (look + 1, look + 2):  # near a flip failures may come by chance, which shows in the first test
+    for later in range(look + 1, look + 4):  # near a flip failures may come by chance, which shows in the test
         found = _find_flips(differences, Beliefs(names, outcomes, invalid, later), found)
         if found.needed or all(flip.holds for flip in found.flips):
             break
