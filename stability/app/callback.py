@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from stability.app.ending import clear, keep_error, keep_results
-from stability.app.launcher import SkippingLauncher
+from stability.app.launcher import EndsJobOnly, SkippingLauncher
 from stability.app.sending import Sending
 from stability.app.study import AppStudy
 from stability.core.errors import Interrupted, StabilityError
@@ -68,6 +68,11 @@ class StabilityCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Plan the sweep before any job is run, and take the sweeper's place. A dry run exits here."""
         try:
+            if not is_first_process():
+                raise StabilityError(
+                    "Each process of a distributed training would run the whole sweep. Start the sweep in one process, "
+                    "and the processes of a training in its job."
+                )
             Plugins.instance().register(AppBisection)
             study = AppStudy(config, self._claims, self._tracking)
             if self._dry_run:
@@ -120,8 +125,9 @@ def _take_over(study: AppStudy) -> None:
         del plugins.instantiate_sweeper
         is_grid = issubclass(plugins.class_name_to_class[kwargs["config"].hydra.sweeper._target_], BasicSweeper)
 
-        def instantiate_launcher(*args: Any, **kwargs: Any) -> Launcher:
-            return SkippingLauncher(make_launcher(*args, **kwargs), study.jobs, goes_on=is_grid)
+        def instantiate_launcher(*, task_function: TaskFunction, **kwargs: Any) -> Launcher:
+            inner = make_launcher(task_function=EndsJobOnly(task_function), **kwargs)
+            return SkippingLauncher(inner, study.jobs, goes_on=is_grid)
 
         plugins.instantiate_launcher = instantiate_launcher
         try:
@@ -151,7 +157,7 @@ def _reported(study: AppStudy, sweep: Callable[..., Any]) -> Callable[..., Any]:
                 sys.exit(Interrupted.exit_status)
             except StabilityError as error:
                 problems = str(error)
-            except (HydraException, OmegaConfBaseException, SystemExit):  # Hydra explains its own, and a job may exit
+            except (HydraException, OmegaConfBaseException, SystemExit):  # Hydra explains its own; a locked job exits
                 print(study.end(stopped=False), file=sys.stderr)
                 raise
             except Exception as error:

@@ -57,17 +57,25 @@ class Jobs:
     def __init__(self, config: DictConfig) -> None:
         self._config = config
         self._found: dict[tuple[str, ...], AppJob] = {}
+        self._in_folder: dict[Path, AppJob] = {}
         self._names: dict[Path, dict[str, str]] = {}  # {folder of a study: {hash: name of a job's folder}}
 
     def find(self, overrides: Sequence[str]) -> AppJob:
         """Compose a job, and find its folder.
 
         Raises:
-            StabilityError: What the job is depends on its number, which is another one when it is started again.
+            StabilityError: What the job is depends on its number, which is another one when it is started again; or
+                its folder is that of another job, or in another folder than the sweep's.
         """
         key = tuple(overrides)
         if key not in self._found:
-            self._found[key] = self._compose(key)
+            job = self._compose(key)
+            if self._in_folder.setdefault(job.folder, job).settings != job.settings:
+                raise StabilityError(
+                    f"hydra.sweep.subdir gives the folder {job.folder} to several jobs: leave it out, or name all that "
+                    "varies in it."
+                )
+            self._found[key] = job
         return self._found[key]
 
     def _compose(self, overrides: tuple[str, ...]) -> AppJob:
@@ -77,6 +85,11 @@ class Jobs:
         levels = levels_of(settings)  # interpolations as they are written, as Hydra keeps them in the job's folder
         with _as_current(composed):
             study = Path(str(composed.hydra.sweep.dir))
+            if study != Path(str(self._config.hydra.sweep.dir)):
+                raise StabilityError(
+                    f"hydra.sweep.dir gives jobs folders of their own, such as {study}: a study has one. Name what "
+                    "varies in hydra.sweep.subdir instead, or leave it out."
+                )
             if not _NUMBER.search(str(hydras["sweep"]["subdir"])):
                 return AppJob(overrides, study / str(composed.hydra.sweep.subdir), levels)
             if numbered := [n for n, v in levels.items() if isinstance(v, str) and _NUMBER.search(v)]:

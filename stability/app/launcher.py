@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -10,6 +12,7 @@ from omegaconf import DictConfig
 
 from stability.app.ending import read_returned
 from stability.app.jobs import AppJob, Jobs
+from stability.core.errors import StabilityError
 from stability.core.files import LOCK
 from stability.core.locks import is_locked
 
@@ -51,6 +54,30 @@ class SkippingLauncher(Launcher):
         if self._goes_on and result.status is JobStatus.FAILED:
             result.return_value, result.status = math.nan, JobStatus.COMPLETED
         return result
+
+
+@dataclass(frozen=True)
+class EndsJobOnly:
+    """The function of an app. `sys.exit` in it ends the job, and not the sweep. Processes of jobs can be sent it.
+
+    Args:
+        function: The function.
+    """
+
+    function: TaskFunction
+
+    def __call__(self, config: Any) -> Any:
+        """Run a job.
+
+        Raises:
+            StabilityError: The job exited with an error.
+        """
+        try:
+            return self.function(config)
+        except SystemExit as end:
+            if end.code in (None, 0):
+                return None
+            raise StabilityError(f"sys.exit({end.code!r}) ended it") from end
 
 
 def _earlier_result(job: AppJob) -> JobReturn | None:

@@ -25,7 +25,8 @@ def test_a_grid_is_a_study_that_is_continued(app: App) -> None:
     grid = ("lr=0.1,5", "seed=0,1", "fault=crash")
     first = app.sweep(*grid, status=1)
     assert first.err.startswith("error: 2 trials have no verdict. Run the same command again")
-    assert first.err.count("ValueError: no such data (multirun/train/lr=") == 2
+    assert "ValueError: no such data (multirun/train/lr=0.1" in first.err
+    assert "sys.exit('no such data') ended it (multirun/train/lr=5" in first.err
     assert len(re.findall(r"^running", first.out, re.MULTILINE)) == 4, "a crash stops no other job"
     assert re.search(r"^\[\d/4\] stable  .*WER 0\.10", first.out, re.MULTILINE), first.out
     (app.folder / "mended").touch()
@@ -60,6 +61,22 @@ def test_what_depends_on_a_jobs_number_is_refused(tmp_path: Path) -> None:
     error = app.sweep("lr=0.1,5", status=1).err
     assert error.startswith("error: 2 of 2 configurations are invalid; no job was started:")
     assert "shuffle depends on hydra.job.num" in error
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hydra.sweep.subdir=${lr}", "hydra.sweep.subdir gives the folder multirun/train/0.1 to several jobs"),
+        ("hydra.sweep.dir=multirun/${lr}", "hydra.sweep.dir gives jobs folders of their own, such as multirun/5"),
+    ],
+)
+def test_folders_that_are_not_one_for_a_job_and_one_for_all_are_refused(app: App, override: str, message: str) -> None:
+    assert message in app.sweep("lr=0.1,5", "seed=0,1", override, status=1).err
+
+
+def test_the_processes_of_one_training_run_no_sweep_each(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert "Start the sweep in one process" in app.sweep("lr=0.1,5", status=1).err
 
 
 def test_settings_of_other_types_are_levels_of_one_factor(app: App) -> None:

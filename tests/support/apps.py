@@ -21,7 +21,7 @@ _CONFIG = """\
 lr: 0.1
 width: 4
 seed: 0
-fault: null      # until a file `mended` is there, seed 1 may crash, or wait; exit
+fault: null      # until a file `mended` is there, seed 1 may crash, or wait; die
 log: true        # whether it writes a log
 monitor: false   # whether it has a Monitor
 hydra:
@@ -60,10 +60,12 @@ def watch(cfg):
 def main(cfg):
     print(f"running lr {cfg.lr} seed {cfg.seed}", flush=True)
     if cfg.fault == "crash" and cfg.seed == 1 and not os.path.exists("mended"):
+        if cfg.lr > 2.5:
+            sys.exit("no such data")
         raise ValueError("no such data")
     while cfg.fault == "wait" and cfg.seed == 1 and not os.path.exists("mended"):
         time.sleep(0.01)
-    if cfg.fault == "exit":
+    if cfg.fault == "die":
         os._exit(7)
     if cfg.monitor:
         watch(cfg)
