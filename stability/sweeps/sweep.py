@@ -27,7 +27,7 @@ from stability.sweeps.hydra_internals import job_error
 from stability.sweeps.jobs import InvalidJob, describe_job, list_invalid
 from stability.sweeps.launcher import StackedLauncher, is_stacked
 from stability.sweeps.plan import GridSweeper, Plan, make_plan
-from stability.sweeps.progress import SweepProgress
+from stability.sweeps.progress import CRASHED, SweepProgress
 from stability.sweeps.repair import RepairSweeper, patient_of, show_patient
 from stability.sweeps.search import ResumingSweeper, Search, find_search
 from stability.sweeps.sweep_trial import is_finished
@@ -93,7 +93,7 @@ class Sweep(Callback):
                     report_study(study, config.sweep.claims, self._progress, tracked=self._tracked, stopped=stopped)
             except StabilityError as error:
                 problems.append(str(error))
-            if message := "\n".join(filter(None, self._add_cause(ended_by, problems))):
+            if message := "\n".join(filter(None, self._add_cause(self._progress, ended_by, problems))):
                 raise StabilityError(message)
         except Exception as error:
             raise CallbackError(error) from error
@@ -102,13 +102,14 @@ class Sweep(Callback):
                 abort_study(Path(config.hydra.sweep.dir))
             raise
 
-    def _add_cause(self, ended_by: BaseException | None, problems: list[str]) -> list[str]:
+    def _add_cause(self, progress: SweepProgress, ended_by: BaseException | None, problems: list[str]) -> list[str]:
         """Return the problems to raise when `ended_by` ended the sweep. If there are none, Hydra raises `ended_by`."""
         if ended_by is None:
             return problems
-        if (self._failed or self._invalid) and isinstance(ended_by, StabilityError):
+        some_failed = self._failed or self._invalid or CRASHED in progress.outcomes.values()
+        if some_failed and isinstance(ended_by, StabilityError):
             return [str(ended_by), *problems]
-        if (self._failed or self._invalid) and isinstance(ended_by, ValueError):
+        if some_failed and isinstance(ended_by, ValueError):
             return problems  # a sweeper, such as Optuna's, met the NaN of a failed trial: the problems say why
         return []
 

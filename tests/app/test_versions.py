@@ -32,7 +32,7 @@ def is_continued(app: App, python: Path, *overrides: str) -> None:
     assert first.err.startswith("error: 2 trials have no verdict. Run the same command again"), first.err
     assert "ValueError: no such data" in first.err
     assert "sys.exit('no such data') ended it" in first.err
-    assert re.search(r"^S stable 1|S stable 1 ", first.out, re.MULTILINE)
+    assert re.search(r"\bS stable 1\b", first.out)
     (app.folder / "mended").touch()
     again = app.sweep_with(python, *GRID, *overrides)
     assert len(re.findall(r"^\[\d/4\]", again.out, re.MULTILINE)) == 2

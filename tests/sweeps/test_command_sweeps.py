@@ -108,3 +108,12 @@ def test_bisection_finds_the_largest_healthy_value_of_a_setting(cli: CommandLine
     }
     assert {rate for rate, outcome in rates.items() if outcome == "stable"} == {0.1, 0.316, 0.562} & {*rates}
     assert min(rate for rate, outcome in rates.items() if outcome == "exploded") == 1
+
+
+@pytest.mark.slow
+def test_a_search_in_which_every_trial_crashes_is_one_message(cli: CommandLine) -> None:
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "settings.lr=interval(0.1,3)")
+    message = cli.run(*SWEEP, *search, "trainer.command=sh -c 'echo no data {lr}; exit 1'", status=1).err
+    (error,) = [line for line in message.splitlines() if line.startswith("error: ")]
+    assert error == "error: 2 trials have no verdict. Run the same command again to train what is missing."
+    assert "Traceback" not in message
