@@ -125,7 +125,7 @@ def setting_text(setting: str) -> str:
     return "learning rate" if setting == LR else short_name(setting)
 
 
-def as_rows(found: Sequence[Boundary], setting: str = LR) -> list[dict[str, str]]:
+def as_rows(found: Sequence[Boundary], setting: str) -> list[dict[str, str]]:
     """Format the boundaries of a setting as the rows of a table, with the factors under their short names."""
     return [
         {

@@ -272,7 +272,7 @@ def check_limits(limits: Limits) -> None:
 
 def _report_boundaries(folder: Path, setting: str) -> None:
     """Print the boundaries that the study's trials show, and write them as a table."""
-    rows = as_rows(boundaries(read_trials([folder]), setting))
+    rows = as_rows(boundaries(read_trials([folder]), setting), setting)
     if not rows:
         print("There is no boundary to report: no search has trials at two values.")
         return

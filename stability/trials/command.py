@@ -47,6 +47,7 @@ _TAIL = 1 << 14  # bytes at the end of the output
 _LINES = 3  # of the output that a message repeats
 _WIDTH = 300  # characters of each
 _LISTED = 8  # files that a message lists
+_NO_FILE = re.compile("No such file or directory: '([^']+)'")  # as Python says it
 # What programs raise where a number is not finite: `RuntimeError: The total norm … is non-finite, so …`.
 _NOT_FINITE = re.compile(
     r"^[\w.]*(Error|Exception)\b.*(non-?finite|not finite|infinite|\bnan\b|\binf\b)", re.IGNORECASE
@@ -242,7 +243,11 @@ def _why_it_failed(status: int) -> str:
 def _failure(problem: str, printed: Sequence[str]) -> str:
     """The message on a program that failed."""
     last = f"The end of its output: {' | '.join(printed)}" if printed else "It printed nothing."
-    return f"The program {problem}. {last} ({OUTPUT} has all of it.)"
+    message = f"The program {problem}. {last} ({OUTPUT} has all of it.)"
+    missing = _NO_FILE.search(" ".join(printed))
+    if missing and not Path(missing[1]).is_absolute() and Path(missing[1]).exists():
+        return f"{message} It runs in a folder of its own, without {missing[1]}: give it the whole path."
+    return message
 
 
 def _why_no_log(context: _Context, error: StabilityError) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stability.analysis.boundary import Boundary, as_rows, boundaries
+from stability.analysis.boundary import LR, Boundary, as_rows, boundaries
 from stability.analysis.trial import Trial, Trials
 from stability.sweeps.bisection import Limits, next_value
 from tests.support.trials import trial
@@ -108,15 +108,15 @@ def test_every_cell_of_the_other_factors_has_its_boundary() -> None:
 
 def test_a_table_of_boundaries_has_short_names_and_notes() -> None:
     trials = [tried(lr, "stable" if lr < 1 else "exploded", optimizer__epsilon=e) for lr in (0.1, 1) for e in (1e-8, 1)]
-    assert as_rows(found(*trials)) == [
+    assert as_rows(found(*trials), LR) == [
         {
             "epsilon": epsilon, "lr": "0.316", "low": "0.1", "high": "1", "brackets": "0.1 to 1",
             "notes": "one seed: no interval",
         }
         for epsilon in ("1e-08", "1")
     ]  # fmt: skip
-    (row,) = as_rows(found(tried(0.01, "undecided"), tried(0.1, "undecided")))
-    assert (row["lr"], row["low"], row["high"]) == ("nan", "0", "inf")
+    (row,) = as_rows(found(tried(0.01, "undecided"), tried(0.1, "undecided")), "settings.rate")
+    assert (row["rate"], row["low"], row["high"]) == ("nan", "0", "inf")
     assert "no healthy value in 1 of 1 seeds" in row["notes"]
 
 

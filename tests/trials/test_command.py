@@ -270,6 +270,10 @@ def test_settings_and_commands_without_the_trainer_are_refused(cli: CommandLine)
     ("script", "words"),
     [
         ("echo first; echo the reason; exit 1", ["ended with exit status 1", "first | the reason", "output.log"]),
+        (
+            'echo "No such file or directory: \\047train.py\\047"; exit 1',
+            ["It runs in a folder of its own, without train.py: give it the whole path."],
+        ),
         ("exit 4", ["ended with exit status 4", "It printed nothing."]),
         ("kill -9 $$", ["was ended by SIGKILL, perhaps because memory ran out"]),
         ("touch a.txt", ["there is no log at work/log.csv: work has a.txt", "trainer.log=FILE"]),
