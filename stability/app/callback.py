@@ -18,11 +18,11 @@ from hydra_plugins._stability_bisection import AppBisection
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from stability.app.ending import clear, keep_error, keep_results
+from stability.app.ending import clear, keep_results
 from stability.app.launcher import EndsJobOnly, SkippingLauncher
 from stability.app.sending import Sending
 from stability.app.study import AppStudy
-from stability.core.errors import Interrupted, StabilityError
+from stability.core.errors import Interrupted, StabilityError, keep_error
 from stability.core.files import LOCK
 from stability.core.locks import try_lock
 from stability.core.stopping import STOPPED

@@ -2,7 +2,6 @@
 
 import json
 import math
-import traceback
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -60,15 +59,6 @@ def keep_results(job: Job, value: Any) -> None:
         reason = f"its folder cannot be written ({error.strerror or error})"
     record = {"returned": plain(_as_json(value)), "no verdict": reason}
     write_atomically(job.folder / RETURNED, json.dumps(record).encode())
-
-
-def keep_error(folder: Path, error: BaseException) -> None:
-    """Keep why a job crashed: the traceback, and the reason in the last line."""
-    reason = " ".join(str(error).split())
-    if not isinstance(error, StabilityError):
-        reason = f"{type(error).__name__}: {reason}"
-    text = "".join(traceback.format_exception(error))
-    write_atomically(folder / ERROR, f"{text}\n{reason}\n".encode())
 
 
 def read_returned(folder: Path) -> Returned | None:

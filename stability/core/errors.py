@@ -1,5 +1,9 @@
 """Exceptions that end a command with a message instead of a traceback."""
 
+import traceback
+from pathlib import Path
+
+from stability.core.files import ERROR, write_atomically
 from stability.core.text import printable
 
 
@@ -52,3 +56,12 @@ def write_error(place: object, error: OSError) -> StabilityError:
         f"Cannot write in {place}: {error.strerror or error}. Free some space, or give another folder with "
         "outputs=FOLDER. In the same folder, the same command goes on from the last checkpoint."
     )
+
+
+def keep_error(folder: Path, error: BaseException) -> None:
+    """Write into a trial's folder why it crashed: the traceback, and the reason in the last line."""
+    reason = " ".join(str(error).split())
+    if not isinstance(error, StabilityError):
+        reason = f"{type(error).__name__}: {reason}"
+    text = f"{''.join(traceback.format_exception(error))}\n{reason}\n"
+    write_atomically(folder / ERROR, text.encode(errors="backslashreplace"))  # names of files may be no Unicode

@@ -1,7 +1,6 @@
 """A trial as a job of a sweep: whatever happens to it, the sweep continues."""
 
 import math
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +9,8 @@ from omegaconf import DictConfig
 from stability.analysis.trials import read_trials
 from stability.config.hydra import resolve_config
 from stability.config.schema import Config
-from stability.core.errors import StabilityError, TrialBusy
-from stability.core.files import ERROR, FIGURE, VERDICT, short_path, write_atomically
+from stability.core.errors import StabilityError, TrialBusy, keep_error
+from stability.core.files import ERROR, FIGURE, VERDICT, short_path
 from stability.tracking.api import is_sent
 
 if TYPE_CHECKING:  # PyTorch takes seconds
@@ -59,10 +58,7 @@ async def trial_in_sweep(cfg: DictConfig, folder: Path, open_data: "OpenData | N
     except TrialBusy:
         return math.nan
     except Exception as error:
-        reason = " ".join(str(error).split())
-        if not isinstance(error, StabilityError):
-            reason = f"{type(error).__name__}: {reason}"
-        write_atomically(folder / ERROR, f"{traceback.format_exc()}\n{reason}\n".encode())
+        keep_error(folder, error)
         return math.nan
 
 

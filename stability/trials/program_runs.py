@@ -30,10 +30,14 @@ def noted(folder: Path, words: Sequence[str]) -> Iterator[Callable[[str, int], i
         run.update(how=how, exit_status=status, seconds=round(time.monotonic() - begun, 1))
         return status
 
+    def write() -> None:
+        write_atomically(folder / RUNS, json.dumps([*earlier, run], indent=2).encode())
+
+    write()  # if this process is killed, that is all that is known of the run
     try:
         yield note
     finally:
-        write_atomically(folder / RUNS, json.dumps([*earlier, run], indent=2).encode())
+        write()
 
 
 def seconds_run(folder: Path) -> float:

@@ -2,10 +2,11 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
-from stability.core.errors import CallbackError, Interrupted, StabilityError, Terminated, write_error
+from stability.core.errors import CallbackError, Interrupted, StabilityError, Terminated, keep_error, write_error
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_what_to_do() -> None:
@@ -29,3 +30,16 @@ def test_what_ends_a_sweep_is_not_caught_as_an_exception(kind: type[BaseExceptio
 
 def test_exit_statuses_are_those_that_shells_and_schedulers_know() -> None:
     assert (Interrupted.exit_status, Terminated.exit_status) == (130, os.EX_TEMPFAIL)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("two\nlines"), "ValueError: two lines"),
+        (StabilityError("its own words"), "its own words"),
+        (FileNotFoundError(os.fsdecode(b"\xff.csv")), "FileNotFoundError: \\udcff.csv"),
+    ],
+)
+def test_why_a_trial_crashed_is_the_last_line_of_its_file(tmp_path: Path, error: Exception, reason: str) -> None:
+    keep_error(tmp_path, error)
+    assert (tmp_path / "error.txt").read_text().splitlines()[-1] == reason

@@ -114,6 +114,7 @@ def test_a_new_run_waits_until_the_program_of_a_killed_one_has_ended(cli: Comman
     (cli.folder / "new").touch()
     cli.run(*COMMAND[:2], shell(script), "trainer.grace=1")
     assert (cli.trial() / "work/log.csv").read_text() == "step,loss\n0,1\n1,2\n"
+    assert [run.get("how") for run in runs(cli.trial())] == [None, "ended"]
 
 
 def test_a_stopped_program_is_run_anew_in_an_empty_folder(cli: CommandLine) -> None:
