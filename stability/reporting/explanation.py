@@ -99,7 +99,7 @@ def answer(found: Mapping[str, Any]) -> tuple[str, str]:
         none = [short_name(one["name"]) for one in found["differences"] if one["role"] == "none"]
         rest = f"; {listed(none)} {'has' if len(none) == 1 else 'have'} no part" if none else ""
         holds = f"All this holds at {100 * ALPHA:g} %, and took {_cost(found)}"
-        return _cause(found), f"FAILED is healthy with HEALTHY's {cures}{rest}. {holds}."
+        return f"{_cause(found)}{_by_chance(found)}.", f"FAILED is healthy with HEALTHY's {cures}{rest}. {holds}."
     if found["contradiction"]:
         fails, healthy = (_names(names) for names in found["contradiction"])
         return (
@@ -143,20 +143,25 @@ def mixture_text(found: Mapping[str, Any], mixture: Mapping[str, Any]) -> str:
 
 
 def _cause(found: Mapping[str, Any]) -> str:
-    """The sentence on the sufficient sets."""
+    """The sentence on the sufficient sets, without its full stop."""
     causes = [_values(found, names, "failed") for names in found["sufficient"]]
     if len(causes) > 1:
-        return f"Each of {len(causes)} causes is enough: HEALTHY fails with FAILED's {_OR.join(causes)}."
+        return f"Each of {len(causes)} causes is enough: HEALTHY fails with FAILED's {_OR.join(causes)}"
     (names,) = found["sufficient"]
     if len(names) == 1:
         one = next(one for one in found["differences"] if one["name"] == names[0])
         return (
             f"The cause is {short_name(names[0])}: HEALTHY fails with FAILED's {level_text(one['failed'])} in place of "
-            f"{level_text(one['healthy'])}{_flip_text(found, names[0], ', and flips ')}."
+            f"{level_text(one['healthy'])}{_flip_text(found, names[0], ', and flips ')}"
         )
-    return (
-        f"The cause is {_names(names)} together: HEALTHY fails with FAILED's {causes[0]}, and not with fewer of them."
-    )
+    return f"The cause is {_names(names)} together: HEALTHY fails with FAILED's {causes[0]}, and not with fewer of them"
+
+
+def _by_chance(found: Mapping[str, Any]) -> str:
+    """How often the two fail, if not always and never."""
+    failed, healthy = ([trial["failed"] for trial in own] for own in _sides_trials(found).values())
+    always = False not in failed and True not in healthy
+    return "" if always else f"; {_sides_text(found)}"
 
 
 def _is_cause(found: Mapping[str, Any], claim: Mapping[str, Any]) -> bool:
@@ -279,26 +284,33 @@ def _outcomes(found: Mapping[str, Any]) -> set[str]:
     return {trial["outcome"] for mixture in found["mixtures"] for trial in mixture["trials"]}
 
 
+def _sides_trials(found: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The trials of the two."""
+    every = sorted(one["name"] for one in found["differences"])
+    sides = {"FAILED": every, "HEALTHY": []}
+    return {name: _trials(found, {"failed": failed, "between": None}) for name, failed in sides.items()}
+
+
 def _sides_text(found: Mapping[str, Any]) -> str:
     """How often the two failed."""
-    every = sorted(one["name"] for one in found["differences"])
     texts = []
-    for name, failed in (("FAILED", every), ("HEALTHY", [])):
-        ended = [t for t in _trials(found, {"failed": failed, "between": None}) if t["failed"] is not None]
-        texts.append(f"{name} failed in {sum(t['failed'] for t in ended)} of {counted(len(ended), 'trial')}")
+    for name, trials in _sides_trials(found).items():
+        ended = [trial["failed"] for trial in trials if trial["failed"] is not None]
+        texts.append(f"{name} failed in {sum(ended)} of {counted(len(ended), 'trial')}")
     return listed(texts)
 
 
 def _sides_outcomes(found: Mapping[str, Any]) -> str:
     """How the trials of the two ended."""
-    every = sorted(one["name"] for one in found["differences"])
-    texts, undecided = [], False
-    for name, failed in (("FAILED", every), ("HEALTHY", [])):
-        counts = Counter(trial["outcome"] for trial in _trials(found, {"failed": failed, "between": None}))
-        texts.append(f"of {name} {listed(f'{count} ended {outcome}' for outcome, count in counts.items())}")
-        undecided |= "undecided" in counts
+    counts = {name: Counter(trial["outcome"] for trial in own) for name, own in _sides_trials(found).items()}
+    texts = [
+        f"{name} ended {listed(f'{count} times {outcome}' for outcome, count in own.items())}"
+        for name, own in counts.items()
+        if own
+    ]
+    undecided = any("undecided" in own for own in counts.values())
     more = " A trial that is undecided had not learned when its steps ended: give more steps." if undecided else ""
-    return f"{listed(texts).capitalize()}.{more}"
+    return f"{listed(texts)}.{more}"
 
 
 def _picture(found: Mapping[str, Any]) -> dict[str, Any]:
