@@ -62,9 +62,8 @@ _FIRST_CLIP, _FIRST_WARMUP, _FIRST_RATIO = 1.0, 100, 0.1  # where there is none,
 _FIRST_RATE, _FIRST_EPSILON, _FIRST_DECAY, _FIRST_NOISE = 1e-3, 1e-8, 0.01, 0.2
 _STRONG_DECAY = 0.3  # a weight decay from which on it is suspected, whatever was measured
 _MORE_DROPOUT, _MOST_DROPOUT = 0.2, 0.7  # more than the most is suspected
-_NORMAL_UPDATE = THRESHOLDS["collapsed"]["small_update"]  # over the size of the weights
+_SMALL_UPDATE = THRESHOLDS["collapsed"]["small_update"]  # over the size of the weights, below which little changes
 _MOST_RUNGS = 4  # of a ladder towards larger steps
-_MARGIN = 3.0  # by which updates may be smaller than that, and training still gets going
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ def _lower_rate(case: _Case) -> Ladder:
         above = {name: value for name, value in lowest.items() if new and value > min(new.values())}
         return new | _scaled(above, 1 / factor)
 
-    smaller = ((changed(factor), f"steps are {factor:g} times smaller") for factor in (3, 10, 30, 100))
+    smaller = ((changed(factor), f"steps are {factor:g} times smaller") for factor in (3, 10, 30, 100, 300, 1000))
     return _ladder("learning rate", smaller, larger=False)
 
 
@@ -275,15 +274,18 @@ def _weaker_clip(case: _Case) -> Ladder:
 
 
 def _longer_warmup(case: _Case) -> Ladder:
+    """Three times and ten times longer, and not longer than half of the training."""
     if off := case.is_off("warm-up"):
         first = _FIRST_RATIO if off.endswith(("ratio", "fraction")) else _FIRST_WARMUP
-        return _ladder("warm-up", [({off: first}, "there is no warm-up")])
-    warmups = case.numbers("warm-up")
-    onset = case.verdict.onset_step
-    steps = max((n for name, n in warmups.items() if not name.endswith(_NO_STEPS)), default=0)
-    if onset is not None and steps and onset > _LATE * steps:
+        return _ladder("warm-up", [({off: first}, "there is no warm-up")], larger=False)
+    warmups, onset = case.numbers("warm-up"), case.verdict.onset_step
+    in_steps = {name: value for name, value in warmups.items() if not name.endswith(_NO_STEPS)}
+    if onset is not None and in_steps and onset > _LATE * max(in_steps.values()):
         return []
-    return _ladder("warm-up", ((_scaled(warmups, f), "it failed soon after the warm-up") for f in (3, 10)))
+    half = min(case.numbers("steps").values(), default=math.inf) / 2
+    factors = [f for f in (3, 10) if all(value * f <= half for value in in_steps.values())]
+    longer = ((_scaled(warmups, factor), "it failed soon after the warm-up") for factor in factors)
+    return _ladder("warm-up", longer, larger=False)
 
 
 def _shorter_warmup(case: _Case) -> Ladder:
@@ -359,10 +361,9 @@ def _longer(case: _Case) -> Ladder:
 
 def _enough(case: _Case, factors: Collection[float]) -> list[float]:
     """The factors that make the updates large enough, if their size is known."""
-    size = case.number("size of an update over size of the weights")
-    ruled_out = [f for f in factors if size * f * _MARGIN < _NORMAL_UPDATE] if size > 0 else []
-    left = [factor for factor in factors if factor not in ruled_out][:_MOST_RUNGS]
-    return left or [max(factors)]
+    size = case.number("size of an update over size of the weights")  # NaN if it is not
+    enough = [factor for factor in factors if not size * factor < _SMALL_UPDATE]
+    return enough[:_MOST_RUNGS] or [max(factors)]
 
 
 def _ladder(role: str, rungs: Iterable[tuple[Mapping[str, Any], str]], larger: bool | None = None) -> Ladder:

@@ -76,6 +76,7 @@ def test_too_high_a_rate_is_lowered_first_and_the_lowest_rate_follows_where_it_h
         "schedule.lr_max=6.67e-5 schedule.lr_min=3.33e-5",
         "schedule.lr_max=2e-5 schedule.lr_min=1e-5",
     ]
+    assert "schedule.warmup_steps=500" not in found, "that would be the whole training"
     late = Verdict("exploded", "rate_too_high", onset_step=400)
     assert not any("warmup" in one for one in changes(late, DECODER)), "it began long after the warm-up"
 
