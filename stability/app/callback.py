@@ -70,8 +70,8 @@ class StabilityCallback(Callback):
         try:
             if not is_first_process():
                 raise StabilityError(
-                    "Each process of a distributed training would run the whole sweep. Start the sweep in one process, "
-                    "and the processes of a training in its job."
+                    "Each process of a distributed training would run the whole sweep: RANK, LOCAL_RANK or "
+                    "SLURM_PROCID is above 0. Start the sweep in one process, and those of a training in its job."
                 )
             Plugins.instance().register(AppBisection)
             study = AppStudy(config, self._claims, self._tracking)

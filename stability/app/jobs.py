@@ -91,7 +91,9 @@ class Jobs:
                     "varies in hydra.sweep.subdir instead, or leave it out."
                 )
             if not _NUMBER.search(str(hydras["sweep"]["subdir"])):
-                return AppJob(overrides, study / str(composed.hydra.sweep.subdir), levels)
+                subdir = str(composed.hydra.sweep.subdir)
+                if "/" not in subdir:  # MLflow's study is that of the folder above a job
+                    return AppJob(overrides, study / subdir, levels)
             if numbered := [n for n, v in levels.items() if isinstance(v, str) and _NUMBER.search(v)]:
                 raise StabilityError(
                     f"{numbered[0]} depends on hydra.job.num or hydra.job.id, which a job gets anew when it is started "

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.apps import App
+from tests.support.mlflow_runs import PARENT, read_runs
 
 
 @pytest.fixture
@@ -82,6 +83,20 @@ def test_the_processes_of_one_training_run_no_sweep_each(app: App, monkeypatch: 
 def test_settings_of_other_types_are_levels_of_one_factor(app: App) -> None:
     ended = app.sweep("width=4,wide,null", "+copy=${width}")
     assert re.search(r"^ width 4 +width wide +width null *\n +1S +1S +1S", ended.out, re.MULTILINE), ended.out
+
+
+@pytest.mark.slow
+def test_jobs_are_below_their_study_in_mlflow_wherever_their_folders_are(app: App) -> None:
+    given = ("lr=0.1,5", "hydra.callbacks.stability.tracking=mlflow", "hydra.job.chdir=true")
+    app.sweep(*given, "hydra.sweep.subdir=rates/${lr}")
+    found = {run.name: run for run in read_runs(f"sqlite:///{app.folder}/multirun/mlflow.db", "train")}
+    study = found.pop("train")
+    assert {name.rpartition("-")[0]: run.tags["outcome"] for name, run in found.items()} == {
+        "lr=0.1": "stable",
+        "lr=5": "exploded",
+    }
+    assert {run.tags[PARENT] for run in found.values()} == {study.id}
+    assert [*app.folder.rglob("mlflow.db")] == [app.folder / "multirun/mlflow.db"]
 
 
 @pytest.mark.slow
