@@ -22,6 +22,7 @@ from stability.analysis.beliefs import Difference, Job, Mixture
 from stability.analysis.explanation import Explanation, explain, role_of
 from stability.analysis.levels import level_text
 from stability.analysis.tried import Tried, read_launched, read_tried
+from stability.config.hydra import resolve_config
 from stability.core.errors import StabilityError
 from stability.core.files import EXPLANATION, short_path, write_atomically
 from stability.core.text import counted, load_json, plain
@@ -88,6 +89,7 @@ class ExplainSweeper(BasicSweeper):
     ) -> None:
         super().__init__(max_batch_size=None, params=params)
         self._budget = Budget(trials, steps)
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Train mixtures until the cause is known or the budget is spent.
@@ -129,13 +131,27 @@ class ExplainSweeper(BasicSweeper):
             return experiment.planned[job]
         if job.mixture in experiment.invalid:
             return None
-        overrides = [*experiment.question.overrides(job.mixture), f"seed={job.seed}"]
+        overrides = experiment.question.overrides(job.mixture)
         try:
-            experiment.planned[job] = _Planned(overrides, compose_job(self.config, overrides)[1])
+            trial = self._with_seed(overrides, job.seed)
+            experiment.planned[job] = _Planned([*overrides, f"seed={job.seed}"], trial)
         except StabilityError as error:
             experiment.invalid[job.mixture] = str(error)
             return None
         return experiment.planned[job]
+
+    def _with_seed(self, overrides: list[str], seed: int) -> PlannedTrial:
+        """Compose a trial. Hydra composes a mixture once: its seeds differ in nothing else."""
+        assert self.config is not None
+        sweep: Any = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)
+        if sweep["subdir"] != "${trial_name:}":  # a name of the user's, which may depend on the overrides
+            return compose_job(self.config, [*overrides, f"seed={seed}"])[1]
+        key = tuple(overrides)
+        if key not in self._composed:
+            self._composed[key], _ = compose_job(self.config, overrides)
+        composed = self._composed[key]
+        composed.seed = seed
+        return PlannedTrial(resolve_config(composed), Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir))
 
 
 def question_of(cfg: DictConfig) -> Question:
