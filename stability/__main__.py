@@ -1,4 +1,4 @@
-"""The console command `stability`, and `python -m stability`: one command for the six doors."""
+"""The console command `stability`, and `python -m stability`: one command for the seven doors."""
 
 import argparse
 import sys
@@ -8,6 +8,7 @@ _COMMANDS = {
     "train": "train one trial, or with --multirun a sweep of trials",
     "explain": "find the fewest settings that make one training fail where another works",
     "repair": "find the smallest change of settings that mends a failed training",
+    "evaluate": "measure a trained decoder by session, and write its logits for a language model",
     "report": "write what a study found into one page",
     "diagnose": "say what became of a training, from its log",
     "send": "send to MLflow what it does not have yet",

@@ -16,9 +16,11 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
-from stability.config.hydra import conf_folder, explain_error, register_schema
+from stability.config.hydra import conf_folder, explain_error, register_schema, resolve_config
 from stability.config.names import SETTINGS, full_name
+from stability.config.schema import Config
 from stability.core.errors import StabilityError
 
 _PARAMS = "hydra.sweeper.params."
@@ -45,6 +47,23 @@ def full_words(words: Sequence[str]) -> list[str]:
         *(word for word in shared if word.partition("=")[0] not in given),
         *words,
     ]
+
+
+def compose_config(overrides: Sequence[str]) -> Config:
+    """Return the configuration that overrides make, as that of one trial.
+
+    Args:
+        overrides: As Hydra understands them. Of two values for a setting, the later one counts.
+
+    Raises:
+        StabilityError: An override or a value is wrong.
+    """
+    register_schema()
+    try:
+        with initialize_config_dir(str(conf_folder())):
+            return resolve_config(compose("config", overrides=[*overrides]))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise StabilityError(explain_error(error)) from None
 
 
 def override_of(name: str, value: Any) -> str:

@@ -11,6 +11,8 @@ from torch import Tensor
 from stability.core.streams import numpy_stream
 from stability.data.records import DrawNext, Split, pad
 
+_NO_LABELS = np.zeros(0, np.int64)  # of an utterance to test on
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -72,7 +74,7 @@ def _draw(split: Split, size: int, days: int, *, seed: int, step: int) -> list[i
 
 
 def _collate(split: Split, utterances: list[int], draw_next: DrawNext = list) -> Batch:
-    labels = [split.labels(i) for i in utterances]
+    labels = [_NO_LABELS if split.records[i].labels is None else split.labels(i) for i in utterances]
     rows_per_day = Counter(split.records[i].day for i in utterances)  # keeps the order of the rows
     return Batch(
         utterances=tuple(utterances),

@@ -119,7 +119,7 @@ class Dataset:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The name, place and size of the data set, and a digest of its utterances' names, lengths and labels."""
+        """Name, place, sessions and size of the data set, and a digest of its utterances' names, lengths and labels."""
         digest = hashlib.sha256(repr((self.sessions, self.n_features)).encode())
         for split in (self.train, self.val):
             digest.update(b"split")
@@ -131,6 +131,7 @@ class Dataset:
             "path": str(self.train.path.resolve()),
             "digest": digest.hexdigest()[:16],
             "days": len(self.sessions),
+            "sessions": [*self.sessions],
             "features": self.n_features,
             **{
                 name: {"utterances": len(split.records), "bins": sum(record.n_time_steps for record in split.records)}

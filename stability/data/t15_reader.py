@@ -142,6 +142,43 @@ def open_split(
     return opened
 
 
+def session_names(path: Path, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the names of the session folders in a folder, sorted; or those that are wanted, if all are there.
+
+    Raises:
+        StabilityError: The folder cannot be read, it has no sessions, or not all that are wanted.
+    """
+    try:
+        if not path.is_dir():
+            state = "is a file, not a folder" if path.exists() else "does not exist"
+            raise StabilityError(f"The data path {path} {state}. {EXPECTED}")
+        folders = [folder for folder in path.iterdir() if not folder.name.startswith(".")]
+        found = sorted(folder.name for folder in folders if folder.is_dir() and is_session(folder))
+        dangling = sorted(folder.name for folder in folders if folder.is_symlink() and not folder.exists())
+    except OSError as error:
+        raise StabilityError(f"Cannot read the data path {path}: {error}") from error
+    if lost := [name for name in dangling if wanted is None or name in wanted]:
+        raise StabilityError(
+            f"{path / lost[0]} is a link to {(path / lost[0]).readlink()}, which does not exist. Bring it back, or "
+            "delete the link."
+        )
+    if not found and is_session(path):
+        raise StabilityError(
+            f"The data path {path} is itself a session folder. Give its parent: data.path={path.resolve().parent}"
+        )
+    if not found:
+        raise StabilityError(f"The data path {path} contains no session folder. {EXPECTED}")
+    if wanted is None:
+        return tuple(found)
+    if missing := [name for name in wanted if name not in found]:
+        raise StabilityError(
+            f"{path} has no session {listed(missing)}. Its sessions are {listed(map(printable, found))}."
+        )
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise StabilityError(f"The sessions are [{', '.join(wanted)}]. Name at least one, and each only once.")
+    return tuple(wanted)
+
+
 def _open_splits(
     path: Path,
     cuts: dict[str, int],  # by split: bins that may be cut from an utterance
@@ -155,7 +192,7 @@ def _open_splits(
     if on_bad_utterance not in _ON_BAD_UTTERANCE:
         raise StabilityError(f"data.on_bad_utterance is {on_bad_utterance!r}; use {' or '.join(_ON_BAD_UTTERANCE)}.")
     file_names = {split: file_name(split) for split in cuts}
-    names = _session_names(path, sessions)
+    names = session_names(path, sessions)
     files = {split: tuple(path / name / file_names[split] for name in names) for split in cuts}
     scanned = scan_files([file for file in chain(*files.values()) if os.path.lexists(file)], index_dir)
 
@@ -239,35 +276,3 @@ def _list_bad(messages: list[str]) -> str:
     if len(messages) > _MOST_LISTED:
         lines.append(f"  and {len(messages) - _MOST_LISTED:,} more")
     return "\n".join(lines)
-
-
-def _session_names(path: Path, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    try:
-        if not path.is_dir():
-            state = "is a file, not a folder" if path.exists() else "does not exist"
-            raise StabilityError(f"The data path {path} {state}. {EXPECTED}")
-        folders = [folder for folder in path.iterdir() if not folder.name.startswith(".")]
-        found = sorted(folder.name for folder in folders if folder.is_dir() and is_session(folder))
-        dangling = sorted(folder.name for folder in folders if folder.is_symlink() and not folder.exists())
-    except OSError as error:
-        raise StabilityError(f"Cannot read the data path {path}: {error}") from error
-    if lost := [name for name in dangling if wanted is None or name in wanted]:
-        raise StabilityError(
-            f"{path / lost[0]} is a link to {(path / lost[0]).readlink()}, which does not exist. Bring it back, or "
-            "delete the link."
-        )
-    if not found and is_session(path):
-        raise StabilityError(
-            f"The data path {path} is itself a session folder. Give its parent: data.path={path.resolve().parent}"
-        )
-    if not found:
-        raise StabilityError(f"The data path {path} contains no session folder. {EXPECTED}")
-    if wanted is None:
-        return tuple(found)
-    if missing := [name for name in wanted if name not in found]:
-        raise StabilityError(
-            f"{path} has no session {listed(missing)}. Its sessions are {listed(map(printable, found))}."
-        )
-    if not wanted or len(set(wanted)) < len(wanted):
-        raise StabilityError(f"The sessions are [{', '.join(wanted)}]. Name at least one, and each only once.")
-    return tuple(wanted)

@@ -1,18 +1,15 @@
 """Write utterances in the public T15 layout. This is how you bring your own data."""
 
-import contextlib
-import io
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from stability.core.errors import StabilityError
+from stability.data.hdf5_file import replacing_hdf5
 from stability.data.t15_checker import features_problem, labels_problem
 from stability.data.t15_layout import ID_SLOTS, file_name
 
@@ -56,10 +53,8 @@ def write_session(folder: Path, split: str, utterances: Iterable[Utterance]) -> 
         StabilityError: An utterance does not fit the layout, or the file cannot be written. An earlier file stays.
     """
     target = folder / file_name(split)
-    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _Sink(temporary, "w+") as sink, h5py.File(sink, "w") as file:
+        with replacing_hdf5(target) as (file, check_written):
             n_features = None
             for index, utterance in enumerate(utterances):
                 group = file.create_group(f"trial_{index:04d}")
@@ -73,46 +68,12 @@ def write_session(folder: Path, split: str, utterances: Iterable[Utterance]) -> 
                 group.attrs["session"] = folder.resolve().name
                 if split != "test":
                     _write_labels(group, utterance, where)
-                sink.check()
+                check_written()
             if n_features is None:
                 raise StabilityError(f"There are no utterances to write to {target}.")
-        sink.check()  # again, as HDF5 writes the last bytes when it closes the file
-        temporary.replace(target)
     except OSError as error:
         raise StabilityError(f"Cannot write {target}: {error}. Make room, or choose another folder.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return target
-
-
-class _Sink(io.FileIO):
-    """A file that keeps its first write error and raises it only in `check`.
-
-    HDF5 must never see a write error. After one it cannot close the file any more, and the whole process crashes.
-    """
-
-    _error: OSError | None = None
-
-    def check(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def write(self, data: Any) -> int:
-        rest = memoryview(data)
-        try:
-            while rest and self._error is None:  # a raw file may write less than it was given
-                rest = rest[super().write(rest) :]
-        except OSError as error:
-            self._error = error
-        return len(data)
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self._error = self._error or error
-            return self.tell()
 
 
 def _to_float32(utterance: Utterance, n_features: int | None, where: str) -> NDArray[np.float32]:

@@ -154,7 +154,7 @@ def restore(path: Path, stack: Stack, k: int) -> Best:
             f"To start from its weights, give init_from={path}"
         )
     own = {name: p[k] for name, p in stack.parameters.items()}
-    weights = _matching(content, path, own)
+    weights = fit_weights(_weights(content), path, own)
     try:
         return _put(content, weights, stack, k)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -200,7 +200,22 @@ def load_weights(path: Path, like: Parameters) -> Parameters:
     Raises:
         StabilityError: The file cannot be read, or names and shapes differ; the message names them.
     """
-    return _matching(_read(path), path, like)
+    return fit_weights(read_weights(path), path, like)
+
+
+def read_weights(path: Path) -> Parameters:
+    """Read the weights of a checkpoint, ours or a public one, whatever their shapes.
+
+    Args:
+        path: The checkpoint's file.
+
+    Returns:
+        Parameters under their official names: in the day layers, one tensor for each day.
+
+    Raises:
+        StabilityError: The file cannot be read.
+    """
+    return _weights(_read(path, mend="Give another file"))
 
 
 def split_days(parameters: Mapping[str, Tensor]) -> Parameters:
@@ -211,8 +226,17 @@ def split_days(parameters: Mapping[str, Tensor]) -> Parameters:
     return named
 
 
-def _matching(content: Mapping[str, Any], path: Path, like: Parameters) -> Parameters:
-    found = {n.removeprefix(_PREFIX): p for n, p in content["model_state_dict"].items()}
+def fit_weights(found: Parameters, path: Path, like: Parameters) -> Parameters:
+    """Return weights as a model has them, if they are of such a model.
+
+    Args:
+        found: The weights under their official names, as `read_weights` returns them.
+        path: Where they are from, for the message.
+        like: Parameters, without the trial axis, of the model that the weights must fit.
+
+    Raises:
+        StabilityError: Names and shapes differ; the message names them.
+    """
     wanted = split_days(like)
     problems = [f"{n} is missing" for n in wanted.keys() - found.keys()]
     problems += [f"{n} is not in the model" for n in found.keys() - wanted.keys()]
@@ -230,7 +254,11 @@ def _matching(content: Mapping[str, Any], path: Path, like: Parameters) -> Param
     return {name: days[name] if name in DAY_LAYER else found[name] for name in like}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _weights(content: Mapping[str, Any]) -> Parameters:
+    return {name.removeprefix(_PREFIX): p for name, p in content["model_state_dict"].items()}
+
+
+def _read(path: Path, mend: str = "Give another file, or train from the start: fresh=true") -> dict[str, Any]:
     scalar = np.float64(0).__reduce__()[0]  # official checkpoints hold their loss as a NumPy number
     allowed: list[Any] = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype]
     allowed += [type(np.dtype(kind)) for kind in (np.float32, np.float64)]
@@ -244,9 +272,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise StabilityError(f"There is no checkpoint at {path}.") from None
     except Exception as error:  # torch raises a different kind for each way a file can be broken
         reason = str(error).partition("\n")[0]
-        raise StabilityError(
-            f"{path} cannot be read as a checkpoint ({reason}). Give another file, or train from the start: fresh=true"
-        ) from None
+        raise StabilityError(f"{path} cannot be read as a checkpoint ({reason}). {mend}") from None
     found: dict[str, Any] = content if isinstance(content, dict) else {}
     weights = found.get("model_state_dict")
     if not isinstance(weights, dict) or not all(isinstance(p, Tensor) for p in weights.values()):

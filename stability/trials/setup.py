@@ -114,13 +114,7 @@ def open_data(config: Config, device: torch.device) -> Dataset:
     Raises:
         StabilityError: There are no data, they are bad, or they do not fit the configuration.
     """
-    outputs, data = Path(config.outputs), config.data
-    if data.synthetic is not None:
-        path = synthetic.make_dataset(data.synthetic, Path(data.path) if data.path else outputs / "data")
-    elif data.path is not None:
-        path = Path(data.path)
-    else:
-        raise StabilityError("data.path is null: give the folder that holds the session folders.")
+    outputs, data, path = Path(config.outputs), config.data, data_folder(config)
     dataset = open_dataset(
         path,
         sessions=data.sessions,
@@ -137,6 +131,20 @@ def open_data(config: Config, device: torch.device) -> Dataset:
             f"give batch.days={days} or less."
         )
     return place(dataset, device, outputs)
+
+
+def data_folder(config: Config) -> Path:
+    """Return the folder that holds the sessions. A synthetic set is written when it is first needed.
+
+    Raises:
+        StabilityError: The configuration names none, or a set cannot be written.
+    """
+    data = config.data
+    if data.synthetic is not None:
+        return synthetic.make_dataset(data.synthetic, Path(data.path) if data.path else Path(config.outputs) / "data")
+    if data.path is None:
+        raise StabilityError("data.path is null: give the folder that holds the session folders.")
+    return Path(data.path)
 
 
 def clear(folder: Path) -> None:
