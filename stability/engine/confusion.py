@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from stability.data.phonemes import BLANK, PHONEMES
 
 CLASSES = len(PHONEMES)
+_EDIT, _MATCH = 1 << 20, -1  # costs: the fewest edits, and then the most matches
 
 
 def count_confusions(decoded: Sequence[int], target: Sequence[int]) -> NDArray[np.int64]:
     """Align two sequences with the fewest edits, and count what stands for what.
 
-    Where several alignments are equally short, a substitution is preferred to a deletion with an insertion.
+    Of several such alignments it is one with the most matches.
 
     Args:
         decoded: Class ids of the decoded phonemes.
@@ -23,22 +24,23 @@ def count_confusions(decoded: Sequence[int], target: Sequence[int]) -> NDArray[n
         Counts by spoken and heard phoneme, (41, 41). Blank stands for none: column 0 counts the phonemes that were
         deleted, row 0 those that were inserted. All that is not on the diagonal adds up to the edit distance.
     """
-    table = [[*range(len(decoded) + 1)]]  # the edit distance of the first i labels and the first j phonemes
+    table = [[_EDIT * j for j in range(len(decoded) + 1)]]  # the cost of the first i labels and the first j phonemes
     for i, spoken in enumerate(target, 1):
-        before, row = table[-1], [i]
+        before, row = table[-1], [_EDIT * i]
         for j, heard in enumerate(decoded):
-            row.append(min(before[j] + (spoken != heard), before[j + 1] + 1, row[j] + 1))
+            paired = before[j] + (_MATCH if spoken == heard else _EDIT)
+            row.append(min(paired, before[j + 1] + _EDIT, row[j] + _EDIT))
         table.append(row)
     counts = np.zeros((CLASSES, CLASSES), np.int64)
     i, j = len(target), len(decoded)
     while i or j:
-        if i and j and table[i][j] == table[i - 1][j - 1] + (target[i - 1] != decoded[j - 1]):
+        spoken = target[i - 1] if i else BLANK
+        heard = decoded[j - 1] if j else BLANK
+        if i and j and table[i][j] == table[i - 1][j - 1] + (_MATCH if spoken == heard else _EDIT):
             i, j = i - 1, j - 1
-            counts[target[i], decoded[j]] += 1
-        elif i and table[i][j] == table[i - 1][j] + 1:
-            i -= 1
-            counts[target[i], BLANK] += 1
+        elif i and table[i][j] == table[i - 1][j] + _EDIT:
+            i, heard = i - 1, BLANK
         else:
-            j -= 1
-            counts[BLANK, decoded[j]] += 1
+            j, spoken = j - 1, BLANK
+        counts[spoken, heard] += 1
     return counts

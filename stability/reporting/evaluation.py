@@ -73,9 +73,9 @@ def write_evaluation(found: Evaluation, folder: Path) -> None:
         "excluded": [*found.excluded],
     }
     picture = io.BytesIO()
-    draw_confusions(total, f"{found.split}: PER {edits.per:.4f}").savefig(picture, dpi=150)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        draw_confusions(total, f"{found.split}: PER {edits.per:.4f}").savefig(picture, dpi=150)
         write_atomically(folder / "sessions.csv", _csv(_session_rows(found)))
         write_atomically(folder / "confusion.csv", _csv(_confusion_rows(total)))
         write_atomically(folder / "confusion.png", picture.getvalue())

@@ -119,6 +119,7 @@ def _sizes(weights: Parameters, path: Path) -> tuple[int, int, dict[str, Any]]:
             "model.units": weights["h0"].shape[-1],
             "model.layers": sum(name.startswith("gru.weight_hh_l") for name in weights),
             "model.patch_size": weights["gru.weight_ih_l0"].shape[1] // features,
+            "batch.days": 1,  # which a batch of any size can have
         }
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise StabilityError(
