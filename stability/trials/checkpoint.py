@@ -6,6 +6,8 @@ official trainer writes them, and under `stability` what a resume needs beyond t
 
 import inspect
 import operator
+import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -215,7 +217,7 @@ def read_weights(path: Path) -> Parameters:
     Raises:
         StabilityError: The file cannot be read.
     """
-    return _weights(_read(path, mend="Give another file"))
+    return _weights(_read(path, mend="Give another file."))
 
 
 def split_days(parameters: Mapping[str, Tensor]) -> Parameters:
@@ -266,12 +268,15 @@ def _read(path: Path, mend: str = "Give another file, or train from the start: f
         if path.exists() and not path.is_file():  # a named pipe: reading would wait for ever
             raise ValueError("it is not a regular file")
         _check_sums(path)
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise StabilityError(f"There is no checkpoint at {path}.") from None
     except Exception as error:  # torch raises a different kind for each way a file can be broken
         reason = str(error).partition("\n")[0]
+        if isinstance(error, pickle.UnpicklingError):  # PyTorch advises to read it all the same
+            reason = "it is damaged, or holds more than tensors and numbers, which could run code"
         raise StabilityError(f"{path} cannot be read as a checkpoint ({reason}). {mend}") from None
     found: dict[str, Any] = content if isinstance(content, dict) else {}
     weights = found.get("model_state_dict")

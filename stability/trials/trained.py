@@ -105,8 +105,8 @@ def _file_in(place: Path) -> Path:
     found = [place / name for name in _IN_FOLDERS if (place / name).exists()]
     if not found:
         raise StabilityError(
-            f"There is no checkpoint in {place}: no {listed(map(str, _IN_FOLDERS))}. Give the checkpoint's file, or "
-            "the folder of a trial that has been validated."
+            f"There is no checkpoint in {place}: none of {listed(map(str, _IN_FOLDERS))}. Give the checkpoint's file, "
+            "or the folder of a trial that has been validated."
         )
     return found[0]
 

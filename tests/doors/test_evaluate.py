@@ -217,8 +217,8 @@ def test_with_labels_the_file_has_them_too_and_the_docs_read_it(
 
 BAD = [
     ("absent.pt", "There is no checkpoint at absent.pt."),
-    ("empty", "There is no checkpoint in empty: no checkpoints/best.pt, checkpoint/best_checkpoint and"),
-    ("code.pt", "code.pt cannot be read as a checkpoint ("),
+    ("empty", "There is no checkpoint in empty: none of checkpoints/best.pt, checkpoint/best_checkpoint and"),
+    ("code.pt", "code.pt cannot be read as a checkpoint (it is damaged, or holds more than tensors and numbers, which"),
     ("conv.pt", "conv.pt is a checkpoint of another kind of model: it has no usable 'day_biases.0'. Give one of"),
     ("plain/best_checkpoint data.path=DATA/..", "/.. contains no session folder. Give a folder with one folder"),
     ("plain", "data.path must be given, as in data.path=VALUE."),

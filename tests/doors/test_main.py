@@ -9,7 +9,7 @@ import pytest
 from tests.support.commandline import CommandLine, run_module
 from tests.support.interpreters import EXTRAS, run_without_extras
 
-DOORS = ("train", "explain", "repair", "report", "diagnose", "send")
+DOORS = ("train", "explain", "repair", "evaluate", "report", "diagnose", "send")
 
 
 def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
@@ -32,6 +32,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
         ("train", "== Configuration groups =="),
         ("explain", "usage: python -m stability.explain "),
         ("repair", "usage: python -m stability.repair "),
+        ("evaluate", "usage: python -m stability.evaluate "),
         ("report", "usage: python -m stability.report "),
         ("diagnose", "usage: python -m stability.diagnose "),
         ("send", "usage: python -m stability.send "),
@@ -68,7 +69,7 @@ def test_a_command_gets_its_arguments_and_gives_its_exit_status(cli: CommandLine
     assert run_module("stability", "train", "steps=0").returncode == 1
 
 
-@pytest.mark.parametrize("name", ["train", "report", "send"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "report", "send"])
 def test_with_the_base_packages_alone_a_door_says_what_to_install(name: str, tmp_path: Path) -> None:
     program = (
         f"sys.argv[1:] = ['{tmp_path}']\n"
