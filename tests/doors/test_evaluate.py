@@ -135,10 +135,10 @@ def test_error_rates_and_confusions_are_those_of_an_independent_count(
     assert (summary["split"], summary["labels"], summary["utterances"]) == ("val", sum(spoken), 10)
     assert confusion[0] == ["spoken", *HEARD, "deleted"]
     assert [row[0] for row in confusion[1:]] == [*HEARD, "inserted"]
-    counts = np.array([row[1:] for row in confusion[1:]], int)
-    assert counts[:-1].sum(1).tolist() == spoken[1:]
-    assert counts[:, :-1].sum(0).tolist() == heard[1:]
-    assert counts.sum() - np.trace(counts) == all_edits
+    table = np.array([row[1:] for row in confusion[1:]], int)
+    assert table[:-1].sum(1).tolist() == spoken[1:]
+    assert table[:, :-1].sum(0).tolist() == heard[1:]
+    assert table.sum() - np.trace(table) == all_edits
     assert (known.trial / "evaluation/val/confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
