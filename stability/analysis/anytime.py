@@ -8,14 +8,15 @@ e-value. The stake grows with the size of the difference: for a difference d the
 exp(b d) / cosh(b d), as in de la Peña's inequality for symmetric variables (*Annals of Probability* 27, 1999). The size
 counts relative to the largest so far. The wealth is divided among several b, since the best is not known.
 
-Several claims are corrected together by closed testing with the mean of e-values, which is an e-value however they
-depend on each other (Vovk and Wang, *Annals of Statistics* 49, 2021). Claims that are sure cost the others nothing.
+Several claims are corrected together as in `bets`. Claims that are sure cost the others nothing.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stability.analysis.bets import corrected
 
 _BETS = np.array([0.5, 1.0, 2.0, 4.0])  # for a small effect the first, for seeds that all agree the last
 
@@ -47,11 +48,5 @@ def majority_anytime(good: Sequence[bool]) -> tuple[float, float]:
 
 
 def closed(p: Sequence[float]) -> list[float]:
-    """Correct p values that are 1 / e for their number: the largest 1 / mean e of all groups that a claim is in."""
-    e = 1 / np.array(p)
-    corrected = []
-    for place, own in enumerate(e):
-        others = np.sort(np.delete(e, place))
-        means = (own + np.append(0, np.cumsum(others))) / np.arange(1, len(e) + 1)
-        corrected.append(min(1.0, float(1 / means.min())))
-    return corrected
+    """Correct p values that are 1 / e for their number, by closed testing with the mean of e-values."""
+    return [min(1.0, 1 / e) for e in corrected([1 / one for one in p])]

@@ -15,6 +15,7 @@ false claim is made; and if each e-value exceeds 1 / alpha, all claims are made,
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 _BETS = 10
 
@@ -40,6 +41,15 @@ def e_value(hits: int, trials: int, at_most: float, likely: float) -> float:
     return (sum(map(wealth, rates)) / _BETS + wealth(likely)) / 2
 
 
+def corrected(e_values: Sequence[float]) -> list[float]:
+    """Return for each e-value the smallest mean e-value of all groups that it is in."""
+    found = []
+    for place, own in enumerate(e_values):
+        others = sorted([*e_values[:place], *e_values[place + 1 :]])
+        found.append(min((own + total) / (1 + count) for count, total in enumerate(accumulate(others, initial=0.0))))
+    return found
+
+
 def claims_made(e_values: Sequence[float], alpha: float) -> list[bool]:
     """Decide which claims hold, so that with probability 1 - alpha no false one is among them.
 
@@ -50,10 +60,7 @@ def claims_made(e_values: Sequence[float], alpha: float) -> list[bool]:
     Returns:
         Whether each claim holds.
     """
-    bound = 1 / alpha
-    # The group that speaks most against a claim has besides it all claims whose own e-value is below the bound.
-    lacking = sum(min(0.0, e - bound) for e in e_values)
-    return [e >= bound and e - bound + lacking >= 0 for e in e_values]
+    return [e >= 1 / alpha for e in corrected(e_values)]
 
 
 def level_of(look: int, alpha: float) -> float:
