@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -56,10 +57,13 @@ def compose_config(overrides: Sequence[str]) -> Config:
         overrides: As Hydra understands them. Of two values for a setting, the later one counts.
 
     Raises:
-        StabilityError: An override or a value is wrong.
+        StabilityError: An override or a value is wrong, or has several values.
     """
     register_schema()
     try:
+        for override in OverridesParser.create().parse_overrides([*overrides]):
+            if override.is_sweep_override():
+                raise StabilityError(f"{override.input_line} has several values. Give one.")
         with initialize_config_dir(str(conf_folder())):
             return resolve_config(compose("config", overrides=[*overrides]))
     except (HydraException, OmegaConfBaseException) as error:

@@ -247,6 +247,7 @@ BAD = [
     ("TRIAL --logits old.hdf5/o.hdf5", "Cannot write old.hdf5/o.hdf5: "),
     ("TRIAL --logits old.hdf5/o.npz", "Cannot write old.hdf5/o.npz: "),
     ("TRIAL --out old.hdf5/o", "Cannot write in old.hdf5/o: Not a directory. Make room, or give another"),
+    ("TRIAL batch_size=2,3", "batch.size=2,3 has several values. Give one."),
     ("TRIAL experiment=test1", "Cannot read experiment=test1. After the checkpoint write NAME=VALUE"),
     ("TRIAL nonsense", "Cannot read nonsense. After the checkpoint write NAME=VALUE"),
     ("TRIAL model.unitz=3", "unitz"),
