@@ -43,19 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     from stability import train  # late, as the packages that they need may be missing
-    from stability.config.commandline import override_of
+    from stability.config.commandline import sweeper_words
 
-    given = {word.partition("=")[0] for word in options.common}
-    defaults = {"study": "repair", "hydra/launcher": "stacked"}
-    sweeper = {name: vars(options)[name] for name in ("failed", "seeds", "trials", "steps")}
-    sys.argv[1:] = [
-        "--multirun",
-        "hydra/sweeper=repair",
-        *(override_of(name, value) for name, value in defaults.items() if name not in given),
-        *(override_of(f"hydra.sweeper.{name}", value) for name, value in sweeper.items()),
-        *(["sweep.dry_run=true"] if options.dry_run else []),
-        *options.common,
-    ]
+    settings = {name: vars(options)[name] for name in ("failed", "seeds", "trials", "steps")}
+    sys.argv[1:] = sweeper_words("repair", settings, options.common, dry_run=options.dry_run)
     train.main()
     return 0
 

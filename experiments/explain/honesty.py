@@ -27,7 +27,7 @@ class _World(NamedTuple):
     Attributes:
         name: What sets it apart.
         rate: The rate of failure of a mixture.
-        parts: The part of each difference; None where it has none of the kinds that are told.
+        parts: The part of each difference; None where no kind of part fits.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Ours, and the methods beside it. Each gets a pair and a way to train, and names the causes.
+"""Our method, and those that it is compared with. Each gets a pair and a way to train, and names the causes.
 
 | method | what it does |
 |---|---|

@@ -14,7 +14,7 @@ _LIKELIER, _LIKELIER_IF_ALWAYS = math.log(80), math.log(9)  # how much likelier 
 _FIRST, _WRONG, _BY_CHANCE, _MOST = 4, 8, 16, 24  # seeds of the two sides: at first; if one of them does not do what
 # it should; if they do not always end alike; at most
 _ALIKE = 0.35  # rates that are closer need all seeds
-_TOO_ALIKE = 0.2  # rates that are closer still cannot be told apart with a sensible number of trials
+_TOO_ALIKE = 0.2  # rates that are even closer need too many trials
 _MOST_PROBES = 24  # seeds of a mixture in one search; then the likelier side counts
 _CLEAR = 0.85  # of the way from the rate of one side to that of the other
 _CRASHES = 3  # a mixture that crashes so often, and in more than half of its trials, cannot be trained

@@ -18,7 +18,7 @@ AAAI 2004; it has its root in delta debugging, Zeller and Hildebrandt, IEEE TSE 
 together are moved together first.
 
 This relies on one assumption: more of the failed configuration's values make a training no healthier. What contradicts
-it is told.
+it, the answer names.
 
 **Belief.** While it searches, a mixture counts as failing or healthy as soon as one is much likelier than the other: 9
 times, which takes one seed, as long as all trials of each mixture end alike; 80 times where failures come by chance.

@@ -11,7 +11,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -73,6 +73,27 @@ def compose_config(overrides: Sequence[str]) -> Config:
 def override_of(name: str, value: Any) -> str:
     """Return the override that gives a setting a value: a number, a text, True, False, None, a list or a dictionary."""
     return f"{name}={_written(value)}"
+
+
+def sweeper_words(sweeper: str, settings: Mapping[str, Any], common: Sequence[str], *, dry_run: bool) -> list[str]:
+    """Return the command line of a sweep by a sweeper that has a door of its own.
+
+    Args:
+        sweeper: Its name in `conf/hydra/sweeper/`, which is also that of the study unless `common` names one.
+        settings: {name: value} of its settings.
+        common: The overrides of all trials.
+        dry_run: Whether nothing is to be trained.
+    """
+    given = {word.partition("=")[0] for word in common}
+    defaults = {"study": sweeper, "hydra/launcher": "stacked"}
+    return [
+        "--multirun",
+        f"hydra/sweeper={sweeper}",
+        *(override_of(name, value) for name, value in defaults.items() if name not in given),
+        *(override_of(f"hydra.sweeper.{name}", value) for name, value in settings.items()),
+        *(["sweep.dry_run=true"] if dry_run else []),
+        *common,
+    ]
 
 
 def _written(value: Any) -> str:

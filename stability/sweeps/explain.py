@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
@@ -28,7 +28,7 @@ from stability.core.files import EXPLANATION, short_path, write_atomically
 from stability.core.text import counted, load_json, plain
 from stability.sweeps.budget import Budget
 from stability.sweeps.hydra_internals import BasicSweeper
-from stability.sweeps.jobs import PlannedTrial, compose_job
+from stability.sweeps.jobs import NextTrial, PlannedTrial, compose_job
 from stability.sweeps.question import Question, digest, read_question
 
 _STAGES = {
@@ -38,13 +38,6 @@ _STAGES = {
     "values": "values between, where numbers flip",
 }
 _TYPICAL = {"in all seeds": (1.0, 0.0), "in 7 of 10 seeds": (0.7, 0.02)}  # rates of failure of FAILED and of HEALTHY
-
-
-class _Planned(NamedTuple):
-    """A trial that can be trained."""
-
-    overrides: list[str]
-    trial: PlannedTrial
 
 
 @dataclass
@@ -59,7 +52,7 @@ class _Experiment:
     """
 
     question: Question
-    planned: dict[Job, _Planned] = field(default_factory=dict)
+    planned: dict[Job, NextTrial] = field(default_factory=dict)
     tried: dict[Job, Tried] = field(default_factory=dict)
     invalid: dict[Mixture, str] = field(default_factory=dict)
 
@@ -124,7 +117,7 @@ class ExplainSweeper(BasicSweeper):
         _write(experiment, folder)
         return returns
 
-    def _plan(self, experiment: _Experiment, job: Job) -> _Planned | None:
+    def _plan(self, experiment: _Experiment, job: Job) -> NextTrial | None:
         """Compose a trial; None if its mixture is invalid, which is noted."""
         assert self.config is not None
         if job in experiment.planned:
@@ -134,7 +127,7 @@ class ExplainSweeper(BasicSweeper):
         overrides = experiment.question.overrides(job.mixture)
         try:
             trial = self._with_seed(overrides, job.seed)
-            experiment.planned[job] = _Planned([*overrides, f"seed={job.seed}"], trial)
+            experiment.planned[job] = NextTrial([*overrides, f"seed={job.seed}"], trial)
         except StabilityError as error:
             experiment.invalid[job.mixture] = str(error)
             return None

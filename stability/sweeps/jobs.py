@@ -47,6 +47,13 @@ class PlannedTrial:
         return self.config.fresh
 
 
+class NextTrial(NamedTuple):
+    """A trial that a sweeper may launch next: its overrides, and what they configure."""
+
+    overrides: list[str]
+    trial: PlannedTrial
+
+
 class InvalidJob(NamedTuple):
     """A job whose configuration is invalid: the overrides that set it apart from the other jobs, and the reason."""
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from hydra.core.utils import JobReturn
@@ -34,7 +34,7 @@ from stability.diagnosis.finding import finite_readings
 from stability.diagnosis.verdict import FAULTS, Verdict
 from stability.sweeps.budget import Budget
 from stability.sweeps.hydra_internals import BasicSweeper
-from stability.sweeps.jobs import PlannedTrial, compose_job
+from stability.sweeps.jobs import NextTrial, compose_job
 from stability.sweeps.plan import check_count
 from stability.sweeps.sides import composed, last_of_each, side_overrides
 
@@ -73,13 +73,6 @@ class Patient:
         return last_of_each([*self.overrides, *(override_of(*setting) for setting in change.settings)])
 
 
-class _Planned(NamedTuple):
-    """A trial that can be trained."""
-
-    overrides: list[str]
-    trial: PlannedTrial
-
-
 @dataclass
 class _Experiment:
     """What was tried so far, to mend what.
@@ -95,7 +88,7 @@ class _Experiment:
 
     patient: Patient
     seeds: int
-    planned: dict[Job, _Planned] = field(default_factory=dict)
+    planned: dict[Job, NextTrial] = field(default_factory=dict)
     results: dict[Job, Tried] = field(default_factory=dict)
     invalid: dict[Change, str] = field(default_factory=dict)
     problem: str = ""
@@ -185,7 +178,7 @@ class RepairSweeper(BasicSweeper):
         patient = experiment.patient
         overrides = last_of_each([*patient.with_change(job.change), *patient.early, f"seed={job.seed}"])
         try:
-            experiment.planned[job] = _Planned(overrides, compose_job(self.config, overrides)[1])
+            experiment.planned[job] = NextTrial(overrides, compose_job(self.config, overrides)[1])
         except StabilityError as error:
             if job.change == UNCHANGED:
                 raise

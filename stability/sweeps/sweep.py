@@ -31,7 +31,7 @@ from stability.sweeps.progress import CRASHED, SweepProgress
 from stability.sweeps.repair import RepairSweeper, patient_of, show_patient
 from stability.sweeps.search import ResumingSweeper, Search, find_search
 from stability.sweeps.sweep_trial import is_finished
-from stability.sweeps.until_ruled import note_on_seeds, spared_trials, stops_when_ruled
+from stability.sweeps.until_ruled import note_on_seeds, record_claims, spared_trials, stops_when_ruled
 from stability.tracking.api import abort_study, is_sent, open_study
 
 
@@ -139,8 +139,9 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
             show_plan(plan, cfg.hydra.launcher) if plan else show_search(search, study)
         sys.exit(1 if plan and plan.invalid else 0)
     notes = _notes(plan, search)
-    if until_ruled and plan and (note := note_on_seeds(plan.trials)):
-        notes.append(note)
+    if until_ruled and plan:
+        record_claims(cfg)
+        notes += note_on_seeds(plan.trials)
     for note in notes:
         print(note)
     settings = plan.trials[0].config if plan else resolve_config(cfg, searched=True)

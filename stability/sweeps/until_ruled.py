@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
-from stability.analysis.levels import Level
+from stability.analysis.settings import levels_of
 from stability.analysis.stopping_record import StoppingRecord, read_stopping_record, write_stopping_record
 from stability.core.errors import StabilityError
 from stability.core.files import VERDICT, short_path
@@ -42,15 +42,39 @@ def stops_when_ruled(cfg: DictConfig) -> bool:
     return True
 
 
+def record_claims(cfg: DictConfig) -> None:
+    """Record the claims of a study before its first trial.
+
+    Args:
+        cfg: The configuration that Hydra composed for the whole sweep.
+
+    Raises:
+        StabilityError: The claims are not those with which the study began, or it has trials and no record of claims.
+    """
+    from stability.analysis.claims import find_claims  # late: SciPy takes a while
+
+    study, digest = Path(cfg.hydra.sweep.dir), _digest(find_claims(cfg.sweep.claims))
+    study.mkdir(parents=True, exist_ok=True)
+    before = read_stopping_record(study)
+    if before is None and any(study.glob(f"*/{VERDICT}")):
+        raise StabilityError(
+            f"{short_path(study)} has finished trials already, so its claims may come after a look at them. Begin "
+            "another study, with study=NAME."
+        )
+    if before is not None and before.claims != digest:
+        raise StabilityError(
+            f"The claims have changed since {short_path(study)} began. A claim that is stated after a look at the "
+            "trials proves nothing. Restore the file, or begin another study, with study=NAME."
+        )
+    write_stopping_record(study, StoppingRecord(digest))
+
+
 def train_until_ruled(cfg: DictConfig, launcher: Launcher) -> list[Sequence[JobReturn]]:
     """Train the trials of a grid in rounds, as long as a claim needs them.
 
     Args:
         cfg: The configuration that Hydra composed for the whole sweep.
         launcher: Trains the trials of a round.
-
-    Raises:
-        StabilityError: The claims are not those with which this study began.
     """
     from stability.analysis.claims import find_claims, read_claims  # late: SciPy takes a while
     from stability.analysis.open_claims import Planned, needed_next
@@ -59,10 +83,9 @@ def train_until_ruled(cfg: DictConfig, launcher: Launcher) -> list[Sequence[JobR
 
     study, path = Path(cfg.hydra.sweep.dir), find_claims(cfg.sweep.claims)
     claims = read_claims(path)
-    _begin(study, _digest(path))
     OmegaConf.save(cfg, study / "multirun.yaml")  # as Hydra's sweepers do
     jobs = {trial.folder: (job, trial) for job in grid_jobs(cfg) if (trial := _trial(cfg, job))}
-    planned = {folder: Planned(trial.config.seed, _factors(trial)) for folder, (_, trial) in jobs.items()}
+    planned = {folder: Planned(trial.config.seed, levels_of(trial.settings)) for folder, (_, trial) in jobs.items()}
     begun = {folder for folder in jobs if (folder / VERDICT).exists()}
     returns: list[Sequence[JobReturn]] = []
     while needed := needed_next(claims, read_trials([study]) if begun else Trials(()), planned, begun):
@@ -81,42 +104,21 @@ def spared_trials(study: Path) -> tuple[str, ...]:
     return record.spared if record else ()
 
 
-def note_on_seeds(trials: Sequence[PlannedTrial]) -> str:
-    """Say that a sweep has too few seeds to rule on a claim; empty if it has enough."""
+def note_on_seeds(trials: Sequence[PlannedTrial]) -> list[str]:
+    """Say that a sweep has too few seeds to rule on a claim; nothing if it has enough."""
     from stability.analysis.open_claims import FEWEST
 
     seeds = len({trial.config.seed for trial in trials})
     if seeds >= FEWEST:
-        return ""
-    return (
+        return []
+    return [
         f"With {counted(seeds, 'seed')} a claim is only ruled on by a counterexample. Give at least {FEWEST}, and more "
         f"for several claims: 'seed=range({2 * FEWEST})'."
-    )
-
-
-def _begin(study: Path, digest: str) -> None:
-    """Record the claims before the first trial."""
-    study.mkdir(parents=True, exist_ok=True)
-    before = read_stopping_record(study)
-    if before is None and any(study.glob(f"*/{VERDICT}")):
-        raise StabilityError(
-            f"{short_path(study)} has finished trials already, so its claims may come after a look at them. Begin "
-            "another study, with study=NAME."
-        )
-    if before is not None and before.claims != digest:
-        raise StabilityError(
-            f"The claims have changed since {short_path(study)} began. A claim that is stated after a look at the "
-            "trials proves nothing. Restore the file, or begin another study, with study=NAME."
-        )
-    write_stopping_record(study, StoppingRecord(digest))
+    ]
 
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _factors(trial: PlannedTrial) -> dict[str, Level]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in trial.settings.items()}
 
 
 def _trial(cfg: DictConfig, job: Sequence[str]) -> PlannedTrial | None:
