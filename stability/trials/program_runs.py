@@ -27,7 +27,7 @@ def noted(folder: Path, words: Sequence[str]) -> Iterator[Callable[[str, int], i
     run: dict[str, Any] = {"command": [*words], "started": datetime.now(UTC).isoformat(timespec="seconds")}
 
     def note(how: str, status: int) -> int:
-        run.update(how=how, exit_status=status, seconds=round(time.monotonic() - begun, 1))
+        run.update(how=how, exit_status=status, seconds=round(time.monotonic() - begun, 3))
         return status
 
     def write() -> None:
