@@ -76,6 +76,11 @@ def open_to_read(path: Path) -> BufferedReader:
     return open(descriptor, "rb")  # noqa: PTH123 - there is no path any more
 
 
+def is_folder(text: str) -> bool:
+    """Return whether a text is the path of a folder. It may be anything, and longer than any path."""
+    return os.path.isdir(text)  # noqa: PTH112 - a Path raises if the text is too long
+
+
 def exists(path: Path) -> bool:
     """Return whether there is such a file or folder. A table or a tracker may call anything a path."""
     try:

@@ -28,7 +28,7 @@ from stability.config.commandline import override_of
 from stability.config.hydra import read_config
 from stability.config.names import changes_result, flatten
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, REPAIR, short_path, write_atomically
+from stability.core.files import CONFIG, REPAIR, is_folder, short_path, write_atomically
 from stability.core.text import counted, load_json, plain
 from stability.diagnosis.finding import finite_readings
 from stability.diagnosis.verdict import FAULTS, Verdict
@@ -95,7 +95,7 @@ class _Experiment:
 
     def needed(self) -> Sequence[Job]:
         """Return the trials that are needed next."""
-        if not Path(self.patient.given).is_dir():
+        if not is_folder(self.patient.given):
             job, self.problem = check_failed(self.results, self.patient.first)
             if self.patient.verdict:
                 self.problem = why_hopeless(self.patient) or self.problem
@@ -210,7 +210,6 @@ def patient_of(cfg: DictConfig) -> Patient:
     words = last_of_each([*arguments, *side_overrides("FAILED", given, cfg, arguments)])
     raw, trial = composed("FAILED", cfg, words)
     own = {n: v for n, v in flatten(trial.config).items() if changes_result(n) and not _FOLLOWS.search(str(raw.get(n)))}
-    is_folder = Path(given).is_dir()
     ends_as_told = any(word.startswith("diagnosis") for word in arguments)
     patient = Patient(
         given=given,
@@ -220,7 +219,7 @@ def patient_of(cfg: DictConfig) -> Patient:
         first=_seed_of(given),
     )
     _refuse_other_patient(patient, Path(cfg.hydra.sweep.dir) / REPAIR)
-    if is_folder:
+    if is_folder(given):
         patient = _with_verdict(patient, Path(given))
         if reason := why_hopeless(patient):
             raise StabilityError(reason)
@@ -257,7 +256,7 @@ def show_patient(patient: Patient) -> None:
 
 def _seed_of(given: str) -> int:
     """The seed of FAILED; 0 if it is given as overrides without one."""
-    if Path(given).is_dir():
+    if is_folder(given):
         return int(read_config(Path(given) / CONFIG)["seed"])
     seeds: list[str] = re.findall(r"(?:^|\s)seed=(\d+)", given)
     return int(seeds[-1]) if seeds else 0

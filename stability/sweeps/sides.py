@@ -13,7 +13,7 @@ from stability.config.commandline import full_words, override_of
 from stability.config.hydra import read_config
 from stability.config.names import flatten, flatten_dict, is_of_command
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, short_path
+from stability.core.files import CONFIG, is_folder, short_path
 from stability.sweeps.jobs import PlannedTrial, compose_job
 from stability.trials.program import check_program
 
@@ -32,9 +32,8 @@ def side_overrides(name: str, text: str, cfg: DictConfig, arguments: Sequence[st
     Raises:
         StabilityError: It is neither; or its trial is unfinished, or ended otherwise.
     """
-    folder = Path(text)
-    if folder.is_dir():
-        return _folder_overrides(name, folder, cfg, arguments)
+    if is_folder(text):
+        return _folder_overrides(name, Path(text), cfg, arguments)
     if "=" not in text:
         raise StabilityError(
             f"{name}: there is no folder {text}. Give a trial's folder, or overrides: optimizer.epsilon=0.1"
@@ -109,12 +108,13 @@ def _folder_overrides(name: str, folder: Path, cfg: DictConfig, arguments: Seque
     raw, plain = composed(name, cfg, words)
     base = flatten(plain.config)
     own = [n for n in wanted if wanted[n] != base.get(n) and n.split(".")[0] not in _OF_STUDY]
-    if any(n.startswith("data.synthetic") for n in own) and {n for n in wanted if n.startswith("data.")} != {
-        n for n in base if n.startswith("data.")
-    }:
+    of_data = [{n for n in names if n.startswith("data.")} for names in (wanted, base)]
+    if of_data[0] and of_data[0] != of_data[1]:  # from another kind of source
         own = [n for n in own if not n.startswith("data.")] + ["data"]
         wanted["data"] = nested(wanted, "data")
     follow = [n for n in own if "${" in str(raw.get(n))]
     fixed = [*words[len(arguments) :], *(override_of(n, wanted[n]) for n in own if n not in follow)]
     values = flatten(composed(name, cfg, [*arguments, *fixed])[1].config)
-    return fixed + [override_of(n, wanted[n]) for n in follow if values.get(n) != wanted[n]]
+    # Others may follow what was just set: numbers of steps follow the time scale.
+    moved = [n for n in wanted if values.get(n) != wanted[n] and n.split(".")[0] not in (*_OF_STUDY, "data")]
+    return fixed + [override_of(n, wanted[n]) for n in moved]

@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.support.commandline import CommandLine, wait_for
+from tests.support.commandline import CommandLine, ended, wait_for
 from tests.support.programs import command, runs, write_program
 
 PROGRAM = ("trainer=command", command(), "trainer.log=log.csv")
@@ -108,6 +109,38 @@ def test_the_folder_of_a_trial_has_its_cause_so_nothing_is_trained_to_know_it(cl
     (folder / "verdict.json").write_text(json.dumps(verdict | {"outcome": "stable", "cause": None}))
     assert "is healthy" in cli.refuse(*of_folder)
     assert not (cli.folder / "outputs/mend").exists()
+
+
+def test_the_configuration_of_a_folder_is_kept_where_one_setting_follows_another(cli: CommandLine) -> None:
+    cli.run("steps=3", "schedule.warmup_steps=50", "model.time_scale=1", "lr=1")
+    folder = cli.trial()
+    exploded = {"outcome": "exploded", "cause": "rate_too_high"}
+    verdict = json.loads((folder / "verdict.json").read_text())
+    (folder / "verdict.json").write_text(json.dumps(verdict | exploded))
+    cli.run(*asked(str(folder)), "tracking=none", "hydra.sweeper.trials=1")
+    changed = yaml.safe_load((cli.trial("mend") / "config.yaml").read_text())
+    given = yaml.safe_load((folder / "config.yaml").read_text())
+    assert changed["schedule"] == given["schedule"] | {"lr_max": 0.333, "lr_max_day": 0.333}
+    assert {name for name in given if changed[name] != given[name]} <= {"schedule", "diagnosis", "study", "tracking"}
+
+
+def test_the_folder_of_a_trial_on_recorded_data_is_repaired_on_them(cli: CommandLine) -> None:
+    cli.run("steps=3", "study=makes_the_set")
+    recorded = next(path for path in cli.sets.iterdir() if path.is_dir())
+    cli.run("data=t15", f"data.path={recorded}", "steps=3", "lr=1")
+    folder, before = cli.trial(), {*recorded.iterdir()}
+    verdict = json.loads((folder / "verdict.json").read_text())
+    exploded = {"outcome": "exploded", "cause": "rate_too_high"}
+    (folder / "verdict.json").write_text(json.dumps(verdict | exploded))
+    ended(cli.fork_plain(*asked(str(folder)), "tracking=none", "hydra.sweeper.trials=1"), 0)
+    changed = yaml.safe_load((cli.trial("mend") / "config.yaml").read_text())
+    assert changed["data"] == yaml.safe_load((folder / "config.yaml").read_text())["data"]
+    assert {*recorded.iterdir()} == before, "nothing is written among the recordings"
+
+
+def test_overrides_may_be_longer_than_the_name_of_a_file(cli: CommandLine) -> None:
+    failed = " ".join(f"lr={1 + number / 1000:.3f}" for number in range(60))
+    assert "FAILED is trained first" in cli.run(*asked(failed), "sweep.dry_run=true").out
 
 
 @pytest.mark.parametrize(
