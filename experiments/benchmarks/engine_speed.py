@@ -2,15 +2,17 @@
 
     python -m experiments.benchmarks.engine_speed [--units 768] [--trials 1 2 4 8 16] [--rows 64] [--frames 500]
 
-On a GPU in bf16, and there also captured in a CUDA graph, which is launched at once but is valid only for the lengths
-of one batch. On a CPU in fp32. Also prints the floor: the least time that the layer can take on the device. The engines
-are measured in turn, several times. Run nothing else on the machine meanwhile.
+On a GPU in bf16. `under autocast` is PyTorch's GRU as most people run it: float32 weights and input under autocast,
+which hands cuDNN float16. Ours is there also captured in a CUDA graph, which is launched at once but is valid only for
+the lengths of one batch. On a CPU all is fp32. Also prints the floor: the least time that the layer can take on the
+device. The engines are measured in turn, several times. Run nothing else on the machine meanwhile.
 """
 
 import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from unittest.mock import patch
 
@@ -18,12 +20,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from experiments.benchmarks import step_floor
 from stability.core.device import choose_device
 from stability.engine import recurrent
 from stability.engine.memory import prepare_process
-from stability.engine.recurrent import GruWeights, backward_loop, forward_loop, looped_gru
+from stability.engine.recurrent import Engine, GruWeights, backward_loop, forward_loop, gru_layer
 
 ROUNDS = 10
 _Work = Callable[[], object]
@@ -77,28 +80,45 @@ def _engines(operands: list[Tensor], counts: Sequence[int]) -> dict[str, _Work]:
     """Functions that compute the states and all gradients, by the name of the engine."""
     upstream = torch.randn_like(operands[0])
 
-    def in_turn() -> None:
-        for k in range(len(upstream)):
-            x, h0, *weights = own = [v[k : k + 1].detach().requires_grad_() for v in operands]
-            states = recurrent._library_gru(x, h0, GruWeights(*weights), counts)
-            torch.autograd.grad(states, own, upstream[k : k + 1])
-
-    def together() -> None:
+    def run(engine: Engine) -> None:
         x, h0, *weights = operands
-        torch.autograd.grad(looped_gru(x, h0, GruWeights(*weights), counts), operands, upstream)
+        torch.autograd.grad(gru_layer(x, h0, GruWeights(*weights), counts, engine), operands, upstream)
 
     def by_operations() -> None:
         with patch.object(recurrent, "_loops", return_value=(forward_loop, backward_loop)):
-            together()
+            run("loop")
 
+    together = partial(run, "loop")
     engines: dict[str, _Work] = {
-        "PyTorch's GRU, in turn": in_turn,
+        "PyTorch's GRU, in turn": partial(run, "library"),
         "PyTorch's operations": by_operations,
         "ours": together,
     }
     if upstream.is_cuda:
+        engines["under autocast, in turn"] = _under_autocast(operands, counts)
         engines |= {"operations in a graph": _captured(by_operations), "ours in a graph": _captured(together)}
     return engines
+
+
+def _under_autocast(operands: list[Tensor], counts: Sequence[int]) -> _Work:
+    """PyTorch's own module on a packed sequence, one trial after another, as most people train it in bf16."""
+    x, h0, *weights = (v.detach().float() for v in operands)
+    units, names = x.shape[-1], ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    modules = []
+    for k in range(len(x)):
+        module = torch.nn.GRU(units, units, device=x.device)
+        module.load_state_dict({name: w[k] for name, w in zip(names, weights, strict=True)})
+        modules.append(module)
+    sizes = torch.tensor(counts)
+
+    def work() -> None:
+        for k, module in enumerate(modules):
+            packed = PackedSequence(x[k].detach().requires_grad_(), sizes)
+            with torch.autocast("cuda", torch.bfloat16):
+                states, _ = module(packed, h0[k : k + 1])
+            torch.autograd.grad(states.data.sum(), [packed.data, *module.parameters()])
+
+    return work
 
 
 def _captured(work: _Work) -> _Work:

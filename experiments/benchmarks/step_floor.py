@@ -95,7 +95,7 @@ def counter() -> Iterator[FlopCounterMode]:
 
     counts = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: product})
     loops = patch.object(recurrent, "_loops", return_value=(recurrent.forward_loop, recurrent.backward_loop))
-    with loops, patch.object(recurrent, "_library_gru", recurrent.looped_gru), counts:
+    with loops, patch.dict(recurrent._ENGINES, library=recurrent._ENGINES["loop"]), counts:
         yield counts
 
 

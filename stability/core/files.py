@@ -48,6 +48,15 @@ def config_of(folder: Path) -> Path:
     return folder / (HYDRA_CONFIG if (folder / HYDRA_CONFIG).exists() and not (folder / CONFIG).exists() else CONFIG)
 
 
+def cache_folder() -> Path:
+    """Return the user's folder for what this program makes once for a machine, such as compiled kernels.
+
+    Raises:
+        RuntimeError: The user has no home folder.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stability"
+
+
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Replace the content of a file. After a crash or on a full disk, the file is as it was."""
     with replacing(path) as file:

@@ -16,7 +16,7 @@ from stability.core.device import to_device
 from stability.core.streams import torch_stream
 from stability.data.phonemes import PHONEMES
 from stability.engine.packing import Packing, pack, unpack
-from stability.engine.recurrent import GruWeights, gru_layer
+from stability.engine.recurrent import Engine, GruWeights, gru_layer
 
 Parameters = dict[str, Tensor]
 Dropout = Callable[[Tensor, str, float, Packing | None], Tensor]  # takes activations, purpose, probability and packing
@@ -85,6 +85,7 @@ def forward(
     model: Model,
     dropout: Dropout | None = None,
     on_output: OnOutput = ignore_output,
+    engine: Engine = "loop",
 ) -> Tensor:
     """Run the decoder of K trials on a batch of each.
 
@@ -97,6 +98,7 @@ def forward(
         model: Sizes and dropout probabilities.
         dropout: Applied to the input and between GRU layers; None in validation.
         on_output: Called with each module's name and output.
+        engine: What computes the GRU layers.
 
     Returns:
         Logits (K, T', B, C). After the last frame of an utterance they have no meaning.
@@ -115,7 +117,7 @@ def forward(
         if layer > 0 and dropout is not None:
             h = dropout(h, f"layer {layer}", model.rnn_dropout, packing)
         weights = GruWeights(*(parameters[name] for name in gru_names(layer)))
-        h = gru_layer(h, h0, weights, packing.counts)
+        h = gru_layer(h, h0, weights, packing.counts, engine)
         on_output(f"gru.{layer}", h)
     logits = torch.matmul(h, parameters["out.weight"].transpose(1, 2)) + parameters["out.bias"].unsqueeze(1)
     on_output("head", logits)

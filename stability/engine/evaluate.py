@@ -59,7 +59,9 @@ def decode(stack: Stack, split: Split) -> Iterator[tuple[int, NDArray[np.float32
         with torch.no_grad(), stack.autocast():
             inputs = validation_inputs(stack, batch)
             parameters = select_days(stack.parameters, inputs.days)
-            logits = forward(parameters, inputs.x, inputs.frames, inputs.rows_per_day, model=config.model)
+            logits = forward(
+                parameters, inputs.x, inputs.frames, inputs.rows_per_day, model=config.model, engine=stack.engine
+            )
         of_batch = logits[0].float().cpu().numpy()
         for row, (utterance, frames) in enumerate(zip(batch.utterances, inputs.frames[0].tolist(), strict=True)):
             yield utterance, of_batch[:frames, row]

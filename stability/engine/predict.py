@@ -51,6 +51,7 @@ def predict(
             model=stack.configs[0].model,
             dropout=dropout,
             on_output=on_output,
+            engine=stack.engine,
         )
         return logits, ctc_losses(logits, inputs.frames, inputs.labels, inputs.label_counts)
 

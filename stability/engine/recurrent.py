@@ -1,16 +1,16 @@
 """One GRU layer for a stack of trials over packed frames, in PyTorch's gate order (reset, update, new).
 
-Four implementations compute the same function: on a GPU PyTorch's kernel (cuDNN) for a stack of one, and a loop of
-Triton kernels over frames for larger stacks; on a CPU a compiled loop for float32; elsewhere a loop of PyTorch's
-operations. The loops have an explicit backward: only one product a frame cannot be batched over time, and autograd
-keeps no graph.
+Two engines compute the same function. The loop goes over frames: on a GPU by Triton kernels, on a CPU by compiled C for
+float32, elsewhere by PyTorch's operations. It has an explicit backward: only one product a frame cannot be batched over
+time, and autograd keeps no graph. The library is PyTorch's own GRU (cuDNN on a GPU), for one trial after another. Which
+of them a trial uses is decided when it begins (`engines.py`), and never depends on the other trials in its stack.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from stability.engine.kernels import gru_cpu, selftest
 
 aten = torch.ops.aten
 
+Engine = Literal["loop", "library"]
 _Loops = tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor, Tensor]]]  # over frames, forward and back
 
 
@@ -31,45 +32,50 @@ class GruWeights(NamedTuple):
     b_hh: Tensor  # (K, 3H)
 
 
-def gru_layer(x: Tensor, h0: Tensor, weights: GruWeights, counts: Sequence[int]) -> Tensor:
-    """Run one GRU layer over packed frames.
-
-    Under autocast the loops multiply in its dtype. cuDNN multiplies in the dtype that PyTorch gives it then, which was
-    float16 even under bfloat16 in the versions we tried.
+def gru_layer(x: Tensor, h0: Tensor, weights: GruWeights, counts: Sequence[int], engine: Engine = "loop") -> Tensor:
+    """Run one GRU layer over packed frames. Under autocast both engines multiply in its dtype.
 
     Args:
         x: (K, N, I), the rows of frame 0, then those of frame 1, and so on.
         h0: (K, counts[0], H), the initial states.
         weights: The weights of the layer.
         counts: The number of rows of each frame, never rising. N is their sum.
+        engine: What computes it.
 
     Returns:
         The hidden states (K, N, H).
     """
-    run = _library_gru if x.is_cuda and x.shape[0] == 1 else looped_gru
-    return run(x, h0, weights, counts)
-
-
-def looped_gru(x: Tensor, h0: Tensor, weights: GruWeights, counts: Sequence[int]) -> Tensor:
-    """Run one GRU layer by a loop over frames. The arguments and the result are those of `gru_layer`."""
-    operands = [x, h0, *weights]
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    operands = [v.to(dtype) for v in operands]
+    operands = [v.to(dtype) for v in (x, h0, *weights)]
     if dtype == torch.float16 and not x.is_cuda:  # a CPU multiplies it ten times more slowly than float32
         operands = [v.float() for v in operands]
-    looped: Tensor = _Layer.apply(*operands, counts)  # type: ignore[no-untyped-call]
-    return looped.to(dtype)
+    # PyTorch's autocast would hand cuDNN float16, also under bfloat16: infinite beyond 65504, with no loss scale.
+    with torch.autocast(x.device.type, enabled=False):
+        states: Tensor = _ENGINES[engine](*operands, counts)
+    return states.to(dtype)
 
 
-def _library_gru(x: Tensor, h0: Tensor, weights: GruWeights, counts: Sequence[int]) -> Tensor:
-    """Run one GRU layer of a stack of one by PyTorch's kernel."""
+def _by_loop(*operands: Any) -> Tensor:
+    looped: Tensor = _Layer.apply(*operands)  # type: ignore[no-untyped-call]
+    return looped
+
+
+def _by_library(x: Tensor, h0: Tensor, *weights_and_counts: Any) -> Tensor:
+    *weights, counts = weights_and_counts
     trains = torch.is_grad_enabled()  # on CUDA the kernel has a backward only with train=True
+    sizes = torch.tensor(counts)
     with warnings.catch_warnings():  # the copy of weights that are not contiguous is cheap compared with the recurrence
         warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
-        # The positional flags: has_biases, num_layers, dropout, train, bidirectional.
-        own = [w[0] for w in weights]
-        states, _ = torch.gru(x[0], torch.tensor(counts), h0.contiguous(), own, True, 1, 0.0, trains, False)
-    return states.unsqueeze(0)
+        states = []
+        for k in range(len(x)):
+            own = [w[k] for w in weights]
+            # The positional flags: has_biases, num_layers, dropout, train, bidirectional.
+            of_trial, _ = torch.gru(x[k], sizes, h0[k : k + 1].contiguous(), own, True, 1, 0.0, trains, False)
+            states.append(of_trial)
+    return torch.stack(states)
+
+
+_ENGINES: dict[Engine, Callable[..., Tensor]] = {"loop": _by_loop, "library": _by_library}
 
 
 class _Layer(torch.autograd.Function):

@@ -12,15 +12,17 @@ from torch import Tensor
 from stability.config.schema import Config
 from stability.core.device import DTYPES, Precision, choose_precision
 from stability.engine.decoder import Parameters
+from stability.engine.engines import choose_engine
 from stability.engine.optimizer import Moments, zero_moments
+from stability.engine.recurrent import Engine
 
 
 @dataclass
 class Stack:
     """K trials, and all that changes while they are trained. Tensors have a leading trial axis K.
 
-    The trials may differ in optimizer, schedule, augmentation, loss, seed and step, but not in model, batch or
-    precision.
+    The trials may differ in optimizer, schedule, augmentation, loss, seed and step, but not in model, batch, precision
+    or engine. A trial keeps the precision and the engine that it began with, whatever its company.
     """
 
     configs: list[Config]
@@ -31,6 +33,7 @@ class Stack:
     loss_scale: Tensor  # (K,) 1 except in fp16
     steps_since_overflow: Tensor  # (K,)
     precision: Precision = field(kw_only=True)  # of the forward pass
+    engine: Engine = field(kw_only=True)  # of the GRU layers
     micro_batches: int = field(default=1, kw_only=True)  # parts that a batch is divided into, to save memory
 
     @property
@@ -38,6 +41,11 @@ class Stack:
         """The next step of a stack of one."""
         (step,) = self.steps
         return step
+
+    @property
+    def arithmetic(self) -> tuple[Precision, Engine]:
+        """What the trials of a stack must share, and what a trial keeps for ever."""
+        return self.precision, self.engine
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +87,7 @@ def new_stack(configs: Sequence[Config], parameters: Sequence[Parameters], devic
         loss_scale=loss_scale,
         steps_since_overflow=torch.zeros_like(loss_scale),
         precision=precision,
+        engine=choose_engine(device, precision, configs[0].model.units),
     )
 
 
@@ -98,12 +107,14 @@ def select(stack: Stack, places: Sequence[int]) -> Stack:
         loss_scale=stack.loss_scale.index_select(0, index),
         steps_since_overflow=stack.steps_since_overflow.index_select(0, index),
         precision=stack.precision,
+        engine=stack.engine,
         micro_batches=stack.micro_batches,
     )
 
 
 def join(stacks: Sequence[Stack]) -> Stack:
-    """Join the trials of several stacks into a new stack, in their order."""
+    """Join the trials of several stacks of the same precision and engine into a new stack, in their order."""
+    ((precision, engine),) = {s.arithmetic for s in stacks}
 
     def joined(tensors: Sequence[Parameters]) -> Parameters:
         return {name: torch.cat([t[name] for t in tensors]) for name in tensors[0]}
@@ -116,6 +127,7 @@ def join(stacks: Sequence[Stack]) -> Stack:
         failed=torch.cat([s.failed for s in stacks]),
         loss_scale=torch.cat([s.loss_scale for s in stacks]),
         steps_since_overflow=torch.cat([s.steps_since_overflow for s in stacks]),
-        precision=stacks[0].precision,
+        precision=precision,
+        engine=engine,
         micro_batches=max(s.micro_batches for s in stacks),
     )

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,12 +23,14 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from stability.config.schema import Config
+from stability.core.device import Precision, choose_precision
 from stability.core.errors import StabilityError
 from stability.core.files import LAST, PREVIOUS, replacing
 from stability.core.text import first_of
 from stability.engine.decoder import Parameters
 from stability.engine.memory import is_out_of_memory
 from stability.engine.optimizer import DAY_LAYER, Moments, group_of
+from stability.engine.recurrent import Engine
 from stability.engine.schedule import learning_rates
 from stability.engine.stack import Stack
 from stability.trials.requests import Validation
@@ -113,6 +115,8 @@ def _content(stack: Stack, k: int, best: Best) -> dict[str, Any]:
         "stability": {
             "step": stack.steps[k],
             "validations": best.validations,
+            "precision": stack.precision,
+            "engine": stack.engine,
             **{name: getattr(stack, name)[k].item() for name in _STACK_STATE},
         },
     }
@@ -136,7 +140,9 @@ def _host_copy(tensor: Tensor) -> Tensor:
 
 
 def restore(path: Path, stack: Stack, k: int) -> Best:
-    """Restore a trial from its checkpoint: weights, optimizer state, loss scale and step.
+    """Restore a trial from its checkpoint: weights, optimizer state, loss scale, step, precision and engine.
+
+    With `precision=auto` the trial keeps the precision that it began with, on whatever device it goes on.
 
     Args:
         path: A file that `save` wrote.
@@ -147,7 +153,8 @@ def restore(path: Path, stack: Stack, k: int) -> Best:
         The best validation so far.
 
     Raises:
-        StabilityError: The file cannot be read, belongs to another model, or was written by another program.
+        StabilityError: The file cannot be read, belongs to another model, was written by another program, or in a
+            precision that the device does not have.
     """
     content = _read(path)
     if "stability" not in content:
@@ -158,6 +165,7 @@ def restore(path: Path, stack: Stack, k: int) -> Best:
     own = {name: p[k] for name, p in stack.parameters.items()}
     weights = fit_weights(_weights(content), path, own)
     try:
+        stack.precision, stack.engine = _arithmetic(content, path, stack, k)
         return _put(content, weights, stack, k)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
@@ -187,6 +195,23 @@ def _put(content: Mapping[str, Any], weights: Parameters, stack: Stack, k: int) 
         float(content["val_loss"]),
         None if validations is None else operator.index(validations),
     )
+
+
+def _arithmetic(content: Mapping[str, Any], path: Path, stack: Stack, k: int) -> tuple[Precision, Engine]:
+    """Return the precision and the engine that a trial began with. Earlier versions did not write them."""
+    begun = {"precision": stack.precision, "engine": stack.engine} | content["stability"]
+    precision, engine = begun["precision"], begun["engine"]
+    if precision not in get_args(Precision) or engine not in get_args(Engine):
+        raise ValueError(f"precision {precision!r}, engine {engine!r}")
+    if stack.configs[k].precision.dtype != "auto":
+        return stack.precision, engine
+    try:
+        return choose_precision(precision, stack.device), engine
+    except StabilityError:
+        raise StabilityError(
+            f"{path} was written in {precision}, which {stack.device} does not have. Go on on a device that has it, or "
+            "train from the start: fresh=true"
+        ) from None
 
 
 def load_weights(path: Path, like: Parameters) -> Parameters:

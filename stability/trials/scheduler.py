@@ -7,7 +7,8 @@ the stack at once. Its state is two groups of trials:
     waiting   not started yet, or without a slot because memory ran out
     running   in the stack, each with an open request: Train or Validate
 
-A round moves trials from waiting to running while there are free slots, and then fulfils either all open validations or
+A round moves trials from waiting to running while there are free slots, up to the first that began in another precision
+or with another engine than those that run: it is next when they have ended. The round then fulfils either all open validations or
 some steps of all. Validations come first, since a trial that validates cannot be stepped. A trial that ends leaves its
 slot, and the next one takes it. When the stack is too large for the memory, half of its trials wait again, with all
 their state, and the stack stays that small.
@@ -151,7 +152,11 @@ class _Scheduler(Generic[_Result]):
         self._running = [member for member in self._running if member.result is None]
 
     def fill_slots(self) -> None:
-        """Start waiting trials while there are free slots and memory, and none after a signal."""
+        """Start waiting trials while there are free slots and memory, and none after a signal.
+
+        A trial that began elsewhere may have another precision or engine than the running trials, and waits for their
+        end: it keeps its own, whatever its company.
+        """
         while self._waiting and len(self._running) < self._size:
             if stop_requested() and not self._waiting[0].is_running:
                 return
@@ -164,6 +169,9 @@ class _Scheduler(Generic[_Result]):
                 else:  # no other trial holds memory that it could free
                     member.fail(MemoryError())
             elif member.result is None:
+                if self._running and member.slot.stack.arithmetic != self._running[0].slot.stack.arithmetic:
+                    self._waiting.appendleft(member)
+                    return
                 self._running.append(member)
 
     def advance(self) -> None:

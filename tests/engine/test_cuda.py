@@ -29,8 +29,8 @@ CUDA = torch.device("cuda", 0)
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    with fake_cuda(monkeypatch) as device:
+def cuda(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[FakeCuda]:
+    with fake_cuda(monkeypatch, getattr(request, "param", "loop")) as device:
         yield device
 
 
@@ -44,6 +44,7 @@ def on_cuda(split: Split) -> Split:
     return replace(split, rows=DeviceRows(torch.empty(bins, split.n_features, dtype=torch.float16, device=CUDA), split))
 
 
+@pytest.mark.parametrize("cuda", ["loop", "library"], indirect=True)
 @pytest.mark.parametrize("precision", ["auto", "fp32", "fp16", "fp16_clip_before_unscale"])
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_step_mixes_no_devices_and_never_waits(k: int, precision: str, dataset: Dataset, cuda: FakeCuda) -> None:

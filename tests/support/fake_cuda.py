@@ -19,7 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stability.engine import loss, recurrent
+from stability.engine import loss, recurrent, stack
+from stability.engine.recurrent import Engine
 
 pytest.importorskip("triton")
 
@@ -56,14 +57,15 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    """Make `cuda` a device in the body of a `with` statement."""
+def fake_cuda(monkeypatch: pytest.MonkeyPatch, engine: Engine = "loop") -> Iterator[FakeCuda]:
+    """Make `cuda` a device in the body of a `with` statement, on which trials begin with that engine."""
     host_generator = torch.Generator
     with monkeypatch.context() as patch, FakeCuda() as mode:
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
         patch.setattr("stability.core.device._has_bf16", lambda device: True)
+        patch.setattr(stack, "choose_engine", lambda *_: engine)
         patch.setattr(torch, "Generator", lambda device: host_generator())
         patch.setattr(torch, "gru", _cudnn_gru)
         patch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
@@ -106,6 +108,8 @@ def _pinned(tensor: Tensor) -> Tensor:
 
 def _cudnn_gru(x: Tensor, counts: Tensor, h0: Tensor, weights: list[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
     assert counts.device.type == "cpu"
+    assert not torch.is_autocast_enabled("cuda"), "it would be handed float16"
+    assert len({v.dtype for v in (x, h0, *weights)}) == 1
     gates = x @ weights[0].T + (h0[0] @ weights[1].T)[0] + weights[2] + weights[3]
     return gates[:, : h0.shape[-1]], h0
 

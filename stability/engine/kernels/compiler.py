@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from stability.core.files import cache_folder
+
 log = logging.getLogger(__name__)
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("vectors.h", "gru.c", "ctc.c")]
@@ -45,7 +47,7 @@ def compiled() -> Any:
     parts = [*(source.read_bytes() for source in _SOURCES), *map(str.encode, _FLAGS), _processor()]
     kind = hashlib.sha256(b"\0".join(parts)).hexdigest()
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stability"
+        folder = cache_folder()
         path = folder / f"kernels-{kind[:16]}.so"
         _make_private(folder)
         if not _is_whole(path):
