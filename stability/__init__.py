@@ -4,8 +4,12 @@ The names below are the public face. Each is imported when it is first used: PyT
 every command needs it.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    raise SystemExit("error: stability runs on Linux and macOS; on Windows, install and run it in WSL.")
 
 if TYPE_CHECKING:
     from stability.core.errors import StabilityError

@@ -43,6 +43,7 @@ from stability.data.augment import draw_cut
 from stability.data.batches import training_batch
 from stability.diagnosis.readers import read_log
 from stability.engine.decoder import init_parameters
+from stability.engine.memory import prepare_process
 from stability.engine.optimizer import DAY_LAYER
 from stability.engine.stack import new_stack
 from stability.engine.step import train_steps
@@ -166,6 +167,7 @@ def _benchmark(clone: Path | None, data: Path | None, python: str, size: _Size) 
             console.print(f"round {number + 1}: {training.name}, {run.rate(size.warm_up):.2f} steps a second")
             runs[training.name].append(run)
     console.print(comparison(runs["official"], runs["ours"], size.warm_up))
+    prepare_process()  # as in our training; only here, since the official one would inherit it
     c = composed(*_overrides(data.absolute(), work / "runs"))
     rates = step_floor.measure(gpu, torch.bfloat16, c.batch.size, c.model.units, size=8192, copied=1 << 30)
     console.print(

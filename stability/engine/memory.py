@@ -1,6 +1,7 @@
 """Memory: keeps what was freed for the next step, measures what is used and free, and recognises that it ran out."""
 
 import ctypes
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -17,12 +18,19 @@ _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # on 
 def prepare_process() -> None:
     """Set up this process for training: flush denormals to zero, keep freed memory, and compute fp32 as fp32 on a GPU.
 
-    A second call changes nothing.
+    Call it before CUDA starts, which reads some of the settings only then. A second call changes nothing.
     """
     # The gradients of a trial that outputs only blank sink into denormals, which a CPU multiplies far more slowly.
     torch.set_flush_denormal(True)
     # By default cuDNN rounds its operands to ten bits (TF32); PyTorch's own products do so only on request.
     torch.backends.cudnn.allow_tf32 = False
+    # The same sums in the same order at every run. cuBLAS wants this much workspace for it.
+    torch.backends.cudnn.deterministic = True
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Batches and stacks of many sizes leave gaps between them, unless the allocator can move the ends of its segments.
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        is_new = hasattr(torch._C, "_accelerator_setAllocatorSettings")  # the old name then brings a warning
+        os.environ["PYTORCH_ALLOC_CONF" if is_new else "PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     # glibc returns the memory of a freed large tensor to the system. The next step then pays a page fault for each page
     # that it gets again.
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -25,7 +26,6 @@ from stability.engine.kernels import ctc_gpu, gru_gpu
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning:triton"),  # NumPy's, of infinities
-    pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION"),
 ]
 
 
@@ -64,7 +64,7 @@ def test_gru_saturates_and_keeps_nan_in_its_row() -> None:
 def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     """For an A100 and an H100, of which none is needed."""
     env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "tests.support.compile_kernels", "80", "90"]
+    command = [sys.executable, "-W", "error", "-m", "tests.support.compile_kernels", "80", "90"]
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -84,6 +84,57 @@ def test_kernels_that_do_not_work_are_replaced_with_a_warning(caplog: pytest.Log
     assert "off by 0.048" in message
     with pytest.raises(ArithmeticError):
         selftest.check_results([torch.tensor([torch.nan])], [torch.tensor([1.0])])
+
+
+def test_a_compiler_that_triton_lacks_is_named_with_the_mend(tmp_path: Path) -> None:
+    """Triton's own search for a C compiler and its call of one, where there is none and where it fails."""
+    code = (
+        "from stability.engine.kernels.selftest import kernel_or_fallback\n"
+        "from triton.runtime.build import compile_module_from_src\n"
+        "build = lambda: compile_module_from_src(src='#include <Python.h>', name='stub')\n"
+        "print(kernel_or_fallback(build, 'PyTorch', 'A step is slower'))"
+    )
+    paths = {name: os.environ[name] for name in ("PYTHONPATH", "HOME") if name in os.environ}
+    env = paths | {"TRITON_CACHE_DIR": str(tmp_path), "PATH": "", "TRITON_INTERPRET": "0"}
+    said = []
+    for compiler in ({}, {"CC": "/bin/false"}):
+        result = subprocess.run(
+            [sys.executable, "-c", code], env=env | compiler, capture_output=True, text=True, check=False
+        )
+        assert result.stdout == "PyTorch\n", result.stderr
+        said.append(result.stderr)
+    assert "Failed to find C compiler" in said[0]
+    assert said[0].endswith("Install gcc or clang, or name a C compiler in CC, and start again.\n")
+    assert said[1].endswith("The C compiler failed: install Python's headers (python3-dev on Debian), and start again.\n")
+
+
+@pytest.mark.parametrize(
+    ("setting", "precision"),
+    [
+        ("torch.backends.cuda.matmul.fp32_precision = 'tf32'", "tf32"),
+        ("torch.backends.cuda.matmul.fp32_precision = 'ieee'", "ieee"),
+        ("torch.backends.cuda.matmul.allow_tf32 = True", "tf32"),
+        ("torch.set_float32_matmul_precision('high')", "tf32"),
+        ("pass", "ieee"),
+    ],
+)
+def test_whether_float32_is_rounded_is_read_however_it_was_set(setting: str, precision: str) -> None:
+    code = (
+        f"import torch\n{setting}\nfrom stability.engine.memory import prepare_process\nprepare_process()\n"
+        "from stability.engine.kernels import gru_gpu\nprint('tf32' if gru_gpu._allows_tf32() else 'ieee')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout == f"{precision}\n", result.stderr
+
+
+def test_kernels_work_where_warnings_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warns() -> str:
+        warnings.warn("Triton's next version will do this in another way", UserWarning, stacklevel=1)
+        return "kernels"
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert selftest.kernel_or_fallback(warns, "PyTorch", "A step is slower") == "kernels"
 
 
 def test_a_kernel_is_tried_again_if_memory_ran_out_at_first(

@@ -22,7 +22,8 @@ def compiled(kernel: Any, architecture: int, dtype: str, constants: dict[str, An
     by_place = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
     source = ASTSource(kernel, signature, by_place, aligned)
-    assembly: str = triton.compile(source, target=GPUTarget("cuda", architecture, 32)).asm["ptx"]
+    target, options = GPUTarget("cuda", architecture, 32), {"enable_fp_fusion": True}
+    assembly: str = triton.compile(source, target, options).asm["ptx"]
     return assembly
 
 

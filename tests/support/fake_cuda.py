@@ -120,7 +120,7 @@ class _Kernel:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         assert all(isinstance(size, int) and size > 0 for size in grid)
 
-        def launch(*arguments: Any) -> None:
+        def launch(*arguments: Any, **options: Any) -> None:
             assert all(isinstance(v, FakeTensor) and v.is_contiguous() for v in arguments if isinstance(v, Tensor))
 
         return launch

@@ -40,7 +40,7 @@ class _Losses(torch.autograd.Function):
         (k, t, b, c), size = log_probs.shape, spelled.shape[2]
         alphas, nll = log_probs.new_zeros(k, b, t, size), log_probs.new_empty(k, b)
         with torch.cuda.device_of(log_probs):
-            _forward[(k * b,)](log_probs, spelled, *lengths, alphas, nll, t, b, c, BLANK, size)
+            _forward[(k * b,)](log_probs, spelled, *lengths, alphas, nll, t, b, c, BLANK, size, **_OPTIONS)
         ctx.save_for_backward(log_probs, spelled, lengths, alphas, nll)
         return nll
 
@@ -50,7 +50,7 @@ class _Losses(torch.autograd.Function):
         (k, t, b, c), size = log_probs.shape, spelled.shape[2]
         shares = torch.zeros_like(alphas)
         with torch.cuda.device_of(log_probs):
-            _backward[(k * b,)](log_probs, spelled, *lengths, alphas, nll, shares, t, b, c, BLANK, size)
+            _backward[(k * b,)](log_probs, spelled, *lengths, alphas, nll, shares, t, b, c, BLANK, size, **_OPTIONS)
         # One matrix product: scatter_add on a GPU adds in no fixed order, and its sums differ from run to run.
         says = spelled.unsqueeze(3) == torch.arange(c, device=spelled.device)  # (K, B, S, C)
         return torch.matmul(shares, says.float() * -grad[..., None, None]).transpose(1, 2), None, None
@@ -64,6 +64,7 @@ def _log_sum_exp(a, b, c):
 
 
 _NUMBERS = ("times", "batch", "classes")
+_OPTIONS = {"enable_fp_fusion": True}  # Triton 3.9 warns where it is left open: from 3.10 on the default is another
 
 
 @triton.jit(do_not_specialize=_NUMBERS)

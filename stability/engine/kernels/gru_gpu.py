@@ -64,18 +64,29 @@ def _launcher(kernel: Any, gates: Tensor, units: int) -> Callable[..., None]:
     k, slots, _ = gates.shape
     # Tensor cores multiply 64 rows while the weights arrive from memory. Without them, in float32, each row costs time.
     rows, depth = (16, 32) if gates.dtype == torch.float32 else (64, 64 if units % 64 == 0 else 32)
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    precision = "tf32" if _allows_tf32() else "ieee"
+
+    options = {"enable_fp_fusion": True}  # Triton 3.9 warns where it is left open: from 3.10 on the default is another
 
     def launch(going_on: int, *arguments: object) -> None:
-        nonlocal kernel
+        nonlocal kernel, options
         grid = (units // _COLUMNS, triton.cdiv(going_on, rows), k)
-        compiled = kernel[grid](*arguments, slots, going_on, units, rows, _COLUMNS, depth, precision)
+        compiled = kernel[grid](*arguments, slots, going_on, units, rows, _COLUMNS, depth, precision, **options)
         # From the second frame on, launch the compiled kernel itself. Triton's lookup of it by argument types takes
         # longer on the host than a frame takes on the GPU. All frames of a layer have the same types, and the numbers
         # that differ are in `_NUMBERS`. The interpreter, which tests use, returns None.
-        kernel = compiled or kernel
+        if compiled is not None:
+            kernel, options = compiled, {}
 
     return launch
+
+
+def _allows_tf32() -> bool:
+    """Return whether the user lets products of float32 be rounded."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # from PyTorch 2.9 on; there `allow_tf32` raises if this was set
+        return bool(matmul.fp32_precision == "tf32")
+    return bool(matmul.allow_tf32)
 
 
 # The arguments that change from frame to frame. By default Triton compiles again for 1 and for multiples of 16.

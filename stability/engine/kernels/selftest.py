@@ -3,6 +3,8 @@ before a training depends on them.
 """
 
 import logging
+import subprocess
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -32,12 +34,26 @@ def kernel_or_fallback(load_kernel: Callable[[], _Kernel], fallback: _Kernel, co
     try:
         # The first caller may be in a validation without gradients, or under autocast; the test must not be.
         with torch.enable_grad(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            return load_kernel()
+            with warnings.catch_warnings():  # Triton's, of its next version: somebody may have made warnings errors
+                warnings.simplefilter("ignore")
+                return load_kernel()
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        log.warning("%s, because Triton's kernels do not work here: %s: %s", consequence, type(error).__name__, error)
+        reason = f"{type(error).__name__}: {error}"
+        log.warning(
+            "%s, because Triton's kernels do not work here: %s%s", consequence, reason.rstrip(".") + ".", _mend(error)
+        )
         return fallback
+
+
+def _mend(error: Exception) -> str:
+    """Say what the user can install if Triton cannot compile its own host code, for which it needs a C compiler."""
+    if "C compiler" in str(error):
+        return " Install gcc or clang, or name a C compiler in CC, and start again."
+    if isinstance(error, subprocess.CalledProcessError):
+        return " The C compiler failed: install Python's headers (python3-dev on Debian), and start again."
+    return ""
 
 
 def check_results(results: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
