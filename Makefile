@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow coverage benchmark benchmark-data benchmark-engines benchmark-stacks benchmark-cuda \
+.PHONY: demo test test-gpu test-slow coverage benchmark benchmark-data benchmark-engines benchmark-stacks benchmark-cuda \
 	benchmark-detection benchmark-field benchmark-runs benchmark-explain lint docs hooks clean
 
 demo: .venv/installed
@@ -11,6 +11,9 @@ demo: .venv/installed
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-gpu: .venv/installed
+	$(BIN)/python -m pytest -m gpu -rs
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

@@ -1,6 +1,8 @@
 """What importing the package brings in, and what works where only its base requirements are installed."""
 
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,13 @@ def test_the_diagnosis_loads_no_trainer() -> None:
 
 def test_a_log_is_diagnosed_without_pytorch() -> None:
     assert not loaded("import stability.diagnose") & {*EXTRAS, "torch"}
+
+
+def test_windows_is_refused_in_one_sentence() -> None:
+    code = "import sys; sys.platform = 'win32'; import stability"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "error: stability runs on Linux and macOS; on Windows, install and run it in WSL.\n"
 
 
 def test_every_public_name_is_there() -> None:

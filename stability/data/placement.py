@@ -4,7 +4,7 @@ Every place gives the same batches, to the bit, apart from rounding to float16 o
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -175,23 +175,24 @@ def _place(dataset: Dataset, device: torch.device, outputs: Path, dtype: torch.d
         return _load(splits[name], caches.get(name), dtype, **options)
 
     cuda = device.type == "cuda"
-    fits_memory = size <= _MEMORY_SHARE * psutil.virtual_memory().available
+    pinned_size = _pinned_bytes(splits.values(), dtype)
+    room = _MEMORY_SHARE * psutil.virtual_memory().available
     rows: dict[str, Rows]
     gpu_bytes = 0
     if cuda and size <= _GPU_SHARE * _free_gpu_bytes(device):
         rows = {name: DeviceRows(load(name, device=device), split) for name, split in splits.items()}
         where, gpu_bytes = f"on {device}", size
-    elif cuda and fits_memory:
+    elif cuda and pinned_size <= room:
         pinned = {name: load(name, pin_memory=True).numpy() for name in splits}
         rows = {name: CopiedRows(pinned[name], split, device, pinned=True) for name, split in splits.items()}
-        where = "in pinned memory"
+        where = f"in pinned memory, of which they take {decimal(pinned_size)}"
     elif cuda and caches:
         rows = {name: CopiedRows(caches[name], split, device, pinned=False) for name, split in splits.items()}
         where = "mapped from a cache"
     elif caches:
         rows = {name: HostRows(caches[name], split) for name, split in splits.items()}
         where = "mapped from a cache"
-    elif fits_memory:
+    elif size <= room:
         rows = {name: HostRows(load(name).numpy(), split) for name, split in splits.items()}
         where = "in memory"
     else:
@@ -202,6 +203,12 @@ def _place(dataset: Dataset, device: torch.device, outputs: Path, dtype: torch.d
         location=f"{decimal(size)} of {str(dtype).removeprefix('torch.')} {where}{no_cache}",
         gpu_bytes=gpu_bytes,
     )
+
+
+def _pinned_bytes(splits: Iterable[Split], dtype: torch.dtype) -> int:
+    """Count the bytes of pinned memory that the features take. PyTorch rounds each tensor up to a power of two."""
+    sizes = [int(_starts(split)[-1]) * split.n_features * dtype.itemsize for split in splits]
+    return sum(1 << max(0, size - 1).bit_length() for size in sizes)
 
 
 def _map_caches(splits: dict[str, Split], dtype: torch.dtype, outputs: Path) -> dict[str, _Values]:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import resource
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +24,9 @@ def prepare_process() -> None:
     # The gradients of a trial that outputs only blank sink into denormals, which a CPU multiplies far more slowly.
     torch.set_flush_denormal(True)
     # By default cuDNN rounds its operands to ten bits (TF32); PyTorch's own products do so only on request.
-    torch.backends.cudnn.allow_tf32 = False
+    with warnings.catch_warnings():  # the setting has a newer name in some versions, which warn
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32 = False
     # The same sums in the same order at every run. cuBLAS wants this much workspace for it.
     torch.backends.cudnn.deterministic = True
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -17,6 +17,7 @@ from stability.data.placement import CopiedRows, DeviceRows, HostRows
 from stability.data.records import Dataset, Rows, Split
 from stability.trials.recorder import hash_batch
 from tests.support.configs import tiny
+from tests.support.devices import no_waits
 from tests.support.sessions import all_features, opened, write_ragged_days
 from tests.support.stacks import trained
 
@@ -129,11 +130,21 @@ def test_training_works_without_room_for_a_cache(root: Path, large: None, monkey
     assert all_features(data.train) == all_features(opened(root).train)
 
 
+def test_pinned_memory_is_reckoned_as_pytorch_takes_it(root: Path) -> None:
+    """In powers of two, one for each split."""
+    data = opened(root)
+    splits = (data.train, data.val)
+    assert [int(placement._starts(split)[-1]) * 4 * 2 for split in splits] == [5760, 2880]
+    assert placement._pinned_bytes(splits, torch.float16) == 8192 + 4096
+
+
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_gpu_gets_the_batches_of_the_files(root: Path, large: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In each place on or near the GPU. The host never waits for a batch that the GPU makes."""
     device, files = torch.device("cuda:0"), opened(root)
-    locations = {"on cuda:0": (0.4, 0.25), "in pinned memory": (0.0, 0.25), "mapped from a cache": (0.0, 0.0)}
+    pinned = "in pinned memory, of which they take 12.3 kB"
+    locations = {"on cuda:0": (0.4, 0.25), pinned: (0.0, 0.25), "mapped from a cache": (0.0, 0.0)}
     for location, (gpu_share, memory_share) in locations.items():
         monkeypatch.setattr(placement, "_GPU_SHARE", gpu_share)
         monkeypatch.setattr(placement, "_MEMORY_SHARE", memory_share)
@@ -145,10 +156,7 @@ def test_a_gpu_gets_the_batches_of_the_files(root: Path, large: None, monkeypatc
             assert batch.features.device == device
             assert torch.equal(batch.features.cpu(), wanted.features.half().float())
     resident = DeviceRows(all_values(files.train, torch.float16).to(device), files.train)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits(device):
         batch = training_batch(replace(files.train, rows=resident), 7, 3, seed=0, step=0)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     wanted = training_batch(files.train, 7, 3, seed=0, step=0)
     assert torch.equal(batch.features.cpu(), wanted.features.half().float())
