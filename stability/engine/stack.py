@@ -4,7 +4,7 @@ A plain run is a stack of one. Trials can join a stack and leave it between any 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,11 @@ class Stack:
         return self.precision, self.engine
 
     @property
+    def state_bytes(self) -> int:
+        """The bytes of the weights and of the state of AdamW, of all trials."""
+        return sum(t.nbytes for kind in (self.parameters, *self.moments) for t in kind.values())
+
+    @property
     def device(self) -> torch.device:
         """The device that holds all tensors of the stack."""
         return self.failed.device
@@ -88,6 +93,27 @@ def new_stack(configs: Sequence[Config], parameters: Sequence[Parameters], devic
         steps_since_overflow=torch.zeros_like(loss_scale),
         precision=precision,
         engine=choose_engine(device, precision, configs[0].model.units),
+    )
+
+
+def copy_trial(stack: Stack, place: int, device: torch.device) -> Stack:
+    """Return a copy of one trial on a device, as a stack of one. It takes no memory where the trial is."""
+
+    def copied(tensors: Parameters) -> Parameters:
+        return {name: one(t) for name, t in tensors.items()}
+
+    def one(tensor: Tensor) -> Tensor:
+        return tensor[place : place + 1].to(device, copy=True)
+
+    return replace(
+        stack,
+        configs=[stack.configs[place]],
+        parameters=copied(stack.parameters),
+        moments=Moments(*map(copied, stack.moments)),
+        steps=[stack.steps[place]],
+        failed=one(stack.failed),
+        loss_scale=one(stack.loss_scale),
+        steps_since_overflow=one(stack.steps_since_overflow),
     )
 
 

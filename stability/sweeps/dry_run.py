@@ -144,6 +144,7 @@ def _measure(configs: Sequence[Config], at_once: int | None) -> _Cost:
     from stability.engine.stack import Stack, new_stack
     from stability.engine.step import train_steps
     from stability.trials.capacity import Capacity
+    from stability.trials.recorder import recorder_bytes
     from stability.trials.setup import open_data
 
     prepare_process()
@@ -163,7 +164,8 @@ def _measure(configs: Sequence[Config], at_once: int | None) -> _Cost:
             made += _BLOCK
         return elapsed / made
 
-    capacity, stack = Capacity(device, dataset), stack_of(1)
+    stack = stack_of(1)
+    capacity = Capacity(device, dataset, recorder_bytes(stack))
     seconds_a_step(0)  # the first steps show what memory a trial needs
     size = min(len(configs), at_once or capacity.trials(sharing=1))
     stack = stack_of(size)

@@ -24,10 +24,11 @@ class Capacity:
     Args:
         device: The device of the trial.
         dataset: The trial's data, part of which may be in the device's memory.
+        recorder_bytes: The host's memory that the flight recorder of a trial takes.
     """
 
-    def __init__(self, device: torch.device, dataset: Dataset) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, dataset: Dataset, recorder_bytes: int) -> None:
+        self._device, self._recorder_bytes = device, recorder_bytes
         self._data_bytes = dataset.gpu_bytes
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -47,9 +48,12 @@ class Capacity:
             one_trial = torch.cuda.max_memory_allocated(self._device) - self._data_bytes
             unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
             free = torch.cuda.mem_get_info(self._device)[0] + unused
+            recorded = int(_MEMORY_SHARE * free_memory() / sharing / self._recorder_bytes)
         else:
             one_trial, free = max(1, peak_memory() - self._used_before), free_memory()
-        return min(_LARGEST_STACK[self._device.type], 1 + int(_MEMORY_SHARE * free / sharing / one_trial))
+            recorded = _LARGEST_STACK["cpu"]  # the recorder is part of what a trial was measured to take
+        more = min(int(_MEMORY_SHARE * free / sharing / one_trial), recorded)
+        return min(_LARGEST_STACK[self._device.type], 1 + more)
 
 
 def in_micro_batches(stack: Stack, work: Callable[[], _Result]) -> _Result:

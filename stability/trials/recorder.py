@@ -5,7 +5,6 @@ bad step, and `flight.json` describes what that step read. The signals of every 
 and its configuration is in `config.yaml`.
 """
 
-import copy
 import hashlib
 import json
 import math
@@ -25,15 +24,18 @@ from stability.data.records import Split, frames_needed
 from stability.diagnosis.verdict import FATAL, Verdict
 from stability.engine.gradients import Examination, examine
 from stability.engine.memory import ignore_out_of_memory
-from stability.engine.stack import Stack
+from stability.engine.stack import Stack, copy_trial
 from stability.engine.step import train_steps
 from stability.trials import checkpoint
 from stability.trials.requests import Slot
 
 _Precision = Literal["fp32", "bf16", "fp16"]
 
-_EVERY = 150  # steps from one kept state to the next
-_KEPT = 2  # states; once there are two, the older one is at least 150 steps old
+# Steps from one kept state to the next. From a GPU a state is copied to the host's memory, which must cost no more than
+# 1 % of these steps.
+_EVERY = {"cpu": 150, "cuda": 450}
+_KEPT = 2  # states; once there are two, the older one is at least that many steps old
+_HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,23 @@ class Flight:
     batch: list[Suspect]
 
 
+def recorder_bytes(stack: Stack) -> int:
+    """Return the bytes of the host's memory that the recorder of each trial of a stack takes."""
+    return _KEPT * stack.state_bytes // len(stack.configs)
+
+
 class Recorder:
-    """Keeps the last two states of a trial, at least 150 steps apart."""
+    """Keeps the last two states of a trial in the host's memory: at least 150 steps apart, on a GPU 450."""
 
     def __init__(self, stack: Stack) -> None:
-        self._kept = deque([copy.deepcopy(stack)], maxlen=_KEPT)
+        self._every = _EVERY[stack.device.type]
+        self._kept = deque([copy_trial(stack, 0, _HOST)], maxlen=_KEPT)
 
     def keep_state(self, slot: Slot) -> None:
-        """Keep the trial's state if the last one is 150 steps old and memory allows it. Call it after each block."""
-        if slot.step >= self._kept[-1].step + _EVERY:
+        """Keep the trial's state if the last one is old enough and memory allows it. Call it after each block."""
+        if slot.step >= self._kept[-1].step + self._every:
             with ignore_out_of_memory():
-                self._kept.append(slot.alone())
+                self._kept.append(copy_trial(slot.stack, slot.place, _HOST))
 
     def write(self, folder: Path, stack: Stack, split: Split, verdict: Verdict) -> None:
         """Write the recording into the trial's folder. It replaces an earlier one.
@@ -136,16 +144,15 @@ class Recorder:
         """Return the trial's state before the onset. If the failed step was not applied, the stack still has it."""
         step = verdict.onset_step
         assert step is not None
-        for kept in self._kept:
-            kept.micro_batches = stack.micro_batches  # as many as the trial needs by now
         if verdict.outcome in FATAL and stack.failed.any():
             return replace(stack, steps=[step], failed=torch.zeros_like(stack.failed))
-        before = [kept for kept in self._kept if kept.step <= step]
-        if not before:  # for example, a plateau can last long before it is called a collapse
-            return self._kept[0]
-        if before[-1].step < step:
-            train_steps(before[-1], split, step - before[-1].step)
-        return before[-1]
+        # The oldest if all are later: for example, a plateau can last long before it is called a collapse.
+        kept = next((kept for kept in reversed(self._kept) if kept.step <= step), self._kept[0])
+        before = copy_trial(kept, 0, stack.device)
+        before.micro_batches = stack.micro_batches  # as many as the trial needs by now
+        if before.step < step:
+            train_steps(before, split, step - before.step)
+        return before
 
 
 def read_flight(folder: Path) -> Flight:

@@ -28,6 +28,7 @@ from stability.engine.memory import is_out_of_memory
 from stability.engine.stack import Stack, join, select
 from stability.engine.step import train_steps
 from stability.trials.capacity import Capacity, in_micro_batches
+from stability.trials.recorder import recorder_bytes
 from stability.trials.requests import Join, Request, Slot, Train, Validate, Validation, WaitForMemory
 
 _Result = TypeVar("_Result")
@@ -179,7 +180,9 @@ class _Scheduler(Generic[_Result]):
         if not self._running:
             return
         first = self._running[0]
-        capacity = None if self._size_is_known else Capacity(first.slot.stack.device, first.dataset)
+        stack = first.slot.stack
+        capacity = None if self._size_is_known else Capacity(stack.device, first.dataset, recorder_bytes(stack))
+        del stack  # the slot alone holds it
         try:
             if validating := [member for member in self._running if isinstance(member.request, Validate)]:
                 _validate(validating)

@@ -14,8 +14,10 @@ from stability.engine.decoder import _Patches, _Softsign
 from stability.engine.evaluate import evaluate
 from stability.engine.packing import pack
 from stability.engine.recurrent import _Layer
-from stability.engine.stack import Stack, join, select
+from stability.engine.stack import Stack, copy_trial, join, select
 from stability.engine.step import _train_step
+from stability.trials.recorder import Recorder, recorder_bytes
+from stability.trials.requests import Slot
 from tests.support.configs import tiny
 
 pytest.importorskip("triton")
@@ -80,6 +82,24 @@ def test_trials_join_and_leave_a_stack_without_a_wait(dataset: Dataset, cuda: Fa
     stack = join([select(stack, [1]), stack])
     assert cuda.waits == {"_to_copy": 1}  # which places
     _train_step(stack, on_cuda(dataset.train))
+
+
+def test_the_flight_recorder_takes_no_memory_of_the_device(
+    dataset: Dataset, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = stack_on_cuda(2, dataset)
+    kept: list[Stack] = []
+    recorder = Recorder(stack)
+    monkeypatch.setattr(recorder, "_kept", kept)
+    kept.append(replace(stack, steps=[-recorder._every]))
+    cuda.allocated.clear()
+    recorder.keep_state(Slot(stack, 1))
+    state = kept[1]
+    tensors = [*state.parameters.values(), *(t for kind in state.moments for t in kind.values()), state.failed]
+    assert {t.device.type for t in tensors} == {"cpu"}
+    assert sum(t.nbytes for t in tensors[:-1]) * 2 == recorder_bytes(stack) == stack.state_bytes
+    assert not cuda.allocated
+    assert {t.device for t in copy_trial(state, 0, CUDA).parameters.values()} == {CUDA}
 
 
 class Context:

@@ -150,7 +150,7 @@ def test_a_batch_that_the_memory_does_not_hold_is_computed_in_parts(device: torc
     )
     folder = synthetic.make_dataset(settings, tmp_path)
     data = open_dataset(folder, patch_size=14, patch_stride=4, max_cut=2, index_dir=tmp_path / "index")
-    config = tiny("batch.size=32", "batch.days=2", "model.units=256", *NO_NOISE, "precision=fp32")
+    config = tiny("batch.size=96", "batch.days=2", "model.units=256", *NO_NOISE, "precision=fp32")
 
     def steps(stack: Stack) -> np.ndarray:
         return losses([in_micro_batches(stack, lambda: train_steps(stack, data.train, 2))[0]])

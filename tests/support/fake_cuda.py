@@ -35,6 +35,7 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.waits = Counter[str]()  # copies to the host, and those from memory that is not pinned
+        self.allocated = Counter[str]()  # operations whose result takes memory of the device
         self._fake = FakeTensorMode()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,7 +50,11 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kwargs = kwargs | {"generator": None}
         with self._fake:
             args, kwargs = tree_map(self._as_fake, (args, kwargs))
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+        views = any(r.alias_info is not None for r in func._schema.returns)
+        if not views and any(isinstance(t, FakeTensor) and t.device.type == "cuda" for t in tree_leaves(result)):
+            self.allocated[func.overloadpacket.__name__] += 1
+        return result
 
     def _as_fake(self, leaf: Any) -> Any:
         real = isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor)

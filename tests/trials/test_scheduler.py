@@ -295,7 +295,7 @@ def test_the_memory_that_a_trial_needs_does_not_depend_on_earlier_use(
     monkeypatch.setattr(capacity, "_LARGEST_STACK", {"cpu": 1 << 60})
     dataset = open_data(configs(tmp_path)[0], torch.device("cpu"))
     torch.ones(100 << 20, dtype=torch.uint8)  # freed but kept, and the peak so far
-    measured = Capacity(torch.device("cpu"), dataset)
+    measured = Capacity(torch.device("cpu"), dataset, recorder_bytes=0)
     torch.ones(50 << 20, dtype=torch.uint8)
     assert measured.trials(sharing=1) == pytest.approx(0.8 * free_memory() / (50 << 20), rel=0.3)
 
