@@ -3,7 +3,8 @@
     python -m experiments.benchmarks.engine_speed [--units 768] [--trials 1 2 4 8 16] [--rows 64] [--frames 500]
 
 On a GPU in bf16. `under autocast` is PyTorch's GRU as most people run it: float32 weights and input under autocast,
-which hands cuDNN float16. Ours is there also captured in a CUDA graph, which is launched at once but is valid only for
+which hands cuDNN float16. `ours` is the variant of the kernels that training uses on this GPU; the others follow. It is
+there also captured in a CUDA graph, which is launched at once but is valid only for
 the lengths of one batch. On a CPU all is fp32. Also prints the floor: the least time that the layer can take on the
 device. The engines are measured in turn, several times. Run nothing else on the machine meanwhile.
 """
@@ -14,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -96,8 +98,28 @@ def _engines(operands: list[Tensor], counts: Sequence[int]) -> dict[str, _Work]:
     }
     if upstream.is_cuda:
         engines["under autocast, in turn"] = _under_autocast(operands, counts)
+        engines |= {f"ours, {variant}": _by_variant(variant, together) for variant in _variants(upstream.shape[-1])}
         engines |= {"operations in a graph": _captured(by_operations), "ours in a graph": _captured(together)}
     return engines
+
+
+def _variants(units: int) -> list[Any]:
+    from stability.engine.kernels import gru_gpu  # late: there is no Triton for every machine
+
+    return [variant for variant in gru_gpu.VARIANTS if units % variant.columns == 0]
+
+
+def _by_variant(variant: Any, work: _Work) -> _Work:
+    """Let the kernels divide their work in that way."""
+    from stability.engine.kernels import gru_gpu
+
+    loops = partial(gru_gpu.forward, variant=variant), partial(gru_gpu.backward, variant=variant)
+
+    def by_variant() -> None:
+        with patch.object(recurrent, "_loops", return_value=loops):
+            work()
+
+    return by_variant
 
 
 def _under_autocast(operands: list[Tensor], counts: Sequence[int]) -> _Work:

@@ -8,18 +8,20 @@ of them a trial uses is decided when it begins (`engines.py`), and never depends
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from stability.engine.kernels import gru_cpu, selftest
+from stability.engine.kernels import gru_cpu, measured, selftest
 
 aten = torch.ops.aten
 
 Engine = Literal["loop", "library"]
+_STACK = 4  # trials; a larger stack has the kernels of one of this size
+
 _Loops = tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor, Tensor]]]  # over frames, forward and back
 
 
@@ -124,19 +126,19 @@ def _loops(gates: Tensor, units: int) -> _Loops:
     if gru_cpu.applies(gates, units):
         return gru_cpu.forward, gru_cpu.backward
     if gates.is_cuda and gates.dtype != torch.float64 and units % 32 == 0:
-        return _loops_on_gpu(gates.device, gates.dtype, units)
+        return _loops_on_gpu(gates.device, gates.dtype, units, min(len(gates), _STACK))
     return forward_loop, backward_loop
 
 
 @cache
-def _loops_on_gpu(device: torch.device, dtype: torch.dtype, units: int) -> _Loops:
-    counts, by_pytorch = [70, 40, 1], (forward_loop, backward_loop)
-    shapes = [(2, sum(counts), 4 * units), (2, 4 * units), (2, counts[0], units), (2, 3 * units, units)]
-    generator = torch.Generator().manual_seed(0)
-    operands = [torch.randn(shape, generator=generator) for shape in shapes]
-    operands[3] /= units**0.5
+def _loops_on_gpu(device: torch.device, dtype: torch.dtype, units: int, trials: int) -> _Loops:
+    by_pytorch = (forward_loop, backward_loop)
 
-    def results(loops: _Loops, precision: torch.dtype) -> tuple[Tensor, ...]:
+    def results(loops: _Loops, trials: int, counts: Sequence[int], precision: torch.dtype) -> tuple[Tensor, ...]:
+        shapes = [(sum(counts), 4 * units), (4 * units,), (counts[0], units), (3 * units, units)]
+        generator = torch.Generator().manual_seed(0)
+        operands = [torch.randn(trials, *shape, generator=generator) for shape in shapes]
+        operands[3] /= units**0.5
         gates, biases, h0, w_hh = (v.to(dtype).to(device, precision, copy=True) for v in operands)
         states = loops[0](gates, biases, h0, w_hh, counts)
         return states, *loops[1](gates, states, h0, w_hh, states.cos(), counts)
@@ -144,8 +146,21 @@ def _loops_on_gpu(device: torch.device, dtype: torch.dtype, units: int) -> _Loop
     def kernels() -> _Loops:
         from stability.engine.kernels import gru_gpu
 
-        loops = (gru_gpu.forward, gru_gpu.backward)
-        selftest.check_results(results(loops, dtype), results(by_pytorch, torch.float64))
+        def loops_of(variant: gru_gpu.Variant) -> _Loops:
+            return partial(gru_gpu.forward, variant=variant), partial(gru_gpu.backward, variant=variant)
+
+        def seconds(variant: gru_gpu.Variant) -> float:
+            return measured.median_seconds(partial(results, loops_of(variant), trials, [64] * 30, dtype), device)
+
+        variants = {str(v): v for v in gru_gpu.VARIANTS if units % v.columns == 0}
+        chosen = next(iter(variants))
+        if device.type == "cuda":
+            what = f"kernels of {trials} GRU layers of {units} units in {dtype}"
+            chosen = measured.remembered_choice(
+                device, what, [*variants], lambda: min(variants, key=lambda name: seconds(variants[name]))
+            )
+        loops, counts = loops_of(variants[chosen]), [70, 40, 1]
+        selftest.check_results(results(loops, 2, counts, dtype), results(by_pytorch, 2, counts, torch.float64))
         return loops
 
     return selftest.kernel_or_fallback(kernels, by_pytorch, "The GRU takes several launches a frame instead of one")

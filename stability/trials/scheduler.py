@@ -8,10 +8,10 @@ the stack at once. Its state is two groups of trials:
     running   in the stack, each with an open request: Train or Validate
 
 A round moves trials from waiting to running while there are free slots, up to the first that began in another precision
-or with another engine than those that run: it is next when they have ended. The round then fulfils either all open validations or
-some steps of all. Validations come first, since a trial that validates cannot be stepped. A trial that ends leaves its
-slot, and the next one takes it. When the stack is too large for the memory, half of its trials wait again, with all
-their state, and the stack stays that small.
+or with another engine than those that run: it is next when they have ended. The round then fulfils either all open
+validations or some steps of all. Validations come first, since a trial that validates cannot be stepped. A trial that
+ends leaves its slot, and the next one takes it. When the stack is too large for the memory, half of its trials wait
+again, with all their state, and the stack stays that small.
 """
 
 from collections import deque

@@ -62,15 +62,15 @@ def test_a_device_is_measured_once_and_remembered(gpu: list[tuple[Any, ...]], tm
     choose_again("fp16")
     choose_again(units=512)
     assert len(gpu) == 9, "of other sizes nothing is known"
-    known = json.loads((tmp_path / "stability/engines.json").read_text())
+    known = json.loads((tmp_path / "stability/measured.json").read_text())
     assert len(known) == 3
     assert set(known.values()) == {"library"}
 
 
-@pytest.mark.parametrize("content", ["", "[]", "[1]", '{"Tesla T4": 3}', "{"])
+@pytest.mark.parametrize("content", ["", "[]", "[1]", "3", "{", '{"engine": 3}'])
 def test_a_damaged_memory_is_measured_again(content: str, gpu: list[tuple[Any, ...]], tmp_path: Path) -> None:
     (tmp_path / "stability").mkdir()
-    (tmp_path / "stability/engines.json").write_text(content)
+    (tmp_path / "stability/measured.json").write_text(content)
     assert choose_again() == choose_again() == "library"
     assert len(gpu) == 3
 

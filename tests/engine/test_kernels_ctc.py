@@ -12,7 +12,7 @@ from tests.support.ctc_kernels import assert_agrees_with_float64, case, losses_a
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning:triton")  # NumPy's, of infinities
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def kernel(request: pytest.FixtureRequest) -> ModuleType:
     if request.param == "cpu":
         return ctc_cpu

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 
 from stability.data.records import Dataset
 from stability.engine import loss, recurrent
-from stability.engine.kernels import ctc_cpu, selftest
+from stability.engine.kernels import ctc_cpu, measured, selftest
 from stability.engine.step import train_steps
 from tests.support.configs import tiny
 from tests.support.frame_loops import BY_PYTORCH, forward_and_back, operands
@@ -44,11 +46,15 @@ KERNELS = (gru_gpu.forward, gru_gpu.backward)
     ],
 )
 @pytest.mark.parametrize(("k", "units", "counts"), [(1, 64, [1]), (2, 96, [21, 21, 20, 13, 2]), (1, 64, [70, 3])])
+@pytest.mark.parametrize("variant", gru_gpu.VARIANTS, ids=str)
 def test_gru_agrees_with_a_float64_loop(
-    counts: list[int], k: int, units: int, dtype: torch.dtype, tolerance: float
+    variant: gru_gpu.Variant, counts: list[int], k: int, units: int, dtype: torch.dtype, tolerance: float
 ) -> None:
+    if units % variant.columns:
+        pytest.skip("no variant for so many units")
     given = [v.to(DEVICE, dtype) for v in operands(k, counts, units)]
-    ours = forward_and_back(KERNELS, given, counts)
+    loops = partial(gru_gpu.forward, variant=variant), partial(gru_gpu.backward, variant=variant)
+    ours = forward_and_back(loops, given, counts)
     wanted = forward_and_back(BY_PYTORCH, [v.double() for v in given], counts)
     for own, other in zip(ours, wanted, strict=True):
         assert own.dtype == dtype
@@ -74,8 +80,9 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert len(lines) == 12
+    assert len(lines) == 28
     assert [line for line in lines if "tensor cores" in line] == [line for line in lines if "in fp32" not in line]
+    assert all(line.endswith(", 0 bytes spilled") for line in lines)
 
 
 def test_kernels_that_do_not_work_are_replaced_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -111,7 +118,9 @@ def test_a_compiler_that_triton_lacks_is_named_with_the_mend(tmp_path: Path) -> 
         said.append(result.stderr)
     assert "Failed to find C compiler" in said[0]
     assert said[0].endswith("Install gcc or clang, or name a C compiler in CC, and start again.\n")
-    assert said[1].endswith("The C compiler failed: install Python's headers (python3-dev on Debian), and start again.\n")
+    assert said[1].endswith(
+        "The C compiler failed: install Python's headers (python3-dev on Debian), and start again.\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,6 +152,37 @@ def test_kernels_work_where_warnings_are_errors(monkeypatch: pytest.MonkeyPatch)
         assert selftest.kernel_or_fallback(warns, "PyTorch", "A step is slower") == "kernels"
 
 
+def test_of_the_variants_that_work_the_fastest_is_chosen_and_remembered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a made-up GPU, whose times are given, and on which one variant cannot be launched."""
+    asked: list[str] = []
+
+    def seconds(work: partial[object], _: torch.device) -> float:
+        loops, trials, *_ = work.args
+        asked.append(str(loops[0].keywords["variant"]))
+        return {"32 columns, 4 warps": 2.0, "32 columns, 8 warps": float("inf"), "64 columns, 8 warps": 4.0 / trials}[
+            asked[-1]
+        ]
+
+    gpu = SimpleNamespace(type="cuda")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    monkeypatch.setattr(measured, "median_seconds", seconds)
+    monkeypatch.setattr(selftest, "check_results", lambda *_: None)
+    monkeypatch.setattr(torch.Tensor, "to", lambda v, *_, **__: v.clone())  # all stays on the CPU
+    for units, trials, chosen in (
+        (64, 1, (32, 4)),
+        (64, 4, (64, 8)),
+        (64, 1, (32, 4)),
+        (64, 4, (64, 8)),
+        (32, 4, (32, 4)),
+    ):
+        forward, backward = recurrent._loops_on_gpu.__wrapped__(gpu, torch.float32, units, trials)
+        assert forward.keywords == backward.keywords == {"variant": chosen}
+    assert len(asked) == 3 + 3 + 2, "once for each number of units, and for one trial and for several"
+
+
 def test_a_kernel_is_tried_again_if_memory_ran_out_at_first(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -162,8 +202,9 @@ def test_kernels_are_tested_before_they_are_used(
 ) -> None:
     """What a GPU does at the first step, or the first validation, with the interpreter in its place."""
     with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
-        assert recurrent._loops_on_gpu.__wrapped__(DEVICE, torch.float32, 32) == KERNELS
-        assert recurrent._loops_on_gpu.__wrapped__(DEVICE, torch.float16, 64) == KERNELS
+        for dtype, units in ((torch.float32, 32), (torch.float16, 64)):
+            loops = recurrent._loops_on_gpu.__wrapped__(DEVICE, dtype, units, 1)
+            assert [loop.func for loop in loops] == [*KERNELS]
         assert loss._on_gpu.__wrapped__(DEVICE) == ctc_gpu.losses
     assert not caplog.messages
     right = ctc_gpu.losses

@@ -1,13 +1,18 @@
 """Compile the Triton kernels for GPUs that are not there: `python -m tests.support.compile_kernels 80 90`.
 
-Prints for each kernel and architecture what it multiplies by. Not by the tests' own process, where Triton interprets.
+Prints for each kernel and architecture what it multiplies by, and its registers, as NVIDIA's assembler counts them. Not
+by the tests' own process, where Triton interprets.
 """
 
+import re
+import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from stability.engine.kernels import ctc_gpu, gru_gpu
@@ -15,36 +20,60 @@ from stability.engine.kernels import ctc_gpu, gru_gpu
 NUMBERS = dict.fromkeys([*gru_gpu._NUMBERS, *ctc_gpu._NUMBERS], "i32")
 
 
-def compiled(kernel: Any, architecture: int, dtype: str, constants: dict[str, Any], types: dict[str, str]) -> str:
-    """Return the kernel's assembly. Its arguments have that dtype, except numbers and those in `types`."""
+def compiled(
+    kernel: Any, architecture: int, dtype: str, constants: dict[str, Any], types: dict[str, str], warps: int
+) -> Any:
+    """Compile a kernel. Its arguments have that dtype, except numbers and those in `types`."""
     types = NUMBERS | dict.fromkeys(constants, "constexpr") | types
     signature = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names}
     by_place = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
     source = ASTSource(kernel, signature, by_place, aligned)
-    target, options = GPUTarget("cuda", architecture, 32), {"enable_fp_fusion": True}
-    assembly: str = triton.compile(source, target, options).asm["ptx"]
-    return assembly
+    options = {"num_warps": warps, "enable_fp_fusion": True}
+    return triton.compile(source, GPUTarget("cuda", architecture, 32), options)
+
+
+def registers(assembly: str, architecture: int) -> tuple[str, str]:
+    """Return the registers of a thread, and the bytes that did not fit into them."""
+    target = f"sm_{architecture}" + ("a" if architecture >= 90 else "")
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(assembly)
+        file.flush()
+        command = [get_ptxas(architecture).path, "-v", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    (used,), (spilled,) = re.findall(r"Used (\d+) registers", said), re.findall(r"(\d+) bytes spill stores", said)
+    return used, spilled
 
 
 def main() -> None:
     """Compile all for each architecture, in the sizes of the official model."""
-    shared = {"units": 768, "columns": 32, "precision": "ieee"}
-    shapes = {"bf16": shared | {"rows": 64, "depth": 64}, "fp32": shared | {"rows": 16, "depth": 32}}
+    shapes = {"bf16": {"rows": 64, "depth": 64}, "fp32": {"rows": 16, "depth": 32}}
     lengths = {"spelled": "*i64", "frames": "*i64", "label_counts": "*i64"}
     for architecture in map(int, sys.argv[1:]):
-        cases: list[tuple[Any, str, dict[str, Any], dict[str, str]]] = [
-            (kernel, dtype, shape, {"carried": "*fp32"})
+        cases: list[tuple[Any, str, dict[str, Any], dict[str, str], int]] = [
+            (
+                kernel,
+                dtype,
+                shape | {"units": 768, "columns": columns, "precision": "ieee"},
+                {"carried": "*fp32"},
+                warps,
+            )
+            for columns, warps in gru_gpu.VARIANTS
             for kernel in (gru_gpu._forward, gru_gpu._backward)
             for dtype, shape in shapes.items()
         ]
         cases += [
-            (kernel, "fp32", {"blank": 0, "size": 256}, lengths) for kernel in (ctc_gpu._forward, ctc_gpu._backward)
+            (kernel, "fp32", {"blank": 0, "size": 256}, lengths, 4) for kernel in (ctc_gpu._forward, ctc_gpu._backward)
         ]
-        for kernel, dtype, constants, types in cases:
-            assembly = compiled(kernel, architecture, dtype, constants, types)
-            units = "tensor cores" if "mma" in assembly else "plain arithmetic"
-            print(f"{kernel.__module__}.{kernel.__name__} in {dtype} for sm_{architecture}: {units}")
+        for kernel, dtype, constants, types, warps in cases:
+            result = compiled(kernel, architecture, dtype, constants, types, warps)
+            units = "tensor cores" if "mma" in result.asm["ptx"] else "plain arithmetic"
+            used, spilled = registers(result.asm["ptx"], architecture)
+            size = f"{constants['columns']} columns, {warps} warps" if "columns" in constants else f"{warps} warps"
+            print(
+                f"{kernel.__module__}.{kernel.__name__} in {dtype} for sm_{architecture}, {size}: {units}, {used} "
+                f"registers, {result.metadata.shared >> 10} KB shared, {spilled} bytes spilled"
+            )
 
 
 if __name__ == "__main__":

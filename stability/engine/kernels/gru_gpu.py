@@ -14,13 +14,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_COLUMNS = 32  # units of a program; with more, the sums of its rows would not fit into the registers
+
+class Variant(NamedTuple):
+    """How the work of a frame is divided. With more units a program reads the states less often, and fewer run at once.
+
+    The sums are the same. With 64 units and 4 warps they would not fit into the registers of an A100.
+    """
+
+    columns: int  # units of a program
+    warps: int  # of a program
+
+    def __str__(self) -> str:
+        return f"{self.columns} columns, {self.warps} warps"
 
 
-def forward(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Sequence[int]) -> Tensor:
+VARIANTS = (Variant(32, 4), Variant(32, 8), Variant(64, 8))
+
+
+def forward(
+    gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Sequence[int], variant: Variant = VARIANTS[0]
+) -> Tensor:
     """Do the same as `recurrent.forward_loop`."""
     states = gates.new_empty(*gates.shape[:2], h0.shape[-1])
-    launch = _launcher(_forward, gates, h0.shape[-1])
+    launch = _launcher(_forward, gates, h0.shape[-1], variant)
     with torch.cuda.device_of(gates):
         for frame in _frames(h0, states, counts):
             launch(frame.rows, gates, biases, states, w_hh, *frame.place)
@@ -28,13 +44,19 @@ def forward(gates: Tensor, biases: Tensor, h0: Tensor, w_hh: Tensor, counts: Seq
 
 
 def backward(
-    gates: Tensor, states: Tensor, h0: Tensor, w_hh: Tensor, d_states: Tensor, counts: Sequence[int]
+    gates: Tensor,
+    states: Tensor,
+    h0: Tensor,
+    w_hh: Tensor,
+    d_states: Tensor,
+    counts: Sequence[int],
+    variant: Variant = VARIANTS[0],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do the same as `recurrent.backward_loop`."""
     d_states = d_states.contiguous()
     befores, d_gates = torch.empty_like(states), torch.empty_like(gates)
     carried = torch.zeros_like(h0, dtype=torch.float32)
-    launch = _launcher(_backward, gates, h0.shape[-1])
+    launch = _launcher(_backward, gates, h0.shape[-1], variant)
     later = (0, 0)  # start and rows of the next frame in time, which is already done
     with torch.cuda.device_of(gates):
         for frame in reversed([*_frames(h0, states, counts)]):
@@ -59,19 +81,20 @@ def _frames(h0: Tensor, states: Tensor, counts: Sequence[int]) -> Iterator[_Fram
         yield _Frame(rows, (states, starts[-1], before, start))
 
 
-def _launcher(kernel: Any, gates: Tensor, units: int) -> Callable[..., None]:
+def _launcher(kernel: Any, gates: Tensor, units: int, variant: Variant) -> Callable[..., None]:
     """Make a function that launches the kernel on one frame. Its first argument is the number of rows."""
     k, slots, _ = gates.shape
     # Tensor cores multiply 64 rows while the weights arrive from memory. Without them, in float32, each row costs time.
     rows, depth = (16, 32) if gates.dtype == torch.float32 else (64, 64 if units % 64 == 0 else 32)
     precision = "tf32" if _allows_tf32() else "ieee"
 
-    options = {"enable_fp_fusion": True}  # Triton 3.9 warns where it is left open: from 3.10 on the default is another
+    # Triton 3.9 warns where the fusion is left open: from 3.10 on the default is another.
+    options = {"num_warps": variant.warps, "enable_fp_fusion": True}
 
     def launch(going_on: int, *arguments: object) -> None:
         nonlocal kernel, options
-        grid = (units // _COLUMNS, triton.cdiv(going_on, rows), k)
-        compiled = kernel[grid](*arguments, slots, going_on, units, rows, _COLUMNS, depth, precision, **options)
+        grid = (units // variant.columns, triton.cdiv(going_on, rows), k)
+        compiled = kernel[grid](*arguments, slots, going_on, units, rows, variant.columns, depth, precision, **options)
         # From the second frame on, launch the compiled kernel itself. Triton's lookup of it by argument types takes
         # longer on the host than a frame takes on the GPU. All frames of a layer have the same types, and the numbers
         # that differ are in `_NUMBERS`. The interpreter, which tests use, returns None.
