@@ -22,6 +22,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     """Rewrite links that work in a checkout to the places of those files in the site."""
     for name in ("experiments/", "CHANGELOG.md"):
         markdown = markdown.replace(f"../{name}", name)
+    if page.file.src_uri.startswith("experiments/"):  # beside docs/ in a checkout, in it in the site
+        markdown = markdown.replace("](../docs/", "](../")
     if page.file.src_uri == "CHANGELOG.md":  # it is outside of docs/, whose folder is the site's root
         markdown = markdown.replace("](docs/", "](")
     return markdown

@@ -16,7 +16,7 @@ from stability.core.device import to_device
 from stability.core.streams import torch_stream
 from stability.data.phonemes import PHONEMES
 from stability.engine.packing import Packing, pack, unpack
-from stability.engine.recurrent import Engine, GruWeights, gru_layer
+from stability.engine.recurrent import Engine, GruWeights, gru_layer, product_dtype
 
 Parameters = dict[str, Tensor]
 Dropout = Callable[[Tensor, str, float, Packing | None], Tensor]  # takes activations, purpose, probability and packing
@@ -111,7 +111,7 @@ def forward(
     on_output("day layer", x)
     if dropout is not None:
         x = dropout(x, "input", model.input_dropout, None)
-    h: Tensor = _Patches.apply(x, packing, model.patch_size, model.patch_stride)  # type: ignore[no-untyped-call]
+    h: Tensor = _Patches.apply(x, packing, model.patch_size, model.patch_stride, product_dtype(x))  # type: ignore[no-untyped-call]
     h0 = parameters["h0"].reshape(k, 1, -1).expand(k, packing.counts[0], -1)
     for layer in range(model.layers):
         if layer > 0 and dropout is not None:
@@ -134,43 +134,51 @@ def _day_layer(x: Tensor, weights: Tensor, biases: Tensor, rows_per_day: Sequenc
 
 
 class _Patches(torch.autograd.Function):
-    """(K, B, T, F) to packed (K, N, patch x F), flattened bin-major. Unfold's own backward is 20 times slower."""
+    """(K, B, T, F) to packed (K, N, patch x F), flattened bin-major. Unfold's own backward is 20 times slower.
+
+    The patches are the largest tensors of a step, so they are made in the dtype of the product that follows. Their
+    gradients are added up in the dtype of x.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packing: Packing, size: int, stride: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, packing: Packing, size: int, stride: int, dtype: torch.dtype) -> Tensor:
         k, _, _, f = x.shape
-        ctx.shape, ctx.packing, ctx.size, ctx.stride = x.shape, packing, size, stride
-        windows = x.unfold(2, size, stride).transpose(-1, -2)  # (K, B, T', size, F)
+        ctx.shape, ctx.dtype, ctx.packing, ctx.size, ctx.stride = x.shape, x.dtype, packing, size, stride
+        windows = x.to(dtype).unfold(2, size, stride).transpose(-1, -2)  # (K, B, T', size, F)
         trial = torch.arange(k, device=x.device).unsqueeze(1)
         return windows[trial, to_device(packing.row, x.device), to_device(packing.frame, x.device)].view(
             k, -1, size * f
         )
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         # On a CPU `_fold_by_frame` is twice as fast; on a GPU it needs a launch for each frame.
         fold = _fold_by_part if grad.is_cuda else _fold_by_frame
-        return fold(grad, ctx.shape, ctx.packing, ctx.size, ctx.stride), None, None, None
+        return fold(grad, ctx.shape, ctx.packing, ctx.size, ctx.stride, ctx.dtype), None, None, None, None
 
 
-def _fold_by_frame(grad: Tensor, shape: torch.Size, packing: Packing, size: int, stride: int) -> Tensor:
+def _fold_by_frame(
+    grad: Tensor, shape: torch.Size, packing: Packing, size: int, stride: int, dtype: torch.dtype
+) -> Tensor:
     """Add up packed, overlapping patches to (K, B, T, F), frame by frame: the patches of a frame are adjacent."""
     k, b, t, f = shape
     counts = packing.counts
-    in_order = grad.new_zeros(k, counts[0], t * f)
+    in_order = grad.new_zeros(k, counts[0], t * f, dtype=dtype)
     for frame, patch in enumerate(torch.split(grad, counts, 1)):
         in_order[:, : counts[frame]].narrow(2, frame * stride * f, size * f).add_(patch)
     trial = torch.arange(k, device=grad.device).unsqueeze(1)
     row = to_device(packing.row[:, : counts[0]], grad.device)
-    return grad.new_zeros(k, b, t * f).index_put_((trial, row), in_order).view(shape)
+    return in_order.new_zeros(k, b, t * f).index_put_((trial, row), in_order).view(shape)
 
 
-def _fold_by_part(grad: Tensor, shape: torch.Size, packing: Packing, size: int, stride: int) -> Tensor:
+def _fold_by_part(
+    grad: Tensor, shape: torch.Size, packing: Packing, size: int, stride: int, dtype: torch.dtype
+) -> Tensor:
     """Do the same for all frames at once: the parts of a patch that are a stride wide do not overlap."""
     k, b, t, f = shape
     frames = len(packing.counts)
     unpacked = unpack(grad, packing, b, frames)
-    total = grad.new_zeros(shape)
+    total = grad.new_zeros(shape, dtype=dtype)
     for start in range(0, size, stride):
         width = min(stride, size - start) * f
         part = total.as_strided((k, frames, b, width), (b * t * f, stride * f, t * f, 1), start * f)

@@ -47,7 +47,7 @@ def gru_layer(x: Tensor, h0: Tensor, weights: GruWeights, counts: Sequence[int],
     Returns:
         The hidden states (K, N, H).
     """
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    dtype = product_dtype(x)
     operands = [v.to(dtype) for v in (x, h0, *weights)]
     if dtype == torch.float16 and not x.is_cuda:  # a CPU multiplies it ten times more slowly than float32
         operands = [v.float() for v in operands]
@@ -55,6 +55,12 @@ def gru_layer(x: Tensor, h0: Tensor, weights: GruWeights, counts: Sequence[int],
     with torch.autocast(x.device.type, enabled=False):
         states: Tensor = _ENGINES[engine](*operands, counts)
     return states.to(dtype)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which products with x are computed: that of autocast, or its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _by_loop(*operands: Any) -> Tensor:

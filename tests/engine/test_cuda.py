@@ -129,7 +129,7 @@ def test_the_way_back_mixes_no_devices_and_never_waits(dtype: torch.dtype, cuda:
     packing = pack(torch.tensor([[4, 3, 2, 2]] * k))
     cases: list[tuple[Any, list[Tensor], list[Any]]] = [
         (_Layer, layer, [counts]),
-        (_Patches, [x], [packing, 14, 4]),
+        (_Patches, [x], [packing, 14, 4, torch.bfloat16]),
         (_Softsign, [x], []),
         (ctc_gpu._Losses, [log_probs], [spelled, lengths]),
     ]

@@ -8,6 +8,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -156,14 +157,13 @@ def test_of_the_variants_that_work_the_fastest_is_chosen_and_remembered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """On a made-up GPU, whose times are given, and on which one variant cannot be launched."""
-    asked: list[str] = []
+    asked: list[gru_gpu.Variant] = []
 
-    def seconds(work: partial[object], _: torch.device) -> float:
+    def seconds(work: Any, device: torch.device) -> float:
         loops, trials, *_ = work.args
-        asked.append(str(loops[0].keywords["variant"]))
-        return {"32 columns, 4 warps": 2.0, "32 columns, 8 warps": float("inf"), "64 columns, 8 warps": 4.0 / trials}[
-            asked[-1]
-        ]
+        asked.append(loops[0].keywords["variant"])
+        times = {(32, 4): 2.0, (32, 8): float("inf"), (64, 8): 4.0 / trials}
+        return times[asked[-1]]
 
     gpu = SimpleNamespace(type="cuda")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -178,7 +178,8 @@ def test_of_the_variants_that_work_the_fastest_is_chosen_and_remembered(
         (64, 4, (64, 8)),
         (32, 4, (32, 4)),
     ):
-        forward, backward = recurrent._loops_on_gpu.__wrapped__(gpu, torch.float32, units, trials)
+        loops: Any = recurrent._loops_on_gpu.__wrapped__(gpu, torch.float32, units, trials)
+        forward, backward = loops
         assert forward.keywords == backward.keywords == {"variant": chosen}
     assert len(asked) == 3 + 3 + 2, "once for each number of units, and for one trial and for several"
 
@@ -190,10 +191,15 @@ def test_a_kernel_is_tried_again_if_memory_ran_out_at_first(
     for error in (torch.OutOfMemoryError("CUDA out of memory."), MemoryError()):
         with monkeypatch.context() as full:
             full.setattr(ctc_gpu, "losses", Mock(side_effect=error))
+            full.setattr(gru_gpu, "forward", Mock(side_effect=error))
             with pytest.raises(type(error)):
                 loss._on_gpu(DEVICE)
+            with pytest.raises(type(error)):
+                recurrent._loops_on_gpu(DEVICE, torch.float32, 32, 1)
     assert loss._on_gpu(DEVICE) == ctc_gpu.losses
+    assert recurrent._loops_on_gpu(DEVICE, torch.float32, 32, 1) != BY_PYTORCH
     loss._on_gpu.cache_clear()
+    recurrent._loops_on_gpu.cache_clear()
     assert not caplog.messages
 
 
@@ -203,7 +209,7 @@ def test_kernels_are_tested_before_they_are_used(
     """What a GPU does at the first step, or the first validation, with the interpreter in its place."""
     with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
         for dtype, units in ((torch.float32, 32), (torch.float16, 64)):
-            loops = recurrent._loops_on_gpu.__wrapped__(DEVICE, dtype, units, 1)
+            loops: Any = recurrent._loops_on_gpu.__wrapped__(DEVICE, dtype, units, 1)
             assert [loop.func for loop in loops] == [*KERNELS]
         assert loss._on_gpu.__wrapped__(DEVICE) == ctc_gpu.losses
     assert not caplog.messages

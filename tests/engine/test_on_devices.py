@@ -15,8 +15,8 @@ import torch
 
 from stability.config.schema import Config, Synthetic
 from stability.data import synthetic
-from stability.data.placement import place
-from stability.data.records import Dataset
+from stability.data.placement import HostRows, place
+from stability.data.records import Dataset, Split
 from stability.data.t15_reader import open_dataset
 from stability.diagnosis.table import Table
 from stability.engine import engines
@@ -43,19 +43,14 @@ def trials(k: int, *overrides: str) -> list[Config]:
 
 def placed(dataset: Dataset, device: torch.device, outputs: Path) -> Dataset:
     """The data where training on the device has them. Both devices round them to float16, as a GPU does."""
-    halved = replace(dataset.train, rows=Halved(dataset.train)), replace(dataset.val, rows=Halved(dataset.val))
-    return place(replace(dataset, train=halved[0], val=halved[1]), device, outputs)
+    halved = replace(dataset, train=rounded(dataset.train), val=rounded(dataset.val))
+    return place(halved, device, outputs)
 
 
-class Halved:
-    """The features of a split, rounded to float16."""
-
-    def __init__(self, split: object) -> None:
-        self._rows = split.rows  # type: ignore[attr-defined]
-
-    def read(self, i: int) -> np.ndarray:
-        """Read the features of utterance `i`."""
-        return self._rows.read(i).astype(np.float16).astype(np.float32)  # type: ignore[no-any-return]
+def rounded(split: Split) -> Split:
+    """The split with its features rounded to float16."""
+    values = np.concatenate([split.read(i) for i in range(len(split.records))])
+    return replace(split, rows=HostRows(values.astype(np.float16).astype(np.float32), split))
 
 
 def stack_on(device: torch.device, engine: Engine, configs: list[Config], dataset: Dataset) -> Stack:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from stability.config.schema import Config
 from stability.core.errors import Interrupted
 from stability.diagnosis.table import read_table
 from stability.diagnosis.verdict import Verdict
@@ -14,7 +15,7 @@ from stability.trials import scheduler
 from stability.trials.replay import replay
 from stability.trials.run import run_trial, trial
 from stability.trials.scheduler import train_together
-from tests.support.configs import Config, tiny
+from tests.support.configs import tiny
 from tests.support.devices import DEVICES
 from tests.support.trial_folders import without_figure
 from tests.trials.test_scheduler import ctrl_c, disturbed

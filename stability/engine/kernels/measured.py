@@ -24,7 +24,7 @@ def remembered_choice(device: torch.device, what: str, choices: Sequence[str], m
         measure: Returns one of the choices.
     """
     key = f"{what} on {torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
-    choice = _remembered().get(key)
+    choice = _remembered().get(key, "")
     if choice not in choices:
         choice = measure()
         try:  # without a place for the file each process measures again
