@@ -162,7 +162,7 @@ def test_of_the_variants_that_work_the_fastest_is_chosen_and_remembered(
     def seconds(work: Any, device: torch.device) -> float:
         loops, trials, *_ = work.args
         asked.append(loops[0].keywords["variant"])
-        times = {(32, 4): 2.0, (32, 8): float("inf"), (64, 8): 4.0 / trials}
+        times: dict[tuple[int, int], float] = {(32, 4): 2.0, (32, 8): float("inf"), (64, 8): 4.0 / trials}
         return times[asked[-1]]
 
     gpu = SimpleNamespace(type="cuda")

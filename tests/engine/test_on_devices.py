@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from stability.config.schema import Config, Synthetic
 from stability.data import synthetic
@@ -50,7 +51,15 @@ def placed(dataset: Dataset, device: torch.device, outputs: Path) -> Dataset:
 def rounded(split: Split) -> Split:
     """The split with its features rounded to float16."""
     values = np.concatenate([split.read(i) for i in range(len(split.records))])
-    return replace(split, rows=HostRows(values.astype(np.float16).astype(np.float32), split))
+    return replace(split, rows=Copied(values.astype(np.float16).astype(np.float32), split))
+
+
+class Copied(HostRows):
+    """Features that may be written to, as those from a file."""
+
+    def read(self, i: int) -> NDArray[np.float32]:
+        """Read the features of utterance `i`."""
+        return super().read(i).copy()
 
 
 def stack_on(device: torch.device, engine: Engine, configs: list[Config], dataset: Dataset) -> Stack:
