@@ -20,7 +20,7 @@ from stability.engine.kernels import gru_cpu, measured, selftest
 aten = torch.ops.aten
 
 Engine = Literal["loop", "library"]
-_STACK = 4  # trials; a larger stack has the kernels of one of this size
+_STACK = 4  # trials in the stack on which the kernels of every stack are measured
 
 _Loops = tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor, Tensor]]]  # over frames, forward and back
 
@@ -132,7 +132,7 @@ def _loops(gates: Tensor, units: int) -> _Loops:
     if gru_cpu.applies(gates, units):
         return gru_cpu.forward, gru_cpu.backward
     if gates.is_cuda and gates.dtype != torch.float64 and units % 32 == 0:
-        return _loops_on_gpu(gates.device, gates.dtype, units, min(len(gates), _STACK))
+        return _loops_on_gpu(gates.device, gates.dtype, units, _STACK if len(gates) > 1 else 1)
     return forward_loop, backward_loop
 
 

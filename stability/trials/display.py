@@ -146,7 +146,7 @@ def show_configuration(
         "folder": short_path(folder),
     }.items():
         _say(console, f"[dim]{name:<10}[/] {shown(value)}")
-    if config.precision.dtype == "auto" and device.type == "cuda" and stack.precision == "fp32":
+    if config.precision.dtype == "auto" and device.type == "cuda" and stack.precision == "fp32" and step == 0:
         _say(console, f"{device} has no bf16, so the trial trains in fp32. precision=fp16 is faster.")
     if dataset.excluded:
         bad = counted(len(dataset.excluded), "bad utterance")

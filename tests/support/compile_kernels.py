@@ -8,11 +8,11 @@ import re
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from stability.engine.kernels import ctc_gpu, gru_gpu
@@ -36,10 +36,13 @@ def compiled(
 def registers(assembly: str, architecture: int) -> tuple[str, str]:
     """Return the registers of a thread, and the bytes that did not fit into them."""
     target = f"sm_{architecture}" + ("a" if architecture >= 90 else "")
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    newest = [tools / "ptxas-blackwell"] if architecture >= 90 else []
+    assembler = next(tool for tool in (*newest, tools / "ptxas") if tool.exists())
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(assembly)
         file.flush()
-        command = [get_ptxas(architecture).path, "-v", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
+        command = [str(assembler), "-v", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     (used,), (spilled,) = re.findall(r"Used (\d+) registers", said), re.findall(r"(\d+) bytes spill stores", said)
     return used, spilled

@@ -10,6 +10,7 @@ from stability.config.schema import Config
 from stability.core.errors import Interrupted
 from stability.diagnosis.table import read_table
 from stability.diagnosis.verdict import Verdict
+from stability.engine import stack
 from stability.engine.step import train_steps
 from stability.trials import scheduler
 from stability.trials.replay import replay
@@ -37,6 +38,7 @@ def config(root: Path, device: torch.device, *overrides: str) -> Config:
 def test_a_trial_ends_with_a_verdict_and_is_the_same_after_a_stop(
     device: torch.device, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(stack, "choose_engine", lambda *_: "loop")  # which gives the same bits on every device
     own = config(tmp_path, device, f"precision={precision}")
     whole, stopped = (without_figure(tmp_path / name) for name in ("whole", "stopped"))
     verdict = run_trial(own, whole, quiet=True)
@@ -65,7 +67,8 @@ def test_trials_in_a_stack_end_as_alone(device: torch.device, precision: str, tm
         assert isinstance(result, Verdict), result
         assert result.outcome == Verdict.from_json((alone / "verdict.json").read_text()).outcome
         rows, wanted = read_table(folder / "signals.csv"), read_table(alone / "signals.csv")
-        np.testing.assert_allclose(rows["loss"], wanted["loss"], rtol=1e-3 if precision == "auto" else 0.05)
+        in_float32 = precision == "auto" and device.type == "cpu"
+        np.testing.assert_allclose(rows["loss"], wanted["loss"], rtol=1e-3 if in_float32 else 0.05)
 
 
 @every_device
