@@ -126,6 +126,8 @@ def has_slipped(rates: Floats, best: float, overfits: bool = False) -> bool:
     quarter = len(rates) // 4
     if quarter < _SMOOTH or best >= _LEARNED:  # then there was nothing to lose
         return False
+    if overfits:  # then the best one was no luck
+        best = float(rates.min())
     risen = float(min(np.median(rates[-quarter:]), rates[-1])) - best
     noise = _T["noises"] * noise_of(rates)
     return risen > (max(_T["rise"], noise) if overfits else max(_T["rise"], _T["slipped"] * best, 2 * noise))
@@ -175,6 +177,10 @@ def why_lost(signals: Table, validation: Table, best: int, now: int) -> tuple[st
     norms = weights.up_to(best)[-1:], weights.up_to(now)[-1:]
     if all(map(len, norms)) and (decayed := why_shrunk(float(norms[0][0]), float(norms[1][0]))) is not None:
         return decayed
+    if len(rates_then) and len(rates_now) and rates_now[0] > THRESHOLDS["exploded"]["raised"] * rates_then[0] > 0:
+        return "rate_too_high", (
+            f"Meanwhile the lr rose from {rates_then[0]:.3g} to {rates_now[0]:.3g}: it is too high. Lower its maximum."
+        )
     if overfits(signals, validation, best, now):
         before, after = (float(np.median(own)) for own in _losses_at(loss, best, now))
         rates = finite_readings(validation, "per")
@@ -218,7 +224,10 @@ def why_lost(signals: Table, validation: Table, best: int, now: int) -> tuple[st
         for what, series in (("the lr", lr), ("the size of updates", update), ("the training loss", loss))
         if not len(series.steps)
     ]
+    seen = ["the training loss did not fall meanwhile"] if len(loss.steps) else []
+    seen += ["the lr did not rise"] if len(lr.steps) else []
+    found = f"{' and '.join(seen)}. ".capitalize() if seen else ""
     return "unknown", (
-        "The training loss did not fall meanwhile, and the lr did not rise. Look at what else changed since then, the "
-        "data first." + (f" Not recorded: {', '.join(missing)}." if missing else "")
+        f"{found}Look at what else changed since then, the data first."
+        + (f" Not recorded: {', '.join(missing)}." if missing else "")
     )

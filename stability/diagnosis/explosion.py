@@ -31,8 +31,10 @@ _TYPICAL_UPDATE = 0.01  # size of an update over that of the weights, if none wa
 _EVERY_STEP = 5  # steps: readings at most so far apart show single batches
 _AFTER = 20  # steps from the onset in which updates may have caused it
 _SPIKE_NOISES = 6.0  # standard deviations of the noise of the gradient norm that a spike is above it
+_DIED = 0.1  # of the median of all norms so far; the usual norm is not taken to be smaller
 _RAMP = 5.0  # times the usual norm; a gradient after one that was so large is part of a ramp
 _OFTEN = 10  # steps: updates that are measured at least so often are known
+_FEW = 3  # readings of the loss, of which the median is no chance
 _SPARSE = 10  # steps: between readings at least so far apart a loss that leaps at the start has time to come back
 _NOISE_OF = 200  # readings of the loss from which its noise is known
 _MOST_POINTS = 1000  # of gradient norms: those of a longer run are reduced to medians of groups
@@ -118,9 +120,16 @@ def _had_grown(signals: Table, step: int) -> bool:
     weights = finite_readings(signals, "weight_norm").up_to(step)[-_BACK:]
     if len(weights) > 1 and weights[-1] > _GREW * weights.min():
         return True
-    loss = finite_readings(signals, "loss").up_to(step - 1)[-_PAST:]
-    smooth = running_median(loss, _SMOOTH)
-    return len(loss) >= 2 * _SMOOTH and _is_above_noise(loss, float(smooth[-1]), _T["worse"] * float(smooth.min()))
+    loss = finite_readings(signals, "loss").up_to(step - 1)
+    return _has_risen(loss[-_PAST:], _SMOOTH) or _has_risen(loss, 4 * _SMOOTH)
+
+
+def _has_risen(loss: Floats, width: int) -> bool:
+    """Whether the loss is above its best median of so many readings by more than its noise."""
+    if len(loss) < 2 * _SMOOTH:
+        return False
+    best = float(running_median(loss, width).min())
+    return _is_above_noise(loss, float(np.median(loss[-_SMOOTH:])), _T["worse"] * best)
 
 
 def _is_beyond_adam(signals: Table, step: int, detected: int) -> bool:
@@ -201,6 +210,9 @@ def _rate_before_rise(signals: Table, onset: int, step: int) -> float:
     steps, loss = finite_readings(signals, "loss")
     losses = loss[: np.searchsorted(steps, step, "right")]
     places = [(onset - max(8, lr.distance(onset)), _T["raised"])]
+    rising = bool((np.diff(lr.up_to(step)) > 0).all())  # a warm-up, which alone shows nothing
+    if rising and not len(finite_readings(signals, "update_ratio").steps) and not _has_risen(losses, _SMOOTH):
+        return 0.0
     if len(losses) >= 2 * _SMOOTH:
         places.append((int(steps[running_median(losses, _SMOOTH).argmin()]), _T["climbed"]))
     for place, times in places:
@@ -240,7 +252,8 @@ def _why_by_rate_alone(signals: Table, onset: int, detected: int) -> tuple[str, 
             "or warm up for longer."
         )
     steps, loss = finite_readings(signals, "loss")
-    above = loss[steps <= detected].max(initial=0) > _T["above"] * loss[:1].max(initial=0)
+    level = running_median(loss[steps <= detected], _FEW)  # a single batch may be above its start by chance
+    above = level.max(initial=0) > _T["above"] * loss[:1].max(initial=0)
     if rates[-1] < 0.5 * rates.max() or not above:  # larger rates did no harm, or the data may have changed as well
         return None
     return "rate_too_high", (
@@ -273,6 +286,7 @@ def _risen_loss(signals: Table) -> _Sign | None:
     gained = start - best
     lost = (gained > 0.2 * start) & (smooth - best > _T["lost"] * gained) & (smooth > _T["worse"] * best)
     lost |= smooth > _T["above_start"] * np.maximum(start, best)
+    high = lost.copy()
     lost[: 2 if sparse else 2 * _SMOOTH - 1] = False
     lost &= (start > 0) & (best >= 0)  # a ratio of losses that may be negative, as of log-likelihoods, says nothing
     for row in np.flatnonzero(lost):
@@ -281,7 +295,10 @@ def _risen_loss(signals: Table) -> _Sign | None:
         # In the first steps a loss may also rise with the length of the utterances.
         if row < _PAST and smooth[row] < _T["far"] * start and not _may_have_stepped_far(optimizer, int(steps[row])):
             continue
-        if smooth[row] > _T["far"] * max(start, best[row]) or _stays_lost(steps, smooth, lost, int(row)):
+        far = smooth[row] > _T["far"] * max(start, best[row])
+        if far and not sparse and _largest_update(signals, int(steps[row]), int(steps[row])) < _T["driven"]:
+            far = _does_not_fall(loss, high, int(row))
+        if far or _stays_lost(steps, smooth, lost, int(row)):
             near = np.flatnonzero(smooth[:row] <= best[row] + 0.25 * (smooth[row] - best[row]))
             onset = int(near[-1]) + 1 if len(near) else 0
             onset = max(0, onset - _SMOOTH // 2)  # the median is late by half its width
@@ -329,6 +346,13 @@ def _may_have_stepped_far(optimizer: _Optimizer, step: int) -> bool:
     if not len(recent) and len(before) and len(now) and now[0] > 3 * before[0]:
         return True
     return _find_spike(norm, step - 10, step) is not None
+
+
+def _does_not_fall(loss: Floats, high: NDArray[np.bool_], row: int) -> bool:
+    """Whether the loss does not come down since it has been high. One that gets another part comes down at once."""
+    since = loss[row + 1 - count_at_end(high[: row + 1]) : row + 1]
+    half = len(since) // 2
+    return len(since) >= 2 * _BACK or (half > 1 and bool(np.median(since[half:]) >= np.median(since[:half])))
 
 
 def _stays_lost(steps: Steps, smooth: Floats, lost: NDArray[np.bool_], row: int) -> bool:
@@ -473,7 +497,9 @@ def _find_spike(norm: Series, first: int, last: int) -> tuple[int, float, float]
     largest = low + int(norms[low:high].argmax())
     for row in range(low, largest + 1):
         past = norms[max(0, row - _PAST) : row]
-        usual = float(np.median(past))
+        # Gradients that have died are no measure: a norm that was usual once is no spike.
+        recent = float(np.median(past))
+        usual = max(recent, _DIED * float(np.median(norms[:row]))) if recent else 0.0
         noise = noise_of(np.log(past[past > 0]))
         leap = norms[row] / usual if usual else 0.0
         if leap < max(_T["spike"], np.exp(_SPIKE_NOISES * noise)) or norms[row - 1] > min(

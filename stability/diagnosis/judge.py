@@ -68,6 +68,7 @@ _HUGE = 1e4  # times their first norm; no healthy training has weights that grew
 _LARGE = 1e3  # few have; if the loss is no lower than at its start, such weights are an explosion too
 _NEAR_0 = 0.1  # share of its first value below which growth of a validation loss says little
 _FLAT = 0.01  # a loss is flat if it falls by a smaller share than this from one quarter of the plateau to the next
+_SIZE = "utterances"  # the signal that counts the utterances of a batch
 _NEGATIVE = (
     "The training loss is or was negative, which no CTC loss and no cross-entropy is. Look whether log_softmax is "
     "missing, and whether the labels contain the class of blank."
@@ -209,12 +210,21 @@ def _by_finding(t: _Training) -> Verdict | None:
     at_the_end = non_finite_at_the_end(t.signals)
     if at_the_end is not None and not _is_only_scaled(at_the_end, t) and not _is_validated_since(at_the_end, t):
         # What the batch was given may explain the step better.
-        same_step = (f for f in t.found if f.kind == "bad_data" and f.detected_step == at_the_end.detected_step)
-        return _verdict_on(next(same_step, at_the_end), t)
+        given = (f for f in t.found if f.kind == "bad_data" and _explains(f, at_the_end.detected_step, t))
+        return _verdict_on(next(given, at_the_end), t)
     for finding in sorted(t.found, key=_rank):
         if _still_holds(finding, t):
             return _verdict_on(finding, t)
     return None
+
+
+def _explains(data: Finding, step: int, t: _Training) -> bool:
+    """Whether wrong data explain a loss that is not finite: they are of that step, or all that was given since then."""
+    counts, sizes = (
+        finite_readings(t.signals, name).between(data.detected_step, step) for name in (data.signal, _SIZE)
+    )
+    always = len(counts) > 0 and len(counts) == len(sizes) and bool((counts >= sizes).all())
+    return data.detected_step == step or (data.detected_step < step and always)
 
 
 def _is_only_scaled(finding: Finding, t: _Training) -> bool:
@@ -261,6 +271,9 @@ def _by_growth(t: _Training) -> Verdict | None:
         return None
     steps, _ = t.rates
     good = len(steps) > 0 and steps[-1] >= growth.onset and t.last <= _WELL
+    if not len(steps):  # then the validation loss tells
+        later = finite_readings(t.validation, "loss").between(growth.onset, t.end)
+        good = len(later) > 1 and growth.value < _BACK * finite_readings(t.signals, "loss").values[0]
     if (good and not _validation_loss_grew(growth.onset, t)) or _went_on_learning(growth.onset, t):
         return None
     cause, advice = why_grew(t.signals, growth.onset, growth.last)
@@ -281,7 +294,8 @@ def _by_best_rate(t: _Training) -> Verdict | None:
         return None
     cause, advice = why_lost(t.signals, t.validation, best.step, int(steps[-1]))
     lost = f"The last {t.metric} is {t.last:.2g}; the best one was {best.rate:.2g} at step {best.step}."
-    return t.conclude("degraded", cause, f"{lost} {advice}", "low", best.step)
+    outcome: Outcome = "exploded" if _is_above_start_since(best.step, t) else "degraded"
+    return t.conclude(outcome, cause, f"{lost} {advice}", "low", best.step)
 
 
 def _overfits(t: _Training) -> bool:
@@ -351,7 +365,9 @@ def _by_mismatch(t: _Training) -> Verdict | None:
     if _begins_to_fall(t):
         return None
     why = why_the_error_stays(t.signals, t.validation)
-    return None if why is None else t.conclude("undecided", *why, "medium")
+    if why is None:
+        return None
+    return t.conclude("not_training" if why[0] == "no_update" else "undecided", *why, "medium")
 
 
 def _begins_to_fall(t: _Training) -> bool:
@@ -463,7 +479,7 @@ def _by_plateau(t: _Training) -> Verdict:
     if _warms_up(t.signals) and cause in ("step_too_small", "no_evidence") and not min(t.rates[1], default=1) < _SOME:
         advice = "The training ended within the warm-up, while the lr was still rising. Train beyond the warm-up."
         return t.conclude("undecided", "in_warmup", advice, "low")
-    if cause in ("not_in_optimizer", "no_gradient"):
+    if cause == "not_in_optimizer" or (cause == "no_gradient" and not _is_frozen_in_part(t)):
         return t.conclude("not_training", cause, advice, "medium")
     narrow = narrow_output_since(t.signals, t.end)
     silent = _silent_since(t)
@@ -485,6 +501,12 @@ def _by_plateau(t: _Training) -> Verdict:
     if ahead is not None:
         t.evidence["forecast end of the blank plateau"] = str(ahead)
     return t.conclude("undecided", cause, f"Training ended on the blank plateau. {advice}", "low", since)
+
+
+def _is_frozen_in_part(t: _Training) -> bool:
+    """Whether some parameters are frozen, perhaps on purpose, while the others are trained."""
+    frozen = finite_readings(t.signals, "frozen").values[-1:]
+    return len(frozen) > 0 and 0 < frozen[0] < 1
 
 
 def _is_short(t: _Training) -> bool:

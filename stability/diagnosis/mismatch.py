@@ -6,7 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stability.diagnosis.collapse import narrow_output_since
-from stability.diagnosis.finding import THRESHOLDS, Finding, Steps, count_at_end, finite_readings, running_median
+from stability.diagnosis.finding import (
+    THRESHOLDS,
+    Finding,
+    Steps,
+    count_at_end,
+    finite_readings,
+    noise_of,
+    running_median,
+)
 from stability.diagnosis.table import Table
 
 _T = THRESHOLDS["mismatch"]
@@ -34,7 +42,17 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
             f"{losses[0]:.6g}: it is another model that is validated. Look whether validation loads an old checkpoint, "
             "or uses a copy or an average of the weights that is never updated."
         )
-    if since is None or (steps >= since).sum() < _T["validations"]:
+    _, rates = finite_readings(validation, "per")
+    if is_same and len(loss) >= _SMOOTH and np.ptp(loss) == 0 and _outputs_something(validation) and not np.ptp(rates):
+        return "no_update", (
+            f"The training loss is exactly {trained:.6g} at every reading, and validation never changes: the model is "
+            "not trained. Look for a clamp or a detach() that keeps the gradient from the model, and whether "
+            "optimizer.step() is called."
+        )
+    learned = since is not None and (steps >= since).sum() >= _T["validations"]
+    if not learned and (reason := _why_the_losses_part(signals, validation)) is not None:
+        return reason
+    if since is None or not learned:
         return None
     if not len(losses):
         return "labels", (
@@ -53,15 +71,16 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
             "rate: its class of blank, its class table, whether it removes repeats, and the text that it compares with."
         )
     # A decoder that knows nothing has the loss of the start; only wrong statistics make one many times worse.
-    is_absurd = _normalises_batches(signals) and best > _T["absurd"] * loss[0]
+    is_absurd = best > _T["absurd"] * loss[0] and (_normalises_batches(signals) or not _outputs_something(validation))
     if best < _T["fallen"] * first and not is_absurd:
         return "overfitting", (
             f"{both}, after {best:.3g} at its best: the model has memorized its training data. Add data, augmentation "
             "or dropout."
         )
-    if _normalises_batches(signals):
+    if _normalises_batches(signals) or is_absurd:
+        subject = "The model normalises by batches" if _normalises_batches(signals) else "If it normalises by batches"
         return "train_eval", (
-            f"{both}, as if nothing had been learned. The model normalises by batches: in model.eval() it uses running "
+            f"{both}, as if nothing had been learned. {subject}: in model.eval() it uses running "
             "statistics, which may be wrong. Validate in train mode once. If that is good, look at their momentum, at "
             "padding and at the scale of the inputs; else compare the labels."
         )
@@ -90,6 +109,38 @@ def why_the_error_contradicts(signals: Table, validation: Table) -> tuple[str, s
         f"of {rates[-1]:.2g} cannot be right. Look at what computes it: its class of blank, its class table, whether "
         "it removes repeats, the order of its labels, and the text that it compares with."
     )
+
+
+def _why_the_losses_part(signals: Table, validation: Table) -> tuple[str, str] | None:
+    """Find out what the validation loss shows where the training loss does not yet show that it was learned.
+
+    It needs more readings than the training loss, and an error rate that is not that of a decoder without output.
+
+    Returns:
+        Cause and advice; None if the losses do not show it.
+    """
+    _, loss = finite_readings(signals, "loss")
+    _, losses = finite_readings(validation, "loss")
+    third, part = len(losses) // 3, len(loss) // 3
+    if third < 2 or part < 2 or losses.min() <= 0 or not _outputs_something(validation):
+        return None
+    first, middle, last = (float(np.median(some)) for some in (losses[:third], losses[third:-third], losses[-third:]))
+    if last < _T["fallen"] * first and last < _T["goes_on"] * middle:
+        return "metric", (
+            f"The validation loss went on falling, from {first:.3g} to {last:.3g}, and the error rate did not follow. "
+            "So look at what computes the error rate: its class of blank, its class table, the order of its labels, "
+            "and the text that it compares with."
+        )
+    early, late = float(np.median(loss[part:-part])), float(np.median(loss[-part:]))
+    falls = early - late > 3 * noise_of(loss) / math.sqrt(part)
+    rises = min(middle - first, last - middle) > 3 * noise_of(losses) / math.sqrt(third)
+    if falls and rises and last > _T["parts"] * first:
+        return "labels", (
+            f"The training loss falls, and the validation loss has risen from {first:.3g} to {last:.3g} since the "
+            "first validations: what is learned does not hold for other utterances. Check on a few utterances that "
+            "the labels belong to the inputs, in both splits."
+        )
+    return None
 
 
 def other_labels(signals: Table, validation: Table) -> Finding | None:
@@ -161,7 +212,7 @@ def _learned_since(signals: Table, validation: Table) -> int | None:
         return None
     if loss.values[0] < _T["nats"] and not _outputs_something(validation):
         return None  # it is divided by something, and may be long on its way to the plateau
-    smooth = running_median(loss.values, _SMOOTH)
+    smooth = running_median(loss.values, max(_SMOOTH, len(loss.values) // 50))
     low = smooth < _T["nats"]
     if len(smooth) >= _T["late_readings"]:
         low |= smooth < _T["late"] * smooth[len(smooth) // 3]  # by then, the first fall is over

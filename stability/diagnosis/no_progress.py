@@ -60,6 +60,13 @@ def why_no_progress(signals: Table, validation: Table, step: int) -> tuple[str, 
             f"Updates were up to {update_in_words(largest)}, and the weights have grown from {weights[0]:.3g} to "
             f"{weights[-1]:.3g}: the lr was too high, and such weights learn no more. Start again with a lower lr."
         )
+    frozen = finite_readings(signals, "frozen").up_to(step)[-1:]
+    if len(frozen) and frozen[0] >= _MANY:
+        return "no_gradient", (
+            f"{frozen[0]:.0%} of the parameters are frozen (requires_grad=False), and the others learn nothing alone. "
+            "If the frozen ones were not trained before, train them. Otherwise check on a few utterances that the "
+            "labels belong to the inputs, and try a higher lr."
+        )
     size = float(np.median(update[-3:])) if len(update) else math.nan
     path = float(update.mean()) * int(steps[-1] - steps[0]) if len(update) else 0.0
     if path > _FAR or (size > 3 * _T["small_update"] and path > _ENOUGH):

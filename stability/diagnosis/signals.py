@@ -36,7 +36,7 @@ _ORDER = (
     Signal("grad_norm.head", "", "the part of the gradient norm in the linear head"),
     Signal("clipped", "0 or 1", "1 if the gradient was clipped at this step"),
     Signal("applied_norm", "", "gradient norm as applied, after the clip and the unscaling; 0 if the step was skipped"),
-    Signal("update_ratio", "share", "norm of the update over norm of the weights", EXPENSIVE_EVERY),
+    Signal("update_ratio", "share", "norm of the update over norm of the trained weights", EXPENSIVE_EVERY),
     Signal("weight_norm", "", "Euclidean norm of all weights, before the update", EXPENSIVE_EVERY),
     Signal("blank_fraction", "share", "share of frames whose best class is blank"),
     Signal("distinct_phonemes", "classes", "number of other classes that are the best of some frame"),
@@ -74,6 +74,7 @@ _ORDER = (
         in_trials=False,
     ),
     Signal("no_gradient", "share", "parameters in the optimizer without a gradient", EXPENSIVE_EVERY, in_trials=False),
+    Signal("frozen", "share", "parameters that do not require a gradient", EXPENSIVE_EVERY, in_trials=False),
 )
 SIGNALS = {signal.name: signal for signal in _ORDER}
 

@@ -165,7 +165,8 @@ class Monitor:
         self._batches: deque[tuple[int, tuple[Any, ...]]] = deque(maxlen=_RECENT)
         self._parameters = [*model.named_parameters()]  # looked up anew every 10th step: it takes a while
         self._outputs: dict[str, Any] = {}  # of the modules in this step, in the order in which they ran
-        self._weights_before: list[Tensor] = []  # a copy of the weights until the update whose size is measured
+        self._trained: list[nn.Parameter] = []  # the parameters that are not frozen,
+        self._weights_before: list[Tensor] = []  # and a copy of them until the update whose size is measured
         self._batch_norm = float(any(isinstance(module, _BatchNorm) for module in model.modules()))
         self._unoptimized = None if optimizer is None else Unoptimized(model, optimizer)
         self._updated = False  # since the last step
@@ -438,8 +439,11 @@ class Monitor:
         assert self._unoptimized is not None
         if (share := self._unoptimized.before_update()) is not None:
             signals["unoptimized"] = share
-        self._weights_before = [p.detach().clone() for p in self._model.parameters()]
-        signals["weight_norm"] = whole_norm(self._weights_before)
+        weights = [*self._model.parameters()]
+        self._trained = [p for p in weights if p.requires_grad]
+        self._weights_before = [p.detach().clone() for p in self._trained]
+        signals["weight_norm"] = whole_norm([p.detach() for p in weights])
+        signals["frozen"] = 1 - sum(p.numel() for p in self._trained) / sum(p.numel() for p in weights)
         return signals
 
     def _measure_unoptimized(self) -> None:
@@ -567,9 +571,10 @@ class Monitor:
         if not self._weights_before:
             return
         with torch.no_grad():
-            pairs = zip(self._model.parameters(), self._weights_before, strict=True)
+            pairs = zip(self._trained, self._weights_before, strict=True)
             row = self._pending[-1]
-            row["update_ratio"] = whole_norm([after - before for after, before in pairs]) / row["weight_norm"]
+            update = whole_norm([after - before for after, before in pairs])
+            row["update_ratio"] = update / whole_norm(self._weights_before)
             # Since `step` the gradients may have been clipped or unscaled.
             if gradients := [gradient for _, gradient in self._gradients()]:
                 row["applied_norm"] = whole_norm(gradients)

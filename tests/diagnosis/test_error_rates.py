@@ -181,3 +181,25 @@ def test_what_was_not_recorded_is_named_if_the_cause_is_unknown() -> None:
 def test_without_rates_nothing_is_degraded() -> None:
     assert degraded(training(), NOTHING) is None
     assert degraded(NOTHING, validations([0.5])) is None
+
+
+def test_a_rate_that_was_raised_explains_a_loss_of_what_was_learned_better_than_overfitting() -> None:
+    steps = np.arange(END + 1)
+    losses = np.interp(np.arange(10) * 100, [0, BEST, END], [10, 2, 6])
+    falling = training(loss=np.geomspace(10, 0.5, END + 1), lr=np.where(steps > 500, 0.05, 0.005))
+    assert why_lost(falling, validations(loss=losses), BEST, END)[0] == "rate_too_high"
+    steady = training(loss=np.geomspace(10, 0.5, END + 1), lr=np.full(END + 1, 0.005))
+    assert why_lost(steady, validations(loss=losses), BEST, END)[0] == "overfitting"
+
+
+def test_nothing_is_said_of_a_training_loss_that_was_not_recorded() -> None:
+    cause, advice = why_lost(table(lr=np.full(END + 1, 0.005)), validations(), BEST, END)
+    assert cause == "unknown"
+    assert "training loss did not fall" not in advice
+    assert "The lr did not rise" in advice
+
+
+def test_a_slip_with_an_overfitted_loss_counts_from_the_lowest_rate() -> None:
+    rates = np.r_[0.9, 0.6, 0.4, 0.32, 0.26, np.full(11, 0.38)]
+    assert has_slipped(rates, 0.32, overfits=True)
+    assert not has_slipped(rates, 0.32)

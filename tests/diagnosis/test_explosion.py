@@ -263,3 +263,23 @@ def test_a_loss_that_leaps_in_the_second_step_began_at_the_first() -> None:
     assert finding is not None
     assert finding.cause == "rate_too_high"
     assert finding.detected_step < 20
+
+
+def test_a_loss_that_gets_another_part_and_comes_down_at_once_is_no_explosion() -> None:
+    part = np.where(np.arange(N) >= AT, 600 * np.exp(-(np.arange(N) - AT) / 12), 0)
+    assert found(loss=training()["loss"] + part) is None
+    assert sure(loss=training()["loss"] + np.where(np.arange(N) >= AT, 600, 0)).onset_step == AT
+
+
+def test_a_gradient_that_was_usual_before_it_died_is_no_spike() -> None:
+    norms = training()["grad_norm"] * np.where((np.arange(N) > 100) & (np.arange(N) < AT), 1e-12, 1)
+    finding = sure(grad_norm=norms, loss=late("loss", 8))
+    assert finding.cause != "bad_batch"
+
+
+def test_a_gradient_is_no_spike_if_the_loss_had_grown_for_long() -> None:
+    """It rises too slowly to be seen in the last readings."""
+    growth = np.exp(np.clip(np.arange(N) - 60, 0, None) / 35)
+    spike = late("grad_norm", 100, 240, 241)
+    finding = sure(loss=0.05 * training()["loss"] * growth, grad_norm=spike)
+    assert finding.cause != "bad_batch"

@@ -568,3 +568,35 @@ def test_an_error_rate_does_not_begin_to_follow_a_validation_loss_that_rises() -
     per = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.98, 0.96, 0.95, 0.94]
     rising = table(steps=steps, per=per, loss=np.linspace(3.3, 4.5, 10))
     assert judge(table(loss=loss), rising).cause == "labels"
+
+
+def test_a_batch_whose_wrong_data_go_on_explains_a_later_loss_that_is_not_finite() -> None:
+    empty = np.where(np.arange(N) >= 120, 8, 0)
+    signals = learning(
+        loss=np.where(np.arange(N) < 190, learning()["loss"], np.nan),
+        grad_norm=np.where(np.arange(N) < 120, 5.0, 1e-17),
+        empty_targets=empty,
+        utterances=np.full(N, 8),
+    )
+    verdict = judge(signals, rates(0.9, 0.5, 1.0, 1.0))
+    assert (verdict.outcome, verdict.cause) == ("bad_data", "empty_target")
+
+
+def test_a_loss_that_is_not_finite_in_a_warm_up_does_not_blame_the_rate() -> None:
+    loss = np.r_[np.full(12, 12.5) + 0.1 * np.random.default_rng(0).normal(size=12), np.full(8, np.nan)]
+    signals = table(loss=loss, grad_norm=np.where(np.isnan(loss), np.nan, 2.4), lr=1e-5 * np.arange(1, 21))
+    assert judge(signals, NOTHING).cause == "loss"
+
+
+def test_growth_of_the_training_loss_is_no_explosion_if_the_validation_loss_stays_low() -> None:
+    """As when the noise of the inputs is raised step by step."""
+    loss = np.array([25, 2.8, 0.75, 0.63, 0.8, 1.1, 1.5, 2.0, 2.8, 3.1, 3.3, 3.6])
+    signals = table(steps=100 * np.arange(1, 13), loss=loss)
+    losses = [8.8, 0.73, 0.33, 0.18, 0.165, 0.144, 0.161, 0.14, 0.189, 0.222, 0.2, 0.21]
+    assert judge(signals, table(steps=100 * np.arange(1, 13), loss=losses)).outcome == "undecided"
+
+
+def test_a_model_that_is_frozen_in_part_may_be_meant_so() -> None:
+    signals = silent(frozen=np.full(N // 10, 0.9), grad_norm=np.full(N, 5.0))
+    verdict = judge(signals, rates(*np.ones(8)))
+    assert (verdict.outcome, verdict.cause) == ("blank_collapse", "no_gradient")

@@ -174,3 +174,45 @@ def test_a_training_loss_of_nearly_0_is_compared_with_the_validation_loss(held_o
     assert is_far_from_training(falling(end=0.1), with_loss(60, held_out, held_out)) == far
     assert not is_far_from_training(falling(end=20), with_loss(60, held_out, held_out))
     assert not is_far_from_training(falling(end=0.1), HARDLY)
+
+
+def plateau(last: float) -> Table:
+    """A log with a reading in 100 steps, whose training loss is not yet known to be learned."""
+    return table(steps=np.arange(10) * 100, loss=np.r_[10.0, np.linspace(3.5, last, 9)])
+
+
+def checks(losses: Any, rates: Any) -> Table:
+    return table(steps=np.arange(1, 11) * 100 - 1, loss=losses, per=rates)
+
+
+ABOUT_1 = [1.05, 1.07, 1.04, 1.05, 1.06, 1.05, 1.07, 1.06, 1.07, 1.08]
+
+
+def test_a_validation_loss_that_goes_on_falling_beside_an_error_rate_that_does_not_is_a_wrong_metric() -> None:
+    reason = why_the_error_stays(plateau(1.2), checks(np.geomspace(3.7, 0.7, 10), ABOUT_1))
+    assert reason is not None
+    assert reason[0] == "metric"
+    # A decoder without output is on the plateau, or on its way to it.
+    assert why_the_error_stays(plateau(3.0), checks(np.geomspace(20, 3.3, 10), np.ones(10))) is None
+
+
+def test_a_validation_loss_that_rises_while_the_other_falls_shows_other_labels() -> None:
+    reason = why_the_error_stays(plateau(2.4), checks(np.linspace(3.4, 5.0, 10), ABOUT_1))
+    assert reason is not None
+    assert reason[0] == "labels"
+    assert why_the_error_stays(plateau(3.5), checks(np.linspace(3.4, 5.0, 10), ABOUT_1)) is None
+
+
+def test_a_validation_loss_far_above_that_of_a_silent_decoder_is_another_mode() -> None:
+    signals = learned_loss()
+    validation = table(steps=[50, 150, 180, 199], per=[1.0, 1.0, 1.0, 1.0], loss=[9e3, 8e3, 1e4, 2e4])
+    reason = why_the_error_stays(signals, validation)
+    assert reason is not None
+    assert reason[0] == "train_eval"
+
+
+def test_a_training_in_which_no_number_changes_is_not_trained() -> None:
+    validation = table(steps=np.arange(6) * 30, per=np.full(6, 3.4), loss=np.full(6, 66.0))
+    reason = why_the_error_stays(table(loss=np.full(200, 0.5)), validation)
+    assert reason is not None
+    assert reason[0] == "no_update"

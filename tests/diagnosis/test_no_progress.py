@@ -155,3 +155,10 @@ def test_only_what_was_recorded_up_to_the_step_counts() -> None:
     signals = log(lr=lambda at: np.where(at < 1000, 1e-7, 1e-3))
     assert why_no_progress(signals, NOTHING, 900)[0] == "step_too_small"
     assert why_no_progress(signals, NOTHING, 1999)[0] == "no_evidence"
+
+
+def test_frozen_parameters_are_named_if_the_others_learn_nothing() -> None:
+    cause, advice = why(frozen=np.full(30, 0.98), update_ratio=np.full(30, 0.01))
+    assert cause == "no_gradient"
+    assert "98% of the parameters are frozen" in advice
+    assert why(frozen=np.zeros(30), update_ratio=np.full(30, 0.01))[0] == "no_information"

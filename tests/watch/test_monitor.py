@@ -331,7 +331,8 @@ def test_norms_are_those_of_the_step_that_was_made() -> None:
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-6), (torch.bfloat16, 1e-2)):
         torch.manual_seed(0)
         model = Toy(dtype)
-        model.body.bias.requires_grad_(False)  # a frozen parameter counts in the norm of the weights
+        model.body.bias.requires_grad_(False)  # a frozen parameter counts in the norm of the weights alone
+        trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
         monitor = Monitor(model, optimizer)
         found = []
@@ -340,13 +341,13 @@ def test_norms_are_those_of_the_step_that_was_made() -> None:
             optimizer.zero_grad()
             loss = ctc(model(x.to(dtype)).float(), labels)
             loss.backward()  # type: ignore[no-untyped-call]
-            norm, before = gradients(model).norm(), whole(model.parameters())
+            norm, weights, before = gradients(model).norm(), whole(model.parameters()).norm(), whole(trained)
             assert monitor.step(loss) is None
             nn.utils.clip_grad_norm_(model.parameters(), 0.5 * norm.item())
             clipped = gradients(model).norm()
             optimizer.step()
-            ratio = (whole(model.parameters()) - before).norm() / before.norm()
-            found.append([norm, clipped, before.norm(), ratio])
+            ratio = (whole(trained) - before).norm() / before.norm()
+            found.append([norm, clipped, weights, ratio])
         signals = monitor.signals()
         names = ("grad_norm", "applied_norm", "weight_norm", "update_ratio")
         for name, wanted in zip(names, zip(*found, strict=True), strict=True):
@@ -720,6 +721,23 @@ def test_parameters_in_no_optimizer_are_measured() -> None:
         signals = monitor.signals()
         found = signals["unoptimized"].tolist() if "unoptimized" in signals.names else []
         assert [value for value in found if np.isfinite(value)] == pytest.approx(wanted)
+
+
+def test_frozen_parameters_are_measured_and_are_no_part_of_the_size_of_an_update() -> None:
+    model, optimizer = toy()
+    model.body.requires_grad_(False)
+    head = [*model.head.parameters()]
+    monitor = Monitor(model, optimizer)
+    x, labels = batch(0)
+    ctc(model(x), labels).backward()  # type: ignore[no-untyped-call]
+    before = torch.cat([p.detach().flatten().clone() for p in head])
+    monitor.step(1.0)
+    optimizer.step()
+    after = torch.cat([p.detach().flatten() for p in head])
+    signals = monitor.signals()
+    sizes = sum(p.numel() for p in model.parameters())
+    assert signals["frozen"][0] == pytest.approx(1 - len(before) / sizes)
+    assert signals["update_ratio"][0] == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-5)
 
 
 def test_parameters_without_a_gradient_are_measured() -> None:

@@ -16,13 +16,14 @@ VALIDATION = ("per", "val_loss", "accuracy")  # and in a validation
 # names for one signal, the one that comes first here counts.
 _STEP = (
     "global_step", "step", "train_step", "training_step", "iteration", "iter", "steps", "global_steps", "num_updates",
-    "nupdates", "updates", "optimizer_step", "trainer_global_step", "itr", "batch",
+    "nupdates", "updates", "optimizer_step", "trainer_global_step", "itr", "batch", "update", "n_iter", "num_steps",
+    "batch_idx", "batch_index", "minibatch",
 )  # fmt: skip
 _CORES = {
     "loss": (
         "loss", "ctc_loss", "tot_loss", "total_loss", "lm_loss", "reduced_train_loss", "loss_ctc", "main_loss",
         "loss_total", "rnnt_loss", "transducer_loss", "ce_loss", "cross_entropy_loss", "cross_entropy", "nll_loss",
-        "xent", "cost", "ctc_cost",
+        "xent", "cost", "ctc_cost", "ctc", "nll",
     ),
     "grad_norm": (
         "grad_norm", "gradient_norm", "gradnorm", "total_norm", "grad_norm_total", "gnorm", "global_grad_norm",
@@ -152,8 +153,8 @@ def _find_name(title: str, explained: tuple[tuple[str, str], ...]) -> Known | No
     *prefixes, plain = _PERCENT.sub("", _BRACKETS.sub("", _camel_as_snake(title))).lower().strip(" _:").split("/")
     if {*prefixes}.intersection(_SETTINGS + _OF_ANOTHER):
         return None
-    if prefixes and (plain in _TRAINED_ON + _HELD_OUT):  # `loss/train`
-        prefixes, plain = [*prefixes[:-1], plain], prefixes[-1]
+    if prefixes and _says_only_where(plain):  # `loss/train`, `loss/train_epoch`
+        prefixes, plain = prefixes[:-1], f"{plain}_{prefixes[-1]}"
     elif prefixes and plain in _FIRST_GROUP:  # `lr-AdamW/pg1`
         *prefixes, plain = *prefixes[:-1], f"{prefixes[-1]}_{plain}"
     words = _words(plain)
@@ -162,6 +163,12 @@ def _find_name(title: str, explained: tuple[tuple[str, str], ...]) -> Known | No
     if prefixes and words in (["norm"], ["grad"]):
         return None  # of weights, say
     return _known("_".join(words), words, prefixes)
+
+
+def _says_only_where(plain: str) -> bool:
+    """Whether a name says on which part of the data it was measured, and not what."""
+    words = _words(plain)
+    return part_in(plain) != "" and {*words} <= {*_TRAINED_ON, *_HELD_OUT, *_MEANS}
 
 
 def _camel_as_snake(title: str) -> str:
