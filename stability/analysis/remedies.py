@@ -119,6 +119,12 @@ class _Case:
         return self.number("share of second-moment roots below epsilon") >= _SHARE
 
     @property
+    def falls_early(self) -> bool:
+        """Whether the rate has fallen to its end before half of the training."""
+        lengths, whole = self.numbers("length of the decay"), self.numbers("steps")
+        return bool(lengths and whole) and min(lengths.values()) < max(whole.values()) / 2
+
+    @property
     def mostly_clipped(self) -> bool:
         return self.number("share of steps clipped") >= _SHARE
 
@@ -176,6 +182,8 @@ def _ladders(case: _Case) -> Sequence[Ladder]:
             return _lower_rate(case), _more_decay(case), _clip(case), _larger_epsilon(case)
         case "decay":
             return _less_decay(case), _lower_rate(case)
+        case "step_too_small" if case.falls_early:
+            return _later_decay(case), _higher_rate(case), _smaller_epsilon(case), _weaker_clip(case)
         case "step_too_small" if case.epsilon_dominates:
             return _smaller_epsilon(case), _sum_loss(case), _weaker_clip(case), _higher_rate(case)
         case "step_too_small":
@@ -198,7 +206,8 @@ def _ladders(case: _Case) -> Sequence[Ladder]:
 def _unusual(case: _Case) -> Sequence[Ladder]:
     """Changes of settings whose values are suspicious, whatever the verdict says."""
     strong = any(value >= _STRONG_DECAY for value in case.numbers("weight decay").values())
-    return _less_decay(case) if strong else [], _less_dropout(case), _weaker_clip(case), _precision(case)
+    decays = [_less_decay(case) if strong else [], _later_decay(case) if case.falls_early else []]
+    return *decays, _less_dropout(case), _weaker_clip(case), _precision(case)
 
 
 def _lower_rate(case: _Case) -> Ladder:
@@ -210,7 +219,9 @@ def _lower_rate(case: _Case) -> Ladder:
         above = {name: value for name, value in lowest.items() if new and value > min(new.values())}
         return new | _scaled(above, 1 / factor)
 
-    smaller = ((changed(factor), f"steps are {factor:g} times smaller") for factor in (3, 10, 30, 100, 300, 1000))
+    smaller = (
+        (changed(factor), f"steps are {factor:g} times smaller") for factor in (3, 10, 30, 100, 300, 1e3, 1e4, 1e5)
+    )
     return _ladder("learning rate", smaller, larger=False)
 
 
@@ -298,10 +309,12 @@ def _shorter_warmup(case: _Case) -> Ladder:
 
 
 def _later_decay(case: _Case) -> Ladder:
-    """Three times later, and not before the end of the training, if the rate has fallen by then."""
+    """Three times later, if that is in the second half of the training, and at its end."""
     longest = max(case.numbers("steps").values(), default=math.inf)
     lengths = {name: value for name, value in case.numbers("length of the decay").items() if value < longest}
-    later = [_scaled(lengths, 3), dict.fromkeys(lengths, longest) if longest < math.inf else _scaled(lengths, 10)]
+    soonest = 3 * min(lengths.values(), default=0)
+    later = [_scaled(lengths, 3)] if longest == math.inf or longest / 2 < soonest < longest else []
+    later += [dict.fromkeys(lengths, longest) if longest < math.inf else _scaled(lengths, 10)]
     return _ladder("length of the decay", ((values, "the rate falls later") for values in later), larger=True)
 
 

@@ -1,7 +1,7 @@
 """The race of the changes that may mend a failed training: a function of the outcomes so far.
 
-Changes are tried on a first seed, one or two at a time, in their order (see `remedies`), so a small one comes before a
-larger one. If a small one has gone too far already, larger ones of its kind are ruled out. One that is healthy is
+Changes are tried on a first seed, one at a time, in their order (see `remedies`), so a small one comes before a larger
+one. If a small one has gone too far already, larger ones of its kind are ruled out. One that is healthy is
 confirmed on fresh seeds, which were not used to choose it. If it fails on one of them, the race goes on. When all
 changes of single roles are spent, the most promising ones of different roles are tried together.
 
@@ -22,6 +22,8 @@ _TOGETHER = 3  # roles of which the most promising changes are tried in pairs
 _ORDER = ("undecided", "degraded", "mode_collapse", "blank_collapse", "not_training")
 _TOO_LARGE = ("exploded", "non_finite")  # outcomes of steps that are too large
 UNCHANGED = Change((), (), "as it was given")  # FAILED itself
+# Causes that are measured in the sizes of the updates, which differ little among seeds.
+_OF_ALL_SEEDS = ("step_too_small", "no_update", "in_warmup", "precision")
 
 
 class Job(NamedTuple):
@@ -55,7 +57,6 @@ def race(
     first: int,
     seeds: int,
     *,
-    at_once: int = 2,
     invalid: Collection[Change] = (),
 ) -> Race:
     """Say what is known, and which trials are needed next.
@@ -65,24 +66,22 @@ def race(
         results: The trials that have ended.
         first: The seed on which changes are tried first.
         seeds: The number of fresh seeds on which one has to be healthy.
-        at_once: How many changes are tried at the same time. Where failures do not end early, one saves steps.
         invalid: Changes that are no valid configuration.
     """
-    for wave in _waves(changes, results, first, at_once, invalid):
-        if untried := tuple(job for change in wave if (job := Job(change, first)) not in results):
-            return Race(untried)
-        for change in wave:
-            fresh = fresh_jobs(change, first, seeds)
-            if any(results[job].failed is not False for job in (Job(change, first), *fresh) if job in results):
-                continue
-            if untried := tuple(job for job in fresh if job not in results):
-                return Race(untried, confirming=change)
-            return Race((), answer=change)
+    for change in _in_order(changes, results, first, invalid):
+        if (tried := Job(change, first)) not in results:
+            return Race((tried,))
+        fresh = fresh_jobs(change, first, seeds)
+        if any(results[job].failed is not False for job in (tried, *fresh) if job in results):
+            continue
+        if untried := tuple(job for job in fresh if job not in results):
+            return Race(untried, confirming=change)
+        return Race((), answer=change)
     return Race(())
 
 
 def check_failed(results: Results, first: int) -> tuple[Job | None, str]:
-    """Say whether FAILED fails again: in two of at most three seeds.
+    """Say whether FAILED fails again: in two of at most three seeds, or in one with a cause that all seeds have.
 
     Returns:
         The trial that is needed next, if one is, and why there is nothing to repair; empty if there is.
@@ -94,7 +93,8 @@ def check_failed(results: Results, first: int) -> tuple[Job | None, str]:
     if healthy == 2:
         failed = f"and failed in {len(known) - healthy}" if len(known) > healthy else "and did not fail"
         return None, f"FAILED is healthy in {healthy} of {len(known)} seeds, {failed}: there is little to repair."
-    return (None, "") if len(known) - healthy == 2 else (Job(UNCHANGED, first + len(known)), "")
+    sure = any(result.failed and result.cause in _OF_ALL_SEEDS for result in known)
+    return (None, "") if sure or len(known) - healthy == 2 else (Job(UNCHANGED, first + len(known)), "")
 
 
 def fresh_jobs(change: Change, first: int, seeds: int) -> list[Job]:
@@ -113,19 +113,12 @@ def next_best(answer: Change, results: Results, first: int) -> Change | None:
     return min(known, key=known.__getitem__) if known else None
 
 
-def _waves(
-    changes: Sequence[Change], results: Results, first: int, at_once: int, invalid: Collection[Change]
-) -> Iterator[Sequence[Change]]:
+def _in_order(changes: Sequence[Change], results: Results, first: int, invalid: Collection[Change]) -> Iterator[Change]:
     """The changes in the order in which they are tried. The last ones depend on the results of those before."""
     valid = [change for change in changes if change not in invalid]
-    wave: list[Change] = []
     for place, change in enumerate(valid):
         if Job(change, first) in results or not _is_ruled_out(change, valid[:place], results, first):
-            wave.append(change)
-        if len(wave) == at_once:
-            yield wave
-            wave = []
-    yield wave
+            yield change
     known = ((change, results.get(Job(change, first))) for change in valid)
     ended = [change for change, tried in known if tried and tried.failed is not None]
     best: dict[tuple[str, ...], Change] = {}
@@ -133,7 +126,7 @@ def _waves(
         best.setdefault(change.roles, change)
     for one, other in combinations([*best.values()][:_TOGETHER], 2):
         if (both := _together(one, other)) not in invalid:
-            yield [both]
+            yield both
 
 
 def _is_ruled_out(change: Change, smaller: Sequence[Change], results: Results, first: int) -> bool:

@@ -1,8 +1,9 @@
 """A Hydra sweeper that finds the smallest change of settings that mends a failed training: `hydra/sweeper=repair`.
 
 If FAILED is the folder of a trial, its verdict says what to try (see `stability.analysis.remedies`). If it is given as
-overrides, it is trained first, and once more to see that it fails again. Then the changes are raced (see
-`stability.analysis.repair`). Trials that are doomed end early: all faults end them, unless `diagnosis` is given.
+overrides, it is trained first, and once more to see that it fails again, unless its cause is the same in all seeds.
+Then the changes are raced (see `stability.analysis.repair`). Trials that are doomed end early: all faults end them,
+unless `diagnosis` is given.
 
 What is trained next depends on the outcomes so far alone, and these are read from the trials' folders. So an experiment
 that was killed and is started again trains no finished trial again. After each round it writes `repair.json`.
@@ -106,9 +107,7 @@ class _Experiment:
     def race(self) -> Race:
         """Say how the race stands."""
         patient = self.patient
-        # What ends with a fault ends early. What only learns nothing does not, so the changes are tried one by one.
-        at_once = 2 if patient.verdict and patient.verdict.outcome in FAULTS else 1
-        return race(patient.changes, self.results, patient.first, self.seeds, at_once=at_once, invalid=self.invalid)
+        return race(patient.changes, self.results, patient.first, self.seeds, invalid=self.invalid)
 
     def note(self, job: Job, tried: Tried) -> None:
         """Note how a trial has ended. The first time that FAILED fails, its verdict is taken."""
@@ -244,7 +243,7 @@ def why_hopeless(patient: Patient) -> str:
 def show_patient(patient: Patient) -> None:
     """Print what a repair would try."""
     if patient.verdict is None:
-        print("FAILED is trained first, with two seeds: its verdict says what to try.")
+        print("FAILED is trained first, with one or two seeds: its verdict says what to try.")
         return
     print("FAILED:", *patient.verdict.lines(), sep="\n  ")
     print(f"{counted(len(patient.changes), 'change')} may mend it, tried in this order:")
@@ -296,7 +295,7 @@ def _what(experiment: _Experiment, batch: Sequence[Job]) -> str:
         return f"FAILED with seed {batch[0].seed}"
     if found.confirming:
         return f"{found.confirming}, with {counted(len(batch), 'fresh seed')}"
-    return ", and ".join(str(job.change) for job in batch)
+    return str(batch[0].change)
 
 
 def _write(experiment: _Experiment, folder: Path) -> None:

@@ -161,10 +161,18 @@ def test_a_strong_weight_decay_is_suspected_whatever_was_measured() -> None:
 
 
 def test_a_rate_that_has_fallen_early_falls_later() -> None:
-    found = changes(Verdict("undecided", "step_too_small"), DECODER | {"schedule.decay_steps": 20})
-    assert {"schedule.decay_steps=60", "schedule.decay_steps=500"} <= {*found}
-    found = changes(Verdict("not_training", "no_update"), DECODER | {"schedule.decay_steps": 20})
-    assert found[:2] == ["schedule.decay_steps=60", "schedule.decay_steps=500"]
+    early, later = (DECODER | {"schedule.decay_steps": steps} for steps in (20, 100))
+    for verdict in (
+        Verdict("undecided", "step_too_small"),
+        Verdict("blank_collapse", "step_too_small", evidence={"share of second-moment roots below epsilon": 0.99}),
+        Verdict("not_training", "no_update"),
+        Verdict("undecided", "no_information"),
+    ):
+        assert changes(verdict, early)[0] == "schedule.decay_steps=500", "with 60 it would still fall early"
+    found = changes(Verdict("undecided", "step_too_small"), later)
+    assert found[:2] == ["schedule.decay_steps=300", "schedule.decay_steps=500"]
+    late = DECODER | {"schedule.decay_steps": 300}
+    assert changes(Verdict("undecided", "step_too_small"), late)[0].startswith("schedule.lr_max=")
 
 
 def test_a_rate_of_zero_gets_a_usual_one() -> None:

@@ -36,7 +36,7 @@ def test_the_smallest_change_wins_and_is_confirmed_on_fresh_seeds() -> None:
     found, results = run(lambda s, seed: STABLE if s["settings.lr"] < 2 else EXPLODED)
     assert answer(found) == "settings.lr=1"
     assert [job.seed for job in results if job.change == found.answer] == [0, 1, 2]
-    assert len(results) == 4, "two on the first seed, two to confirm"
+    assert len(results) == 3, "one on the first seed, two to confirm"
 
 
 def test_a_larger_change_is_found_where_smaller_ones_fail() -> None:
@@ -76,8 +76,8 @@ def test_what_went_too_far_rules_out_what_goes_farther() -> None:
 
     _, results = run(training)
     tried = {str(job.change) for job in results}
-    assert {"settings.lr=1", "settings.lr=0.3"} <= tried, "these two were tried at the same time"
-    assert not tried & {"settings.lr=0.1", "settings.lr=0.03"}
+    assert "settings.lr=1" in tried
+    assert not tried & {"settings.lr=0.3", "settings.lr=0.1", "settings.lr=0.03"}
 
 
 def test_when_nothing_helps_the_race_ends_and_crashes_are_no_successes() -> None:
@@ -104,7 +104,8 @@ def test_the_race_goes_on_from_any_subset_of_its_results_as_if_it_had_not_been_s
 
 def test_the_next_best_is_the_healthy_change_with_the_lowest_error_rate() -> None:
     def training(s: Mapping[str, Any], seed: int) -> Tried:
-        return STABLE._replace(error_rate=s["settings.lr"] / 10) if s["settings.lr"] < 2 else EXPLODED
+        healthy = s["settings.lr"] < 0.2 or (s["settings.lr"] < 2 and seed == 0)
+        return STABLE._replace(error_rate=s["settings.lr"] / 10) if healthy else EXPLODED
 
     found, results = run(training)
     assert found.answer
@@ -120,6 +121,7 @@ def test_failed_has_to_fail_in_two_of_three_seeds() -> None:
     assert check(EXPLODED) == (Job(UNCHANGED, 6), "")
     assert check(EXPLODED, EXPLODED) == check(EXPLODED, STABLE, EXPLODED) == (None, "")
     assert check(STABLE, EXPLODED) == (Job(UNCHANGED, 7), "")
+    assert check(EXPLODED._replace(outcome="undecided", cause="step_too_small")) == (None, ""), "in all seeds alike"
     assert "FAILED is healthy in 2 of 3 seeds, and failed in 1" in check(STABLE, EXPLODED, STABLE)[1]
     assert "FAILED is healthy in 2 of 2 seeds, and did not fail" in check(STABLE, STABLE)[1]
     assert "FAILED crashes" in check(EXPLODED, CRASHED)[1]
