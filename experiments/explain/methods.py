@@ -58,6 +58,7 @@ class _Trials:
         return self.done[key]
 
     def rate(self, failed: Cause, seeds: int = SEEDS) -> float:
+        self.pair.train((failed, seed) for seed in range(seeds))
         return sum(self.fails(failed, seed) for seed in range(seeds)) / seeds
 
 
@@ -65,6 +66,7 @@ def explain(pair: Pair) -> Answer:
     """Ours. What is not confirmed when it ends is no answer."""
     outcomes: dict[Job, bool | None] = {}
     while (found := explain_pair(pair.differences, outcomes)).needed and len(outcomes) < _MOST:
+        pair.train((job.mixture.failed, job.seed) for job in found.needed)
         outcomes |= {job: pair.fails(job.mixture.failed, job.seed) for job in found.needed}
     return Answer(frozenset(found.sufficient) if found.confirmed else frozenset(), len(outcomes), found.confirmed)
 

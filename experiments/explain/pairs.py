@@ -8,7 +8,8 @@ Even numbers are the design half, on which the method was tuned. Odd numbers are
 """
 
 import random
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -21,7 +22,7 @@ _RATES = {"always": (1.0, 0.0), "by rate": (0.7, 0.03)}  # of failure with a cau
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair of configurations.
+    """A pair of configurations whose causes are known.
 
     Attributes:
         number: Its number, from which its random choices come.
@@ -29,7 +30,6 @@ class Pair:
         causes: The sufficient sets.
         kind: Which causes it has.
         chance: `always` or `by rate`.
-        rates: The rates of failure with a cause and without.
     """
 
     number: int
@@ -37,28 +37,45 @@ class Pair:
     causes: frozenset[frozenset[str]]
     kind: str
     chance: str
-    rates: tuple[float, float]
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the differences."""
         return tuple(difference.name for difference in self.differences)
 
+    @abstractmethod
+    def train(self, jobs: Iterable[tuple[frozenset[str], int]]) -> None:
+        """Train mixtures, each with a seed, if they are not trained yet."""
+
+    @abstractmethod
     def fails(self, failed: frozenset[str], seed: int) -> bool:
-        """Train a mixture with a seed: whether it fails."""
+        """Return whether a mixture fails with a seed. It is trained if it was not."""
+
+
+@dataclass(frozen=True)
+class SimulatedPair(Pair):
+    """A pair of which nothing is trained. `rates`: of failure with a cause, and without."""
+
+    rates: tuple[float, float]
+
+    def train(self, jobs: Iterable[tuple[frozenset[str], int]]) -> None:
+        """Train nothing."""
+
+    def fails(self, failed: frozenset[str], seed: int) -> bool:
+        """Draw whether a mixture fails with a seed."""
         has_cause = any(cause <= failed for cause in self.causes)
         chance = random.Random(f"{self.number} {sorted(failed)} {seed}").random()
         return chance < self.rates[0 if has_cause else 1]
 
 
-def pairs(half: str) -> list[Pair]:
+def pairs(half: str) -> list[SimulatedPair]:
     """Return the pairs of a half, `design` or `test`: all combinations of size, causes and chance, each twice."""
     cells = [*product(_DIFFERENCES, _CAUSES, _RATES)] * 2
     first = {"design": 0, "test": 1}
     return [_pair(2 * place + first[half], *cell) for place, cell in enumerate(cells)]
 
 
-def _pair(number: int, count: int, kind: str, chance: str) -> Pair:
+def _pair(number: int, count: int, kind: str, chance: str) -> SimulatedPair:
     rng = random.Random(f"pair {number}")
     # Two of a group belong together, as a learning rate and its warm-up do.
     differences = tuple(Difference(f"setting{i}", "failed", "healthy", f"group{i // 2}") for i in range(count))
@@ -71,4 +88,5 @@ def _pair(number: int, count: int, kind: str, chance: str) -> Pair:
         "three together": [{a, b, c}],
         "one alone, two together": [{a}, {b, c}],
     }
-    return Pair(number, differences, frozenset(map(frozenset, sets[kind])), kind, chance, _RATES[chance])
+    causes = frozenset(map(frozenset, sets[kind]))
+    return SimulatedPair(number, differences, causes, kind, chance, _RATES[chance])
