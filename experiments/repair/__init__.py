@@ -1,0 +1,1 @@
+"""The benchmark of repairs, over the faulty trainings of the detection corpus."""
