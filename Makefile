@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo test test-gpu test-slow coverage benchmark benchmark-data benchmark-engines benchmark-stacks benchmark-cuda \
-	benchmark-detection benchmark-field benchmark-runs benchmark-explain lint docs hooks clean
+	benchmark-detection benchmark-field benchmark-runs benchmark-explain benchmark-repair lint docs hooks clean
 
 demo: .venv/installed
 	$(BIN)/python -m stability.train optimizer=official aug=strong
@@ -49,7 +49,11 @@ benchmark-runs: .venv/installed
 
 benchmark-explain: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m experiments.explain.benchmark test
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m experiments.explain.real test
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.explain.honesty
+
+benchmark-repair: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m experiments.repair.benchmark test
 
 experiments/detection/corpus.npz:
 	$(BIN)/python -m pip install --quiet -e '.[dev,benchmark]' -c constraints.txt

@@ -1,9 +1,10 @@
-"""Repair the corpus' trainings with a fault in the settings: `python -m experiments.repair.benchmark HALF [NAME ...]`.
+"""Repair the corpus' trainings with a fault in the settings: `python -m experiments.repair.benchmark HALF [ROUNDS]`.
 
-HALF is `design` or `test`; names of recipes choose some of it. Each training is repaired by the real command, twice:
-given as overrides, so that it is trained first, with two seeds; and given as the folder of its trial. The second finds
-the trials of the first and trains none of them again, but counts their steps. A change that was found is then trained
-with two further seeds, which no repair has seen. What has ended is not trained again, so it can be stopped and goes on.
+HALF is `design` or `test`. A round has one training of each family; all rounds are run unless a number is given. Each
+training is repaired by the real command, twice: given as overrides, so that it is trained first; and given as the
+folder of its trial. The second finds the trials of the first and trains none of them again, but counts their steps. A
+change that was found is then trained with two further seeds, which no repair has seen. What has ended is not trained
+again, so it can be stopped and goes on.
 
 A *training's worth* is the steps of FAILED's configuration. A training that does not fail is no case, and is told.
 """
@@ -51,19 +52,19 @@ class Row(NamedTuple):
     trainings: float
 
 
-def main(half: Half, *names: str) -> None:
-    """Repair the trainings of a half, print the tables and, if it is the whole half, write all rows."""
+def main(half: Half, rounds: str = "100") -> None:
+    """Repair the trainings of a half, print the tables, and write a row for each repair."""
     rows: list[Row] = []
-    chosen = [case for case in cases(half) if not names or case.recipe.name in names]
+    first = min(case.recipe.seed for case in cases(half))
+    chosen = [case for case in cases(half) if case.recipe.seed < first + int(rounds)]
     for number, case in enumerate(chosen, 1):
         rows += repaired(case)
         for row in rows[-2:]:
             print(f"{number}/{len(chosen)}", *row, flush=True)
-    if not names:
-        with TABLE.with_stem(f"{TABLE.stem}-{half}").open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(Row._fields)
-            writer.writerows(rows)
+    with TABLE.with_stem(f"{TABLE.stem}-{half}").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows(rows)
     print_tables(rows)
 
 
@@ -151,5 +152,4 @@ def print_tables(rows: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
-    half, *names = sys.argv[1:]
-    main(half, *names)  # type: ignore[arg-type]
+    main(*sys.argv[1:])  # type: ignore[arg-type]

@@ -55,6 +55,7 @@ _OF_THE_PROGRAM = {
 
 _DIGITS = 3  # significant digits of a new value
 _SHARE = 0.5  # of parameters or steps; from there on, epsilon dominates, or the clip makes the steps small
+_TINY_RATE = 1e-4
 _TINY_EPSILON = 1e-5  # below it, single parameters with small second moments may leap
 _LATE = 3.0  # times the warm-up: what begins later is not for the lack of a longer one
 _NO_STEPS = ("epochs", "ratio", "fraction")  # ends of names of warm-ups that are not given in steps
@@ -117,6 +118,11 @@ class _Case:
     @property
     def epsilon_dominates(self) -> bool:
         return self.number("share of second-moment roots below epsilon") >= _SHARE
+
+    @property
+    def rate_is_tiny(self) -> bool:
+        """Whether no epsilon makes the steps large enough: a step of Adam is hardly larger than the rate."""
+        return max(self.numbers("learning rate").values(), default=math.inf) < _TINY_RATE
 
     @property
     def falls_early(self) -> bool:
@@ -184,6 +190,8 @@ def _ladders(case: _Case) -> Sequence[Ladder]:
             return _less_decay(case), _lower_rate(case)
         case "step_too_small" if case.falls_early:
             return _later_decay(case), _higher_rate(case), _smaller_epsilon(case), _weaker_clip(case)
+        case "step_too_small" if case.epsilon_dominates and case.rate_is_tiny:
+            return _higher_rate(case), _smaller_epsilon(case), _sum_loss(case), _weaker_clip(case)
         case "step_too_small" if case.epsilon_dominates:
             return _smaller_epsilon(case), _sum_loss(case), _weaker_clip(case), _higher_rate(case)
         case "step_too_small":

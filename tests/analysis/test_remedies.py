@@ -105,6 +105,8 @@ def test_too_small_a_step_gets_a_smaller_epsilon_only_where_epsilon_dominates() 
     clipped = DOMINATED | {"share of steps clipped": 0.9}
     found = changes(Verdict("undecided", "step_too_small", evidence={**clipped}), DECODER)
     assert "optimizer.clip_norm=100" in found
+    found = changes(Verdict("undecided", "step_too_small", evidence={**DOMINATED}), DECODER | {"schedule.lr_max": 2e-6})
+    assert found[0] == "schedule.lr_max=6e-6", "with a rate that is tiny, no epsilon makes the steps large enough"
 
 
 def test_changes_that_leave_the_updates_too_small_are_not_tried() -> None:
