@@ -50,9 +50,9 @@ class PlainDecoder(nn.Module):
         """Logits of features (B, T, F)."""
         weights = torch.stack([self.day_weights[d] for d in days])
         biases = torch.stack([self.day_biases[d] for d in days])
-        # The sum with float32 biases is float32, as in the official trainer. bfloat16 input would keep the GRU from
-        # cuDNN before PyTorch 2.10, also under autocast.
-        x = self.dropout(F.softsign(torch.bmm(x, weights) + biases))
+        # Float32 for the GRU, as in the official trainer, whose biases are. Before PyTorch 2.10 bfloat16 input keeps it
+        # from cuDNN, also under autocast.
+        x = self.dropout(F.softsign(torch.baddbmm(biases, x, weights).float()))
         size, stride = self.patch
         frames = (x.shape[1] - size) // stride + 1
         x = torch.stack([x[:, i * stride : i * stride + size].flatten(1) for i in range(frames)], 1)

@@ -140,12 +140,15 @@ def _loops(gates: Tensor, units: int) -> _Loops:
 def _loops_on_gpu(device: torch.device, dtype: torch.dtype, units: int, trials: int) -> _Loops:
     by_pytorch = (forward_loop, backward_loop)
 
-    def results(loops: _Loops, trials: int, counts: Sequence[int], precision: torch.dtype) -> tuple[Tensor, ...]:
+    def operands(k: int, counts: Sequence[int], precision: torch.dtype) -> list[Tensor]:
         shapes = [(sum(counts), 4 * units), (4 * units,), (counts[0], units), (3 * units, units)]
         generator = torch.Generator().manual_seed(0)
-        operands = [torch.randn(trials, *shape, generator=generator) for shape in shapes]
-        operands[3] /= units**0.5
-        gates, biases, h0, w_hh = (v.to(dtype).to(device, precision, copy=True) for v in operands)
+        drawn = [torch.randn(k, *shape, generator=generator) for shape in shapes]
+        drawn[3] /= units**0.5
+        return [v.to(dtype).to(device, precision, copy=True) for v in drawn]
+
+    def results(loops: _Loops, given: Sequence[Tensor], counts: Sequence[int]) -> tuple[Tensor, ...]:
+        gates, biases, h0, w_hh = given
         states = loops[0](gates, biases, h0, w_hh, counts)
         return states, *loops[1](gates, states, h0, w_hh, states.cos(), counts)
 
@@ -155,18 +158,23 @@ def _loops_on_gpu(device: torch.device, dtype: torch.dtype, units: int, trials: 
         def loops_of(variant: gru_gpu.Variant) -> _Loops:
             return partial(gru_gpu.forward, variant=variant), partial(gru_gpu.backward, variant=variant)
 
-        def seconds(variant: gru_gpu.Variant) -> float:
-            return measured.median_seconds(partial(results, loops_of(variant), trials, [64] * 30, dtype), device)
+        def fastest() -> str:
+            counts = [64] * 60
+            given = operands(trials, counts, dtype)
+            times = {
+                name: measured.median_seconds(partial(results, loops_of(variant), given, counts), device)
+                for name, variant in variants.items()
+            }
+            return min(times, key=times.__getitem__)
 
         variants = {str(v): v for v in gru_gpu.VARIANTS if units % v.columns == 0}
         chosen = next(iter(variants))
         if device.type == "cuda":
             what = f"kernels of {trials} GRU layers of {units} units in {dtype}"
-            chosen = measured.remembered_choice(
-                device, what, [*variants], lambda: min(variants, key=lambda name: seconds(variants[name]))
-            )
+            chosen = measured.remembered_choice(device, what, [*variants], fastest)
         loops, counts = loops_of(variants[chosen]), [70, 40, 1]
-        selftest.check_results(results(loops, 2, counts, dtype), results(by_pytorch, 2, counts, torch.float64))
+        own, exact = (operands(2, counts, precision) for precision in (dtype, torch.float64))
+        selftest.check_results(results(loops, own, counts), results(by_pytorch, exact, counts))
         return loops
 
     return selftest.kernel_or_fallback(kernels, by_pytorch, "The GRU takes several launches a frame instead of one")

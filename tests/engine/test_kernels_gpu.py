@@ -160,7 +160,8 @@ def test_of_the_variants_that_work_the_fastest_is_chosen_and_remembered(
     asked: list[gru_gpu.Variant] = []
 
     def seconds(work: Any, device: torch.device) -> float:
-        loops, trials, *_ = work.args
+        loops, given, _ = work.args
+        trials = len(given[0])
         asked.append(loops[0].keywords["variant"])
         times: dict[tuple[int, int], float] = {(32, 4): 2.0, (32, 8): float("inf"), (64, 8): 4.0 / trials}
         return times[asked[-1]]
