@@ -6,6 +6,7 @@ checkpoints, except for K, and for the days, which are one tensor here.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from stability.config.schema import Model
 from stability.core.device import to_device
 from stability.core.streams import torch_stream
 from stability.data.phonemes import PHONEMES
+from stability.engine.kernels import selftest
 from stability.engine.packing import Packing, pack, unpack
 from stability.engine.recurrent import Engine, GruWeights, gru_layer, product_dtype
 
@@ -153,8 +155,27 @@ class _Patches(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         # On a CPU `_fold_by_frame` is twice as fast; on a GPU it needs a launch for each frame.
-        fold = _fold_by_part if grad.is_cuda else _fold_by_frame
+        by_kernel = grad.is_cuda and ctx.dtype == torch.float32
+        fold = _fold_on_gpu(grad.device) if by_kernel else _fold_by_part if grad.is_cuda else _fold_by_frame
         return fold(grad, ctx.shape, ctx.packing, ctx.size, ctx.stride, ctx.dtype), None, None, None, None
+
+
+@cache
+def _fold_on_gpu(device: torch.device) -> Callable[..., Tensor]:
+    shape, packing = torch.Size((2, 3, 27, 5)), pack(torch.tensor([[4, 2, 1], [3, 4, 4]]))
+    grad = torch.randn(2, sum(packing.counts), 14 * 5, generator=torch.Generator().manual_seed(0))
+
+    def kernel() -> Callable[..., Tensor]:
+        from stability.engine.kernels import patches_gpu
+
+        own, exact = (
+            fold(grad.to(device, dtype), shape, packing, 14, 4, dtype)
+            for fold, dtype in ((patches_gpu.fold, torch.float32), (_fold_by_part, torch.float64))
+        )
+        selftest.check_results([own], [exact])
+        return patches_gpu.fold
+
+    return selftest.kernel_or_fallback(kernel, _fold_by_part, "The patches' gradients take several passes over memory")
 
 
 def _fold_by_frame(

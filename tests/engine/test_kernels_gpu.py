@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from stability.data.records import Dataset
-from stability.engine import loss, recurrent
+from stability.engine import decoder, loss, recurrent
 from stability.engine.kernels import ctc_cpu, measured, selftest
+from stability.engine.packing import pack
 from stability.engine.step import train_steps
 from tests.support.configs import tiny
 from tests.support.frame_loops import BY_PYTORCH, forward_and_back, operands
@@ -25,7 +26,7 @@ from tests.support.stacks import stack_of
 
 pytest.importorskip("triton")
 
-from stability.engine.kernels import ctc_gpu, gru_gpu
+from stability.engine.kernels import ctc_gpu, gru_gpu, patches_gpu
 
 pytestmark = [
     pytest.mark.gpu,
@@ -62,6 +63,24 @@ def test_gru_agrees_with_a_float64_loop(
         assert (own.double() - other).abs().max() <= tolerance * other.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("bins", "features", "size", "stride"),
+    [(41, 150, 14, 4), (14, 3, 14, 4), (33, 5, 5, 2), (9, 2, 2, 3), (8, 3, 3, 3)],
+)
+def test_gradients_of_patches_are_added_up_to_the_same_bits(
+    bins: int, features: int, size: int, stride: int, dtype: torch.dtype
+) -> None:
+    longest = (bins - size) // stride + 1
+    packing = pack(torch.tensor([[longest, 1, longest], [max(1, longest - 1), longest, 1]]))
+    shape = torch.Size((2, 3, bins, features))
+    generator = torch.Generator().manual_seed(0)
+    grad = torch.randn(2, sum(packing.counts), size * features, generator=generator).to(DEVICE, dtype)
+    ours = patches_gpu.fold(grad, shape, packing, size, stride, torch.float32)
+    assert ours.dtype == torch.float32
+    assert torch.equal(ours, decoder._fold_by_part(grad, shape, packing, size, stride, torch.float32))
+
+
 def test_gru_saturates_and_keeps_nan_in_its_row() -> None:
     counts, units = [5, 5, 2], 32
     gates, *rest = (v.to(DEVICE) for v in operands(1, counts, units))
@@ -81,8 +100,9 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert len(lines) == 28
-    assert [line for line in lines if "tensor cores" in line] == [line for line in lines if "in fp32" not in line]
+    assert len(lines) == 30
+    products = [line for line in lines if "gru_gpu" in line and "in fp32" not in line]
+    assert [line for line in lines if "tensor cores" in line] == products
     assert all(line.endswith(", 0 bytes spilled") for line in lines)
 
 
@@ -213,6 +233,7 @@ def test_kernels_are_tested_before_they_are_used(
             loops: Any = recurrent._loops_on_gpu.__wrapped__(DEVICE, dtype, units, 1)
             assert [loop.func for loop in loops] == [*KERNELS]
         assert loss._on_gpu.__wrapped__(DEVICE) == ctc_gpu.losses
+        assert decoder._fold_on_gpu.__wrapped__(DEVICE) == patches_gpu.fold
     assert not caplog.messages
     right = ctc_gpu.losses
     monkeypatch.setattr(ctc_gpu, "losses", lambda *operands: 1.01 * right(*operands))

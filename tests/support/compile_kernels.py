@@ -15,9 +15,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stability.engine.kernels import ctc_gpu, gru_gpu
+from stability.engine.kernels import ctc_gpu, gru_gpu, patches_gpu
 
-NUMBERS = dict.fromkeys([*gru_gpu._NUMBERS, *ctc_gpu._NUMBERS], "i32")
+NUMBERS = dict.fromkeys([*gru_gpu._NUMBERS, *ctc_gpu._NUMBERS, *patches_gpu._NUMBERS], "i32")
 
 
 def compiled(
@@ -68,6 +68,8 @@ def main() -> None:
         cases += [
             (kernel, "fp32", {"blank": 0, "size": 256}, lengths, 4) for kernel in (ctc_gpu._forward, ctc_gpu._backward)
         ]
+        patches = {"size": 14, "stride": 4, "block_bins": patches_gpu._BINS, "block_features": patches_gpu._FEATURES}
+        cases.append((patches_gpu._fold, "bf16", patches, {"slot_of": "*i64", "total": "*fp32"}, 4))
         for kernel, dtype, constants, types, warps in cases:
             result = compiled(kernel, architecture, dtype, constants, types, warps)
             units = "tensor cores" if "mma" in result.asm["ptx"] else "plain arithmetic"

@@ -19,12 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stability.engine import loss, recurrent, stack
+from stability.engine import decoder, loss, recurrent, stack
 from stability.engine.recurrent import Engine
 
 pytest.importorskip("triton")
 
-from stability.engine.kernels import ctc_gpu, gru_gpu
+from stability.engine.kernels import ctc_gpu, gru_gpu, patches_gpu
 
 _CUDA, _META = 1, 14  # the numbers of c10::DeviceType
 
@@ -76,6 +76,8 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, engine: Engine = "loop") -> Itera
         patch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
         patch.setattr(recurrent, "_loops_on_gpu", lambda *_: (gru_gpu.forward, gru_gpu.backward))
         patch.setattr(loss, "_on_gpu", lambda _: ctc_gpu.losses)
+        patch.setattr(decoder, "_fold_on_gpu", lambda _: patches_gpu.fold)
+        patch.setattr(patches_gpu, "_fold", _Kernel())
         for module, name in product((ctc_gpu, gru_gpu), ("_forward", "_backward")):
             patch.setattr(module, name, _Kernel())
         patch.setattr(torch.autograd, "grad", lambda outputs, inputs: [torch.zeros_like(v) for v in inputs])
