@@ -22,9 +22,11 @@ from stability.engine.decoder import (
     init_parameters,
 )
 from stability.engine.kernels import gru_cpu
+from stability.engine.memory import prepare_process
 from stability.engine.packing import Packing, pack
-from stability.engine.recurrent import GruWeights, gru_layer
+from stability.engine.recurrent import Engine, GruWeights, gru_layer
 from tests.support.configs import composed, tiny
+from tests.support.devices import DEVICES
 from tests.support.reference import by_official_name, reference
 
 DAYS, FEATURES = 45, 512
@@ -215,12 +217,15 @@ def test_dropout_sits_between_the_layers() -> None:
 def gru_operands(k: int, counts: Sequence[int], i: int, h: int, dtype: torch.dtype) -> list[Tensor]:
     shapes = [(k, sum(counts), i), (k, counts[0], h), (k, 3 * h, i), (k, 3 * h, h), (k, 3 * h), (k, 3 * h)]
     generator = torch.Generator().manual_seed(k)
-    return [torch.randn(s, generator=generator, dtype=dtype).mul_(0.5).requires_grad_() for s in shapes]
+    scale = (
+        0.5 if h <= 32 else h**-0.5
+    )  # many units with large weights are chaotic: rounding errors grow with each frame
+    return [torch.randn(s, generator=generator, dtype=dtype).mul_(scale).requires_grad_() for s in shapes]
 
 
-def gru(operands: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+def gru(operands: Sequence[Tensor], counts: Sequence[int], engine: Engine = "loop") -> Tensor:
     x, h0, *weights = operands
-    return gru_layer(x, h0, GruWeights(*weights), counts)
+    return gru_layer(x, h0, GruWeights(*weights), counts, engine)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 5])
@@ -237,17 +242,22 @@ def test_compiled_recurrent_engine_agrees(k: int, threads: int, monkeypatch: pyt
     _assert_engine_agrees(k, 2, [33, 33, 25, 14, 9, 8, 7, 5, 1], torch.device("cpu"), units=32)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.type)
+@pytest.mark.parametrize("engine", ["loop", "library"])
 @pytest.mark.filterwarnings("ignore:RNN module weights")  # of torch.nn.GRU, which is given weights that lie apart
-@pytest.mark.parametrize("layers", [1, 2, 5])
-@pytest.mark.parametrize("k", [1, 2, 16, 64])
-@pytest.mark.parametrize("units", [6, 96])  # by PyTorch's operations, and by Triton's kernels
-def test_recurrent_engine_agrees_on_cuda(units: int, k: int, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    _assert_engine_agrees(k, layers, [4] * 15 + [3] * 20 + [1] * 5, torch.device("cuda"), units)
+@pytest.mark.parametrize("layers", [1, 5])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("units", [6, 96])  # the loop by PyTorch's operations, and by kernels
+def test_both_engines_agree_on_every_device(
+    units: int, k: int, layers: int, engine: Engine, device: torch.device
+) -> None:
+    prepare_process()  # no TF32
+    _assert_engine_agrees(k, layers, [4] * 15 + [3] * 20 + [1] * 5, device, units, engine)
 
 
-def _assert_engine_agrees(k: int, layers: int, counts: list[int], device: torch.device, units: int = 6) -> None:
+def _assert_engine_agrees(
+    k: int, layers: int, counts: list[int], device: torch.device, units: int = 6, engine: Engine = "loop"
+) -> None:
     """With torch.nn.GRU, a trial at a time, and with a plain loop in float64: values, and gradients of all operands."""
     names = [f"{kind}_l{i}" for i in range(layers) for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
     stacks = [gru_operands(k, counts, 7 if i == 0 else units, units, torch.float32) for i in range(layers)]
@@ -257,7 +267,7 @@ def _assert_engine_agrees(k: int, layers: int, counts: list[int], device: torch.
     looped = ours.double()
     for i in range(layers):
         h0, *weights = given[5 * i : 5 * i + 5]
-        ours = gru([ours, h0, *weights], counts)
+        ours = gru([ours, h0, *weights], counts, engine)
         looped = _plain_gru(looped, counts, *(v.double() for v in (h0, *weights)))
     initial = torch.stack(given[::5], 1)  # (K, layers, B, H)
     weights = [v for i, v in enumerate(given) if i % 5]
@@ -267,7 +277,8 @@ def _assert_engine_agrees(k: int, layers: int, counts: list[int], device: torch.
         named = {name: w[i] for name, w in zip(names, weights, strict=True)}
         called, _ = torch.func.functional_call(nn.GRU(7, units, layers).to(device), named, (packed, initial[i]))
         theirs.append(called.data)
-    _assert_same_with_gradients(ours, [torch.stack(theirs), looped], operands, 1e-5)
+    tolerance = 1e-5 if device.type == "cpu" else 5e-5
+    _assert_same_with_gradients(ours, [torch.stack(theirs), looped], operands, tolerance)
 
 
 def _plain_gru(

@@ -300,6 +300,20 @@ def test_the_memory_that_a_trial_needs_does_not_depend_on_earlier_use(
     assert measured.trials(sharing=1) == pytest.approx(0.8 * free_memory() / (50 << 20), rel=0.3)
 
 
+def test_on_a_gpu_the_hosts_memory_limits_the_stack_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a trial has its flight recorder. A made-up GPU with room for 40 trials, of a gigabyte each."""
+    gpu, dataset = torch.device("cuda"), open_data(configs(tmp_path)[0], torch.device("cpu"))
+    memory = {"reset_peak_memory_stats": None, "max_memory_allocated": 1 << 30, "memory_reserved": 1 << 30}
+    memory |= {"memory_allocated": 1 << 30, "mem_get_info": (50 << 30, 80 << 30)}
+    for name, value in memory.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    monkeypatch.setattr(capacity, "free_memory", lambda: 20 << 30)
+    assert Capacity(gpu, dataset, recorder_bytes=1).trials(sharing=1) == 41
+    assert Capacity(gpu, dataset, recorder_bytes=1 << 30).trials(sharing=1) == 17
+    assert Capacity(gpu, dataset, recorder_bytes=1 << 30).trials(sharing=4) == 5
+    assert Capacity(gpu, dataset, recorder_bytes=1 << 40).trials(sharing=1) == 1
+
+
 def test_a_trial_that_cannot_start_does_not_stop_the_others(alone: Path, tmp_path: Path) -> None:
     (tmp_path / "0/config.yaml").mkdir(parents=True)  # where its file should be
     ends = trained(tmp_path, [0, 3], 2)
