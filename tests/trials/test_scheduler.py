@@ -303,7 +303,11 @@ def test_the_memory_that_a_trial_needs_does_not_depend_on_earlier_use(
 def test_on_a_gpu_the_hosts_memory_limits_the_stack_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There a trial has its flight recorder. A made-up GPU with room for 40 trials, of a gigabyte each."""
     gpu, dataset = torch.device("cuda"), open_data(configs(tmp_path)[0], torch.device("cpu"))
-    memory = {"reset_peak_memory_stats": None, "max_memory_allocated": 1 << 30, "memory_reserved": 1 << 30}
+    memory: dict[str, Any] = {
+        "reset_peak_memory_stats": None,
+        "max_memory_allocated": 1 << 30,
+        "memory_reserved": 1 << 30,
+    }
     memory |= {"memory_allocated": 1 << 30, "mem_get_info": (50 << 30, 80 << 30)}
     for name, value in memory.items():
         monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
