@@ -1,5 +1,7 @@
 """Trainings in which nothing is learned at all, because no gradient or no update reaches the parameters."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from stability.diagnosis.finding import Finding, Series, earliest, finite_readings
@@ -18,6 +20,12 @@ _NO_GRADIENT = (
     "parameters, and for a loss that is a constant or multiplied by 0."
 )
 _NO_RATE = "The learning rate is 0. Look at the schedule: its length, and where scheduler.step() is called."
+_FALLEN = 1e-4  # share of its largest value; updates by a rate below it are rounded away
+_FALLEN_RATE = (
+    "The parameters do not change: the lr has fallen from {highest:.2g} to {now:.2g}, and the weights round such "
+    "updates to 0. Let it fall later: look at the length of the schedule, and whether scheduler.step() is called once "
+    "a step or once an epoch, as it expects."
+)
 _NO_UPDATE = (
     "The parameters do not change: updates are exactly 0. Look whether optimizer.step() is called, whether the "
     "optimizer has these parameters, and whether fp16 rounds the updates to 0."
@@ -35,7 +43,7 @@ def not_training(signals: Table, validation: Table) -> Finding | None:
             _no_loss(signals),
             _no_gradient(signals),
             _zeros(signals, "lr", "no_update", _NO_RATE),
-            _zeros(signals, "update_ratio", "no_update", _NO_UPDATE),
+            _no_update(signals),
             _in_all(signals, "unoptimized", "not_in_optimizer", _NOT_IN_OPTIMIZER),
         )
     )
@@ -55,6 +63,15 @@ def _no_gradient(signals: Table) -> Finding | None:
     if found is not None and finite_readings(signals, "grad_norm").up_to(found.detected_step).any():
         found = None  # the model has gradients: the parameters without one are those of another model
     return found or _zeros(signals, "grad_norm", "no_gradient", f"The gradient is exactly 0, {_NO_GRADIENT}")
+
+
+def _no_update(signals: Table) -> Finding | None:
+    """Find updates of exactly 0. If the rate has fallen far, it is the reason: the weights round such updates away."""
+    found = _zeros(signals, "update_ratio", "no_update", _NO_UPDATE)
+    rates = finite_readings(signals, "lr").up_to(found.onset_step) if found else np.zeros(0)
+    if found is None or not len(rates) or rates[-1] >= _FALLEN * rates.max():
+        return found
+    return replace(found, advice=_FALLEN_RATE.format(highest=rates.max(), now=rates[-1]))
 
 
 def _zeros(signals: Table, name: str, cause: str, advice: str) -> Finding | None:

@@ -84,3 +84,13 @@ def test_the_first_of_several_reasons_is_named() -> None:
     finding = found(update_ratio=np.zeros(ROWS), unoptimized=np.ones(ROWS))
     assert finding is not None
     assert (finding.cause, finding.detected_step) == ("not_in_optimizer", 0)
+
+
+def test_a_rate_that_has_fallen_far_is_named_as_the_reason_of_updates_of_0() -> None:
+    finding = found(update_ratio=from_row(10, 1e-3), lr=np.geomspace(1e-3, 1e-30, ROWS))
+    assert finding is not None
+    assert (finding.cause, finding.signal) == ("no_update", "update_ratio")
+    assert "the lr has fallen from 0.001" in finding.advice
+    steady = found(update_ratio=from_row(10, 1e-3))
+    assert steady is not None
+    assert "the lr" not in steady.advice
