@@ -9,7 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if sys.platform == "win32":
-    raise SystemExit("error: stability runs on Linux and macOS; on Windows, install and run it in WSL.")
+    _refusal = "stability runs on Linux and macOS; on Windows, install and run it in WSL."
+    if sys.argv[0].endswith(("-m", "stability", "stability.exe")):  # a command of ours: no traceback
+        raise SystemExit(f"error: {_refusal}")
+    raise ImportError(_refusal)  # Hydra looks into our plugin for every app: only an ImportError does not end the app
 
 if TYPE_CHECKING:
     from stability.core.errors import StabilityError

@@ -34,10 +34,14 @@ def test_a_log_is_diagnosed_without_pytorch() -> None:
 
 
 def test_windows_is_refused_in_one_sentence() -> None:
-    code = "import sys; sys.platform = 'win32'; import stability"
+    refusal = "stability runs on Linux and macOS; on Windows, install and run it in WSL.\n"
+    for name in ("-m", r"C:\Scripts\stability.exe"):  # python -m stability.train, stability train
+        code = f"import sys; sys.platform, sys.argv = 'win32', [{name!r}]; import stability"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stderr) == (1, f"error: {refusal}")
+    code = "import sys; sys.platform = 'win32'; import stability"  # by a program of somebody else
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert result.stderr == "error: stability runs on Linux and macOS; on Windows, install and run it in WSL.\n"
+    assert result.stderr.endswith(f"ImportError: {refusal}")
 
 
 def test_every_public_name_is_there() -> None:
