@@ -19,6 +19,7 @@ import torch
 from rich.progress import track
 
 from experiments.detection.corpus import packed_columns, save_trace
+from experiments.detection.field_fifth_trainer import FifthTrainer
 from experiments.detection.field_fourth_trainer import FourthTrainer
 from experiments.detection.field_labels import LEARNED
 from experiments.detection.field_recipe import FieldRecipe, Half
@@ -28,7 +29,11 @@ from experiments.detection.field_trainer import Trainer, pretrained
 from stability import Monitor
 
 FOLDER = Path("outputs/field")
-_TRAINERS: dict[Half, type[Trainer]] = {"field_third_test": ThirdTrainer, "field_fourth_test": FourthTrainer}
+_TRAINERS: dict[Half, type[Trainer]] = {
+    "field_third_test": ThirdTrainer,
+    "field_fourth_test": FourthTrainer,
+    "field_fifth_test": FifthTrainer,
+}
 _VALIDATE_EVERY = 100
 _MAYBE_SLOW = (
     *(None, "rate_blip", "rate_start", "small_step", "clip_before_unscale", "shuffled_labels", "sorted_inputs"),
@@ -46,6 +51,11 @@ _MAYBE_SLOW = (
     *("transcripts_cleaned", "mixed_pairs", "noise_rises", "longer_validation", "penalty_begins", "small_start"),
     *("weight_normalised", "batches_echoed", "shrunk_and_perturbed", "resumed_from_older", "slow_statistics"),
     "cast_to_integer",
+    *("two_rates", "averaged_at_the_end", "small_last_batch", "rate_at_the_edge", "autocast", "trainer_skips"),
+    *("padding_changes", "smaller_batch", "best_restored", "gradual_unfreezing", "biases_tuned", "inner_loss"),
+    *("dropout_begins", "logged_smoothly", "one_batch", "sorted_first", "stays_in_evaluation", "references_grouped"),
+    *("bad_shard", "table_changes", "encoder_lost", "batch_first_forgotten", "accumulated_sum", "most_pairs_wrong"),
+    *("rate_from_checkpoint", "reduced_in_wrong_mode", "warmup_outlasts", "base_frozen"),
 )
 _EXPLODED = 2.0  # an explosion is seen from the first loss on that is this many times the start
 

@@ -195,8 +195,7 @@ class FourthTrainer(ThirdTrainer):
 
     def validate(self) -> dict[str, float]:
         """Measure the model on the validation data, as the trainer loads it, and raise the rate if it is no better."""
-        exports = self.r.fault in ("buffers_lost", "validates_quantised")
-        self.average = self._exported() if exports else None
+        self.average = self._exported()
         measured = super().validate()
         self.average = None
         if self.r.fault == "raised_on_plateau":
@@ -206,8 +205,10 @@ class FourthTrainer(ThirdTrainer):
         return measured
 
     @torch.no_grad()
-    def _exported(self) -> Decoder:
-        """The model as it is loaded for validation."""
+    def _exported(self) -> Decoder | None:
+        """The model as it is loaded for validation; None if it is the one that is trained."""
+        if self.r.fault not in ("buffers_lost", "validates_quantised"):
+            return None
         model = copy.deepcopy(self.model)
         if self.r.fault == "buffers_lost":
             for layer in model.modules():

@@ -35,6 +35,12 @@ right decoder and in evaluation mode, whatever the trainer reports.
   has no label either.
 - A training whose transcripts are empty from some step on learns to say nothing. In a log without their number it has
   lost what it had learned, or looks like overfitting or another mismatch.
+- A training that learns a small corpus by heart is overfitting, also if its validation loss has its best from the first
+  validation on. If that loss stays where it is, nothing but the cause tells it from a mismatch of the splits.
+- If a part of the loss or of the model holds the training back, as dropout of nearly everything, no word for a cause
+  fits. Inputs in thousands are a fault of the data.
+- If every gradient overflows, no step is made, and that shows in the gradient's norm.
+- If the trainer leaves out what is not finite, and learns, it is stable. That some data are bad is right, too.
 - Utterances that always have the same wrong transcript are not learned, or are learned by heart: `slow` and `degraded`
   are right too. Nothing is learned if all weights begin at 0, which looks as if nothing was heard.
 
@@ -74,6 +80,8 @@ _KNOWS_NOTHING = {
     ("keywords", "per_frame_mean"): 0.286,
     ("commands", "per_label_mean"): 3.00,
     ("commands", "per_utterance_sum"): 3.00,
+    ("letters", "per_label_mean"): 3.34,
+    ("letters", "per_utterance_sum"): 21.0,
 }
 _UNKNOWN = frozenset({"unknown", "no_evidence", "too_few_readings", "in_warmup", "no validation"})
 
@@ -91,6 +99,11 @@ _DEAD = {
     "never_accumulated": {"no_update", "not_in_optimizer"},
     "loss_clamped": {"no_gradient", "no_update"},
 }
+_RATE_VANISHES = ("rate_falls", "rate_ends", "reduced_in_wrong_mode")
+_SMALL_STEPS = (
+    *("small_step", "clip_before_unscale", "warmup_again", "loss_divided", "rate_from_checkpoint", "warmup_outlasts"),
+    *_RATE_VANISHES,
+)
 _DATA = {
     "nan_input": "non_finite_input",
     "inf_input": "non_finite_input",
@@ -100,13 +113,15 @@ _DATA = {
     "silent_utterance_normalised": "non_finite_input",
     "cut_to_one_frame": "infeasible_target",
     "compressed_by_root": "non_finite_input",
+    "cropped": "infeasible_target",
+    "gain_of_silence": "non_finite_input",
 }
 # They do harm since the error rate was at its best.
 _CLIMBS = (
     *("rate_ramp", "rate_peaks", "range_test_goes_on", "stairs_up", "warmup_never_ends"),
-    *("restarts_grow", "raised_on_plateau"),
+    *("restarts_grow", "raised_on_plateau", "cosine_ends_high", "cosine_ends_high_cut", "peak_too_high"),
 )
-_FROM_START = ("rate_start", "momentum_too_high", "never_unscaled")
+_FROM_START = ("rate_start", "momentum_too_high", "never_unscaled", "accumulated_sum")
 _RATES = (
     *(*_FROM_START, "rate_jump", "rate_jump_cut", "rate_grows", *_CLIMBS, "restart", "unfrozen_too_fast"),
     *("stairs_up_cut", "rate_below_zero", "second_moments_lost", "never_unscaled"),
@@ -120,6 +135,7 @@ _HURT = (
     *("rolled_back", "range_test_stopped", "head_replaced", "loud_utterance", "unfrozen_too_fast"),
     *("bad_batch_skipped", "array_moved", "second_moments_lost", "pruned_a_little", "pruned_too_far"),
     *("hot_start", "shrunk_and_perturbed", "resumed_from_older"),
+    *("trainer_skips", "rate_at_the_edge", "peak_too_high", "bad_shard", "table_changes", "encoder_lost"),
 )
 _BORNE = (
     *(None, "rate_blip", "augmented", "silent_batches", "reduction_changed"),
@@ -133,6 +149,10 @@ _BORNE = (
     *("logged_sum", "logged_rounded", "batch_grows", "rate_raised", "cosine_rises_again", "hot_start", "lookahead"),
     *("transcripts_cleaned", "mixed_pairs", "noise_rises", "longer_validation", "penalty_begins", "small_start"),
     *("weight_normalised", "batches_echoed", "shrunk_and_perturbed", "resumed_from_older", "slow_statistics"),
+    *("two_rates", "averaged_at_the_end", "small_last_batch", "rate_at_the_edge", "autocast", "trainer_skips"),
+    *("padding_changes", "smaller_batch", "best_restored", "gradual_unfreezing", "biases_tuned", "inner_loss"),
+    *("dropout_begins", "logged_smoothly", "one_batch", "sorted_first", "stays_in_evaluation", "references_grouped"),
+    *("bad_shard", "table_changes", "encoder_lost", "batch_first_forgotten"),
 )
 _UNRELATED = ("shuffled_labels", "sorted_inputs", "frames_mixed", "dead_input")
 _HARDLY_RELATED = (
@@ -141,6 +161,7 @@ _HARDLY_RELATED = (
     "right_to_left",
     "features_near_zero",
     "cast_to_integer",
+    "most_pairs_wrong",
 )  # a little is learned
 _MISMATCH = {
     "decoder_blank": {"metric"},
@@ -169,8 +190,12 @@ _MISMATCH = {
     "buffers_lost": {"train_eval", "labels"},
     "inverted_validation": {"train_eval", "labels"},
     "validates_quantised": {"train_eval", "labels"},
+    "argmax_over_time": {"metric"},
+    "validation_without_log": {"train_eval", "labels"},
+    "another_day_validated": {"train_eval", "labels"},
     "same_transcript": {"labels", "train_eval", "overfitting"},  # one sentence is all there is to learn by heart
 }
+_HELD_BACK = ("bounded_logits", "kept_for_dropped", "smoothed_away", "raw_inputs")
 _ANOTHER_TASK = (
     "labels_unknown",
     "truncated_transcripts",
@@ -192,6 +217,7 @@ _HALF_TRAINED: dict[str, tuple[set[str], str]] = {
     "encoder_not_in_optimizer": ({"not_in_optimizer"}, "unoptimized"),
     "encoder_cut_off": ({"no_gradient", "no_update", "not_in_optimizer"}, "no_gradient"),
     "biases_only": ({"not_in_optimizer"}, "unoptimized"),
+    "base_frozen": ({"not_in_optimizer", "no_gradient", "no_update"}, "unoptimized"),
     "relus_dead": ({"no_gradient", "no_update", "no_information"}, "no_gradient"),
     "zero_start": ({"no_gradient", "no_update", "no_information"}, "no_gradient"),  # it looks as if nothing was heard
 }
@@ -240,9 +266,21 @@ def field_label(facts: dict[str, Any]) -> Label | None:
         return _emptied(facts)
     if fault == "short":
         return _short(facts)
+    if fault == "scale_shrinks":
+        outcomes = frozenset({"not_training", "non_finite", "undecided"} | _state(ends[-1]))
+        return Label(outcomes, frozenset({"precision", "gradient", "no_update"}), r["onset"])
+    if fault in _HELD_BACK:
+        return _held_back(facts)
+    if fault == "norm_poisoned":
+        return _poisoned(facts)
+    if fault in ("small_corpus", "sure_of_its_errors"):
+        return _learned_by_heart(facts)
+    if fault == "accumulated_sum" and ends and LEARNED < ends[-1]["true_per"] < 0.85:  # it did not quite explode
+        high = facts["end_loss"] > 1.5 * knows_nothing(facts)
+        return Label(frozenset({"exploded", "slow", "undecided"}), frozenset({"rate_too_high"}), 0) if high else None
     if not ends:
         return Label(frozenset({"exploded"}), _causes(fault, set()), r["onset"]) if fault in _RATES + _DRIFTS else None
-    if fault in ("small_step", "clip_before_unscale", "rate_falls", "warmup_again", "rate_ends", "loss_divided"):
+    if fault in _SMALL_STEPS:
         return _small_steps(facts)
     if fault == "updates_rounded_away":
         outcomes = frozenset({"not_training", "undecided"} | _state(ends[-1]))
@@ -262,6 +300,10 @@ def field_label(facts: dict[str, Any]) -> Label | None:
     if fault == "whole_lines" and ends[-1]["per"] > LEARNED:  # nobody could tell from the log that it is good
         return None
     own = _hurt_or_not(facts)
+    if own is not None and fault == "trainer_skips":
+        own = replace(own, outcomes=own.outcomes | {"bad_data"})
+    if own is not None and fault == "other_room" and r["pretrained"]:  # what it had known is before the log
+        own = replace(own, outcomes=own.outcomes | {"undecided", "slow"})
     if own is not None and own.healthy and fault in _HURT:
         return replace(own, passing=_passing(facts))
     return own
@@ -330,6 +372,8 @@ def _failed(fault: str | None, onset: int, failed_at: int) -> Label | None:
     if fault == "epsilon_underflows":  # the update that is not finite may fall between two that are measured
         causes = frozenset({"precision", "unknown", "loss", "gradient"})
         return Label(frozenset({"non_finite", "exploded"}), causes, failed_at)
+    if fault == "attention_masked":  # the inputs are finite, and the logits are not
+        return Label(frozenset({"non_finite"}), frozenset({"loss", "gradient", "unknown"}), failed_at)
     if fault in ("nan_gradient", "root_of_zero"):
         return Label(frozenset({"non_finite"}), frozenset({"gradient"}), failed_at)
     if fault == "masked_nan":
@@ -399,11 +443,11 @@ def _small_steps(facts: dict[str, Any]) -> Label | None:
     end, later = facts["ends"][-1], facts["later"]
     fault = facts["recipe"]["fault"]
     causes = frozenset({"precision"} if fault == "clip_before_unscale" else {"step_too_small"})
-    causes |= {"in_warmup"} if fault == "warmup_again" else set()
+    causes |= {"in_warmup"} if fault in ("warmup_again", "warmup_outlasts") else set()
     if end["true_per"] <= LEARNED:
         return Label(frozenset({"stable", "slow"}))
     state = _state(end)
-    if fault in ("rate_falls", "rate_ends"):  # the rate is soon 0 in float32, and nothing changes any more
+    if fault in _RATE_VANISHES:  # the rate is soon 0 in float32, and nothing changes any more
         outcomes = {"slow" if end["true_per"] < 0.9 else "undecided", "not_training"} | state
         return Label(frozenset(outcomes), causes | {"no_update", "rate_zero"}, 0)
     if (later and later[-1]["true_per"] <= LEARNED) or not state:
@@ -423,6 +467,40 @@ def _hardly_learned(facts: dict[str, Any], causes: frozenset[str]) -> Label | No
     if min(e["true_per"] for e in [end, *later]) < 0.75:
         return None
     return Label(frozenset({"undecided", "slow"} | _state(end)), causes, 0)
+
+
+def _held_back(facts: dict[str, Any]) -> Label | None:
+    end = facts["ends"][-1]
+    if end["true_per"] <= LEARNED:
+        return Label(frozenset({"stable", "slow"}))
+    if end["true_per"] < 0.7:
+        return None
+    causes = {"no_information", "labels", "unknown", "no_evidence"}
+    causes |= {"step_too_small"} if facts["recipe"]["fault"] != "raw_inputs" else set()
+    return Label(frozenset({"undecided", "slow"} | _state(end)), frozenset(causes), 0)
+
+
+def _poisoned(facts: dict[str, Any]) -> Label | None:
+    end = facts["ends"][-1]
+    if end["train_per"] > LEARNED or end["true_per"] < 0.9:
+        return None
+    outcomes = frozenset({"undecided", "slow", "bad_data", "non_finite"} | _state(end))
+    return Label(outcomes, frozenset({"train_eval", "labels", "metric", "validation_loss", "non_finite_input"}), 0)
+
+
+def _learned_by_heart(facts: dict[str, Any]) -> Label | None:
+    ends, end = facts["ends"], facts["ends"][-1]
+    least, best = min(ends, key=lambda e: e["loss"]), min(e["true_per"] for e in ends)
+    if facts["end_loss"] > 0.3 * end["loss"]:
+        return None
+    rise = end["loss"] / least["loss"]
+    bad = end["true_per"] > LEARNED
+    outcomes = {"slow", "undecided"} if bad else {"stable", "slow"}
+    if end["true_per"] > best + 0.1:
+        outcomes -= {"stable"}
+    outcomes |= {"degraded"} if rise > 1.15 or end["true_per"] > best + 0.05 else set()
+    causes = {"overfitting"} | ({"labels", "train_eval"} if bad and rise < 1.5 else set())
+    return Label(frozenset(outcomes), frozenset(causes), int(least["step"]))
 
 
 def _converged(facts: dict[str, Any]) -> bool:
@@ -474,7 +552,9 @@ def _hurt_or_not(facts: dict[str, Any]) -> Label | None:
         onset = int(best["step"])
     if best["true_per"] > LEARNED and fault == "range_test_goes_on" and facts["end_loss"] > 2 * nothing:
         return Label(frozenset({"exploded"} | state), _causes(fault, state), onset)
-    if best["true_per"] > LEARNED and fault in ("rate_peaks", "warmup_never_ends"):
+    if best["true_per"] > LEARNED and fault in (
+        *("rate_peaks", "warmup_never_ends", "peak_too_high", "cosine_ends_high", "cosine_ends_high_cut"),
+    ):
         bad = _bad_from_start(facts, state)
         return bad if bad is None or lost < _HARM else replace(bad, outcomes=bad.outcomes | {"degraded"})
     if best["true_per"] > LEARNED:  # it had hardly learned anything that it could lose
@@ -514,7 +594,9 @@ def _passing(facts: dict[str, Any]) -> frozenset[str]:
             "head_replaced" | "array_moved" | "shrunk_and_perturbed" | "resumed_from_older"
         ):  # for a while it knew nothing again
             return frozenset({"degraded", "exploded", "blank_collapse", "mode_collapse"})
-        case "bad_batch_skipped":  # the batch was bad
+        case "table_changes" | "encoder_lost" | "peak_too_high" | "bad_shard":
+            return frozenset({"degraded", "exploded", "blank_collapse", "mode_collapse"})
+        case "bad_batch_skipped" | "trainer_skips":  # the batch was bad
             return frozenset({"bad_data", "non_finite"})
     return frozenset({"degraded", "exploded"} if facts["largest_loss"] > 2 * knows_nothing(facts) else ())
 

@@ -6,8 +6,15 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-Half = Literal["field_design", "field_test", "field_second_test", "field_third_test", "field_fourth_test"]
-Task = Literal["short", "long", "words", "homophones", "lines", "spaced", "spikes", "keywords", "commands"]
+Half = Literal[
+    "field_design",
+    "field_test",
+    "field_second_test",
+    "field_third_test",
+    "field_fourth_test",
+    "field_fifth_test",
+]
+Task = Literal["short", "long", "words", "homophones", "lines", "spaced", "spikes", "keywords", "commands", "letters"]
 Model = Literal[
     "gru",
     "conv",
@@ -26,6 +33,9 @@ Model = Literal[
     "tcn",
     "gated_conv",
     "elman",
+    "transformer",
+    "deep_speech",
+    "patches",
 ]
 Optimizer = Literal[
     "adamw",
@@ -76,7 +86,7 @@ class FieldRecipe:
         task: `short` utterances have 2 to 6 labels of 10 classes, `long` ones 6 to 12 of 24. `words` have 2 to 12
             of 40, in words; of `homophones` each class sounds like one other, and a guess is right half of the time.
             `lines` have 3 to 7 of 30, `spaced` ones a space between each two; `spikes` have 3 to 7 of 20, `keywords`
-            1 to 3 of 8 in silence, and `commands` one of 8.
+            1 to 3 of 8 in silence, and `commands` one of 8. `letters` have 2 to 15 of 26, some of them double.
         noise: The standard deviation of the noise on the features.
         fresh_noise: Whether each reading of an utterance has new noise.
         warmup: The steps in which the rate rises from 0.

@@ -5,6 +5,7 @@ Thresholds are set on `field_design`. `field_test` has other seeds, another task
 families that `field_design` lacks. `field_second_test` has what both of them lack; `field_second_recipes` makes it.
 `field_third_test` has what all three lack; `field_third_recipes` makes it.
 `field_fourth_test` has what those four lack; `field_fourth_recipes` makes it.
+`field_fifth_test` has what all five lack; `field_fifth_recipes` makes it.
 Nothing in the detectors may be set on a test half.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from experiments.detection.field_fifth_recipes import FIFTH_TEST, fifth_base
 from experiments.detection.field_fourth_recipes import FOURTH_TEST, fourth_base
 from experiments.detection.field_recipe import Draw, FieldRecipe, Half, Kind, between, late, one_of
 from experiments.detection.field_second_recipes import SECOND_TEST, second_base
@@ -23,6 +25,7 @@ _SEEDS: dict[Half, int] = {  # the first of each
     "field_second_test": 2000,
     "field_third_test": 3000,
     "field_fourth_test": 4000,
+    "field_fifth_test": 5000,
 }
 
 
@@ -35,6 +38,7 @@ def field_recipes() -> list[FieldRecipe]:
         "field_second_test": SECOND_TEST,
         "field_third_test": THIRD_TEST,
         "field_fourth_test": FOURTH_TEST,
+        "field_fifth_test": FIFTH_TEST,
     }
     for half, families in halves.items():
         for kind, count in families.items():
@@ -55,6 +59,8 @@ def _base(family: str, half: Half, seed: int, draw: Draw) -> FieldRecipe:
         return third_base(family, half, seed, draw)
     if half == "field_fourth_test":
         return fourth_base(family, half, seed, draw)
+    if half == "field_fifth_test":
+        return fifth_base(family, half, seed, draw)
     return FieldRecipe(
         family,
         half,

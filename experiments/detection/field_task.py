@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.detection.corpus import _GRU
+from experiments.detection.field_fifth_task import CHANNELS, LETTERS, letters
 from experiments.detection.field_recipe import FieldRecipe, Task
 from experiments.detection.field_third_task import (
     THIRD_CLASSES,
@@ -21,10 +22,35 @@ from experiments.detection.field_third_task import (
     third_utterances,
 )
 
-CLASSES: dict[Task, int] = {"short": 10, "long": 24, "words": 40, "homophones": 40, **THIRD_CLASSES}  # without blank
-_FEATURES: dict[Task, int] = {"short": 12, "long": 12, "words": 20, "homophones": 20, **THIRD_FEATURES}
+CLASSES: dict[Task, int] = {
+    "short": 10,
+    "long": 24,
+    "words": 40,
+    "homophones": 40,
+    "letters": LETTERS,
+    **THIRD_CLASSES,
+}  # without blank
+_FEATURES: dict[Task, int] = {
+    "short": 12,
+    "long": 12,
+    "words": 20,
+    "homophones": 20,
+    "letters": CHANNELS,
+    **THIRD_FEATURES,
+}
 _WORDS = 60
-_HALVED = ("conv_gru", "bigru", "crnn", "quartz", "stacked_gru", "post_norm", "tcn")  # models with half the frames
+_HALVED = (
+    "conv_gru",
+    "bigru",
+    "crnn",
+    "quartz",
+    "stacked_gru",
+    "post_norm",
+    "tcn",
+    "transformer",
+    "deep_speech",
+    "patches",
+)  # models with half the frames
 
 
 @dataclass
@@ -50,7 +76,7 @@ class Batch:
 @cache
 def utterances(task: Task, count: int, seed: int) -> Batch:
     """Make utterances without noise."""
-    makers = {"short": _glides, "long": _glides, "words": _speech, "homophones": _speech}
+    makers = {"short": _glides, "long": _glides, "words": _speech, "homophones": _speech, "letters": letters}
     make = makers.get(task, third_utterances)
     xs, ys = zip(*make(task, count, np.random.default_rng(seed)), strict=True)
     return Batch(

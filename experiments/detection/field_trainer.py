@@ -577,7 +577,7 @@ def pretrained(trainer: Trainer) -> Trainer:
     r = trainer.r
     if r.pretrained:
         good = replace(r, fault=None, lr=3e-3, warmup=50, optimizer="adamw", clip=5.0, schedule="constant")
-        before = Trainer(replace(good, fresh_noise=True, utterances=400, smoothing=0.0, dropout=0.0))
+        before = type(trainer)(replace(good, fresh_noise=True, utterances=400, smoothing=0.0, dropout=0.0))
         for _ in range(r.pretrained):
             before.train_step()
         trainer.load(before.model.state_dict())
