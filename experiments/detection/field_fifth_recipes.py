@@ -74,7 +74,7 @@ def _small_last_batch(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 
 
 def _spikes_of_a_high_rate(r: FieldRecipe, draw: Draw) -> FieldRecipe:
-    """The rate is as high as the training can bear: the loss has spikes, and comes back."""
+    """The rate is ten times the usual: the loss leaps to several times its level, and comes back."""
     made = replace(r, lr=one_of(draw, 0.04, 0.06), schedule="linear", model=one_of(draw, "patches", "transformer"))
     return replace(made, fault="rate_at_the_edge", clip=None, batch=4, reduction="per_utterance_sum")
 

@@ -57,7 +57,7 @@ class FifthTrainer(FourthTrainer):
         return torch.optim.AdamW([{"params": [*part.parameters()]} for part in parts], self.r.lr)
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Begin with the weights of a training before, but for the head if there are other classes."""
+        """Begin with the weights of a training before, but for the head if it is to be a new one."""
         super().load(weights)
         if self.r.fault in _NEW_HEAD:
             torch.manual_seed(self.r.seed + 1)

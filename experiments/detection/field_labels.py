@@ -192,7 +192,7 @@ _MISMATCH = {
     "validates_quantised": {"train_eval", "labels"},
     "argmax_over_time": {"metric"},
     "validation_without_log": {"train_eval", "labels"},
-    "another_day_validated": {"train_eval", "labels"},
+    "another_day_validated": {"train_eval", "labels", "overfitting"},  # it has learned the days that it was trained on
     "same_transcript": {"labels", "train_eval", "overfitting"},  # one sentence is all there is to learn by heart
 }
 _HELD_BACK = ("bounded_logits", "kept_for_dropped", "smoothed_away", "raw_inputs")
@@ -217,7 +217,7 @@ _HALF_TRAINED: dict[str, tuple[set[str], str]] = {
     "encoder_not_in_optimizer": ({"not_in_optimizer"}, "unoptimized"),
     "encoder_cut_off": ({"no_gradient", "no_update", "not_in_optimizer"}, "no_gradient"),
     "biases_only": ({"not_in_optimizer"}, "unoptimized"),
-    "base_frozen": ({"not_in_optimizer", "no_gradient", "no_update"}, "unoptimized"),
+    "base_frozen": ({"no_gradient", "no_update", "not_in_optimizer"}, "no_gradient"),
     "relus_dead": ({"no_gradient", "no_update", "no_information"}, "no_gradient"),
     "zero_start": ({"no_gradient", "no_update", "no_information"}, "no_gradient"),  # it looks as if nothing was heard
 }
@@ -302,8 +302,6 @@ def field_label(facts: dict[str, Any]) -> Label | None:
     own = _hurt_or_not(facts)
     if own is not None and fault == "trainer_skips":
         own = replace(own, outcomes=own.outcomes | {"bad_data"})
-    if own is not None and fault == "other_room" and r["pretrained"]:  # what it had known is before the log
-        own = replace(own, outcomes=own.outcomes | {"undecided", "slow"})
     if own is not None and own.healthy and fault in _HURT:
         return replace(own, passing=_passing(facts))
     return own
@@ -426,7 +424,7 @@ def _mismatched(facts: dict[str, Any]) -> Label | None:
     if fault != "half_labels_shifted" and (end["per"] < 0.8 or not (apart or fault in _ANOTHER_TASK)):
         return None
     outcomes = {"undecided", "slow", "mode_collapse", "blank_collapse", "bad_data"}
-    if fault in ("half_labels_shifted", "accuracy_as_error", "same_transcript"):
+    if fault in ("half_labels_shifted", "accuracy_as_error", "same_transcript", "another_day_validated"):
         outcomes |= {"degraded"}
     return Label(frozenset(outcomes), frozenset(_MISMATCH[fault]), 0)
 
@@ -471,7 +469,7 @@ def _hardly_learned(facts: dict[str, Any], causes: frozenset[str]) -> Label | No
 
 def _held_back(facts: dict[str, Any]) -> Label | None:
     end = facts["ends"][-1]
-    if end["true_per"] <= LEARNED:
+    if end["true_per"] <= LEARNED and end["loss"] < knows_nothing(facts):
         return Label(frozenset({"stable", "slow"}))
     if end["true_per"] < 0.7:
         return None
