@@ -13,6 +13,7 @@ outputs/explain/explanation.html. The same command goes on from where it was sto
 import argparse
 import sys
 
+from stability.core.arguments import count
 from stability.core.errors import StabilityError
 from stability.core.extras import require
 
@@ -31,10 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("failed", metavar="FAILED", help="what fails: overrides in quotes, or a trial's folder")
     parser.add_argument("healthy", metavar="HEALTHY", help="what works")
     parser.add_argument(
-        "common", nargs="*", metavar="OVERRIDE", help="settings of both, as for stability.train; study=NAME: the folder"
+        "common", nargs="*", default=[], metavar="OVERRIDE", help="settings of both, as for stability.train; study=NAME: the folder"
     )
-    parser.add_argument("--trials", type=int, metavar="N", help="stop after so many trials, earlier ones included")
-    parser.add_argument("--steps", type=int, metavar="N", help="stop before the trials make more steps than this")
+    parser.add_argument("--trials", type=count, metavar="N", help="stop after so many trials, earlier ones included")
+    parser.add_argument("--steps", type=count, metavar="N", help="stop before the trials make more steps than this")
     parser.add_argument(
         "--dry-run", action="store_true", help="list the differences and what it may cost; train nothing"
     )

@@ -13,6 +13,7 @@ answer is printed, with the command to train with it. The same command goes on f
 import argparse
 import sys
 
+from stability.core.arguments import count
 from stability.core.errors import StabilityError
 from stability.core.extras import require
 
@@ -30,11 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("failed", metavar="FAILED", help="what fails: overrides in quotes, or a trial's folder")
     parser.add_argument(
-        "common", nargs="*", metavar="OVERRIDE", help="further settings, as for stability.train; study=NAME: the folder"
+        "common", nargs="*", default=[], metavar="OVERRIDE", help="further settings, as for stability.train; study=NAME: the folder"
     )
-    parser.add_argument("--seeds", type=int, default=2, metavar="N", help="fresh seeds in which it has to be healthy")
-    parser.add_argument("--trials", type=int, metavar="N", help="stop after so many trials, earlier ones included")
-    parser.add_argument("--steps", type=int, metavar="N", help="stop before the trials make more steps than this")
+    parser.add_argument("--seeds", type=count, default=2, metavar="N", help="fresh seeds in which it has to be healthy")
+    parser.add_argument("--trials", type=count, metavar="N", help="stop after so many trials, earlier ones included")
+    parser.add_argument("--steps", type=count, metavar="N", help="stop before the trials make more steps than this")
     parser.add_argument("--dry-run", action="store_true", help="list the changes to try; train nothing")
     options = parser.parse_intermixed_args(arguments)
     try:

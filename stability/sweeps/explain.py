@@ -20,12 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from stability.analysis.beliefs import Difference, Job, Mixture
 from stability.analysis.explanation import Explanation, explain, role_of
-from stability.analysis.levels import level_text
+from stability.analysis.levels import is_number, level_text
 from stability.analysis.tried import Tried, read_launched, read_tried
 from stability.config.hydra import resolve_config
 from stability.core.errors import StabilityError
 from stability.core.files import EXPLANATION, short_path, write_atomically
-from stability.core.text import counted, load_json, plain
+from stability.core.text import counted, listed, load_json, plain
 from stability.sweeps.budget import Budget
 from stability.sweeps.hydra_internals import BasicSweeper
 from stability.sweeps.jobs import NextTrial, PlannedTrial, compose_job
@@ -98,6 +98,7 @@ class ExplainSweeper(BasicSweeper):
         _write(experiment, folder)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         returns: list[Sequence[JobReturn]] = []
+        stage = ""
         while (found := experiment.explain()).needed:
             planned = {job: one for job in found.needed if (one := self._plan(experiment, job))}
             if not self.config.fresh:
@@ -109,7 +110,10 @@ class ExplainSweeper(BasicSweeper):
             if missing and not batch:
                 break
             if batch:
-                print(f"round {len(returns) + 1}: {counted(len(batch), 'trial')}, {_STAGES[found.stage]}", flush=True)
+                if found.stage != stage == "sides":
+                    print(_sides_so_far(experiment))
+                stage = found.stage
+                print(f"round {len(returns) + 1}: {counted(len(batch), 'trial')}, {_STAGES[stage]}", flush=True)
                 number = sum(map(len, returns))
                 returns.append(self.launcher.launch([missing[job].overrides for job in batch], initial_job_idx=number))
                 experiment.tried |= {job: read_launched(missing[job].trial.folder) for job in batch}
@@ -167,6 +171,16 @@ def question_of(cfg: DictConfig) -> Question:
     return question
 
 
+def _sides_so_far(experiment: _Experiment) -> str:
+    """How often the two have failed."""
+    every = frozenset(difference.name for difference in experiment.question.differences)
+    texts = []
+    for name, mixture in (("FAILED", Mixture(every)), ("HEALTHY", Mixture(frozenset()))):
+        ended = [one.failed for job, one in experiment.tried.items() if job.mixture == mixture and one.failed is not None]
+        texts.append(f"{name} failed in {sum(ended)} of {counted(len(ended), 'trial')}")
+    return f"{listed(texts)}."
+
+
 def _known_digest(file: Path) -> str | None:
     """The hash of the statement in a file; None if it has none."""
     try:
@@ -185,9 +199,10 @@ def show_question(question: Question) -> None:
         print(note)
     for how, (high, low) in _TYPICAL.items():
         one, three = (_typical_trials(question.differences, count, high, low) for count in (1, 3))
-        print(
-            f"If FAILED fails {how}: about {one} trials if one of them is the cause, {three} if three are it together."
-        )
+        together = f" if one of them is the cause, {three} if three are it together" * (len(question.differences) > 3)
+        print(f"If FAILED fails {how}: about {one} trials{together}.")
+    if any(is_number(one.failed) and is_number(one.healthy) for one in question.differences):
+        print("Between which two values a number flips takes 20 to 60 trials more.")
 
 
 def said_before(question: Question) -> list[str]:

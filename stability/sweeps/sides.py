@@ -1,5 +1,6 @@
 """A configuration that a question is asked about, such as FAILED: given as overrides, or as the folder of a trial."""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from stability.core.files import CONFIG, is_folder, short_path
 from stability.sweeps.jobs import PlannedTrial, compose_job
 from stability.trials.program import check_program
 
+# Settings of the whole experiment; what is in front of the name is Hydra's.
+_OF_EXPERIMENT = re.compile(r"[+~]*((study|outputs|fresh)(=|$)|(hydra|sweep)[./])")
 _OF_STUDY = ("study", "outputs", "fresh", "tracking", "seed")  # the command's own, whatever a side's folder says
 
 
@@ -38,12 +41,27 @@ def side_overrides(name: str, text: str, cfg: DictConfig, arguments: Sequence[st
         raise StabilityError(
             f"{name}: there is no folder {text}. Give a trial's folder, or overrides: optimizer.epsilon=0.1"
         )
-    if "experiment=" in text:
-        raise StabilityError(f"{name}: {text}: an experiment is a sweep. Give the settings of one trial of it.")
     try:
-        return [word for word in full_words(shlex.split(text)) if word.partition("=")[0] != "seed"]
+        words = shlex.split(text)
     except ValueError as error:  # a quote that is not closed
         raise StabilityError(f"{name}: {text}: {error}.") from None
+    _refuse_sweeps(f"{name}: ", words)
+    for word in words:
+        if _OF_EXPERIMENT.match(word):
+            raise StabilityError(f"{name}: {word} is no setting of a training: give it outside the quotes of {name}.")
+    return [word for word in full_words(words) if word.partition("=")[0] != "seed"]
+
+
+def check_common(command: str, arguments: Sequence[str]) -> None:
+    """Raise StabilityError if the overrides of all trials choose what the command chooses itself.
+
+    Args:
+        command: explain, or repair.
+        arguments: The overrides of the command line.
+    """
+    if any(word.partition("=")[0].lstrip("+") == "seed" for word in arguments):
+        raise StabilityError(f"{command} chooses the seeds itself: remove seed=… from the command.")
+    _refuse_sweeps("", arguments)
 
 
 def composed(name: str, cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any], PlannedTrial]:
@@ -86,6 +104,19 @@ def nested(values: Mapping[str, Any], group: str) -> dict[str, Any]:
             OmegaConf.update(found, name, value)
     values_of_group: Any = OmegaConf.to_container(found[group])
     return {**values_of_group}
+
+
+def _refuse_sweeps(where: str, words: Sequence[str]) -> None:
+    """Raise if some of the overrides are of a sweep."""
+    for word in words:
+        if word.startswith("experiment=") and word != "experiment=null":
+            raise StabilityError(f"{where}{word}: an experiment is a sweep. Give the settings of one trial of it.")
+    for override in OverridesParser.create().parse_overrides(full_words(words)):
+        if override.is_sweep_override():
+            raise StabilityError(
+                f"{where}{override.input_line} has several values: give one. If it is a list, write it in brackets; if "
+                "it is a text with a comma, quote it."
+            )
 
 
 def _folder_overrides(name: str, folder: Path, cfg: DictConfig, arguments: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from stability.config.hydra import register_schema, resolve_config
 from stability.config.placeholders import uses_seed
+from stability.config.schema import Config
 from stability.core.errors import CallbackError, StabilityError
 from stability.core.text import counted
 from stability.sweeps.bisection import BisectionSweeper
@@ -138,13 +139,13 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
         else:
             show_plan(plan, cfg.hydra.launcher) if plan else show_search(search, study)
         sys.exit(1 if plan and plan.invalid else 0)
-    notes = _notes(plan, search)
+    settings = plan.trials[0].config if plan else resolve_config(cfg, searched=True)
+    notes = _notes(plan, search, settings)
     if until_ruled and plan:
         record_claims(cfg)
         notes += note_on_seeds(plan.trials)
     for note in notes:
         print(note)
-    settings = plan.trials[0].config if plan else resolve_config(cfg, searched=True)
     total, done = (search.total, search.done) if search else (None, 0)
     progress = SweepProgress(study, plan, total, done, None if plan else settings.budget)
     tracking, outputs = settings.tracking, Path(settings.outputs)
@@ -176,7 +177,7 @@ def _report_invalid(plan: Plan, stacked: bool, dry_run: bool) -> None:
     print(f"{summary}; {action} the other {others}.", list_invalid(plan.invalid), sep="\n")
 
 
-def _notes(plan: Plan | None, search: Search | None) -> list[str]:
+def _notes(plan: Plan | None, search: Search | None, settings: Config) -> list[str]:
     """Return what a user should know before the sweep starts."""
     notes = []
     if plan and plan.duplicates:
@@ -184,7 +185,7 @@ def _notes(plan: Plan | None, search: Search | None) -> list[str]:
         notes.append(f"{counted(plan.duplicates, 'configuration')} {verb} an earlier one; each trial is trained once.")
     if plan and plan.factors and len({trial.config.seed for trial in plan.trials}) == 1:
         notes.append("One seed does not show whether an effect is chance: give several, as in 'seed=range(3)'.")
-    elif plan and plan.trials[0].config.runs_command and not uses_seed(plan.trials[0].config):
+    elif settings.runs_command and settings.trainer.command and not uses_seed(settings):
         notes.append(
             "The program is not told the seed, so it chooses its random numbers itself. To tell it, write {seed} into "
             "trainer.command."

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stability.sweeps.question import digest
-from tests.support.commandline import CommandLine, wait_for
+from tests.support.commandline import CommandLine, ended, run_module, wait_for
 from tests.support.programs import command, runs, write_program
 
 PROGRAM = ("trainer=command", command("--lr {lr} --steps {steps} --seed {seed}"), "trainer.log=log.csv")
@@ -70,6 +70,7 @@ def test_the_cause_is_found_confirmed_and_told_after_a_kill_too(cli: CommandLine
     killed.kill()
     killed.communicate()
     out = cli.run(*LR, *PROGRAM).out
+    assert "FAILED failed in 4 of 4 trials and HEALTHY failed in 0 of 4 trials.\nround " in out
     assert "The cause is lr: HEALTHY fails with FAILED's 3 in place of 0.1, and flips between 0." in out
     assert "FAILED is healthy with HEALTHY's lr 0.1; steps has no part. All this holds at 5 %" in out
     found = explanation(cli)
@@ -105,6 +106,7 @@ def test_a_dry_run_lists_the_differences_and_the_cost_and_trains_nothing(cli: Co
     assert "Not tried on their own, since they follow others: schedule.lr_max_day." in end.out
     assert "Left out, since they change no result: tracking.backend." in end.out
     assert "trials if one of them is the cause" in end.out
+    assert "Between which two values a number flips takes 20 to 60 trials more." in end.out
     assert not (cli.folder / "outputs").exists()
 
 
@@ -116,6 +118,11 @@ def test_a_dry_run_lists_the_differences_and_the_cost_and_trains_nothing(cli: Co
         ("aug=weaker", "aug=weak", (), ["FAILED is no valid configuration", "aug/weaker"]),
         ("nowhere", "aug=weak", (), ["FAILED: there is no folder nowhere", "overrides"]),
         ("experiment=test1", "aug=weak", (), ["FAILED: experiment=test1: an experiment is a sweep"]),
+        ("lr=1 {", "lr=0.1", (), ["Cannot read {"]),
+        ("lr=1 'aug=weak", "lr=0.1", (), ["FAILED: lr=1 'aug=weak: No closing quotation"]),
+        ("lr=1,2", "lr=0.1", (), ["FAILED: schedule.lr_max=1,2 has several values: give one"]),
+        ("lr=1", "lr=0.1 study=other", (), ["HEALTHY: study=other is no setting of a training: give it outside"]),
+        ("lr=1", "lr=0.1", ("aug=weak,none",), ["aug=weak,none has several values: give one"]),
         ("aug=weak", "aug=none", ("seed=3",), ["chooses the seeds itself: remove seed="]),
         ("aug=weak", "aug=none", ("hydra.sweeper.trials=0",), ["hydra.sweeper.trials=0: give a whole number"]),
     ],
@@ -126,6 +133,27 @@ def test_wrong_questions_are_refused(
     message = cli.refuse(*asked(failed, healthy), *more)
     assert all(part in message for part in parts), message
     assert not (cli.folder / "outputs").exists()
+
+
+def test_an_experiment_is_no_setting_of_all_trials(cli: CommandLine) -> None:
+    end = ended(cli.fork_plain(*asked("lr=1", "lr=0.1"), "experiment=test1"), 1)
+    assert end.err == "error: experiment=test1: an experiment is a sweep. Give the settings of one trial of it.\n"
+
+
+@pytest.mark.parametrize("door", ["explain", "repair"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "the following arguments are required: FAILED"),
+        (("lr=1", "lr=0.1", "--trials", "0"), "argument --trials: 0: give a whole number of 1 or more."),
+        (("lr=1", "lr=0.1", "--steps", "many"), "argument --steps: many: give a whole number of 1 or more."),
+    ],
+)
+def test_a_wrong_command_line_is_said_in_its_own_words(door: str, words: tuple[str, ...], message: str) -> None:
+    end = run_module(f"stability.{door}", *words)
+    assert end.returncode == 2
+    assert message in end.stderr
+    assert "OVERRIDE" not in end.stderr.splitlines()[-1], "further settings are not required"
 
 
 def test_without_both_sides_the_message_says_how_they_are_given(cli: CommandLine) -> None:
