@@ -32,7 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("failed", metavar="FAILED", help="what fails: overrides in quotes, or a trial's folder")
     parser.add_argument("healthy", metavar="HEALTHY", help="what works")
     parser.add_argument(
-        "common", nargs="*", default=[], metavar="OVERRIDE", help="settings of both, as for stability.train; study=NAME: the folder"
+        "common",
+        nargs="*",
+        default=[],
+        metavar="OVERRIDE",
+        help="settings of both, as for stability.train; study=NAME: the folder",
     )
     parser.add_argument("--trials", type=count, metavar="N", help="stop after so many trials, earlier ones included")
     parser.add_argument("--steps", type=count, metavar="N", help="stop before the trials make more steps than this")

@@ -7,7 +7,8 @@ python -m stability.repair outputs/single/FAILED --trials 20
 python -m stability.repair settings.lr=3 trainer=command 'trainer.command=python train.py --lr {lr} --seed {seed}'
 
 The cause of its failure says what to try, small changes first. One that is healthy is confirmed on fresh seeds. The
-answer is printed, with the command to train with it. The same command goes on from where it was stopped.
+answer is printed, with the command to train with it, and explained in outputs/repair/repair.html. The same command goes
+on from where it was stopped.
 """
 
 import argparse
@@ -31,7 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("failed", metavar="FAILED", help="what fails: overrides in quotes, or a trial's folder")
     parser.add_argument(
-        "common", nargs="*", default=[], metavar="OVERRIDE", help="further settings, as for stability.train; study=NAME: the folder"
+        "common",
+        nargs="*",
+        default=[],
+        metavar="OVERRIDE",
+        help="further settings, as for stability.train; study=NAME: the folder",
     )
     parser.add_argument("--seeds", type=count, default=2, metavar="N", help="fresh seeds in which it has to be healthy")
     parser.add_argument("--trials", type=count, metavar="N", help="stop after so many trials, earlier ones included")

@@ -301,7 +301,7 @@ def _find_flips(differences: Sequence[Difference], beliefs: Beliefs, found: Expl
     jobs: list[Job] = []
     for difference in differences:
         sets = [names for names in found.sufficient if difference.name in names]
-        if sets and is_number(difference.failed) and is_number(difference.healthy):
+        if sets and all(is_number(value) and math.isfinite(value) for value in (difference.failed, difference.healthy)):
             others = sets[0] - {difference.name}
             (healthy, first), (fails, second) = (_edge(difference, others, beliefs, side) for side in (False, True))
             flips.append(Flip(difference.name, others, healthy, fails))

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from stability.analysis.remedies import Change
 from stability.analysis.tried import Tried
+from stability.core.text import counted
 
 _TOGETHER = 3  # roles of which the most promising changes are tried in pairs
 # Failures from near to far; others are farther.
@@ -83,18 +84,21 @@ def race(
 def check_failed(results: Results, first: int) -> tuple[Job | None, str]:
     """Say whether FAILED fails again: in two of at most three seeds, or in one with a cause that all seeds have.
 
+    A crash says nothing of the training: if only one trial has crashed, another seed takes its place.
+
     Returns:
         The trial that is needed next, if one is, and why there is nothing to repair; empty if there is.
     """
-    known = [results[job] for seed in range(first, first + 3) if (job := Job(UNCHANGED, seed)) in results]
-    if any(result.failed is None for result in known):
-        return None, "FAILED crashes, so nothing is known of its training."
+    tried = [results[job] for seed in range(first, first + 4) if (job := Job(UNCHANGED, seed)) in results]
+    known = [result for result in tried if result.failed is not None]
+    if (crashed := len(tried) - len(known)) == 2 or (crashed and not known):
+        return None, f"FAILED crashed in {crashed} of {counted(len(tried), 'trial')}: mend the program first."
     healthy = sum(not result.failed for result in known)
     if healthy == 2:
         failed = f"and failed in {len(known) - healthy}" if len(known) > healthy else "and did not fail"
         return None, f"FAILED is healthy in {healthy} of {len(known)} seeds, {failed}: there is little to repair."
     sure = any(result.failed and result.cause in _OF_ALL_SEEDS for result in known)
-    return (None, "") if sure or len(known) - healthy == 2 else (Job(UNCHANGED, first + len(known)), "")
+    return (None, "") if sure or len(known) - healthy == 2 else (Job(UNCHANGED, first + len(tried)), "")
 
 
 def fresh_jobs(change: Change, first: int, seeds: int) -> list[Job]:

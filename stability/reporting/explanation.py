@@ -8,26 +8,22 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from stability import __version__
 from stability.analysis.beliefs import SEEDS_APART
 from stability.analysis.explanation import ALPHA
 from stability.analysis.levels import level_text
 from stability.config.names import short_name
-from stability.core.checkout import git_commit
 from stability.core.files import EXPLANATION, short_path, write_atomically
-from stability.core.passwords import hide_passwords
 from stability.core.text import counted, listed, load_json
 from stability.diagnosis.display import shown
-from stability.diagnosis.outcomes import MARKS
 from stability.reporting.html import render
-from stability.reporting.recorded import TRAIN
+from stability.reporting.recorded import typed
+from stability.reporting.tried import made_with, marks_of, signs, train_command
 
 PAGE = "explanation.html"
 
@@ -65,21 +61,19 @@ def write_explanation(study: Path) -> Written:
     rows = [_difference_row(found, one) for one in found["differences"]]
     content = {
         "title": study.resolve().name,
+        "subject": "why training fails",
+        "about": f"{_cost(found)} · {counted(len(found['differences']), 'difference')}",
         "sentences": sentences,
         "found": found,
-        "cost": _cost(found),
         "alpha": f"{100 * ALPHA:g} %",
         "rows": rows,
         "claims": [_claim_row(found, claim) for claim in found["claims"]],
         "picture": _picture(found),
-        "tried": [_tried_row(found, mixture) for mixture in found["mixtures"]],
+        "mixtures": [_tried_row(found, mixture) for mixture in found["mixtures"]],
         "invalid": [{"what": mixture_text(found, one), "reason": one["reason"]} for one in found["invalid"]],
-        "names": {one["name"]: short_name(one["name"]) for one in found["differences"]},
-        "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "version": f"stability {__version__}",
-        "commit": (git_commit() or "")[:7],
         "command": _command(found),
-        "marks": [(name, mark) for name, mark in MARKS.items() if name in _outcomes(found)],
+        "marks": marks_of(trial for mixture in found["mixtures"] for trial in mixture["trials"]),
+        **made_with(),
     }
     write_atomically(study / PAGE, render("explanation.html.j2", content))
     _print(found, sentences, rows, study)
@@ -93,12 +87,12 @@ def answer(found: Mapping[str, Any]) -> tuple[str, str]:
         found: The content of `explanation.json`.
     """
     if found["problem"]:
-        return found["problem"], f"{_sides_outcomes(found)} So there is nothing to explain; this took {_cost(found)}."
+        return found["problem"], f"{_sides_outcomes(found)} So nothing can be explained; this took {_cost(found)}."
     if found["confirmed"]:
         cures = _OR.join(_values(found, names, "healthy") for names in found["cures"])
         none = [short_name(one["name"]) for one in found["differences"] if one["role"] == "none"]
         rest = f"; {listed(none)} {'has' if len(none) == 1 else 'have'} no part" if none else ""
-        holds = f"All this holds at {100 * ALPHA:g} %, and took {_cost(found)}"
+        holds = f"The chance that any of this is wrong is at most {100 * ALPHA:g} %; it took {_cost(found)}"
         return f"{_cause(found)}{_by_chance(found)}.", f"FAILED is healthy with HEALTHY's {cures}{rest}. {holds}."
     if found["contradiction"]:
         fails, healthy = (_names(names) for names in found["contradiction"])
@@ -116,7 +110,7 @@ def answer(found: Mapping[str, Any]) -> tuple[str, str]:
         likely = _OR.join(_values(found, names, "failed") for names in found["sufficient"])
         first = f"Not decided: the cause may be FAILED's {likely}, which is not confirmed."
     else:
-        first = f"Not decided: {_sides_text(found)}."
+        first = f"Not decided: {_sides_text(found) if found['mixtures'] else 'no trial has ended'}."
     if not found["finished"]:
         goes_on = "the same command goes on from there, with a larger budget if that was spent"
         return first, f"It was stopped after {_cost(found)}; {goes_on}."
@@ -242,15 +236,14 @@ def _train_command(found: Mapping[str, Any], mixture: Mapping[str, Any], seed: i
     """The command that repeats a trial, in another study."""
     for one in found["mixtures"]:
         if (one["failed"], one["between"]) == (mixture["failed"], mixture["between"]):
-            words = [word for word in one["overrides"] if not word.startswith("study=")]
-            return shlex.join([*TRAIN, *words, f"seed={seed}", "study=again"])
+            return train_command(one["overrides"], f"seed={seed}", "study=again")
     return ""
 
 
 def _command(found: Mapping[str, Any]) -> str:
     statement = found["statement"]
     sides = [statement[side]["given"] for side in ("failed", "healthy")]
-    return shlex.join(["python", "-m", "stability.explain", *sides, *map(hide_passwords, found["arguments"])])
+    return shlex.join(["python", "-m", "stability.explain", *sides, *typed(found["arguments"])])
 
 
 def _tried_row(found: Mapping[str, Any], mixture: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,28 +253,12 @@ def _tried_row(found: Mapping[str, Any], mixture: Mapping[str, Any]) -> dict[str
         "what": mixture_text(found, mixture),
         "has": {name: name in mixture["failed"] for name in (one["name"] for one in found["differences"])},
         "between": mixture["between"],
-        "trials": [_sign(trial) for trial in trials],
+        "trials": signs(trials, _is_fresh),
         "failures": sum(trial["failed"] for trial in ended),
         "ended": len(ended),
         "steps": sum(trial["steps"] for trial in trials),
         "command": _train_command(found, mixture, trials[0]["seed"]),
     }
-
-
-def _sign(trial: Mapping[str, Any]) -> dict[str, Any]:
-    mark = MARKS.get(trial["outcome"])
-    cause = f", {trial['cause']}" if trial["cause"] else ""
-    return {
-        "sign": mark.sign if mark else "✕",
-        "colour": mark.colour if mark else "var(--soft)",
-        "title": f"seed {trial['seed']}: {trial['outcome']}{cause}, {counted(trial['steps'], 'step')}",
-        "folder": trial["folder"],
-        "fresh": _is_fresh(trial),
-    }
-
-
-def _outcomes(found: Mapping[str, Any]) -> set[str]:
-    return {trial["outcome"] for mixture in found["mixtures"] for trial in mixture["trials"]}
 
 
 def _sides_trials(found: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -304,13 +281,13 @@ def _sides_outcomes(found: Mapping[str, Any]) -> str:
     """How the trials of the two ended."""
     counts = {name: Counter(trial["outcome"] for trial in own) for name, own in _sides_trials(found).items()}
     texts = [
-        f"{name} ended {listed(f'{count} times {outcome}' for outcome, count in own.items())}"
+        f"of {name}: {listed(f'{count} {outcome}' for outcome, count in own.items())}"
         for name, own in counts.items()
         if own
     ]
     undecided = any("undecided" in own for own in counts.values())
     more = " A trial that is undecided had not learned when its steps ended: give more steps." if undecided else ""
-    return f"{listed(texts)}.{more}"
+    return f"Outcomes {'; '.join(texts)}.{more}"
 
 
 def _picture(found: Mapping[str, Any]) -> dict[str, Any]:

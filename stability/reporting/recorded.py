@@ -1,7 +1,8 @@
 """What a study's folder records of its last sweep: the command, the sweeper, and the claims. Hydra wrote it there."""
 
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,18 @@ SEARCHES = (
 )  # sweepers that choose each trial by the outcomes so far
 TRAIN = ("python", "-m", "stability.train")
 
+_QUOTED = r"^(trainer\.\w+=)'([^'\\]*)'$"  # what `stability.train` quotes itself
+
+
+def typed(words: Iterable[str]) -> list[str]:
+    """Return overrides as they are typed: without the quotes that are added anyway, and without passwords."""
+    return [hide_passwords(re.sub(_QUOTED, r"\1\2", word)) for word in words]
+
+
+def common_overrides(study: Path) -> list[str]:
+    """Return the overrides of the last sweep in a study's folder as they are typed; none if they are not recorded."""
+    return typed(_recorded(study, "hydra", "overrides", "task") or ())
+
 
 def sweep_command(study: Path) -> str:
     """Return the command of the last sweep in a study's folder; empty if it is not recorded there.
@@ -38,7 +51,7 @@ def sweep_command(study: Path) -> str:
         program = [*TRAIN]
     else:
         program, hydras = ["python", f"{app}.py"], [word for word in hydras if word != default_folder_override(app)]
-    return shlex.join([*program, "--multirun", *map(hide_passwords, [*own, *hydras])])
+    return shlex.join([*program, "--multirun", *typed([*own, *hydras])])
 
 
 def default_folder_override(app: str) -> str:

@@ -56,7 +56,7 @@ def report_explanation(study: Path, *, tracked: bool, stopped: bool) -> None:
 
 
 def report_repair(study: Path, *, tracked: bool, stopped: bool) -> None:
-    """Print what a repair has found, and send it to the tracker.
+    """Write and print what a repair has found, and send it to the tracker.
 
     Args:
         study: The folder.
@@ -67,11 +67,11 @@ def report_repair(study: Path, *, tracked: bool, stopped: bool) -> None:
         if tracked:
             close_study(study, [], "", stopped=stopped)
         return
-    from stability.reporting.repair import print_repair  # late, as it is needed only at the end
+    from stability.reporting.repair import write_repair  # late, as it is needed only at the end
 
-    answer = print_repair(study)
+    written = write_repair(study)
     if tracked:
-        print(close_study(study, [study / REPAIR], answer, stopped=stopped))
+        print(close_study(study, [written.page, study / REPAIR], written.answer, stopped=stopped))
 
 
 def report_study(study: Path, claims: str | None, progress: SweepProgress, *, tracked: bool, stopped: bool) -> None:

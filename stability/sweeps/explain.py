@@ -88,7 +88,8 @@ class ExplainSweeper(BasicSweeper):
         """Train mixtures until the cause is known or the budget is spent.
 
         Raises:
-            StabilityError: A trial has no verdict, because another process is training it.
+            StabilityError: FAILED does not fail, or HEALTHY does; or a trial has no verdict, because another process
+                is training it.
         """
         assert self.config is not None
         assert self.launcher is not None
@@ -119,6 +120,8 @@ class ExplainSweeper(BasicSweeper):
                 experiment.tried |= {job: read_launched(missing[job].trial.folder) for job in batch}
                 _write(experiment, folder)
         _write(experiment, folder)
+        if experiment.explain().problem:
+            raise StabilityError("There is nothing to explain: see above.")
         return returns
 
     def _plan(self, experiment: _Experiment, job: Job) -> NextTrial | None:
@@ -163,7 +166,12 @@ def question_of(cfg: DictConfig) -> Question:
     settings = cfg.hydra.sweeper
     question = read_question(cfg, [*map(str, cfg.hydra.overrides.task)], settings.failed, settings.healthy)
     file = Path(cfg.hydra.sweep.dir) / EXPLANATION
-    if file.exists() and _known_digest(file) != digest(question.statement()):
+    known = _known_digest(file) if file.exists() else None
+    if file.exists() and known is None:
+        raise StabilityError(
+            f"{short_path(file)} is damaged. Delete it and run the same command again: finished trials are kept."
+        )
+    if known and known != digest(question.statement()):
         raise StabilityError(
             f"{short_path(file)} states another question, and what is decided must not change after trials were seen. "
             "Give this question a folder of its own: study=OTHER."
@@ -176,7 +184,9 @@ def _sides_so_far(experiment: _Experiment) -> str:
     every = frozenset(difference.name for difference in experiment.question.differences)
     texts = []
     for name, mixture in (("FAILED", Mixture(every)), ("HEALTHY", Mixture(frozenset()))):
-        ended = [one.failed for job, one in experiment.tried.items() if job.mixture == mixture and one.failed is not None]
+        ended = [
+            one.failed for job, one in experiment.tried.items() if job.mixture == mixture and one.failed is not None
+        ]
         texts.append(f"{name} failed in {sum(ended)} of {counted(len(ended), 'trial')}")
     return f"{listed(texts)}."
 

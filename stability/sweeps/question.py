@@ -101,6 +101,7 @@ def read_question(cfg: DictConfig, arguments: Sequence[str], failed: str | None,
             "python -m stability.explain 'optimizer=adam_default' 'optimizer=official'"
         )
     check_common("explain", arguments)
+    arguments = [word for word in arguments if not word.startswith("sweep.")]  # of this call, such as a dry run
     sides = {"FAILED": failed, "HEALTHY": healthy}
     given = {name: side_overrides(name, text, cfg, arguments) for name, text in sides.items()}
     (raw_failed, of_failed), (raw_healthy, of_healthy) = (

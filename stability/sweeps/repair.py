@@ -143,7 +143,8 @@ class RepairSweeper(BasicSweeper):
         """Race changes until one is confirmed, all are spent, or the budget is.
 
         Raises:
-            StabilityError: No setting mends FAILED; or a trial has no verdict, as another process is training it.
+            StabilityError: FAILED does not fail, or no setting mends it; or a trial has no verdict, as another process
+                is training it.
         """
         assert self.config is not None
         assert self.launcher is not None
@@ -167,8 +168,8 @@ class RepairSweeper(BasicSweeper):
                 for job in batch:
                     experiment.note(job, read_launched(experiment.planned[job].trial.folder))
         _write(experiment, folder)
-        if experiment.patient.verdict and why_hopeless(experiment.patient):
-            raise StabilityError("FAILED cannot be repaired by a setting: see above.")
+        if experiment.problem:
+            raise StabilityError("There is nothing that a setting could repair: see above.")
         return returns
 
     def _is_missing(self, experiment: _Experiment, job: Job) -> bool:
@@ -205,6 +206,7 @@ def patient_of(cfg: DictConfig) -> Patient:
             "What is to be repaired? Give overrides or the folder of a trial: python -m stability.repair 'lr=1'"
         )
     check_common("repair", arguments)
+    arguments = [word for word in arguments if not word.startswith("sweep.")]  # of this call, such as a dry run
     words = last_of_each([*arguments, *side_overrides("FAILED", given, cfg, arguments)])
     raw, trial = composed("FAILED", cfg, words)
     own = {n: v for n, v in flatten(trial.config).items() if changes_result(n) and not _FOLLOWS.search(str(raw.get(n)))}

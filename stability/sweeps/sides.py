@@ -14,7 +14,7 @@ from stability.config.commandline import full_words, override_of
 from stability.config.hydra import read_config
 from stability.config.names import flatten, flatten_dict, is_of_command
 from stability.core.errors import StabilityError
-from stability.core.files import CONFIG, is_folder, short_path
+from stability.core.files import CONFIG, HYDRA_CONFIG, is_folder, short_path
 from stability.sweeps.jobs import PlannedTrial, compose_job
 from stability.trials.program import check_program
 
@@ -39,7 +39,7 @@ def side_overrides(name: str, text: str, cfg: DictConfig, arguments: Sequence[st
         return _folder_overrides(name, Path(text), cfg, arguments)
     if "=" not in text:
         raise StabilityError(
-            f"{name}: there is no folder {text}. Give a trial's folder, or overrides: optimizer.epsilon=0.1"
+            f"{name}: there is no folder {text}. Give the folder of a trial, or overrides: optimizer.epsilon=0.1"
         )
     try:
         words = shlex.split(text)
@@ -122,13 +122,20 @@ def _refuse_sweeps(where: str, words: Sequence[str]) -> None:
 def _folder_overrides(name: str, folder: Path, cfg: DictConfig, arguments: Sequence[str]) -> list[str]:
     """The overrides that make the configuration of a trial's folder, as few as will do."""
     place = short_path(folder)
+    if (folder / HYDRA_CONFIG).exists() and not (folder / CONFIG).exists():
+        raise StabilityError(
+            f"{name}: {place} is of a Hydra app of your own, whose trials are trained by trainer=command: give that, "
+            "trainer.command=… and the settings."
+        )
     if not (folder / CONFIG).exists():
-        raise StabilityError(f"{name}: {place} has no {CONFIG}: give the folder of one trial, such as {place}/TRIAL.")
+        raise StabilityError(
+            f"{name}: {place} has no {CONFIG}: give the folder of one trial, such as {folder / 'TRIAL'}."
+        )
     try:
         healthy = read_trial(folder).healthy
     except NoTrial as reason:
         raise StabilityError(
-            f"{name}: the trial in {place} is not finished: {reason}. Finish it, or give its overrides instead."
+            f"{name}: {place} is no finished trial: {reason}. Finish it, or give its overrides instead."
         ) from None
     if healthy == (name == "FAILED"):
         state, wanted_one = ("is healthy", "failed") if healthy else ("failed", "is healthy")

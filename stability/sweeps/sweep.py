@@ -138,6 +138,8 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
             show_patient(patient)
         else:
             show_plan(plan, cfg.hydra.launcher) if plan else show_search(search, study)
+            for note in note_on_seeds(plan.trials) if plan and until_ruled else ():
+                print(note)
         sys.exit(1 if plan and plan.invalid else 0)
     settings = plan.trials[0].config if plan else resolve_config(cfg, searched=True)
     notes = _notes(plan, search, settings)

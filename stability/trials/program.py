@@ -74,7 +74,7 @@ def prepare(config: Config, folder: Path) -> Program:
     if trainer.config is not None:
         _write_file(Path(trainer.config), work, {name: values[name] for name in settings_of_file(config)})
     log = folder / OUTPUT if trainer.log is None else work / fill(trainer.log, values)
-    if trainer.log is not None and not Path(os.path.normpath(log)).is_relative_to(work):
+    if trainer.log is not None and not Path(os.path.normpath(log)).is_relative_to(os.path.normpath(work)):
         raise StabilityError(
             f"trainer.log={trainer.log}: a trial's log has to be in the folder in which its program runs, or trials "
             "would read each other's. Give its path from there."

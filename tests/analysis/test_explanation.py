@@ -1,5 +1,6 @@
 """The search for the smallest cause: on simulated trainings whose causes are known."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -168,6 +169,13 @@ def test_a_number_flips_between_two_values() -> None:
     assert by_name["noise"].fails < 3 < by_name["noise"].healthy <= 2 * by_name["noise"].fails
     assert by_name["layers"] == Flip("layers", frozenset({"rate", "noise"}), 4, 5, holds=True)
     assert all(flip.holds for flip in found.flips)
+
+
+def test_an_infinite_value_has_no_values_between() -> None:
+    found, _ = run([Difference("a", math.inf, 0.1, "a")], planted(["a"]))
+    assert found.confirmed
+    assert sets(found.sufficient) == {"a"}
+    assert not found.flips
 
 
 def test_a_number_near_whose_flip_failures_come_by_chance_is_bracketed_by_values_that_are_sure() -> None:

@@ -42,19 +42,19 @@ def found(*, failed: tuple[int, int] = (9, 0), healthy: tuple[int, int] = (0, 9)
         (
             {},
             "The cause is lr: HEALTHY fails with FAILED's 2 in place of 0.001, and flips between 0.1 and 0.2.",
-            "FAILED is healthy with HEALTHY's lr 0.001; epsilon and noise have no part. All this holds at 5 %, and "
-            "took 18 trials and 180 steps.",
+            "FAILED is healthy with HEALTHY's lr 0.001; epsilon and noise have no part. The chance that any of "
+            "this is wrong is at most 5 %; it took 18 trials and 180 steps.",
         ),
         (
             {"sufficient": [["optimizer.epsilon", "schedule.lr_max"]], "failed": (6, 3)},
             "The cause is epsilon and lr together: HEALTHY fails with FAILED's epsilon 2 and lr 2, and not with fewer "
             "of them; FAILED failed in 6 of 9 trials and HEALTHY failed in 0 of 9 trials.",
-            "All this holds at 5 %",
+            "is wrong is at most 5 %",
         ),
         (
             {"sufficient": [["schedule.lr_max"], ["aug.white_noise_std"]]},
             "Each of 2 causes is enough: HEALTHY fails with FAILED's lr 2; or noise 2.",
-            "All this holds at 5 %",
+            "is wrong is at most 5 %",
         ),
         (
             {"confirmed": False, "finished": False, "sufficient": []},
@@ -79,7 +79,12 @@ def found(*, failed: tuple[int, int] = (9, 0), healthy: tuple[int, int] = (0, 9)
         (
             {"problem": "HEALTHY fails too: it does.", "healthy": (9, 0)},
             "HEALTHY fails too: it does.",
-            "FAILED ended 9 times exploded and HEALTHY ended 9 times exploded. So there is nothing to explain",
+            "Outcomes of FAILED: 9 exploded; of HEALTHY: 9 exploded. So nothing can be explained",
+        ),
+        (
+            {"confirmed": False, "finished": False, "sufficient": [], "mixtures": []},
+            "Not decided: no trial has ended.",
+            "the same command goes on from there",
         ),
     ],
 )

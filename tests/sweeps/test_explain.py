@@ -57,10 +57,13 @@ def test_a_budget_is_kept_and_the_same_command_goes_on_from_there(cli: CommandLi
     assert explanation(cli)["cost"]["steps"] <= 160
     assert {*trained(cli).values()} == {1}, "none is trained again"
 
+    assert "differ in 2 settings" in cli.run(*LR, *PROGRAM, "sweep.dry_run=true").out
     other = (*asked("settings.lr=4", "settings.lr=0.1"), "settings.steps=60")
     message = cli.refuse(*other, *PROGRAM)
     assert "outputs/why/explanation.json states another question" in message
     assert "study=OTHER" in message
+    (cli.folder / "outputs/why/explanation.json").write_text("{")
+    assert "outputs/why/explanation.json is damaged. Delete it" in cli.refuse(*LR, *PROGRAM)
 
 
 @pytest.mark.slow
@@ -72,7 +75,7 @@ def test_the_cause_is_found_confirmed_and_told_after_a_kill_too(cli: CommandLine
     out = cli.run(*LR, *PROGRAM).out
     assert "FAILED failed in 4 of 4 trials and HEALTHY failed in 0 of 4 trials.\nround " in out
     assert "The cause is lr: HEALTHY fails with FAILED's 3 in place of 0.1, and flips between 0." in out
-    assert "FAILED is healthy with HEALTHY's lr 0.1; steps has no part. All this holds at 5 %" in out
+    assert "FAILED is healthy with HEALTHY's lr 0.1; steps has no part. The chance that any of this is wrong" in out
     found = explanation(cli)
     assert found["confirmed"]
     (flip,) = found["flips"]
@@ -86,6 +89,16 @@ def test_the_cause_is_found_confirmed_and_told_after_a_kill_too(cli: CommandLine
     written = (cli.folder / "outputs/why/explanation.json").read_bytes()
     assert cli.run(*LR, *PROGRAM).out.endswith(out[out.index("The cause") :])
     assert (cli.folder / "outputs/why/explanation.json").read_bytes() == written
+
+
+def test_a_side_that_ended_otherwise_than_was_said_is_told_with_its_rate(cli: CommandLine) -> None:
+    sides = asked("settings.lr=0.2", "settings.lr=0.1"), asked("settings.lr=3", "settings.lr=2")
+    problems = "FAILED does not fail again: FAILED failed in 0 of ", "HEALTHY fails too: FAILED failed in "
+    for number, (question, problem) in enumerate(zip(sides, problems, strict=True)):
+        end = cli.run(*question, *PROGRAM, "settings.steps=30", f"study=why{number}", status=1)
+        assert problem in end.out
+        assert "So nothing can be explained" in end.out
+        assert end.err == "error: There is nothing to explain: see above.\n"
 
 
 @pytest.mark.slow
@@ -119,7 +132,7 @@ def test_a_dry_run_lists_the_differences_and_the_cost_and_trains_nothing(cli: Co
         ("nowhere", "aug=weak", (), ["FAILED: there is no folder nowhere", "overrides"]),
         ("experiment=test1", "aug=weak", (), ["FAILED: experiment=test1: an experiment is a sweep"]),
         ("lr=1 {", "lr=0.1", (), ["Cannot read {"]),
-        ("lr=1 'aug=weak", "lr=0.1", (), ["FAILED: lr=1 'aug=weak: No closing quotation"]),
+        ('lr=1 "aug=weak', "lr=0.1", (), ['FAILED: lr=1 "aug=weak: No closing quotation']),
         ("lr=1,2", "lr=0.1", (), ["FAILED: schedule.lr_max=1,2 has several values: give one"]),
         ("lr=1", "lr=0.1 study=other", (), ["HEALTHY: study=other is no setting of a training: give it outside"]),
         ("lr=1", "lr=0.1", ("aug=weak,none",), ["aug=weak,none has several values: give one"]),
@@ -167,7 +180,11 @@ def test_folders_of_trials_are_compared_with_their_outcomes(cli: CommandLine, tm
     }
     end = cli.run(*asked(folders["lr3"], folders["lr0.1"]), "trainer=command", "sweep.dry_run=true")
     assert "differ in 1 setting:\n  settings.lr  3 in FAILED, 0.1 in HEALTHY\n" in end.out
+    app = cli.folder / "app/0/.hydra"
+    app.mkdir(parents=True)
+    (app / "config.yaml").write_text("lr: 3")
+    assert "app/0 is of a Hydra app of your own" in cli.refuse(*asked("app/0", folders["lr0.1"]), "trainer=command")
     swapped = cli.refuse(*asked(folders["lr0.1"], folders["lr3"]), "trainer=command")
     assert "is healthy. Give as FAILED one that failed." in swapped
     (Path(folders["lr3"]) / "verdict.json").unlink()
-    assert "is not finished: no verdict" in cli.refuse(*asked(folders["lr3"], folders["lr0.1"]), "trainer=command")
+    assert "is no finished trial: no verdict" in cli.refuse(*asked(folders["lr3"], folders["lr0.1"]), "trainer=command")

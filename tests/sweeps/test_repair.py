@@ -1,6 +1,7 @@
 """Repairs on the real command line: of a program that nobody here touched, and of the decoder."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -52,6 +53,18 @@ def test_the_smallest_change_is_found_confirmed_and_told_after_a_budget_too(cli:
     ]
     assert trained(cli) == [1] * 6, "none is trained again"
 
+    page = (cli.folder / "outputs/mend/repair.html").read_text()
+    assert "settings.lr=0.3 mends it" in page
+    assert "<h2>Train with the change</h2>" in page
+    assert page.count('<span class="sign fresh"') == 2, "the fresh seeds of the answer"
+    assert "exploded: unknown" in page, "what is wrong with FAILED"
+    assert 'class="answer"' in page
+    assert "&#39;trainer.command=" in page, "commands are quoted once, as they are typed"
+    assert "&#34;&#39;" not in page
+    assert re.search("<pre>python -m stability.repair settings.lr=3 --seeds=2 [^<]*study=mend", page), "how it was made"
+
+    dry = cli.run(*asked("settings.lr=3"), *PROGRAM, "sweep.dry_run=true").out
+    assert "FAILED is trained first" in dry
     message = cli.refuse(*asked("settings.lr=4"), *PROGRAM)
     assert "repair.json is of another training" in message
     assert "study=OTHER" in message
@@ -72,7 +85,9 @@ def test_it_goes_on_after_a_kill_as_if_there_had_been_none(cli: CommandLine) -> 
 
 
 def test_a_training_that_does_not_fail_is_said_with_its_rate(cli: CommandLine) -> None:
-    out = cli.run(*asked("settings.lr=0.1"), *PROGRAM).out
+    end = cli.run(*asked("settings.lr=0.1"), *PROGRAM, status=1)
+    assert end.err == "error: There is nothing that a setting could repair: see above.\n"
+    out = end.out
     assert "FAILED is healthy in 2 of 2 seeds, and did not fail: there is little to repair. This took 2 trials" in out
 
 
@@ -82,7 +97,7 @@ def test_a_fault_that_no_setting_mends_is_said_after_one_training(cli: CommandLi
     end = cli.run(*asked("settings.lr=3"), *PROGRAM, status=1)
     assert "FAILED: not_training, zero_loss. No setting mends this. The training loss is exactly 0" in end.out
     assert "This took 1 trial and" in end.out
-    assert end.err == "error: FAILED cannot be repaired by a setting: see above.\n"
+    assert end.err == "error: There is nothing that a setting could repair: see above.\n"
 
 
 @pytest.mark.slow

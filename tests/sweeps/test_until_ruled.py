@@ -45,6 +45,7 @@ def test_a_study_ends_when_its_claims_are_ruled_on(cli: CommandLine) -> None:
 
 
 def test_too_few_seeds_are_noted_and_what_can_be_refuted_is(cli: CommandLine) -> None:
+    assert "With 3 seeds a claim is only" in cli.run(*UNTIL, "seed=0,1,2", "sweep.dry_run=true").out
     out = cli.run(*UNTIL, "seed=0,1,2").out
     assert "With 3 seeds a claim is only ruled on by a counterexample. Give at least 6" in out
     assert "round 1: 2 trials" in out

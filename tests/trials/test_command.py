@@ -183,6 +183,11 @@ def test_without_a_log_what_the_program_prints_is_read(cli: CommandLine) -> None
     assert [*read_table(cli.trial("printed") / "signals.csv").steps] == [1, 2, 3, 4]
 
 
+def test_a_trials_folder_may_be_named_by_way_of_another(cli: CommandLine) -> None:
+    cli.run(*COMMAND, command("--lr {lr} --seed {seed}"), "outputs=elsewhere/../outputs")
+    assert read_verdict(cli.trial() / "verdict.json").outcome == "stable"
+
+
 def test_names_that_are_not_known_can_be_given(cli: CommandLine) -> None:
     script = 'printf "step,strange\\n0,1\\n1,2\\n" > log.csv'
     message = cli.run("trainer=command", "trainer.log=log.csv", shell(script), status=1).err
