@@ -228,7 +228,7 @@ def _lower_rate(case: _Case) -> Ladder:
         return new | _scaled(above, 1 / factor)
 
     smaller = (
-        (changed(factor), f"steps are {factor:g} times smaller") for factor in (3, 10, 30, 100, 300, 1e3, 1e4, 1e5)
+        (changed(factor), f"updates are {factor:g} times smaller") for factor in (3, 10, 30, 100, 300, 1e3, 1e4, 1e5)
     )
     return _ladder("learning rate", smaller, larger=False)
 
@@ -239,7 +239,7 @@ def _higher_rate(case: _Case) -> Ladder:
         return _ladder("learning rate", (({off: value}, "with a rate of 0 nothing changes") for value in values))
     rates = case.numbers("learning rate")
     by = _enough(case, (3, 10, 30, 100, 300, 1e3, 1e4, 1e5))
-    return _ladder("learning rate", ((_scaled(rates, f), f"steps are {f:g} times larger") for f in by), larger=True)
+    return _ladder("learning rate", ((_scaled(rates, f), f"updates are {f:g} times larger") for f in by), larger=True)
 
 
 def _either_rate(case: _Case) -> Ladder:

@@ -62,13 +62,16 @@ class Question:
         return last_of_each([*self.common, *own, *([override_of(*mixture.between)] if mixture.between else [])])
 
     def statement(self) -> dict[str, Any]:
-        """Return what will be decided, and how, as it is written before the first trial."""
+        """Return what will be decided, and how, as it is written before the first trial.
+
+        Settings that change no result are not in it, so they may be others when the experiment goes on.
+        """
+        failed, healthy = ({n: v for n, v in side.items() if changes_result(n)} for side in self.sides)
         return {
             "question": f"Which of these {len(self.differences)} differences make FAILED fail, where HEALTHY does not?",
-            "failed": {"given": self.failed, "settings": self.sides[0]},
-            "healthy": {"given": self.healthy, "settings": self.sides[1]},
+            "failed": {"given": self.failed, "settings": failed},
+            "healthy": {"given": self.healthy, "settings": healthy},
             "differences": [{"name": d.name, "failed": d.failed, "healthy": d.healthy} for d in self.differences],
-            "common": [*self.common],
             "decides": "A mixture of the two fails if its rate of failure over seeds is above the middle between the "
             "rates of the two. A trial fails if its outcome is neither stable nor slow. Claimed are: FAILED fails, "
             "HEALTHY does not, every sufficient set fails in HEALTHY, and every cure makes FAILED healthy. Claims are "

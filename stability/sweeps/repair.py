@@ -283,10 +283,15 @@ def _refuse_other_patient(patient: Patient, file: Path) -> None:
         known = load_json(file.read_bytes())["overrides"]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if known != [*patient.overrides]:
+    if _decisive(known) != _decisive(patient.overrides):
         raise StabilityError(
             f"{short_path(file)} is of another training. Give this one a folder of its own: study=OTHER."
         )
+
+
+def _decisive(overrides: Sequence[str]) -> list[str]:
+    """Those overrides that can change the result of a trial."""
+    return [word for word in overrides if changes_result(word.lstrip("+~").partition("=")[0])]
 
 
 def _what(experiment: _Experiment, batch: Sequence[Job]) -> str:

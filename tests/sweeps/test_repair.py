@@ -39,7 +39,7 @@ def test_the_smallest_change_is_found_confirmed_and_told_after_a_budget_too(cli:
     assert "It was stopped after 3 trials and" in out
     assert not repair(cli)["finished"]
 
-    out = cli.run(*asked("settings.lr=3"), *PROGRAM).out
+    out = cli.run(*asked("settings.lr=3"), *PROGRAM, "trainer.grace=5").out
     assert "settings.lr=0.3 mends it: it is healthy in 3 of 3 seeds, 2 of which were not used to choose it" in out
     assert "--lr {lr} --seed {seed}' trainer.log=log.csv settings.lr=0.3\n" in out, "the command to train with it"
     found = repair(cli)
@@ -115,7 +115,7 @@ def test_the_folder_of_a_trial_has_its_cause_so_nothing_is_trained_to_know_it(cl
     of_folder = (*asked(str(folder)), *PROGRAM[:1])
     out = cli.run(*of_folder, "sweep.dry_run=true").out
     assert "exploded: unknown" in out
-    assert "8 changes may mend it, tried in this order:\n  settings.lr=1       steps are 3 times smaller\n" in out
+    assert "8 changes may mend it, tried in this order:\n  settings.lr=1       updates are 3 times smaller\n" in out
 
     verdict = json.loads((folder / "verdict.json").read_text())
     wrong = {"outcome": "bad_data", "cause": "blank_in_labels", "advice": "Renumber the labels."}
