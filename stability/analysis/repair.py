@@ -92,7 +92,7 @@ def check_failed(results: Results, first: int) -> tuple[Job | None, str]:
     tried = [results[job] for seed in range(first, first + 4) if (job := Job(UNCHANGED, seed)) in results]
     known = [result for result in tried if result.failed is not None]
     if (crashed := len(tried) - len(known)) == 2 or (crashed and not known):
-        return None, f"FAILED crashed in {crashed} of {counted(len(tried), 'trial')}: mend the program first."
+        return None, f"FAILED crashed in {crashed} of {counted(len(tried), 'trial')}: mend what the error says first."
     healthy = sum(not result.failed for result in known)
     if healthy == 2:
         failed = f"and failed in {len(known) - healthy}" if len(known) > healthy else "and did not fail"

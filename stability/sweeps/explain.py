@@ -121,7 +121,7 @@ class ExplainSweeper(BasicSweeper):
                 _write(experiment, folder)
         _write(experiment, folder)
         if experiment.explain().problem:
-            raise StabilityError("There is nothing to explain: see above.")
+            raise StabilityError("Nothing can be explained: see above.")
         return returns
 
     def _plan(self, experiment: _Experiment, job: Job) -> NextTrial | None:

@@ -169,7 +169,7 @@ class RepairSweeper(BasicSweeper):
                     experiment.note(job, read_launched(experiment.planned[job].trial.folder))
         _write(experiment, folder)
         if experiment.problem:
-            raise StabilityError("There is nothing that a setting could repair: see above.")
+            raise StabilityError("Nothing can be repaired: see above.")
         return returns
 
     def _is_missing(self, experiment: _Experiment, job: Job) -> bool:

@@ -124,7 +124,7 @@ def test_failed_has_to_fail_in_two_of_three_seeds() -> None:
     assert check(EXPLODED._replace(outcome="undecided", cause="step_too_small")) == (None, ""), "in all seeds alike"
     assert "FAILED is healthy in 2 of 3 seeds, and failed in 1" in check(STABLE, EXPLODED, STABLE)[1]
     assert "FAILED is healthy in 2 of 2 seeds, and did not fail" in check(STABLE, STABLE)[1]
-    assert check(CRASHED) == (None, "FAILED crashed in 1 of 1 trial: mend the program first.")
+    assert check(CRASHED) == (None, "FAILED crashed in 1 of 1 trial: mend what the error says first.")
     assert check(EXPLODED, CRASHED) == (Job(UNCHANGED, 7), ""), "a crash says nothing of the training"
     assert check(EXPLODED, CRASHED, EXPLODED) == (None, "")
     assert check(EXPLODED, CRASHED, STABLE) == (Job(UNCHANGED, 8), "")

@@ -98,7 +98,7 @@ def test_a_side_that_ended_otherwise_than_was_said_is_told_with_its_rate(cli: Co
         end = cli.run(*question, *PROGRAM, "settings.steps=30", f"study=why{number}", status=1)
         assert problem in end.out
         assert "So nothing can be explained" in end.out
-        assert end.err == "error: There is nothing to explain: see above.\n"
+        assert end.err == "error: Nothing can be explained: see above.\n"
 
 
 @pytest.mark.slow
