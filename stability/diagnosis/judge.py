@@ -238,12 +238,12 @@ def _is_only_scaled(finding: Finding, t: _Training) -> bool:
 
 
 def _is_validated_since(finding: Finding, t: _Training) -> bool:
-    """Whether validations after a loss that is not finite are good: then means in the log contain a skipped batch."""
+    """Whether validations after it are good: a mean in the log contains a skipped batch, or one step was skipped."""
     steps, losses = t.rates[0], finite_readings(t.validation, "loss")
     later = int((steps > finding.onset_step).sum())
     if (
-        finding.signal != "loss"
-        or later < 2
+        later < (2 if finding.signal == "loss" else 1)
+        or (finding.signal == "grad_norm" and count_at_end(~np.isfinite(readings(t.signals, "grad_norm")[1])) > 1)
         or is_unchanged(t.validation, finding.onset_step)
         or (len(losses.steps) and losses.steps[-1] != steps[-1])
     ):
@@ -294,7 +294,8 @@ def _by_best_rate(t: _Training) -> Verdict | None:
         return None
     cause, advice = why_lost(t.signals, t.validation, best.step, int(steps[-1]))
     lost = f"The last {t.metric} is {t.last:.2g}; the best one was {best.rate:.2g} at step {best.step}."
-    outcome: Outcome = "exploded" if _is_above_start_since(best.step, t) else "degraded"
+    exploded = _is_above_start_since(best.step, t) or _exploded_by_the_rate(cause, t)
+    outcome: Outcome = "exploded" if exploded else "degraded"
     return t.conclude(outcome, cause, f"{lost} {advice}", "low", best.step)
 
 
@@ -641,7 +642,8 @@ def _ended_below_start(t: _Training, share: float) -> bool:
 def _verdict_on(finding: Finding, t: _Training) -> Verdict:
     """The verdict by a finding. If a loss grew until it was not finite, that is an explosion."""
     finding = _explained(finding, t)
-    if finding.kind == "degraded" and _is_above_start_since(finding.onset_step, t):
+    lost = finding.kind == "degraded"
+    if lost and (_is_above_start_since(finding.onset_step, t) or _exploded_by_the_rate(finding.cause, t)):
         finding = replace(finding, kind="exploded")
     seen: dict[str, float | str] = {finding.signal: finding.value, f"{finding.signal} expected": finding.expected}
     steps, norms = finite_readings(t.signals, "grad_norm")
@@ -691,6 +693,17 @@ def _is_above_start_since(best: int, t: _Training) -> bool:
     if not len(since) or loss.values[0] <= 0:
         return False
     return bool(max(np.median(since), np.median(since[-_FEW:])) > loss.values[0])
+
+
+def _exploded_by_the_rate(cause: str, t: _Training) -> bool:
+    """Whether too high a rate made both losses multiples of their best, that of validation also of its first value.
+
+    A log may begin after the start, so that the training loss has no level there to be compared with.
+    """
+    loss, held_out = (finite_readings(table, "loss").values for table in (t.signals, t.validation))
+    if cause != "rate_too_high" or not len(loss) or not len(held_out):
+        return False
+    return bool(held_out[-1] > _MULTIPLE * held_out[0] and loss[-1] > _MULTIPLE * loss.min() > 0)
 
 
 def _explosion_before(step: int, t: _Training) -> Finding | None:

@@ -174,6 +174,13 @@ def test_without_frame_information_the_error_rate_shows_a_relapse() -> None:
     assert relapsed(signals, NOTHING) is None
 
 
+def test_information_of_an_untrained_decoder_is_nothing_that_it_had_learned() -> None:
+    """It falls silent from the first step on. Error rates tell it from a decoder that begins with a checkpoint."""
+    signals = falling_silent()
+    assert relapsed(signals, table(steps=[100, 300], per=[1.0, 1.0])) is None
+    assert relapsed(signals, table(steps=[100, 300], per=[0.2, 1.0])) is not None
+
+
 def test_silence_that_ends_is_no_relapse() -> None:
     blank = np.r_[np.full(200, 0.5), np.ones(30), np.full(170, 0.5)]
     assert (

@@ -583,7 +583,7 @@ def test_a_batch_whose_wrong_data_go_on_explains_a_later_loss_that_is_not_finite
 
 
 def test_a_loss_that_is_not_finite_in_a_warm_up_does_not_blame_the_rate() -> None:
-    loss = np.r_[np.full(12, 12.5) + 0.1 * np.random.default_rng(0).normal(size=12), np.full(8, np.nan)]
+    loss = np.concatenate([12.5 + 0.1 * np.random.default_rng(0).normal(size=12), np.full(8, np.nan)])
     signals = table(loss=loss, grad_norm=np.where(np.isnan(loss), np.nan, 2.4), lr=1e-5 * np.arange(1, 21))
     assert judge(signals, NOTHING).cause == "loss"
 
@@ -600,3 +600,19 @@ def test_a_model_that_is_frozen_in_part_may_be_meant_so() -> None:
     signals = silent(frozen=np.full(N // 10, 0.9), grad_norm=np.full(N, 5.0))
     verdict = judge(signals, rates(*np.ones(8)))
     assert (verdict.outcome, verdict.cause) == ("blank_collapse", "no_gradient")
+
+
+def test_an_explosion_by_a_rising_rate_is_known_without_the_start_of_the_log() -> None:
+    steps = 100 * np.arange(1, 6)
+    signals = table(steps=steps, loss=[3.2, 0.9, 0.9, 2.6, 3.4], lr=[0.03, 0.09, 0.18, 0.29, 0.4])
+    validation = table(steps=steps - 1, per=[0.38, 0.23, 0.38, 0.7, 0.97], loss=[1.2, 0.8, 1.1, 2.3, 5.3])
+    verdict = judge(signals, validation)
+    assert (verdict.outcome, verdict.cause) == ("exploded", "rate_too_high")
+
+
+def test_one_gradient_that_is_not_finite_at_the_end_of_a_log_is_forgiven_if_a_later_validation_is_good() -> None:
+    signals = table(steps=100 * np.arange(8), loss=np.geomspace(40, 0.6, 8), grad_norm=[*np.full(7, 6.0), np.nan])
+    validation = table(steps=100 * np.arange(1, 9) - 1, per=np.geomspace(0.8, 0.1, 8), loss=np.geomspace(14, 2.5, 8))
+    assert judge(signals, validation).outcome == "stable"
+    ended = validation.take(validation.steps < 700)
+    assert judge(signals, ended).outcome == "non_finite"

@@ -162,3 +162,11 @@ def test_frozen_parameters_are_named_if_the_others_learn_nothing() -> None:
     assert cause == "no_gradient"
     assert "98% of the parameters are frozen" in advice
     assert why(frozen=np.zeros(30), update_ratio=np.full(30, 0.01))[0] == "no_information"
+
+
+def test_small_steps_at_the_end_of_a_schedule_do_not_make_all_steps_too_small() -> None:
+    falling = np.linspace(2e-3, 1e-5, 300)
+    sizes = np.linspace(6e-3, 1e-5, 30)  # together about as large as the weights
+    cause, advice = why(lr=falling, update_ratio=sizes, epsilon_dominance=np.zeros(30))
+    assert cause == "no_evidence"
+    assert "Train for longer" in advice
