@@ -79,7 +79,7 @@ def _overrides(r: Recipe) -> tuple[str, ...]:
         "checkpoint_every": r.steps,
     }
     if r.task == "digits":
-        data = ("data=t15", f"data.path={DIGITS}")
+        data: tuple[str, ...] = ("data=t15", f"data.path={DIGITS}")
     else:
         data = tuple(f"data.synthetic.{name}={value}" for name, value in _SYNTHETIC.items())
     return *data, *(f"{name}={_text(value)}" for name, value in values.items())

@@ -6,9 +6,9 @@ NOTHING, A, B, BOTH = frozenset[str](), frozenset({"a"}), frozenset({"b"}), froz
 
 
 def test_the_smallest_mixtures_that_fail_are_the_causes() -> None:
-    assert causes({NOTHING: (0, 0), A: (9, 10), B: (1, 0), BOTH: (10, 10)}) == {A}
-    assert causes({NOTHING: (0, 1), A: (8, 7), B: (10, 10), BOTH: (10, 10)}) == {A, B}
-    assert causes({NOTHING: (0, 0), A: (1, 2), B: (0, 0), BOTH: (6, 5)}) == {BOTH}, "at half of the rate of the pair"
+    assert causes({NOTHING: (0, 0), A: (9, 10), B: (1, 0), BOTH: (10, 10)}) == frozenset({A})
+    assert causes({NOTHING: (0, 1), A: (8, 7), B: (10, 10), BOTH: (10, 10)}) == frozenset({A, B})
+    assert causes({NOTHING: (0, 0), A: (1, 2), B: (0, 0), BOTH: (6, 5)}) == frozenset({BOTH}), "more than half of 5"
 
 
 def test_a_pair_whose_other_settings_matter_or_whose_sides_are_alike_has_no_known_answer() -> None:

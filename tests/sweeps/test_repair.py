@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from tests.support.commandline import CommandLine, ended, wait_for
 from tests.support.programs import command, runs, write_program
