@@ -146,7 +146,7 @@ def explain_error(error: BaseException) -> str:
         r"\n *(full_key|reference_type|object_type)[:=].*",
         r"\nConfig search path:(\n|.)*",
     )
-    text = re.sub("|".join(internals), "", text)
+    text = re.sub("|".join(internals), "", text).replace("\t", "  ")
     owner = re.search(r"not in '(\w+)'", text)
     if owner and hasattr(schema, owner[1]):  # a class of our schema, not one of Hydra's
         text += f"\n{_there_are(getattr(schema, owner[1]))}"

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from stability.analysis.trials import NoTrial, read_trial
 from stability.config.commandline import full_words, override_of
-from stability.config.hydra import read_config
+from stability.config.hydra import explain_error, read_config
 from stability.config.names import flatten, flatten_dict, is_of_command
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, HYDRA_CONFIG, is_folder, short_path
@@ -107,11 +108,15 @@ def nested(values: Mapping[str, Any], group: str) -> dict[str, Any]:
 
 
 def _refuse_sweeps(where: str, words: Sequence[str]) -> None:
-    """Raise if some of the overrides are of a sweep."""
+    """Raise if some of the overrides are of a sweep, or cannot be read."""
     for word in words:
         if word.startswith("experiment=") and word != "experiment=null":
             raise StabilityError(f"{where}{word}: an experiment is a sweep. Give the settings of one trial of it.")
-    for override in OverridesParser.create().parse_overrides(full_words(words)):
+    try:
+        parsed = OverridesParser.create().parse_overrides(full_words(words))
+    except HydraException as error:
+        raise StabilityError(f"{where}{explain_error(error)}") from None
+    for override in parsed:
         if override.is_sweep_override():
             raise StabilityError(
                 f"{where}{override.input_line} has several values: give one. If it is a list, write it in brackets; if "

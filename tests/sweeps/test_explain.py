@@ -128,10 +128,10 @@ def test_a_dry_run_lists_the_differences_and_the_cost_and_trains_nothing(cli: Co
     [
         ("aug=weak", "aug=weak", (), ["are the same training", "nothing to explain"]),
         ("aug=weak validate_every=3", "aug=weak", (), ["they differ in validate_every, which changes no result"]),
-        ("aug=weaker", "aug=weak", (), ["FAILED is no valid configuration", "aug/weaker"]),
+        ("aug=weaker", "aug=weak", (), ["FAILED is no valid configuration", "aug/weaker", "\n  weak"]),
         ("nowhere", "aug=weak", (), ["FAILED: there is no folder nowhere", "overrides"]),
         ("experiment=test1", "aug=weak", (), ["FAILED: experiment=test1: an experiment is a sweep"]),
-        ("lr=1 {", "lr=0.1", (), ["Cannot read {"]),
+        ("lr=1 {", "lr=0.1", (), ["FAILED: Cannot read {"]),
         ('lr=1 "aug=weak', "lr=0.1", (), ['FAILED: lr=1 "aug=weak: No closing quotation']),
         ("lr=1,2", "lr=0.1", (), ["FAILED: schedule.lr_max=1,2 has several values: give one"]),
         ("lr=1", "lr=0.1 study=other", (), ["HEALTHY: study=other is no setting of a training: give it outside"]),
