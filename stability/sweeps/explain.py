@@ -99,7 +99,7 @@ class ExplainSweeper(BasicSweeper):
         _write(experiment, folder)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         returns: list[Sequence[JobReturn]] = []
-        stage = ""
+        stage = "sides"
         while (found := experiment.explain()).needed:
             planned = {job: one for job in found.needed if (one := self._plan(experiment, job))}
             if not self.config.fresh:
