@@ -584,7 +584,7 @@ def test_a_batch_whose_wrong_data_go_on_explains_a_later_loss_that_is_not_finite
 
 def test_a_loss_that_is_not_finite_in_a_warm_up_does_not_blame_the_rate() -> None:
     loss = np.concatenate([12.5 + 0.1 * np.random.default_rng(0).normal(size=12), np.full(8, np.nan)])
-    signals = table(loss=loss, grad_norm=np.where(np.isnan(loss), np.nan, 2.4), lr=1e-5 * np.arange(1, 21))
+    signals = table(loss=loss, grad_norm=np.where(np.isnan(loss), np.nan, 2.4), lr=np.linspace(1e-5, 2e-4, 20))
     assert judge(signals, NOTHING).cause == "loss"
 
 
