@@ -209,8 +209,8 @@ def _arithmetic(content: Mapping[str, Any], path: Path, stack: Stack, k: int) ->
         return choose_precision(precision, stack.device), engine
     except StabilityError:
         raise StabilityError(
-            f"{path} was written in {precision}, which {stack.device} does not have. Go on on a device that has it, or "
-            "train from the start: fresh=true"
+            f"{path} was written in {precision}, which {stack.device} does not have. Continue on a device that has it, "
+            "or train from the start: fresh=true"
         ) from None
 
 

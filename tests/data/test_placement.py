@@ -130,7 +130,7 @@ def test_training_works_without_room_for_a_cache(root: Path, large: None, monkey
     assert all_features(data.train) == all_features(opened(root).train)
 
 
-def test_pinned_memory_is_reckoned_as_pytorch_takes_it(root: Path) -> None:
+def test_pinned_memory_is_counted_as_pytorch_allocates_it(root: Path) -> None:
     """In powers of two, one for each split."""
     data = opened(root)
     splits = (data.train, data.val)
