@@ -27,7 +27,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from experiments.detection.peers import Peer, installed_peers
-from experiments.detection.recipes import Recipe, recipes
+from experiments.detection.recipes import DIGITS, Recipe, recipes
 from stability import Monitor
 from stability.config.schema import Synthetic
 from stability.data import synthetic
@@ -42,7 +42,6 @@ from stability.engine.recurrent import GruWeights, gru_layer
 
 FOLDER = Path("outputs/corpus")
 PACKED = Path(__file__).parent / "corpus.npz"
-DIGITS = Path(__file__).parents[3] / "shared" / "data" / "spoken-digits"
 
 _PATCH, _STRIDE = 14, 5
 _LONGEST = 200  # bins; longer utterances are left out, for speed

@@ -8,9 +8,12 @@ families replaced it.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
+DIGITS = Path(__file__).parents[3] / "shared" / "data" / "spoken-digits"  # recordings, beside the checkout
 
 Half = Literal["design", "first_test", "test"]
 _SEEDS: dict[Half, int] = {"design": 0, "first_test": 1000, "test": 2000}  # the first of each

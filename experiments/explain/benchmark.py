@@ -57,18 +57,22 @@ def main(half: str) -> None:
     print_tables(rows)
 
 
+def print_comparison(rows: Sequence[Row], chance: str) -> None:
+    """Print how each method did on the pairs that fail by this chance."""
+    print(f"\n| fails {chance} | exact sets | exact parts | a false cause | a missed cause | trials, median |")
+    print("|---|---|---|---|---|---|")
+    for method in METHODS:
+        own = [row for row in rows if row.method == method and row.chance == chance]
+        if own:
+            flags = zip(*((r.exact, r.parts, r.false > 0, r.missed > 0) for r in own), strict=True)
+            counts = " | ".join(f"{sum(column)} of {len(own)}" for column in flags)
+            print(f"| {method} | {counts} | {statistics.median(r.trials for r in own):,.0f} |")
+
+
 def print_tables(rows: Sequence[Row]) -> None:
     """Print how each method did, by chance, and how many trials it made, by size."""
     for chance in ("always", "by rate"):
-        print(f"\n| fails {chance} | exact sets | exact parts | a false cause | a missed cause | trials, median |")
-        print("|---|---|---|---|---|---|")
-        for method in METHODS:
-            own = [row for row in rows if row.method == method and row.chance == chance]
-            counts = [
-                sum(flags) for flags in zip(*((r.exact, r.parts, r.false > 0, r.missed > 0) for r in own), strict=True)
-            ]
-            median = statistics.median(row.trials for row in own)
-            print(f"| {method} | {' | '.join(f'{n} of {len(own)}' for n in counts)} | {median:,.0f} |")
+        print_comparison(rows, chance)
     print("\n| differences | factorial | explain, always: median, most | share | by rate: median, most | share |")
     print("|---|---|---|---|---|---|")
     for count in sorted({row.differences for row in rows}):

@@ -10,10 +10,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.explain.benchmark import Row, score
+from experiments.detection.recipes import DIGITS
+from experiments.explain.benchmark import Row, print_comparison, score
 from experiments.explain.methods import METHODS, SEEDS
 from experiments.explain.real_pairs import PLANTED, causes, rates, real_pair
-from experiments.repair.cases import DIGITS
 
 TABLE = Path(__file__).parents[1] / "2026-11-30-explain-real.csv"
 TRUTH = Path(__file__).parents[1] / "2026-11-30-explain-real-truth.csv"
@@ -47,16 +47,9 @@ def main(half: str) -> None:
 
 
 def print_table(rows: list[Row]) -> None:
-    """Print how each method did, by chance."""
+    """Print how each method did, by chance, and how many trials the full factorial would take."""
     for chance in ("always", "by rate"):
-        print(f"\n| fails {chance} | exact sets | exact parts | a false cause | a missed cause | trials, median |")
-        print("|---|---|---|---|---|---|")
-        for method in _METHODS:
-            own = [row for row in rows if row.method == method and row.chance == chance]
-            if own:
-                flags = zip(*((r.exact, r.parts, r.false > 0, r.missed > 0) for r in own), strict=True)
-                counts = " | ".join(f"{sum(column)} of {len(own)}" for column in flags)
-                print(f"| {method} | {counts} | {statistics.median(r.trials for r in own):,.0f} |")
+        print_comparison(rows, chance)
         whole = [SEEDS * 2**row.differences for row in rows if (row.chance, row.method) == (chance, "explain")]
         if whole:
             print(f"| factorial, counted | | | | | {statistics.median(whole):,.0f} |")

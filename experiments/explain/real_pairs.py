@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
+from experiments.detection.recipes import DIGITS
 from experiments.explain.pairs import Pair
-from experiments.repair.cases import DIGITS
 from stability.analysis.beliefs import Difference
 from stability.config.commandline import compose_config
 from stability.config.schema import Config

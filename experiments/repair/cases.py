@@ -9,11 +9,8 @@ that ends too early is a cosine that ends then, and the epsilon of 1e-8 that mee
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from experiments.detection.recipes import Half, Recipe, recipes
-
-DIGITS = Path(__file__).parents[3] / "shared" / "data" / "spoken-digits"
+from experiments.detection.recipes import DIGITS, Half, Recipe, recipes
 
 _FAMILIES = ("rate_too_high", "step_too_small", "slow", "early_end", "decay", "clip_before_unscale", "epsilon_switch")
 _LATE_TOO = ("early_end", "epsilon_switch")  # families that begin late in the corpus, and can begin here
