@@ -11,12 +11,10 @@ from typing import cast, get_args
 import torch
 
 from stability.core.device import DTYPES, Precision
-from stability.engine.kernels.measured import median_seconds, remembered_choice
+from stability.engine.kernels.measured import COUNTS, STACK, median_seconds, remembered_choice
 from stability.engine.recurrent import Engine, GruWeights, gru_layer
 
 _SLOWER = 1.2  # as many times longer may one trial take by the loop
-_STACK = 4  # trials
-_ROWS, _FRAMES = 64, 60  # of the batch that is timed
 
 
 @cache
@@ -35,7 +33,7 @@ def choose_engine(device: torch.device, precision: Precision, units: int) -> Eng
         return "loop"
 
     def measure() -> str:
-        cases: tuple[tuple[Engine, int], ...] = (("loop", 1), ("library", 1), ("loop", _STACK))
+        cases: tuple[tuple[Engine, int], ...] = (("loop", 1), ("library", 1), ("loop", STACK))
         return faster_engine(*(seconds(engine, trials, device, precision, units) for engine, trials in cases))
 
     what = f"engine of GRU layers of {units} units in {precision}"
@@ -50,18 +48,18 @@ def faster_engine(loop: float, library: float, stack: float) -> Engine:
         library: Seconds of one trial by PyTorch's GRU.
         stack: Seconds of four trials together by the loop.
     """
-    return "loop" if loop <= _SLOWER * library or stack <= _STACK * library else "library"
+    return "loop" if loop <= _SLOWER * library or stack <= STACK * library else "library"
 
 
 def seconds(engine: Engine, trials: int, device: torch.device, precision: Precision, units: int) -> float:
     """Measure how long one layer takes, forward and backward, for some trials together."""
     generator = torch.Generator().manual_seed(0)
-    shapes = [(_ROWS * _FRAMES, units), (_ROWS, units), (3 * units, units), (3 * units, units), (3 * units,)]
+    shapes = [(sum(COUNTS), units), (COUNTS[0], units), (3 * units, units), (3 * units, units), (3 * units,)]
     drawn = [torch.randn(trials, *shape, generator=generator) / units**0.5 for shape in (*shapes, shapes[-1])]
     x, h0, *weights = operands = [v.to(device, DTYPES[precision]).requires_grad_() for v in drawn]
 
     def forward_and_back() -> None:
-        states = gru_layer(x, h0, GruWeights(*weights), [_ROWS] * _FRAMES, engine)
+        states = gru_layer(x, h0, GruWeights(*weights), COUNTS, engine)
         torch.autograd.grad(states.sum(), operands)
 
     with torch.enable_grad():

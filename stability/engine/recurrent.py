@@ -20,7 +20,6 @@ from stability.engine.kernels import gru_cpu, measured, selftest
 aten = torch.ops.aten
 
 Engine = Literal["loop", "library"]
-_STACK = 4  # trials in the stack on which the kernels of every stack are measured
 
 _Loops = tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor, Tensor]]]  # over frames, forward and back
 
@@ -132,7 +131,7 @@ def _loops(gates: Tensor, units: int) -> _Loops:
     if gru_cpu.applies(gates, units):
         return gru_cpu.forward, gru_cpu.backward
     if gates.is_cuda and gates.dtype != torch.float64 and units % 32 == 0:
-        return _loops_on_gpu(gates.device, gates.dtype, units, _STACK if len(gates) > 1 else 1)
+        return _loops_on_gpu(gates.device, gates.dtype, units, measured.STACK if len(gates) > 1 else 1)
     return forward_loop, backward_loop
 
 
@@ -159,10 +158,9 @@ def _loops_on_gpu(device: torch.device, dtype: torch.dtype, units: int, trials: 
             return partial(gru_gpu.forward, variant=variant), partial(gru_gpu.backward, variant=variant)
 
         def fastest() -> str:
-            counts = [64] * 60
-            given = operands(trials, counts, dtype)
+            given = operands(trials, measured.COUNTS, dtype)
             times = {
-                name: measured.median_seconds(partial(results, loops_of(variant), given, counts), device)
+                name: measured.median_seconds(partial(results, loops_of(variant), given, measured.COUNTS), device)
                 for name, variant in variants.items()
             }
             return min(times, key=times.__getitem__)

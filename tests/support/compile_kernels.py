@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stability.engine.kernels import ctc_gpu, gru_gpu, patches_gpu
+from stability.engine.kernels import TRITON_OPTIONS, ctc_gpu, gru_gpu, patches_gpu
 
 NUMBERS = dict.fromkeys([*gru_gpu._NUMBERS, *ctc_gpu._NUMBERS, *patches_gpu._NUMBERS], "i32")
 
@@ -29,7 +29,7 @@ def compiled(
     by_place = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
     source = ASTSource(kernel, signature, by_place, aligned)
-    options = {"num_warps": warps, "enable_fp_fusion": True}
+    options = {"num_warps": warps, **TRITON_OPTIONS}
     return triton.compile(source, GPUTarget("cuda", architecture, 32), options)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stability.core.device import to_device
 from stability.data.phonemes import BLANK
+from stability.engine.kernels import TRITON_OPTIONS
 
 
 def losses(log_probs: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class _Losses(torch.autograd.Function):
         (k, t, b, c), size = log_probs.shape, spelled.shape[2]
         alphas, nll = log_probs.new_zeros(k, b, t, size), log_probs.new_empty(k, b)
         with torch.cuda.device_of(log_probs):
-            _forward[(k * b,)](log_probs, spelled, *lengths, alphas, nll, t, b, c, BLANK, size, **_OPTIONS)
+            _forward[(k * b,)](log_probs, spelled, *lengths, alphas, nll, t, b, c, BLANK, size, **TRITON_OPTIONS)
         ctx.save_for_backward(log_probs, spelled, lengths, alphas, nll)
         return nll
 
@@ -50,7 +51,9 @@ class _Losses(torch.autograd.Function):
         (k, t, b, c), size = log_probs.shape, spelled.shape[2]
         shares = torch.zeros_like(alphas)
         with torch.cuda.device_of(log_probs):
-            _backward[(k * b,)](log_probs, spelled, *lengths, alphas, nll, shares, t, b, c, BLANK, size, **_OPTIONS)
+            _backward[(k * b,)](
+                log_probs, spelled, *lengths, alphas, nll, shares, t, b, c, BLANK, size, **TRITON_OPTIONS
+            )
         # One matrix product: scatter_add on a GPU adds in no fixed order, and its sums differ from run to run.
         says = spelled.unsqueeze(3) == torch.arange(c, device=spelled.device)  # (K, B, S, C)
         return torch.matmul(shares, says.float() * -grad[..., None, None]).transpose(1, 2), None, None
@@ -64,7 +67,6 @@ def _log_sum_exp(a, b, c):
 
 
 _NUMBERS = ("times", "batch", "classes")
-_OPTIONS = {"enable_fp_fusion": True}  # Triton 3.9 warns where it is left open: from 3.10 on the default is another
 
 
 @triton.jit(do_not_specialize=_NUMBERS)

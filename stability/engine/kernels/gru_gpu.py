@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stability.engine.kernels import TRITON_OPTIONS
+
 
 class Variant(NamedTuple):
     """How the work of a frame is divided. With more units a program reads the states less often, and fewer run at once.
@@ -87,9 +89,7 @@ def _launcher(kernel: Any, gates: Tensor, units: int, variant: Variant) -> Calla
     # Tensor cores multiply 64 rows while the weights arrive from memory. Without them, in float32, each row costs time.
     rows, depth = (16, 32) if gates.dtype == torch.float32 else (64, 64 if units % 64 == 0 else 32)
     precision = "tf32" if _allows_tf32() else "ieee"
-
-    # Triton 3.9 warns where the fusion is left open: from 3.10 on the default is another.
-    options = {"num_warps": variant.warps, "enable_fp_fusion": True}
+    options = {"num_warps": variant.warps, **TRITON_OPTIONS}
 
     def launch(going_on: int, *arguments: object) -> None:
         nonlocal kernel, options

@@ -10,6 +10,9 @@ import torch
 from stability.core.files import cache_folder, write_atomically
 from stability.engine.memory import is_out_of_memory
 
+STACK = 4  # trials in the stack that is timed, for stacks of all sizes
+COUNTS = [64] * 60  # rows of each frame of the batch that is timed
+
 _ROUNDS = 5
 _FILE = "measured.json"  # {device, versions and what is chosen: choice}
 

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stability.core.device import to_device
+from stability.engine.kernels import TRITON_OPTIONS
 from stability.engine.packing import Packing
 
 _BINS, _FEATURES = 16, 128  # of a program
@@ -26,11 +27,9 @@ def fold(grad: Tensor, shape: torch.Size, packing: Packing, size: int, stride: i
     total = grad.new_empty(shape, dtype=dtype)
     grid = (k * b, triton.cdiv(t, _BINS), triton.cdiv(f, _FEATURES))
     with torch.cuda.device_of(grad):
-        # Triton 3.9 warns where the fusion is left open: from 3.10 on the default is another.
         _fold[grid](
-            grad.contiguous(), slot_of, total, b, t, f, frames, slots, size, stride, _BINS, _FEATURES,
-            enable_fp_fusion=True,
-        )  # fmt: skip
+            grad.contiguous(), slot_of, total, b, t, f, frames, slots, size, stride, _BINS, _FEATURES, **TRITON_OPTIONS
+        )
     return total
 
 
