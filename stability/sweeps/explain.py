@@ -111,7 +111,7 @@ class ExplainSweeper(BasicSweeper):
             if missing and not batch:
                 break
             if batch:
-                if found.stage != stage == "sides":
+                if stage == "sides" and found.stage != "sides":
                     print(_sides_so_far(experiment))
                 stage = found.stage
                 print(f"round {len(returns) + 1}: {counted(len(batch), 'trial')}, {_STAGES[stage]}", flush=True)
@@ -184,9 +184,8 @@ def _sides_so_far(experiment: _Experiment) -> str:
     every = frozenset(difference.name for difference in experiment.question.differences)
     texts = []
     for name, mixture in (("FAILED", Mixture(every)), ("HEALTHY", Mixture(frozenset()))):
-        ended = [
-            one.failed for job, one in experiment.tried.items() if job.mixture == mixture and one.failed is not None
-        ]
+        own = (one.failed for job, one in experiment.tried.items() if job.mixture == mixture)
+        ended = [failed for failed in own if failed is not None]
         texts.append(f"{name} failed in {sum(ended)} of {counted(len(ended), 'trial')}")
     return f"{listed(texts)}."
 
@@ -209,8 +208,9 @@ def show_question(question: Question) -> None:
         print(note)
     for how, (high, low) in _TYPICAL.items():
         one, three = (_typical_trials(question.differences, count, high, low) for count in (1, 3))
-        together = f" if one of them is the cause, {three} if three are it together" * (len(question.differences) > 3)
-        print(f"If FAILED fails {how}: about {one} trials{together}.")
+        few = len(question.differences) < 4
+        causes = "" if few else f" if one of them is the cause, {three} if three are it together"
+        print(f"If FAILED fails {how}: about {one} trials{causes}.")
     if any(is_number(one.failed) and is_number(one.healthy) for one in question.differences):
         print("Between which two values a number flips takes 20 to 60 trials more.")
 

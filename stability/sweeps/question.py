@@ -19,7 +19,7 @@ from stability.config.commandline import override_of
 from stability.config.names import SETTINGS, changes_result, flatten
 from stability.config.schema import Config
 from stability.core.errors import StabilityError
-from stability.sweeps.sides import check_common, composed, last_of_each, nested, side_overrides
+from stability.sweeps.sides import common_overrides, composed, last_of_each, nested, side_overrides
 
 ABSENT = "(absent)"  # the value of a setting that only the other configuration has
 
@@ -103,8 +103,7 @@ def read_question(cfg: DictConfig, arguments: Sequence[str], failed: str | None,
             "What fails, and what works? Give both, each as overrides or as the folder of a trial: "
             "python -m stability.explain 'optimizer=adam_default' 'optimizer=official'"
         )
-    check_common("explain", arguments)
-    arguments = [word for word in arguments if not word.startswith("sweep.")]  # of this call, such as a dry run
+    arguments = common_overrides("explain", arguments)
     sides = {"FAILED": failed, "HEALTHY": healthy}
     given = {name: side_overrides(name, text, cfg, arguments) for name, text in sides.items()}
     (raw_failed, of_failed), (raw_healthy, of_healthy) = (

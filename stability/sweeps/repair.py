@@ -37,7 +37,7 @@ from stability.sweeps.budget import Budget
 from stability.sweeps.hydra_internals import BasicSweeper
 from stability.sweeps.jobs import NextTrial, compose_job
 from stability.sweeps.plan import check_count
-from stability.sweeps.sides import check_common, composed, last_of_each, side_overrides
+from stability.sweeps.sides import common_overrides, composed, last_of_each, side_overrides
 
 _FOLLOWS = re.compile(r"\$\{[^:}]*\}")  # an interpolation of another setting; ${scaled:1000} is a number
 
@@ -205,8 +205,7 @@ def patient_of(cfg: DictConfig) -> Patient:
         raise StabilityError(
             "What is to be repaired? Give overrides or the folder of a trial: python -m stability.repair 'lr=1'"
         )
-    check_common("repair", arguments)
-    arguments = [word for word in arguments if not word.startswith("sweep.")]  # of this call, such as a dry run
+    arguments = common_overrides("repair", arguments)
     words = last_of_each([*arguments, *side_overrides("FAILED", given, cfg, arguments)])
     raw, trial = composed("FAILED", cfg, words)
     own = {n: v for n, v in flatten(trial.config).items() if changes_result(n) and not _FOLLOWS.search(str(raw.get(n)))}

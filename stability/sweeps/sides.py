@@ -53,16 +53,20 @@ def side_overrides(name: str, text: str, cfg: DictConfig, arguments: Sequence[st
     return [word for word in full_words(words) if word.partition("=")[0] != "seed"]
 
 
-def check_common(command: str, arguments: Sequence[str]) -> None:
-    """Raise StabilityError if the overrides of all trials choose what the command chooses itself.
+def common_overrides(command: str, arguments: Sequence[str]) -> list[str]:
+    """Return the overrides of all trials: those of the command line, but for those of this call, such as a dry run.
 
     Args:
         command: explain, or repair.
         arguments: The overrides of the command line.
+
+    Raises:
+        StabilityError: They choose what the command chooses itself.
     """
     if any(word.partition("=")[0].lstrip("+") == "seed" for word in arguments):
         raise StabilityError(f"{command} chooses the seeds itself: remove seed=… from the command.")
     _refuse_sweeps("", arguments)
+    return [word for word in arguments if not word.startswith("sweep.")]
 
 
 def composed(name: str, cfg: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any], PlannedTrial]:

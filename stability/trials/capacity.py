@@ -48,11 +48,11 @@ class Capacity:
             one_trial = torch.cuda.max_memory_allocated(self._device) - self._data_bytes
             unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
             free = torch.cuda.mem_get_info(self._device)[0] + unused
-            recorded = int(_MEMORY_SHARE * free_memory() / sharing / self._recorder_bytes)
         else:
             one_trial, free = max(1, peak_memory() - self._used_before), free_memory()
-            recorded = _LARGEST_STACK["cpu"]  # the recorder is part of what a trial was measured to take
-        more = min(int(_MEMORY_SHARE * free / sharing / one_trial), recorded)
+        more = int(_MEMORY_SHARE * free / sharing / one_trial)
+        if self._device.type == "cuda":  # on a CPU the recorder is part of what a trial was measured to take
+            more = min(more, int(_MEMORY_SHARE * free_memory() / sharing / self._recorder_bytes))
         return min(_LARGEST_STACK[self._device.type], 1 + more)
 
 

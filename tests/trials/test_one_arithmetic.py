@@ -109,7 +109,7 @@ def test_a_checkpoint_in_a_precision_that_the_device_lacks_is_refused(
     trial = stack_of([tiny()], dataset)
     checkpoint.save(tmp_path / "last.pt", trial, 0, checkpoint.Best())
     monkeypatch.setattr(checkpoint, "choose_precision", lacks)
-    with pytest.raises(StabilityError, match=r"was written in fp32, which cpu does not have\. Continue on a device that"):
+    with pytest.raises(StabilityError, match=r"was written in fp32, which cpu does not have\. Continue on a device"):
         restore(tmp_path / "last.pt", trial, 0)
 
 
