@@ -3,10 +3,10 @@
     python -m experiments.benchmarks.engine_speed [--units 768] [--trials 1 2 4 8 16] [--rows 64] [--frames 500]
 
 On a GPU in bf16. `under autocast` is PyTorch's GRU as most people run it: float32 weights and input under autocast,
-which hands cuDNN float16. `ours` is the variant of the kernels that training uses on this GPU; the others follow. It is
-there also captured in a CUDA graph, which is launched at once but is valid only for
-the lengths of one batch. On a CPU all is fp32. Also prints the floor: the least time that the layer can take on the
-device. The engines are measured in turn, several times. Run nothing else on the machine meanwhile.
+which hands cuDNN float16. `ours` is the variant of the kernels that training uses on this GPU; the others follow. Our
+loop is also captured in a CUDA graph, with the kernels and with PyTorch's operations: a graph is launched at once but
+is valid only for the lengths of one batch. On a CPU all is fp32. Also prints the floor: the least time that the layer
+can take on the device. The engines are measured in turn, several times. Run nothing else on the machine meanwhile.
 """
 
 import argparse
