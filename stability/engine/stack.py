@@ -97,7 +97,7 @@ def new_stack(configs: Sequence[Config], parameters: Sequence[Parameters], devic
 
 
 def copy_trial(stack: Stack, place: int, device: torch.device) -> Stack:
-    """Return a copy of one trial on a device, as a stack of one. It takes no memory where the trial is."""
+    """Return a copy of one trial on a device, as a stack of one, without another copy on its way there."""
 
     def copied(tensors: Parameters) -> Parameters:
         return {name: one(t) for name, t in tensors.items()}

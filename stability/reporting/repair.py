@@ -92,7 +92,7 @@ def sentences(found: Found) -> list[str]:
         return [found["problem"], f"This took {cost}."]
     verdict = found["verdict"]
     if not verdict:
-        return [f"It was stopped after {cost}, before FAILED had failed twice.", _GO_ON]
+        return [f"It was stopped after {cost}, before FAILED had failed.", _GO_ON]
     wrong = f"FAILED: {', '.join(filter(None, (verdict['outcome'], verdict['cause'])))}."
     if found["answer"]:
         return [wrong, *_mended(found), f"This took {cost}{_whole(found)}."]
@@ -104,7 +104,7 @@ def sentences(found: Found) -> list[str]:
     roles = sorted({role for one in changes for role in one["roles"]})
     return [
         wrong,
-        f"None of {counted(len(changes), 'change')} mends it, so it is not for the lack of one of these alone: "
+        f"None of {counted(len(changes), 'change')} mends it, so none of these alone is to blame: "
         f"{', '.join(roles)}. Look at the data, the model and the program.",
         f"This took {cost}.",
     ]

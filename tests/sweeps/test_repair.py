@@ -107,7 +107,7 @@ def test_where_no_setting_helps_it_says_what_was_tried(cli: CommandLine) -> None
     text = (cli.folder / "train.py").read_text()
     (cli.folder / "train.py").write_text(text.replace("given.lr < 1 ", "given.lr < 1e-9 "))
     out = cli.run(*asked("settings.lr=3"), *PROGRAM).out
-    assert "None of 8 changes mends it, so it is not for the lack of one of these alone: learning rate." in out
+    assert "None of 8 changes mends it, so none of these alone is to blame: learning rate." in out
     assert repair(cli)["answer"] is None
 
 
