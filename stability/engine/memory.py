@@ -24,8 +24,7 @@ def prepare_process() -> None:
     # The gradients of a trial that outputs only blank sink into denormals, which a CPU multiplies far more slowly.
     torch.set_flush_denormal(True)
     # By default cuDNN rounds its operands to ten bits (TF32); PyTorch's own products do so only on request.
-    with warnings.catch_warnings():  # the setting has a newer name in some versions, which warn
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):  # the setting has a newer name in some versions, which warn
         torch.backends.cudnn.allow_tf32 = False
     # The same sums in the same order at every run. cuBLAS wants this much workspace for it.
     torch.backends.cudnn.deterministic = True

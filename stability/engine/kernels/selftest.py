@@ -34,9 +34,12 @@ def kernel_or_fallback(load_kernel: Callable[[], _Kernel], fallback: _Kernel, co
     try:
         # The first caller may be in a validation without gradients, or under autocast; the test must not be.
         # Nor may Triton's warnings of its next version end it, where somebody has made warnings errors.
-        no_autocast = torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False)
-        with torch.enable_grad(), no_autocast[0], no_autocast[1], warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with (
+            torch.enable_grad(),
+            torch.autocast("cuda", enabled=False),
+            torch.autocast("cpu", enabled=False),
+            warnings.catch_warnings(action="ignore"),
+        ):
             return load_kernel()
     except Exception as error:
         if is_out_of_memory(error):
