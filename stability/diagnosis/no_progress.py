@@ -82,7 +82,7 @@ def why_no_progress(signals: Table, validation: Table, step: int) -> tuple[str, 
     if path > _ENOUGH and rates[-1:].size and rates[-1] < 0.5 * rates.max():  # the schedule ends with small steps
         return "no_evidence", (
             f"All updates together are {path:.2g} times as large as the weights, which may be enough to learn, or not. "
-            "Train for longer, try a higher lr, and check on a few utterances that the labels belong to the inputs."
+            "Train for longer, or try a higher lr. If neither helps, look at the data."
         )
     if not math.isnan(size) or len(finite_readings(signals, "epsilon_dominance").up_to(step)):
         return "step_too_small", _small_step_advice(signals, step, size)
