@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stability.diagnosis.explosion import weights_shrink, why_exploded
 from stability.diagnosis.finding import (
@@ -16,6 +17,7 @@ from stability.diagnosis.finding import (
     Finding,
     Outcome,
     Series,
+    Steps,
     finite_readings,
     running_median,
 )
@@ -153,11 +155,10 @@ def relapsed(signals: Table, validation: Table) -> Finding | None:
         if name == "frame_information":
             # One batch may lie far from the others.
             best = float(running_median(before, _FEW).max(initial=0))
-            # An untrained decoder may output something, too. One from a checkpoint has an error rate that shows it.
-            was_right = not len(rates.values) or rates.values.min() < _SOME
-            learned = best - series.values[0] >= _T["spoke"] or was_right
-            had_learned = best >= _T["spoke"] and learned
+            had_learned = best >= _T["spoke"]
             lost = running_median(series.values, _FEW) < _T["relapsed"] * best
+            if best - series.values[0] < _T["spoke"]:
+                lost &= ~_has_always_erred(rates, series.steps)
             reached, expected = f"{best:.2g} nats of frame information", f"about {best:.2g} nats"
         else:
             best = before.min(initial=np.inf)
@@ -183,6 +184,18 @@ def relapsed(signals: Table, validation: Table) -> Finding | None:
             advice=f"The decoder had reached {reached}. Since step {span.first} it outputs {output}. {changed}",
         )
     return None
+
+
+def _has_always_erred(rates: Series, steps: Steps) -> NDArray[np.bool_]:
+    """At which steps all error rates so far were those of a decoder that has learned nothing.
+
+    What an untrained decoder outputs may have some information, too. One from a checkpoint has better error rates.
+    """
+    if not len(rates.steps):
+        return np.zeros(len(steps), bool)
+    count = np.searchsorted(rates.steps, steps, "right")
+    always: NDArray[np.bool_] = (count > 0) & (np.minimum.accumulate(rates.values)[count - 1] >= _SOME)
+    return always
 
 
 def stuck(signals: Table, validation: Table) -> Finding | None:
