@@ -14,9 +14,7 @@ from stability.diagnosis.readers import read_runs
 
 LOGS = Path(__file__).parent / "logs"
 ROWS = [
-    [*line.split("\t"), ""][:4]
-    for line in (LOGS / "expected.tsv").read_text().splitlines()
-    if not line.startswith("#")
+    [*line.split("\t"), ""][:4] for line in (LOGS / "expected.tsv").read_text().splitlines() if not line.startswith("#")
 ]  # path, what is true, what must be said, what must not be said
 
 

@@ -93,14 +93,16 @@ def test_gru_saturates_and_keeps_nan_in_its_row() -> None:
     assert ours[0][0].isnan().any(1).nonzero().flatten().tolist() == [1, 6, 11]
 
 
-def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["80", "90"])
+def test_kernels_compile_for_gpus(architecture: str, tmp_path: Path) -> None:
     """For an A100 and an H100, of which none is needed."""
     env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-W", "error", "-m", "tests.support.compile_kernels", "80", "90"]
+    command = [sys.executable, "-W", "error", "-m", "tests.support.compile_kernels", architecture]
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert len(lines) == 30
+    assert len(lines) == 15
     products = [line for line in lines if "gru_gpu" in line and "in fp32" not in line]
     assert [line for line in lines if "tensor cores" in line] == products
     assert all(line.endswith(", 0 bytes spilled") for line in lines)
@@ -148,7 +150,6 @@ def test_a_compiler_that_triton_lacks_is_named_with_the_mend(tmp_path: Path) -> 
     ("setting", "precision"),
     [
         ("torch.backends.cuda.matmul.fp32_precision = 'tf32'", "tf32"),
-        ("torch.backends.cuda.matmul.fp32_precision = 'ieee'", "ieee"),
         ("torch.backends.cuda.matmul.allow_tf32 = True", "tf32"),
         ("torch.set_float32_matmul_precision('high')", "tf32"),
         ("pass", "ieee"),

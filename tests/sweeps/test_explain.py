@@ -92,6 +92,7 @@ def test_the_cause_is_found_confirmed_and_told_after_a_kill_too(cli: CommandLine
     assert (cli.folder / "outputs/why/explanation.json").read_bytes() == written
 
 
+@pytest.mark.slow
 def test_a_side_that_ended_otherwise_than_was_said_is_told_with_its_rate(cli: CommandLine) -> None:
     sides = asked("settings.lr=0.2", "settings.lr=0.1"), asked("settings.lr=3", "settings.lr=2")
     problems = "FAILED does not fail again: FAILED failed in 0 of ", "HEALTHY fails too: FAILED failed in "
