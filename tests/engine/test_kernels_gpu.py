@@ -146,6 +146,7 @@ def test_a_compiler_that_triton_lacks_is_named_with_the_mend(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "precision"),
     [

@@ -27,6 +27,7 @@ def trained(cli: CommandLine) -> list[Path]:
     return sorted(path.parent for path in cli.folder.glob("outputs/rates/*/config.yaml"))
 
 
+@pytest.mark.slow
 def test_a_study_ends_when_its_claims_are_ruled_on(cli: CommandLine) -> None:
     out = cli.run(*UNTIL, "seed=range(9)").out
     assert "round 1: 8 trials" in out, "6 seeds of 3, which is the least; 2 of 0.1, for a counterexample"
