@@ -4,7 +4,7 @@ HEALTHY is the same in all pairs. In FAILED, some settings have values that were
 others values that should be harmless. The cause is not believed but measured, on seeds that no method sees: all
 combinations of the settings at issue, once with HEALTHY's and once with FAILED's values of all others, each with 10
 seeds. Those fail that fail more often than the middle between the two sides. The smallest of them are the causes. If
-the other settings change any of this, the pair has no known answer. It is told, and left out.
+the other settings change any of this, the pair has no known answer: it is printed, and not scored.
 
 Trials are kept in `outputs/benchmark-explain`, so none is trained twice. Two pairs are of spoken digits.
 """

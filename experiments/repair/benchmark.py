@@ -6,7 +6,7 @@ folder of its trial. The second finds the trials of the first and trains none of
 change that was found is then trained with two further seeds, which no repair has seen. What has ended is not trained
 again, so it can be stopped and goes on.
 
-A *training's worth* is the steps of FAILED's configuration. A training that does not fail is no case, and is told.
+A *training's worth* is the steps of FAILED's configuration. A training that does not fail is printed, and not counted.
 """
 
 import csv

@@ -34,7 +34,7 @@ _SPIKE_NOISES = 6.0  # standard deviations of the noise of the gradient norm tha
 _DIED = 0.1  # of the median of all norms so far; the usual norm is not taken to be smaller
 _RAMP = 5.0  # times the usual norm; a gradient after one that was so large is part of a ramp
 _OFTEN = 10  # steps: updates that are measured at least so often are known
-_FEW = 3  # readings of the loss, of which the median is no chance
+_FEW = 3  # readings of the loss; their median is not that of a single batch
 _SPARSE = 10  # steps: between readings at least so far apart a loss that leaps at the start has time to come back
 _NOISE_OF = 200  # readings of the loss from which its noise is known
 _MOST_POINTS = 1000  # of gradient norms: those of a longer run are reduced to medians of groups
@@ -349,7 +349,7 @@ def _may_have_stepped_far(optimizer: _Optimizer, step: int) -> bool:
 
 
 def _does_not_fall(loss: Floats, high: NDArray[np.bool_], row: int) -> bool:
-    """Whether the loss does not come down since it has been high. One that gets another part comes down at once."""
+    """Whether the loss does not come down since it has been high. If a term was added to it, it comes down at once."""
     since = loss[row + 1 - count_at_end(high[: row + 1]) : row + 1]
     half = len(since) // 2
     return len(since) >= 2 * _BACK or (half > 1 and bool(np.median(since[half:]) >= np.median(since[:half])))

@@ -294,8 +294,7 @@ def _by_best_rate(t: _Training) -> Verdict | None:
         return None
     cause, advice = why_lost(t.signals, t.validation, best.step, int(steps[-1]))
     lost = f"The last {t.metric} is {t.last:.2g}; the best one was {best.rate:.2g} at step {best.step}."
-    exploded = _is_above_start_since(best.step, t) or _exploded_by_the_rate(cause, t)
-    outcome: Outcome = "exploded" if exploded else "degraded"
+    outcome: Outcome = "exploded" if _has_exploded_since(best.step, cause, t) else "degraded"
     return t.conclude(outcome, cause, f"{lost} {advice}", "low", best.step)
 
 
@@ -642,8 +641,7 @@ def _ended_below_start(t: _Training, share: float) -> bool:
 def _verdict_on(finding: Finding, t: _Training) -> Verdict:
     """The verdict by a finding. If a loss grew until it was not finite, that is an explosion."""
     finding = _explained(finding, t)
-    lost = finding.kind == "degraded"
-    if lost and (_is_above_start_since(finding.onset_step, t) or _exploded_by_the_rate(finding.cause, t)):
+    if finding.kind == "degraded" and _has_exploded_since(finding.onset_step, finding.cause, t):
         finding = replace(finding, kind="exploded")
     seen: dict[str, float | str] = {finding.signal: finding.value, f"{finding.signal} expected": finding.expected}
     steps, norms = finite_readings(t.signals, "grad_norm")
@@ -684,6 +682,11 @@ def _verdict_on(finding: Finding, t: _Training) -> Verdict:
         grew += f"Then the {finding.signal} was not finite."
         return replace(verdict, outcome="exploded", cause=cause, onset_step=good, advice=f"{grew} {advice}")
     return verdict
+
+
+def _has_exploded_since(best: int, cause: str, t: _Training) -> bool:
+    """Whether the loss of what was learned since the best validation is an explosion."""
+    return _is_above_start_since(best, t) or _exploded_by_the_rate(cause, t)
 
 
 def _is_above_start_since(best: int, t: _Training) -> bool:

@@ -31,7 +31,7 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
     """
     _, loss = finite_readings(signals, "loss")
     since = _learned_since(signals, validation)
-    steps, _ = finite_readings(validation, "per")
+    steps, rates = finite_readings(validation, "per")
     trained = float(np.median(loss[-_SMOOTH:])) if len(loss) else math.nan
     held_out_at, losses = finite_readings(validation, "loss")
     # On the blank plateau both losses may stand at the same number.
@@ -42,7 +42,6 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
             f"{losses[0]:.6g}: it is another model that is validated. Look whether validation loads an old checkpoint, "
             "or uses a copy or an average of the weights that is never updated."
         )
-    _, rates = finite_readings(validation, "per")
     if is_same and len(loss) >= _SMOOTH and np.ptp(loss) == 0 and _outputs_something(validation) and not np.ptp(rates):
         return "no_update", (
             f"The training loss is exactly {trained:.6g} at every reading, and validation never changes: the model is "

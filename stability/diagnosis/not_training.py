@@ -68,8 +68,10 @@ def _no_gradient(signals: Table) -> Finding | None:
 def _no_update(signals: Table) -> Finding | None:
     """Find updates of exactly 0. If the rate has fallen far, it is the reason: the weights round such updates away."""
     found = _zeros(signals, "update_ratio", "no_update", _NO_UPDATE)
-    rates = finite_readings(signals, "lr").up_to(found.onset_step) if found else np.zeros(0)
-    if found is None or not len(rates) or rates[-1] >= _FALLEN * rates.max():
+    if found is None:
+        return None
+    rates = finite_readings(signals, "lr").up_to(found.onset_step)
+    if not len(rates) or rates[-1] >= _FALLEN * rates.max():
         return found
     return replace(found, advice=_FALLEN_RATE.format(highest=rates.max(), now=rates[-1]))
 

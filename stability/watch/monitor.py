@@ -28,7 +28,7 @@ from stability.diagnosis.table import Table
 from stability.diagnosis.verdict import FATAL, FAULTS, Fault, Verdict
 from stability.engine.measure import frame_information, input_max, output_signals
 from stability.watch.given import Given, Numbers, read_given
-from stability.watch.optimizer import Unoptimized, epsilon_signals, no_gradient
+from stability.watch.optimizer import Unoptimized, epsilon_signals, frozen, no_gradient
 from stability.watch.recording import write_recording
 from stability.watch.state import (
     finding_of,
@@ -439,11 +439,10 @@ class Monitor:
         assert self._unoptimized is not None
         if (share := self._unoptimized.before_update()) is not None:
             signals["unoptimized"] = share
-        weights = [*self._model.parameters()]
-        self._trained = [p for p in weights if p.requires_grad]
+        self._trained = [p for p in self._model.parameters() if p.requires_grad]
         self._weights_before = [p.detach().clone() for p in self._trained]
-        signals["weight_norm"] = whole_norm([p.detach() for p in weights])
-        signals["frozen"] = 1 - sum(p.numel() for p in self._trained) / sum(p.numel() for p in weights)
+        signals["weight_norm"] = whole_norm([p.detach() for p in self._model.parameters()])
+        signals["frozen"] = frozen(self._model)
         return signals
 
     def _measure_unoptimized(self) -> None:

@@ -32,6 +32,12 @@ def no_gradient(optimizer: torch.optim.Optimizer) -> float:
     return _size([p for p in held if p.grad is None]) / max(1, _size(held))
 
 
+def frozen(model: nn.Module) -> float:
+    """Compute the signal `frozen`."""
+    parameters = [*model.parameters()]
+    return _size([p for p in parameters if not p.requires_grad]) / max(1, _size(parameters))
+
+
 class Unoptimized:
     """Measures the signal `unoptimized`: what no optimizer changes.
 
