@@ -1,16 +1,18 @@
 """Measure the cost of monitoring: a plain PyTorch loop of the `small` model with and without each detector.
 
-    python -m experiments.detection.overhead
+    python -m experiments.detection.overhead [DETECTOR…]
 
-Prints each detector's share of a step, in processor time: the median over rounds of (watched - unwatched) / unwatched.
-Run it with OMP_NUM_THREADS=1 and nothing else on the machine.
+Prints each detector's share of a step, in processor time: the median over rounds of (watched - unwatched) / unwatched,
+and its 95 % interval. In a round the loops take turns at every step, so that a slower minute of the machine slows all
+of them. Run it with OMP_NUM_THREADS=1 and nothing else on the machine.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from statistics import median
 
+import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
@@ -22,7 +24,8 @@ from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.data.batches import Batch
 from stability.trials.setup import open_data
 
-_ROUNDS, _STEPS = 8, 10
+_ROUNDS = 40
+_STEPS = 10  # in a round: some detectors do more at every tenth step
 
 
 def _ours(model: nn.Module, optimizer: torch.optim.Optimizer) -> AfterBackward:
@@ -45,10 +48,22 @@ def _peer(kind: type[Peer], model: nn.Module, optimizer: torch.optim.Optimizer) 
     return watch
 
 
-def _seconds(train: Callable[[int], None]) -> float:
-    start = time.process_time()
-    train(_STEPS)
-    return (time.process_time() - start) / _STEPS
+def _round(loops: dict[str, Callable[[int], None]]) -> dict[str, float]:
+    """Train some steps with each loop in turn, and return the processor time that each took, in seconds."""
+    seconds = dict.fromkeys(loops, 0.0)
+    for _ in range(_STEPS):
+        for name, train in loops.items():
+            start = time.process_time()
+            train(1)
+            seconds[name] += time.process_time() - start
+    return seconds
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of a median, by the bootstrap."""
+    drawn = np.random.default_rng(0).choice(values, (10_000, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def main() -> None:
@@ -59,14 +74,18 @@ def main() -> None:
     device = torch.device("cpu")
     dataset = open_data(c, device)
     watched = {"stability": _ours} | {kind.name: partial(_peer, kind) for kind in installed_peers()}
+    if unknown := {*sys.argv[1:]} - {*watched}:
+        sys.exit(f"There is no detector {', '.join(sorted(unknown))}. There are {', '.join(watched)}.")
+    watched = {name: watch for name, watch in watched.items() if name in sys.argv[1:]} or watched
     loops = {"nothing": plain_loop(c, dataset, device)}
     loops |= {name: plain_loop(c, dataset, device, watch) for name, watch in watched.items()}
-    rounds = [{name: _seconds(train) for name, train in loops.items()} for _ in range(_ROUNDS + 1)][1:]
-    plain = median(times["nothing"] for times in rounds)
-    print(f"a step unwatched: {plain * 1e3:.1f} ms")
+    rounds = [_round(loops) for _ in range(_ROUNDS + 1)][1:]
+    plain = np.array([times["nothing"] for times in rounds])
+    print(f"a step unwatched: {np.median(plain) / _STEPS * 1e3:.1f} ms")
     for name in watched:
-        share = median(times[name] / times["nothing"] - 1 for times in rounds)
-        print(f"{name:24s} {share:6.1%}")
+        shares = np.array([times[name] for times in rounds]) / plain - 1
+        low, high = _interval(shares)
+        print(f"{name:24s} {np.median(shares):6.1%}  ({low:.1%} to {high:.1%})")
 
 
 if __name__ == "__main__":
