@@ -42,7 +42,7 @@ benchmark-detection: .venv/installed experiments/detection/corpus.npz
 
 benchmark-field: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[dev,benchmark]' -c constraints.txt
-	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.detection.field_benchmark $(or $(SHARED),../shared)
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.detection.field.benchmark $(or $(SHARED),../shared)
 
 benchmark-runs: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.benchmarks.runs_speed

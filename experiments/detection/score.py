@@ -4,7 +4,7 @@
     python -m experiments.detection.score --half field_design [--distance 100] [--signals log] [--wrong]
 
 No training is needed: the traces are in `corpus.npz`. A half of the field corpus is scored as logs have it: at several
-distances between readings, and with some of the signals. What is right there is said in `field_labels.py`.
+distances between readings, and with some of the signals. What is right there is said in `field/labels.py`.
 
 Any alarm on a healthy training is false, except the alarm that a
 slow training is slow. On a faulty training, alarms count from the onset on. A training is healthy if it ends well, even
@@ -26,8 +26,8 @@ from rich.table import Table as TextTable
 from scipy.stats import binomtest
 
 from experiments.detection.corpus import PACKED, Trace, unpack
-from experiments.detection.field_cases import DISTANCES, SIGNALS, Signals, field_cases
-from experiments.detection.field_recipe import Half as FieldHalf
+from experiments.detection.field.cases import DISTANCES, SIGNALS, Signals, field_cases
+from experiments.detection.field.recipe import Half as FieldHalf
 from experiments.detection.labels import LEARNED, Label, label
 from experiments.detection.peers import PEERS
 from stability.core import palette

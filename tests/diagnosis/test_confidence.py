@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from experiments.detection.field_cases import FieldCase, Signals, field_cases
+from experiments.detection.field.cases import FieldCase, Signals, field_cases
 from experiments.detection.score import Case, cases
 from stability.diagnosis.judge import judge
 

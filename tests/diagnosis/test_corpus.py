@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from experiments.detection.corpus import PACKED, unpack
-from experiments.detection.field import packed
-from experiments.detection.field_benchmark import write_csv
-from experiments.detection.field_cases import field_cases, view
-from experiments.detection.field_labels import field_label
-from experiments.detection.field_recipe import FieldRecipe, Half
-from experiments.detection.field_recipes import field_recipes
+from experiments.detection.field.benchmark import write_csv
+from experiments.detection.field.cases import field_cases, view
+from experiments.detection.field.corpus import packed
+from experiments.detection.field.labels import field_label
+from experiments.detection.field.recipe import FieldRecipe, Half
+from experiments.detection.field.recipes import field_recipes
 from experiments.detection.labels import label
 from experiments.detection.recipes import recipes
 from experiments.detection.score import cases, ours

@@ -3,20 +3,20 @@
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
-from experiments.detection import field
 from experiments.detection.corpus import Trace, unpack
-from experiments.detection.field_fifth_task import fifth_encoder, letters
-from experiments.detection.field_fifth_trainer import FifthTrainer
-from experiments.detection.field_labels import field_label, in_view
-from experiments.detection.field_recipe import FieldRecipe, Half
-from experiments.detection.field_recipes import field_recipes
-from experiments.detection.field_task import Batch, utterances
+from experiments.detection.field import corpus
+from experiments.detection.field.fifth_task import fifth_encoder, letters
+from experiments.detection.field.fifth_trainer import FifthTrainer
+from experiments.detection.field.labels import field_label, in_view
+from experiments.detection.field.recipe import FieldRecipe, Half
+from experiments.detection.field.recipes import field_recipes
+from experiments.detection.field.task import Batch, utterances
 
 _HALF: Half = "field_fifth_test"
 _REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "outcomes.md"
@@ -24,7 +24,7 @@ _REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "outcomes.md"
 
 @pytest.fixture(scope="module")
 def traces() -> list[Trace]:
-    return [*unpack(field.packed(_HALF))]
+    return [*unpack(corpus.packed(_HALF))]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,13 @@ def test_no_two_halves_have_a_family_in_common() -> None:
 
 
 def test_the_packed_half_has_every_recipe_as_it_is(traces: list[Trace]) -> None:
-    recipes = {r.name: asdict(r) for r in field_recipes() if r.half == _HALF}
-    assert {trace.name: trace.facts["recipe"] for trace in traces} == recipes
+    recipes = {r.name: _rounded(asdict(r)) for r in field_recipes() if r.half == _HALF}
+    assert {trace.name: _rounded(trace.facts["recipe"]) for trace in traces} == recipes
+
+
+def _rounded(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Without the last digits of a drawn number: exp and log differ there between processors."""
+    return {name: f"{value:.12g}" if isinstance(value, float) else value for name, value in recipe.items()}
 
 
 def test_labels_use_the_words_of_the_reference(traces: list[Trace]) -> None:

@@ -1,11 +1,11 @@
 """The trainings of the field corpus: small CTC trainings that go well, or wrong in the ways that people report.
 
-A recipe describes a training, and never its result: `field_labels` decides by the result whether a fault did harm.
+A recipe describes a training, and never its result: `labels` decides by the result whether a fault did harm.
 Thresholds are set on `field_design`. `field_test` has other seeds, another task, other models and optimizers, and
-families that `field_design` lacks. `field_second_test` has what both of them lack; `field_second_recipes` makes it.
-`field_third_test` has what all three lack; `field_third_recipes` makes it.
-`field_fourth_test` has what those four lack; `field_fourth_recipes` makes it.
-`field_fifth_test` has what all five lack; `field_fifth_recipes` makes it.
+families that `field_design` lacks. `field_second_test` has what both of them lack; `second_recipes` makes it.
+`field_third_test` has what all three lack; `third_recipes` makes it.
+`field_fourth_test` has what those four lack; `fourth_recipes` makes it.
+`field_fifth_test` has what all five lack; `fifth_recipes` makes it.
 Nothing in the detectors may be set on a test half.
 """
 
@@ -13,11 +13,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from experiments.detection.field_fifth_recipes import FIFTH_TEST, fifth_base
-from experiments.detection.field_fourth_recipes import FOURTH_TEST, fourth_base
-from experiments.detection.field_recipe import Draw, FieldRecipe, Half, Kind, between, late, one_of
-from experiments.detection.field_second_recipes import SECOND_TEST, second_base
-from experiments.detection.field_third_recipes import THIRD_TEST, third_base
+from experiments.detection.field.fifth_recipes import FIFTH_TEST, fifth_base
+from experiments.detection.field.fourth_recipes import FOURTH_TEST, fourth_base
+from experiments.detection.field.recipe import Draw, FieldRecipe, Half, Kind, between, late, one_of
+from experiments.detection.field.second_recipes import SECOND_TEST, second_base
+from experiments.detection.field.third_recipes import THIRD_TEST, third_base
 
 _SEEDS: dict[Half, int] = {  # the first of each
     "field_design": 0,

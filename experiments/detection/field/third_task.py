@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.detection.corpus import _GRU
-from experiments.detection.field_recipe import FieldRecipe, Task
+from experiments.detection.field.recipe import FieldRecipe, Task
 
 THIRD_CLASSES: dict[Task, int] = {"lines": 20, "spaced": 20, "spikes": 20, "keywords": 8, "commands": 8}
 THIRD_FEATURES: dict[Task, int] = {"lines": 16, "spaced": 16, "spikes": 24, "keywords": 12, "commands": 12}

@@ -6,7 +6,7 @@ recordings of a brain. About half of the families look odd, and nothing is wrong
 
 from dataclasses import replace
 
-from experiments.detection.field_recipe import Draw, FieldRecipe, Half, Kind, between, one_of
+from experiments.detection.field.recipe import Draw, FieldRecipe, Half, Kind, between, one_of
 
 _STEPS = 1200
 

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from experiments.detection.field_recipe import FieldRecipe
-from experiments.detection.field_task import CLASSES, Batch
-from experiments.detection.field_third_task import SPACE
-from experiments.detection.field_trainer import Trainer, error_rate
+from experiments.detection.field.recipe import FieldRecipe
+from experiments.detection.field.task import CLASSES, Batch
+from experiments.detection.field.third_task import SPACE
+from experiments.detection.field.trainer import Trainer, error_rate
 
 _DAYS = 5
 _LOSS_SCALE = 2.0**16

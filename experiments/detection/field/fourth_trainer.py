@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from experiments.detection.field_recipe import FieldRecipe
-from experiments.detection.field_task import Batch, Decoder
-from experiments.detection.field_third_trainer import ThirdTrainer
-from experiments.detection.field_trainer import error_rate
+from experiments.detection.field.recipe import FieldRecipe
+from experiments.detection.field.task import Batch, Decoder
+from experiments.detection.field.third_trainer import ThirdTrainer
+from experiments.detection.field.trainer import error_rate
 
 _DAYS = 5
 

@@ -5,7 +5,7 @@ About half of the families look odd, and nothing is wrong with them.
 
 from dataclasses import replace
 
-from experiments.detection.field_recipe import Draw, FieldRecipe, Half, Kind, Model, Task, between, one_of
+from experiments.detection.field.recipe import Draw, FieldRecipe, Half, Kind, Model, Task, between, one_of
 
 _STEPS = 1000
 _MODELS: dict[Task, tuple[Model, ...]] = {

@@ -5,7 +5,7 @@ They were chosen from what people report of CTC trainings in public: trainings t
 
 from dataclasses import replace
 
-from experiments.detection.field_recipe import Draw, FieldRecipe, Half, Kind, between, late, one_of
+from experiments.detection.field.recipe import Draw, FieldRecipe, Half, Kind, between, late, one_of
 
 
 def second_base(family: str, half: Half, seed: int, draw: Draw) -> FieldRecipe:

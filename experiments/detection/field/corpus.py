@@ -1,9 +1,9 @@
-"""Train the field corpus: every recipe of `field_recipes` once, in a plain PyTorch loop that our Monitor watches.
+"""Train the field corpus: every recipe of `recipes` once, in a plain PyTorch loop that our Monitor watches.
 
-    python -m experiments.detection.field build [--half field_test]    # some ten minutes on one core; can be resumed
-    python -m experiments.detection.field pack                         # into experiments/detection/field_HALF.npz
+    python -m experiments.detection.field.corpus build [--half field_test]   # ten minutes or more; can be resumed
+    python -m experiments.detection.field.corpus pack                      # into field_HALF.npz beside this file
 
-A training that may be slow continues, unwatched, to twice its budget. `field_labels` says what is true of
+A training that may be slow continues, unwatched, to twice its budget. `labels` says what is true of
 each training, from its recipe and its end. No decision here depends on the output of a detector.
 """
 
@@ -19,13 +19,13 @@ import torch
 from rich.progress import track
 
 from experiments.detection.corpus import packed_columns, save_trace
-from experiments.detection.field_fifth_trainer import FifthTrainer
-from experiments.detection.field_fourth_trainer import FourthTrainer
-from experiments.detection.field_labels import LEARNED
-from experiments.detection.field_recipe import FieldRecipe, Half
-from experiments.detection.field_recipes import field_recipes
-from experiments.detection.field_third_trainer import ThirdTrainer
-from experiments.detection.field_trainer import Trainer, pretrained
+from experiments.detection.field.fifth_trainer import FifthTrainer
+from experiments.detection.field.fourth_trainer import FourthTrainer
+from experiments.detection.field.labels import LEARNED
+from experiments.detection.field.recipe import FieldRecipe, Half
+from experiments.detection.field.recipes import field_recipes
+from experiments.detection.field.third_trainer import ThirdTrainer
+from experiments.detection.field.trainer import Trainer, pretrained
 from stability import Monitor
 
 FOLDER = Path("outputs/field")

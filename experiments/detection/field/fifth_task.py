@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.detection.corpus import _GRU
-from experiments.detection.field_recipe import FieldRecipe, Task
-from experiments.detection.field_third_task import _Front, _Places
+from experiments.detection.field.recipe import FieldRecipe, Task
+from experiments.detection.field.third_task import _Front, _Places
 
 LETTERS, CHANNELS = 26, 40
 _WORDS = 80

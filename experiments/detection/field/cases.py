@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.detection.corpus import Trace, unpack
-from experiments.detection.field import packed
-from experiments.detection.field_labels import field_label, in_view, knows_nothing
-from experiments.detection.field_recipe import Half
+from experiments.detection.field.corpus import packed
+from experiments.detection.field.labels import field_label, in_view, knows_nothing
+from experiments.detection.field.recipe import Half
 from experiments.detection.labels import Label
 from stability.diagnosis.table import Table
 

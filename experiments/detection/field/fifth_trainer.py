@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from experiments.detection.field_fifth_task import fifth_encoder
-from experiments.detection.field_fourth_trainer import FourthTrainer
-from experiments.detection.field_recipe import FieldRecipe
-from experiments.detection.field_task import CLASSES, Batch, Decoder
+from experiments.detection.field.fifth_task import fifth_encoder
+from experiments.detection.field.fourth_trainer import FourthTrainer
+from experiments.detection.field.recipe import FieldRecipe
+from experiments.detection.field.task import CLASSES, Batch, Decoder
 
 _NEW_HEAD = ("two_rates", "gradual_unfreezing", "biases_tuned", "rate_from_checkpoint")
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.detection.field_recipe import FieldRecipe
-from experiments.detection.field_task import CLASSES, Batch, Decoder, make_optimizer, utterances
+from experiments.detection.field.recipe import FieldRecipe
+from experiments.detection.field.task import CLASSES, Batch, Decoder, make_optimizer, utterances
 from stability import Monitor
 from stability.engine.loss import edit_distance, greedy_decode
 

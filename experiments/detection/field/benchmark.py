@@ -1,6 +1,6 @@
 """Compare ours with the peers on the same logs and programs, and print one table: who reads what, and who is right.
 
-    python -m experiments.detection.field_benchmark [../shared] [--half field_test]      # make benchmark-field
+    python -m experiments.detection.field.benchmark [../shared] [--half field_test]      # make benchmark-field
 
 The logs of the field corpus are written as CSV files into a temporary folder, with the names that trackers use, every
 10 and every 100 steps. The folder `shared` has cases (logs and programs) and logs of other people. It is not part of
@@ -29,9 +29,9 @@ from rich.console import Console
 from rich.table import Table as TextTable
 
 from experiments.detection.corpus import Trace
-from experiments.detection.field import packed
-from experiments.detection.field_cases import field_cases
-from experiments.detection.field_recipe import Half
+from experiments.detection.field.cases import field_cases
+from experiments.detection.field.corpus import packed
+from experiments.detection.field.recipe import Half
 from experiments.detection.log_peers import LOG_PEERS, Said
 from experiments.detection.peers import PEERS
 from stability.core.errors import StabilityError

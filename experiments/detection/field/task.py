@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.detection.corpus import _GRU
-from experiments.detection.field_fifth_task import CHANNELS, LETTERS, letters
-from experiments.detection.field_recipe import FieldRecipe, Task
-from experiments.detection.field_third_task import (
+from experiments.detection.field.fifth_task import CHANNELS, LETTERS, letters
+from experiments.detection.field.recipe import FieldRecipe, Task
+from experiments.detection.field.third_task import (
     THIRD_CLASSES,
     THIRD_FEATURES,
     third_encoder,

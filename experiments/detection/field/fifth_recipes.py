@@ -7,7 +7,7 @@ them.
 
 from dataclasses import replace
 
-from experiments.detection.field_recipe import Draw, FieldRecipe, Half, Kind, Task, between, one_of
+from experiments.detection.field.recipe import Draw, FieldRecipe, Half, Kind, Task, between, one_of
 
 _STEPS = 800
 _NOISE: dict[Task, float] = {"letters": 1.1, "spikes": 1.1, "long": 0.6}
