@@ -6,22 +6,20 @@ checkpoints, except for K, and for the days, which are one tensor here.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stability.config.schema import Model
-from stability.core.device import to_device
 from stability.core.streams import torch_stream
 from stability.data.phonemes import PHONEMES
-from stability.engine.kernels import selftest
 from stability.engine.packing import Packing, pack, unpack
-from stability.engine.recurrent import Engine, GruWeights, gru_layer, product_dtype
+from stability.engine.patches import drop_out, to_patches
+from stability.engine.recurrent import Engine, GruWeights, gru_layer
 
 Parameters = dict[str, Tensor]
-Dropout = Callable[[Tensor, str, float, Packing | None], Tensor]  # takes activations, purpose, probability and packing
+# Takes activations, purpose, probability and packing. Returns 1 where one is kept, else 0, for all or each trial.
+Dropout = Callable[[Tensor, str, float, Packing | None], Tensor]
 OnOutput = Callable[[str, Tensor], None]  # called with each module's name and output, in forward order
 CPU = torch.device("cpu")
 
@@ -109,15 +107,17 @@ def forward(
     longest = (t - model.patch_size) // model.patch_stride + 1
     packing = pack(frames)
     on_output("input", x)
-    x = _Softsign.apply(_day_layer(x, parameters["day_weights"], parameters["day_biases"], rows_per_day))  # type: ignore[no-untyped-call]
-    on_output("day layer", x)
-    if dropout is not None:
-        x = dropout(x, "input", model.input_dropout, None)
-    h: Tensor = _Patches.apply(x, packing, model.patch_size, model.patch_stride, product_dtype(x))  # type: ignore[no-untyped-call]
+    products = _day_products(x, parameters["day_weights"], rows_per_day)
+    p = model.input_dropout
+    kept = None if dropout is None else dropout(products, "input", p, None)
+    patching = (packing, model.patch_size, model.patch_stride)
+    h = to_patches(products, parameters["day_biases"], rows_per_day, kept, _scale(p), *patching)
+    on_output("day layer", h)
     h0 = parameters["h0"].reshape(k, 1, -1).expand(k, packing.counts[0], -1)
     for layer in range(model.layers):
         if layer > 0 and dropout is not None:
-            h = dropout(h, f"layer {layer}", model.rnn_dropout, packing)
+            p = model.rnn_dropout
+            h = drop_out(h, dropout(h, f"layer {layer}", p, packing), _scale(p))
         weights = GruWeights(*(parameters[name] for name in gru_names(layer)))
         h = gru_layer(h, h0, weights, packing.counts, engine)
         on_output(f"gru.{layer}", h)
@@ -126,100 +126,15 @@ def forward(
     return unpack(logits, packing, b, longest)
 
 
-def _day_layer(x: Tensor, weights: Tensor, biases: Tensor, rows_per_day: Sequence[int]) -> Tensor:
+def _scale(p: float) -> float:
+    """What dropout multiplies by what it keeps: in float32, as PyTorch's operations compute it."""
+    return float(torch.ones(()).div_(1 - p))
+
+
+def _day_products(x: Tensor, weights: Tensor, rows_per_day: Sequence[int]) -> Tensor:
     k, b, t, f = x.shape
     days = len(rows_per_day)
     if len(set(rows_per_day)) > 1:  # one product for each day, since their numbers of rows differ
         parts = torch.split(x, list(rows_per_day), 1)
-        return torch.cat([p @ weights[:, d, None] + biases[:, d, None] for d, p in enumerate(parts)], 1)
-    return (x.reshape(k, days, -1, f) @ weights + biases).view(k, b, t, f)
-
-
-class _Patches(torch.autograd.Function):
-    """(K, B, T, F) to packed (K, N, patch x F), flattened bin-major. Unfold's own backward is 20 times slower.
-
-    The patches are the largest tensors of a step, so they are made in the dtype of the product that follows. Their
-    gradients are added up in the dtype of x.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, packing: Packing, size: int, stride: int, dtype: torch.dtype) -> Tensor:
-        k, _, _, f = x.shape
-        ctx.shape, ctx.dtype, ctx.packing, ctx.size, ctx.stride = x.shape, x.dtype, packing, size, stride
-        windows = x.to(dtype).unfold(2, size, stride).transpose(-1, -2)  # (K, B, T', size, F)
-        trial = torch.arange(k, device=x.device).unsqueeze(1)
-        return windows[trial, to_device(packing.row, x.device), to_device(packing.frame, x.device)].view(
-            k, -1, size * f
-        )
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        if not grad.is_cuda:
-            fold: Callable[..., Tensor] = _fold_by_frame  # twice as fast there; on a GPU it needs a launch a frame
-        elif ctx.dtype == torch.float32:
-            fold = _fold_on_gpu(grad.device)
-        else:
-            fold = _fold_by_part
-        return fold(grad, ctx.shape, ctx.packing, ctx.size, ctx.stride, ctx.dtype), None, None, None, None
-
-
-@cache
-def _fold_on_gpu(device: torch.device) -> Callable[..., Tensor]:
-    shape, packing = torch.Size((2, 3, 27, 5)), pack(torch.tensor([[4, 2, 1], [3, 4, 4]]))
-    grad = torch.randn(2, sum(packing.counts), 14 * 5, generator=torch.Generator().manual_seed(0))
-
-    def kernel() -> Callable[..., Tensor]:
-        from stability.engine.kernels import patches_gpu
-
-        own, exact = (
-            fold(grad.to(device, dtype), shape, packing, 14, 4, dtype)
-            for fold, dtype in ((patches_gpu.fold, torch.float32), (_fold_by_part, torch.float64))
-        )
-        selftest.check_results([own], [exact])
-        return patches_gpu.fold
-
-    return selftest.kernel_or_fallback(kernel, _fold_by_part, "The patches' gradients take several passes over memory")
-
-
-def _fold_by_frame(
-    grad: Tensor, shape: torch.Size, packing: Packing, size: int, stride: int, dtype: torch.dtype
-) -> Tensor:
-    """Add up packed, overlapping patches to (K, B, T, F), frame by frame: the patches of a frame are adjacent."""
-    k, b, t, f = shape
-    counts = packing.counts
-    in_order = grad.new_zeros(k, counts[0], t * f, dtype=dtype)
-    for frame, patch in enumerate(torch.split(grad, counts, 1)):
-        in_order[:, : counts[frame]].narrow(2, frame * stride * f, size * f).add_(patch)
-    trial = torch.arange(k, device=grad.device).unsqueeze(1)
-    row = to_device(packing.row[:, : counts[0]], grad.device)
-    return in_order.new_zeros(k, b, t * f).index_put_((trial, row), in_order).view(shape)
-
-
-def _fold_by_part(
-    grad: Tensor, shape: torch.Size, packing: Packing, size: int, stride: int, dtype: torch.dtype
-) -> Tensor:
-    """Do the same for all frames at once: the parts of a patch that are a stride wide do not overlap."""
-    k, b, t, f = shape
-    frames = len(packing.counts)
-    unpacked = unpack(grad, packing, b, frames)
-    total = grad.new_zeros(shape, dtype=dtype)
-    for start in range(0, size, stride):
-        width = min(stride, size - start) * f
-        part = total.as_strided((k, frames, b, width), (b * t * f, stride * f, t * f, 1), start * f)
-        part += unpacked[..., start * f : start * f + width]
-    return total
-
-
-class _Softsign(torch.autograd.Function):
-    """x / (1 + |x|). PyTorch's own backward passes over memory three times as often."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        divisor = x.abs().add_(1)
-        ctx.save_for_backward(divisor)
-        return x / divisor
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        divisor: Tensor = ctx.saved_tensors[0]
-        return grad / divisor.square()
+        return torch.cat([part @ weights[:, d, None] for d, part in enumerate(parts)], 1)
+    return (x.reshape(k, days, -1, f) @ weights).view(k, b, t, f)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from stability.data.placement import DeviceRows
 from stability.data.records import Dataset, Split
-from stability.engine.decoder import _Patches, _Softsign
 from stability.engine.evaluate import evaluate
 from stability.engine.packing import pack
+from stability.engine.patches import _Patches, _Softsign
 from stability.engine.recurrent import _Layer
 from stability.engine.stack import Stack, copy_trial, join, select
 from stability.engine.step import _train_step
@@ -22,7 +22,7 @@ from tests.support.configs import tiny
 
 pytest.importorskip("triton")
 
-from stability.engine.kernels import ctc_gpu
+from stability.engine.kernels import ctc_gpu, patches_gpu
 from tests.support.fake_cuda import FakeCuda, fake_cuda
 from tests.support.stacks import stack_of
 
@@ -124,6 +124,7 @@ def test_the_way_back_mixes_no_devices_and_never_waits(dtype: torch.dtype, cuda:
     shapes = [(k, sum(counts), 5), (k, counts[0], h), (k, 3 * h, 5), (k, 3 * h, h), (k, 3 * h), (k, 3 * h)]
     layer = [torch.empty(shape, dtype=dtype, device=CUDA) for shape in shapes]
     x = torch.empty(k, 4, 30, 6, dtype=dtype, device=CUDA)
+    biases = torch.empty(k, 2, 1, 6, device=CUDA)
     log_probs = torch.empty(k, 8, 4, 41, device=CUDA)
     spelled, lengths = (torch.zeros(*shape, dtype=torch.int64, device=CUDA) for shape in ((k, 4, 16), (2, k, 4)))
     packing = pack(torch.tensor([[4, 3, 2, 2]] * k))
@@ -131,6 +132,7 @@ def test_the_way_back_mixes_no_devices_and_never_waits(dtype: torch.dtype, cuda:
         (_Layer, layer, [counts]),
         (_Patches, [x], [packing, 14, 4, torch.bfloat16]),
         (_Softsign, [x], []),
+        (patches_gpu._Patches, [x, biases], [(3, 1), x > 0, 1.25, packing, 14, 4]),
         (ctc_gpu._Losses, [log_probs], [spelled, lengths]),
     ]
     for function, operands, rest in cases:
@@ -138,3 +140,22 @@ def test_the_way_back_mixes_no_devices_and_never_waits(dtype: torch.dtype, cuda:
         for gradient, operand in zip(gradients, operands, strict=False):
             assert (gradient.shape, gradient.dtype, gradient.device) == (operand.shape, operand.dtype, CUDA)
     assert not cuda.waits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_day_layer_passes_over_memory_once_each_way(dtype: torch.dtype, cuda: FakeCuda) -> None:
+    """In the official sizes: products, what dropout keeps, and patches there; the same and a gradient back."""
+    bins, features, frames = 1418, 512, torch.linspace(92, 352, 64).long().unsqueeze(0)
+    products = torch.empty(1, 64, bins, features, dtype=dtype, device=CUDA)
+    kept = torch.empty(1, 64, bins, features, dtype=torch.bool, device=CUDA)
+    biases = torch.empty(1, 4, 1, features, device=CUDA)
+    packing = pack(frames)
+    cuda.moved.clear()
+    forward_and_back(patches_gpu._Patches, products, biases, (16,) * 4, kept, 1.25, packing, 14, 4)
+    patches = packing.row.numel() * 14 * features * dtype.itemsize
+    sums = 64 * 89 * features * 4  # of the biases' gradients, over 16 bins
+    there, back = (cuda.moved.pop(f"patches_gpu.{name}") for name in ("_forward", "_backward"))
+    assert there == pytest.approx(products.nbytes + kept.nbytes + patches, rel=1e-3)
+    assert back == pytest.approx(2 * products.nbytes + kept.nbytes + patches + sums, rel=1e-3)
+    del cuda.moved["ones_like"]  # the gradient that the test makes
+    assert cuda.moved.total() < 1.2 * sums

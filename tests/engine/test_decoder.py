@@ -11,19 +11,10 @@ from torch import Tensor, nn
 
 from stability.config.schema import Model
 from stability.data.phonemes import PHONEMES
-from stability.engine.decoder import (
-    Parameters,
-    _fold_by_part,
-    _Patches,
-    _Softsign,
-    forward,
-    frames_of,
-    gru_names,
-    init_parameters,
-)
+from stability.engine.decoder import Parameters, forward, frames_of, gru_names, init_parameters
 from stability.engine.kernels import gru_cpu
 from stability.engine.memory import prepare_process
-from stability.engine.packing import Packing, pack
+from stability.engine.packing import Packing
 from stability.engine.recurrent import Engine, GruWeights, gru_layer
 from tests.support.configs import composed, tiny
 from tests.support.devices import DEVICES
@@ -119,38 +110,6 @@ def test_output_length() -> None:
         assert frames_of(torch.tensor([bins]), model).item() == expected
 
 
-def test_patches_are_flattened_bin_major() -> None:
-    bins, features = 23, 3
-    x = torch.arange(bins * features, dtype=torch.float32).view(1, 1, bins, features)
-    patches = _Patches.apply(x, pack(torch.tensor([[3]])), 14, 4, x.dtype)  # type: ignore[no-untyped-call]
-    assert patches.shape == (1, 3, 14 * features)
-    for frame in range(3):
-        wanted = [(4 * frame + b) * features + f for b in range(14) for f in range(features)]
-        assert patches[0, frame].tolist() == wanted
-
-
-@pytest.mark.parametrize(("bins", "size", "stride"), [(14, 14, 4), (23, 14, 4), (11, 5, 2), (9, 2, 3), (8, 3, 3)])
-def test_gradient_of_patches(bins: int, size: int, stride: int) -> None:
-    x = torch.randn(2, 2, bins, 3, dtype=torch.float64, requires_grad=True)
-    longest = (bins - size) // stride + 1
-    packing = pack(torch.tensor([[longest, 1], [max(1, longest - 1), longest]]))
-
-    def patches_of(x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        patches: Tensor = _Patches.apply(x, packing, size, stride, dtype)  # type: ignore[no-untyped-call]
-        return patches
-
-    patches = patches_of(x)
-    assert torch.autograd.gradcheck(patches_of, x)
-    on_gpu = _fold_by_part(patches.detach(), x.shape, packing, size, stride, x.dtype)
-    torch.testing.assert_close(on_gpu, torch.autograd.grad(patches, x, patches)[0])
-    # In a narrow dtype the gradients are added up in the dtype of x: no more is rounded than the patches' own.
-    narrow = patches_of(x, torch.bfloat16)
-    assert narrow.dtype == torch.bfloat16
-    wanted = torch.autograd.grad(patches, x, narrow.double())[0]
-    torch.testing.assert_close(torch.autograd.grad(narrow, x, narrow)[0], wanted)
-    torch.testing.assert_close(_fold_by_part(narrow, x.shape, packing, size, stride, x.dtype), wanted)
-
-
 @pytest.mark.parametrize("rows_per_day", [(2, 2), (3, 2, 2), (1, 4), (5,)])
 def test_forward_and_gradients_agree_with_the_reference(rows_per_day: tuple[int, ...]) -> None:
     model, days, k = small_model(layers=3), 4, 2
@@ -204,11 +163,17 @@ def test_dropout_sits_between_the_layers() -> None:
 
     def dropout(h: Tensor, purpose: str, probability: float, packing: Packing | None) -> Tensor:
         seen.append((purpose, probability, tuple(h.shape)))
-        return h * 0.5
+        return kept(h).expand_as(h)
+
+    def kept(h: Tensor) -> Tensor:
+        return torch.arange(h.shape[-1]) % 3 > 0
+
+    def scaled(place: str, h: Tensor) -> Tensor:
+        return h * kept(h) / (0.8 if place == "input" else 0.6)
 
     frames = torch.full((1, 3), 5)
     logits = forward({n: t.unsqueeze(0) for n, t in p.items()}, x, frames, (2, 1), model, dropout)
-    expected = reference(p, 3, torch.float64)(x[0], [0, 0, 1], lambda _, h: h * 0.5)
+    expected = reference(p, 3, torch.float64)(x[0], [0, 0, 1], scaled)
     torch.testing.assert_close(logits[0].transpose(0, 1), expected)
     units = model.units
     assert seen == [("input", 0.2, (1, 3, 30, 6)), ("layer 1", 0.4, (1, 15, units)), ("layer 2", 0.4, (1, 15, units))]
@@ -312,14 +277,6 @@ def test_gradient_of_the_recurrent_engine() -> None:
     counts = [3, 3, 2, 1, 1]
     operands = gru_operands(2, counts, 3, 2, torch.float64)
     assert torch.autograd.gradcheck(lambda *own: gru(own, counts), operands)
-
-
-def test_gradient_of_softsign() -> None:
-    x = torch.tensor([-1e30, -3.0, -0.1, 0.0, 0.2, 4.0, 1e30], dtype=torch.float64, requires_grad=True)
-    ours, theirs = _Softsign.apply(x), F.softsign(x)  # type: ignore[no-untyped-call]
-    assert torch.equal(ours, theirs)
-    own, wanted = (torch.autograd.grad(y, x, torch.arange(1.0, 8.0, dtype=torch.float64))[0] for y in (ours, theirs))
-    torch.testing.assert_close(own, wanted)
 
 
 def test_softsign_follows_the_day_layer() -> None:

@@ -77,8 +77,8 @@ def test_trials_of_one_seed_are_paired(dataset: Dataset, monkeypatch: pytest.Mon
         **_: Any,
     ) -> Tensor:
         def recorded(h: Tensor, purpose: str, p: float, packing: Packing | None) -> Tensor:
-            seen.append(dropout(torch.ones_like(h), purpose, p, packing))
-            return h * seen[-1]
+            seen.append(dropout(h, purpose, p, packing).expand(len(h), *h.shape[1:]))
+            return seen[-1]
 
         seen.append(x)
         return forward(parameters, x, frames, rows, model, recorded)

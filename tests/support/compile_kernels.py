@@ -68,8 +68,26 @@ def main() -> None:
         cases += [
             (kernel, "fp32", {"blank": 0, "size": 256}, lengths, 4) for kernel in (ctc_gpu._forward, ctc_gpu._backward)
         ]
-        patches = {"size": 14, "stride": 4, "block_bins": patches_gpu._BINS, "block_features": patches_gpu._FEATURES}
-        cases.append((patches_gpu._fold, "bf16", patches, {"slot_of": "*i64", "total": "*fp32"}, 4))
+        patches = {
+            "features": 512,
+            "size": 14,
+            "stride": 4,
+            "block_bins": patches_gpu._BINS,
+            "block_features": patches_gpu._FEATURES,
+        }
+        others = {
+            "biases": "*fp32",
+            "day_of_row": "*i64",
+            "slot_of": "*i64",
+            "masks": "*u8",
+            "scale": "fp32",
+            "sums": "*fp32",
+        }
+        cases += [
+            (kernel, dtype, patches, others, 4)
+            for kernel in (patches_gpu._forward, patches_gpu._backward)
+            for dtype in shapes
+        ]
         for kernel, dtype, constants, types, warps in cases:
             result = compiled(kernel, architecture, dtype, constants, types, warps)
             units = "tensor cores" if "mma" in result.asm["ptx"] else "plain arithmetic"

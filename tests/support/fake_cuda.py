@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stability.engine import decoder, loss, recurrent, stack
+from stability.engine import loss, patches, recurrent, stack
 from stability.engine.recurrent import Engine
 
 pytest.importorskip("triton")
@@ -36,6 +36,7 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.waits = Counter[str]()  # copies to the host, and those from memory that is not pinned
         self.allocated = Counter[str]()  # operations whose result takes memory of the device
+        self.moved = Counter[str]()  # bytes that operations and kernels read and write, each operand once
         self._fake = FakeTensorMode()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -52,8 +53,11 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
             args, kwargs = tree_map(self._as_fake, (args, kwargs))
             result = func(*args, **kwargs)
         views = any(r.alias_info is not None for r in func._schema.returns)
+        name = func.overloadpacket.__name__
         if not views and any(isinstance(t, FakeTensor) and t.device.type == "cuda" for t in tree_leaves(result)):
-            self.allocated[func.overloadpacket.__name__] += 1
+            self.allocated[name] += 1
+        if not func.is_view and "empty" not in name and _bytes(result):
+            self.moved[name] += _bytes((args, kwargs, result))
         return result
 
     def _as_fake(self, leaf: Any) -> Any:
@@ -76,10 +80,9 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, engine: Engine = "loop") -> Itera
         patch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
         patch.setattr(recurrent, "_loops_on_gpu", lambda *_: (gru_gpu.forward, gru_gpu.backward))
         patch.setattr(loss, "_on_gpu", lambda _: ctc_gpu.losses)
-        patch.setattr(decoder, "_fold_on_gpu", lambda _: patches_gpu.fold)
-        patch.setattr(patches_gpu, "_fold", _Kernel())
-        for module, name in product((ctc_gpu, gru_gpu), ("_forward", "_backward")):
-            patch.setattr(module, name, _Kernel())
+        patch.setattr(patches, "_on_gpu", lambda *_: patches_gpu.to_patches)
+        for module, name in product((ctc_gpu, gru_gpu, patches_gpu), ("_forward", "_backward")):
+            patch.setattr(module, name, _Kernel(mode, f"{module.__name__.rpartition('.')[2]}.{name}"))
         patch.setattr(torch.autograd, "grad", lambda outputs, inputs: [torch.zeros_like(v) for v in inputs])
         patch.setattr(Tensor, "pin_memory", _pinned)
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) makes it on the host and copies it
@@ -107,6 +110,11 @@ def _is_pageable(tensor: Tensor) -> bool:
     return not isinstance(tensor, FakeTensor) and tensor.ndim > 0 and not hasattr(tensor, "pinned")
 
 
+def _bytes(tree: Any) -> int:
+    """The bytes of all tensors of the device in a tree."""
+    return sum(t.nbytes for t in tree_leaves(tree) if isinstance(t, FakeTensor) and t.device.type == "cuda")
+
+
 def _pinned(tensor: Tensor) -> Tensor:
     copy = tensor.clone()
     copy.pinned = True  # type: ignore[attr-defined]
@@ -124,10 +132,14 @@ def _cudnn_gru(x: Tensor, counts: Tensor, h0: Tensor, weights: list[Tensor], *_:
 class _Kernel:
     """A Triton kernel that can be launched, on tensors of the device alone, and does nothing."""
 
+    def __init__(self, device: FakeCuda, name: str) -> None:
+        self._device, self._name = device, name
+
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         assert all(isinstance(size, int) and size > 0 for size in grid)
 
         def launch(*arguments: Any, **options: Any) -> None:
             assert all(isinstance(v, FakeTensor) and v.is_contiguous() for v in arguments if isinstance(v, Tensor))
+            self._device.moved[self._name] += _bytes(arguments)
 
         return launch
