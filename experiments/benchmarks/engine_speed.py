@@ -98,15 +98,15 @@ def _engines(operands: list[Tensor], counts: Sequence[int]) -> dict[str, _Work]:
     }
     if upstream.is_cuda:
         engines["under autocast, in turn"] = _under_autocast(operands, counts)
-        engines |= {f"ours, {variant}": _by_variant(variant, together) for variant in _variants(upstream.shape[-1])}
+        engines |= {f"ours, {variant}": _by_variant(variant, together) for variant in _variants(upstream)}
         engines |= {"operations in a graph": _captured(by_operations), "ours in a graph": _captured(together)}
     return engines
 
 
-def _variants(units: int) -> list[Any]:
+def _variants(states: Tensor) -> list[Any]:
     from stability.engine.kernels import gru_gpu  # late: there is no Triton for every machine
 
-    return [variant for variant in gru_gpu.VARIANTS if units % variant.columns == 0]
+    return gru_gpu.variants(states.device, states.shape[-1])
 
 
 def _by_variant(variant: Any, work: _Work) -> _Work:

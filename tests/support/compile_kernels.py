@@ -29,7 +29,7 @@ def compiled(
     by_place = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
     source = ASTSource(kernel, signature, by_place, aligned)
-    options = {"num_warps": warps, **TRITON_OPTIONS}
+    options = {"num_warps": warps, "launch_pdl": constants.get("early", False), **TRITON_OPTIONS}
     return triton.compile(source, GPUTarget("cuda", architecture, 32), options)
 
 
@@ -48,6 +48,15 @@ def registers(assembly: str, architecture: int) -> tuple[str, str]:
     return used, spilled
 
 
+def waits_before_it_reads(assembly: str) -> bool:
+    """Return whether the kernel waits for the one before it. It must not read or write memory before that."""
+    waits = assembly.find("griddepcontrol.wait")
+    accesses = re.search(r"(ld|st)\.global|cp\.async", assembly)
+    assert accesses is not None
+    assert waits < accesses.start()
+    return waits >= 0
+
+
 def main() -> None:
     """Compile all for each architecture, in the sizes of the official model."""
     shapes = {"bf16": {"rows": 64, "depth": 64}, "fp32": {"rows": 16, "depth": 32}}
@@ -57,11 +66,12 @@ def main() -> None:
             (
                 kernel,
                 dtype,
-                shape | {"units": 768, "columns": columns, "precision": "ieee"},
+                shape | {"units": 768, "columns": columns, "precision": "ieee", "early": early},
                 {"carried": "*fp32"},
                 warps,
             )
-            for columns, warps in gru_gpu.VARIANTS
+            for early in ((False, True) if architecture >= 90 else (False,))
+            for columns, warps, _ in gru_gpu.VARIANTS
             for kernel in (gru_gpu._forward, gru_gpu._backward)
             for dtype, shape in shapes.items()
         ]
@@ -92,6 +102,7 @@ def main() -> None:
             result = compiled(kernel, architecture, dtype, constants, types, warps)
             units = "tensor cores" if "mma" in result.asm["ptx"] else "plain arithmetic"
             used, spilled = registers(result.asm["ptx"], architecture)
+            units += ", starts early" if waits_before_it_reads(result.asm["ptx"]) else ""
             size = f"{constants['columns']} columns, {warps} warps" if "columns" in constants else f"{warps} warps"
             print(
                 f"{kernel.__module__}.{kernel.__name__} in {dtype} for sm_{architecture}, {size}: {units}, {used} "

@@ -25,12 +25,22 @@ class Variant(NamedTuple):
 
     columns: int  # units of a program
     warps: int  # of a program
+    early: bool = False  # whether a frame's programs are started while the frame before is computed, and wait for it
 
     def __str__(self) -> str:
-        return f"{self.columns} columns, {self.warps} warps"
+        return f"{self.columns} columns, {self.warps} warps" + (", early" if self.early else "")
 
 
 VARIANTS = (Variant(32, 4), Variant(32, 8), Variant(64, 8))
+_EARLY_FROM = (9, 0)  # the compute capability that has programmatic dependent launch
+
+
+def variants(device: torch.device, units: int) -> list[Variant]:
+    """Return the variants that a layer of that many units can have on a device."""
+    plain = [v for v in VARIANTS if units % v.columns == 0]
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < _EARLY_FROM:
+        return plain
+    return [*plain, *(v._replace(early=True) for v in plain)]
 
 
 def forward(
@@ -89,12 +99,15 @@ def _launcher(kernel: Any, gates: Tensor, units: int, variant: Variant) -> Calla
     # Tensor cores multiply 64 rows while the weights arrive from memory. Without them, in float32, each row costs time.
     rows, depth = (16, 32) if gates.dtype == torch.float32 else (64, 64 if units % 64 == 0 else 32)
     precision = "tf32" if _allows_tf32() else "ieee"
-    options = {"num_warps": variant.warps, **TRITON_OPTIONS}
+    options: dict[str, Any] = {"num_warps": variant.warps, **TRITON_OPTIONS}
+    if variant.early:  # Triton has the option from 3.4 on
+        options["launch_pdl"] = True
 
     def launch(going_on: int, *arguments: object) -> None:
         nonlocal kernel, options
         grid = (units // variant.columns, triton.cdiv(going_on, rows), k)
-        compiled = kernel[grid](*arguments, slots, going_on, units, rows, variant.columns, depth, precision, **options)
+        shape = (units, rows, variant.columns, depth, precision, variant.early)
+        compiled = kernel[grid](*arguments, slots, going_on, *shape, **options)
         # From the second frame on, launch the compiled kernel itself. Triton's lookup of it by argument types takes
         # longer on the host than a frame takes on the GPU. All frames of a layer have the same types, and the numbers
         # that differ are in `_NUMBERS`. The interpreter, which tests use, returns None.
@@ -117,6 +130,16 @@ _NUMBERS = ("first", "before_slots", "before_start", "start", "later_start", "la
 
 
 @triton.jit
+def _wait_for_the_frame_before():
+    """Wait until the kernel before has ended and all its results can be read; then let the programs of the next start.
+
+    Nothing that another kernel writes is read before this. The next kernel waits here in its turn.
+    """
+    tl.extra.cuda.gdc_wait()
+    tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def _sigmoid(x):
     return 1 / (1 + tl.exp(-x))
 
@@ -133,6 +156,7 @@ def _tanh(x):
 def _forward(
     gates, biases, states, weights, before, before_slots, before_start, start, slots, going_on,
     units: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
     """Complete the gates, which hold the input's share, and compute the states: some units of some rows of a frame."""
     trial = tl.program_id(2).to(tl.int64)
@@ -145,6 +169,8 @@ def _forward(
     rec_new = tl.zeros((rows, columns), tl.float32)
     rec_reset = tl.zeros((rows, columns), tl.float32)
     rec_update = tl.zeros((rows, columns), tl.float32)
+    if early:
+        _wait_for_the_frame_before()
     for begin in range(0, units, depth):
         along = begin + tl.arange(0, depth)
         h = tl.load(before + along[None, :], mask=inside, other=0.0)
@@ -171,6 +197,7 @@ def _backward(
     gates, d_states, weights, carried, befores, d_gates, first, before, before_slots, before_start, start,
     later_start, later_rows, slots, going_on,
     units: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
     """The loss's derivatives by the gates, from those of the next frame: some units of some rows of a frame.
 
@@ -184,6 +211,8 @@ def _backward(
     carried += (trial * first + row)[:, None] * units + unit[None, :]
     d_later = d_gates + (trial * slots + later_start + row)[:, None] * 4 * units
     weights += trial * 3 * units * units + unit[None, :]
+    if early:
+        _wait_for_the_frame_before()
     d = tl.load(carried, mask=inside, other=0.0)
     for begin in range(0, 3 * units, depth):
         along = begin + tl.arange(0, depth)
