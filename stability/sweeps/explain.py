@@ -164,6 +164,7 @@ def question_of(cfg: DictConfig) -> Question:
         StabilityError: The question is wrong, or its folder belongs to another one.
     """
     settings = cfg.hydra.sweeper
+    Budget(settings.trials, settings.steps)  # which checks them
     question = read_question(cfg, [*map(str, cfg.hydra.overrides.task)], settings.failed, settings.healthy)
     file = Path(cfg.hydra.sweep.dir) / EXPLANATION
     known = _known_digest(file) if file.exists() else None

@@ -200,7 +200,10 @@ def patient_of(cfg: DictConfig) -> Patient:
         StabilityError: FAILED is missing, invalid, unfinished, healthy or of a fault that no setting mends; or the
             study's folder belongs to another one.
     """
-    given, arguments = cfg.hydra.sweeper.failed, [*map(str, cfg.hydra.overrides.task)]
+    settings, arguments = cfg.hydra.sweeper, [*map(str, cfg.hydra.overrides.task)]
+    Budget(settings.trials, settings.steps)  # which checks them
+    check_count("hydra.sweeper.seeds", settings.seeds)
+    given = settings.failed
     if not given:
         raise StabilityError(
             "What is to be repaired? Give overrides or the folder of a trial: python -m stability.repair 'lr=1'"

@@ -8,7 +8,7 @@ of a trial is read from its folder.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
@@ -19,6 +19,8 @@ from stability.config.hydra import register_schema, resolve_config
 from stability.config.placeholders import uses_seed
 from stability.config.schema import Config
 from stability.core.errors import CallbackError, StabilityError
+from stability.core.files import LOCK
+from stability.core.locks import lock_alone
 from stability.core.text import counted
 from stability.sweeps.bisection import BisectionSweeper
 from stability.sweeps.closing import list_missing, report_explanation, report_repair, report_study
@@ -48,6 +50,7 @@ class Sweep(Callback):
         self._tracked = False
         self._invalid: list[InvalidJob] = []
         self._failed: dict[Path, str] = {}  # why a trial could not be trained, by its folder
+        self._lock: IO[str] | None = None  # of an explanation's or a repair's folder, in which one process may write
 
     def __reduce__(self) -> tuple[type["Sweep"], tuple[()]]:
         return Sweep, ()  # a copy in another process does not watch the sweep
@@ -60,7 +63,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the whole sweep before any of it is trained, and start to show its progress. A dry run exits here."""
         try:
-            self._progress, self._tracked = _start(config)
+            self._progress, self._tracked, self._lock = _start(config)
         except Exception as error:
             raise CallbackError(error) from error
 
@@ -102,6 +105,9 @@ class Sweep(Callback):
             if self._tracked:
                 abort_study(Path(config.hydra.sweep.dir))
             raise
+        finally:
+            if self._lock is not None:
+                self._lock.close()
 
     def _add_cause(self, progress: SweepProgress, ended_by: BaseException | None, problems: list[str]) -> list[str]:
         """Return the problems to raise when `ended_by` ended the sweep. If there are none, Hydra raises `ended_by`."""
@@ -115,8 +121,12 @@ class Sweep(Callback):
         return []
 
 
-def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
-    """Check the sweep and start to show it. Also return whether there is anything to send to the tracker."""
+def _start(cfg: DictConfig) -> tuple[SweepProgress, bool, IO[str] | None]:
+    """Check the sweep and start to show it.
+
+    Returns:
+        What shows it, whether there is anything to send to the tracker, and the lock of its folder if it needs one.
+    """
     study = Path(cfg.hydra.sweep.dir)
     if cfg.sweep.claims is not None:
         from stability.analysis.claims import find_claims, read_claims  # late: SciPy takes a while
@@ -148,6 +158,10 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
         notes += note_on_seeds(plan.trials)
     for note in notes:
         print(note)
+    lock = None
+    if question or patient:  # each round writes what is known so far
+        study.mkdir(parents=True, exist_ok=True)
+        lock = lock_alone(study / LOCK)
     total, done = (search.total, search.done) if search else (None, 0)
     progress = SweepProgress(study, plan, total, done, None if plan else settings.budget)
     tracking, outputs = settings.tracking, Path(settings.outputs)
@@ -156,7 +170,7 @@ def _start(cfg: DictConfig) -> tuple[SweepProgress, bool]:
     if not is_closed:
         open_study(tracking, study, outputs=outputs, factors=plan.levels if plan else {})
     progress.start()
-    return progress, not is_closed
+    return progress, not is_closed, lock
 
 
 def _is_sweeper(cfg: DictConfig, kind: type) -> bool:

@@ -1,7 +1,10 @@
 """Explanations on the real command line: of a program that nobody here touched, and of the decoder."""
 
 import json
+import os
 import re
+import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 
 from stability.sweeps.question import digest
 from tests.support.commandline import CommandLine, ended, run_module, wait_for
+from tests.support.programs import PROGRAM as PROGRAM_TEXT
 from tests.support.programs import command, runs, write_program
 
 PROGRAM = ("trainer=command", command("--lr {lr} --steps {steps} --seed {seed}"), "trainer.log=log.csv")
@@ -65,6 +69,23 @@ def test_a_budget_is_kept_and_the_same_command_goes_on_from_there(cli: CommandLi
     assert "study=OTHER" in message
     (cli.folder / "outputs/why/explanation.json").write_text("{")
     assert "outputs/why/explanation.json is damaged. Delete it" in cli.refuse(*LR, *PROGRAM)
+
+
+def test_a_second_process_in_the_same_folder_is_refused_and_goes_on_when_the_first_was_killed(cli: CommandLine) -> None:
+    program = cli.folder / "train.py"
+    program.write_text(
+        f"import os, time\nwhile not os.path.exists('{cli.folder / 'go'}'): time.sleep(0.01)\n{PROGRAM_TEXT}"
+    )
+    first = cli.start_plain("tracking=none", *LR, *PROGRAM)
+    wait_for(lambda: bool(trained(cli)), first)
+    before = (cli.folder / "outputs/why/explanation.json").read_bytes()
+    who = f"Process {first.pid} of {socket.gethostname()} is at work in outputs/why: wait for its end, or"
+    assert who in cli.fail(*LR, *PROGRAM)
+    assert (cli.folder / "outputs/why/explanation.json").read_bytes() == before
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    (cli.folder / "go").touch()
+    assert "It was stopped after 1 trial" in cli.run(*LR, *PROGRAM, "hydra.sweeper.trials=1").out
 
 
 @pytest.mark.slow
