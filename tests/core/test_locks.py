@@ -31,7 +31,7 @@ def test_a_training_is_seen_that_holds_its_lock_by_filelock(tmp_path: Path) -> N
 def test_who_is_refused_is_told_who_works_there_and_the_file_that_stays_locks_nobody_out(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     path.write_text("Process 1 of an older run, which was killed, and of which more was written than is now\n")
-    with lock_alone(path):
-        with pytest.raises(StabilityError, match=f"^Process {os.getpid()} of {socket.gethostname()} is at work in "):
-            lock_alone(path)
+    who = f"^Process {os.getpid()} of {socket.gethostname()} is at work in "
+    with lock_alone(path), pytest.raises(StabilityError, match=who):
+        lock_alone(path)
     lock_alone(path).close()
