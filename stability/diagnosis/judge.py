@@ -39,7 +39,12 @@ from stability.diagnosis.finding import (
     running_median,
 )
 from stability.diagnosis.growth import Growth, growth_until
-from stability.diagnosis.mismatch import is_far_from_training, why_the_error_contradicts, why_the_error_stays
+from stability.diagnosis.mismatch import (
+    is_far_from_training,
+    memorized_few,
+    why_the_error_contradicts,
+    why_the_error_stays,
+)
 from stability.diagnosis.no_progress import clipped_before_unscaling, why_no_progress
 from stability.diagnosis.non_finite import (
     count_non_finite,
@@ -345,6 +350,8 @@ def _by_good_rates(t: _Training) -> Verdict | None:
 
 def _by_heart(t: _Training) -> tuple[str, str]:
     """Cause and advice if the training loss is nearly 0, and the error rate is not."""
+    if (reason := memorized_few(t.signals)) is not None:
+        return reason
     cause = "labels" if t.last > _RESTED else "overfitting"
     return cause, (
         f"The {t.metric} is {t.last:.2g}, and the training loss is far below the validation loss. Either the model has "

@@ -53,6 +53,8 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
         return reason
     if since is None or not learned:
         return None
+    if not len(losses) and (reason := memorized_few(signals)) is not None:
+        return reason
     if not len(losses):
         return "labels", (
             f"The training loss fell to {trained:.3g}, and the error rate did not follow. Either the labels of "
@@ -76,6 +78,8 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
             f"{both}, after {best:.3g} at its best: the model has memorized its training data. Add data, augmentation "
             "or dropout."
         )
+    if not is_absurd and (reason := memorized_few(signals)) is not None:
+        return reason
     if _normalises_batches(signals) or is_absurd:
         subject = "The model normalises by batches" if _normalises_batches(signals) else "If it normalises by batches"
         return "train_eval", (
@@ -110,6 +114,21 @@ def why_the_error_contradicts(signals: Table, validation: Table) -> tuple[str, s
     )
 
 
+def memorized_few(signals: Table) -> tuple[str, str] | None:
+    """Explain by the size of the corpus what was learned in training only. Curves do not tell this from other labels.
+
+    Returns:
+        Cause and advice; None if the training has utterances enough, or goes on to new ones, or nobody counted them.
+    """
+    _, counts = finite_readings(signals, "different_utterances")
+    if not len(counts) or counts[-1] > counts[len(counts) // 2] or counts[-1] >= _T["few_utterances"]:
+        return None
+    return "overfitting", (
+        f"It trains on only {counts[-1]:.0f} different utterances, and memorizes them: what it learns does not hold "
+        "for others. Add data. If there are more utterances, look why so few are drawn."
+    )
+
+
 def _why_the_losses_part(signals: Table, validation: Table) -> tuple[str, str] | None:
     """Find out what the validation loss shows where the training loss does not yet show that it was learned.
 
@@ -134,10 +153,11 @@ def _why_the_losses_part(signals: Table, validation: Table) -> tuple[str, str] |
     falls = early - late > 3 * noise_of(loss) / math.sqrt(part)
     rises = min(middle - first, last - middle) > 3 * noise_of(losses) / math.sqrt(third)
     if falls and rises and last > _T["parts"] * first:
-        return "labels", (
+        return memorized_few(signals) or (
+            "labels",
             f"The training loss falls, and the validation loss has risen from {first:.3g} to {last:.3g} since the "
             "first validations: what is learned does not hold for other utterances. Check on a few utterances that "
-            "the labels belong to the inputs, in both splits."
+            "the labels belong to the inputs, in both splits.",
         )
     return None
 

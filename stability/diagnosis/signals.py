@@ -7,6 +7,7 @@ To add a signal, add it here, and compute it in `stability/engine/step.py`.
 
 from dataclasses import dataclass, replace
 
+MOST_UTTERANCES = 1000  # that `different_utterances` counts
 EXPENSIVE_EVERY = 10  # steps between two measurements of a signal that costs a pass over all weights or all logits
 
 
@@ -48,6 +49,12 @@ _ORDER = (
     ),
     Signal("infeasible_targets", "utterances", "utterances of the batch with too few frames for CTC to align"),
     Signal("labels", "labels", "labels of an utterance, mean over the batch"),
+    Signal(
+        "different_utterances",
+        "utterances",
+        "different utterances that are trained on; a Monitor counts their names so far; 1,000 stands for 1,000 or more",
+        EXPENSIVE_EVERY,
+    ),
     Signal("lr", "", "learning rate"),
     Signal("effective_lr", "", "lr / (median root of the second moments + epsilon)", EXPENSIVE_EVERY),
     Signal("epsilon_dominance", "share", "share of roots of the second moments below epsilon", EXPENSIVE_EVERY),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stability.core.device import to_device
 from stability.data.records import Split
-from stability.diagnosis.signals import EXPENSIVE_EVERY, signals_of
+from stability.diagnosis.signals import EXPENSIVE_EVERY, MOST_UTTERANCES, signals_of
 from stability.diagnosis.table import Table
 from stability.engine import measure
 from stability.engine.gradients import forward_backward
@@ -71,6 +71,7 @@ def _train_step(stack: Stack, split: Split) -> dict[str, Tensor]:
     expensive = any(step % EXPENSIVE_EVERY == 0 for step in stack.steps)
     if expensive:
         signals["frame_information"] = measure.frame_information(logits, frames)
+        signals["different_utterances"] = torch.full_like(norm, min(len(split.records), MOST_UTTERANCES))
     before = {n: p.clone() for n, p in stack.parameters.items()} if expensive else {}
     optimizers = [c.optimizer for c in configs]
     # Nothing of the stack has changed so far. If memory runs out before or in AdamW, the step can be repeated.

@@ -23,7 +23,7 @@ from stability.diagnosis.history import History
 from stability.diagnosis.judge import is_check_due, judge, stopping_verdict
 from stability.diagnosis.metric import is_in_percent
 from stability.diagnosis.readers.recording import Recording
-from stability.diagnosis.signals import EXPENSIVE_EVERY
+from stability.diagnosis.signals import EXPENSIVE_EVERY, MOST_UTTERANCES
 from stability.diagnosis.table import Table
 from stability.diagnosis.verdict import FATAL, FAULTS, Fault, Verdict
 from stability.engine.measure import frame_information, input_max, output_signals
@@ -163,6 +163,7 @@ class Monitor:
         self._restarts: list[tuple[int, list[str]]] = []  # steps, and what did not come back
         self._recording: _Evidence = {}  # evidence that says where the flight recording is, or why there is none
         self._batches: deque[tuple[int, tuple[Any, ...]]] = deque(maxlen=_RECENT)
+        self._names: set[str] = set()  # of utterances, as many as are counted
         self._parameters = [*model.named_parameters()]  # looked up anew every 10th step: it takes a while
         self._outputs: dict[str, Any] = {}  # of the modules in this step, in the order in which they ran
         self._trained: list[nn.Parameter] = []  # the parameters that are not frozen,
@@ -281,6 +282,7 @@ class Monitor:
             ],
             "skipped": [[step, utterances] for step, utterances in self._skipped],
             "seen": dict(self._seen),
+            "names": sorted(self._names),
             "faulty": [[step, check, names] for step, check, names in self._faulty],
             "restarts": [[step, lost] for step, lost in self._restarts],
             "optimizer": optimizer_state(self._optimizer, signals),
@@ -314,6 +316,7 @@ class Monitor:
         ]
         self._skipped.extend((step, utterances) for step, utterances in state["skipped"])
         self._seen = Counter(state["seen"])
+        self._names = {*state["names"]}
         self._faulty.extend((step, check, names) for step, check, names in state["faulty"])
         self._restarts = [(step, lost) for step, lost in state["restarts"]]
         self._before_restart = state["optimizer"]
@@ -365,6 +368,8 @@ class Monitor:
             if self._trial is not None and self._fetched:
                 self._trial.update(self._recorded)
         self._batches.append((step, given.names))
+        if len(self._names) < MOST_UTTERANCES:
+            self._names.update(map(str, given.names))
         with torch.no_grad():
             row = self._measure(loss, given)
             self._pending.append(row)
@@ -419,6 +424,8 @@ class Monitor:
                 signals["frame_information"] = frame_information(by_time, frames, self._blank)[0]
         if expensive:
             signals["batch_norm"] = self._batch_norm
+            if self._names:
+                signals["different_utterances"] = float(min(len(self._names), MOST_UTTERANCES))
         if given.label_counts is not None and expensive:
             signals["labels"] = given.label_counts.float().mean()
         if given.utterances is not None:

@@ -216,3 +216,22 @@ def test_a_training_in_which_no_number_changes_is_not_trained() -> None:
     reason = why_the_error_stays(table(loss=np.full(200, 0.5)), validation)
     assert reason is not None
     assert reason[0] == "no_update"
+
+
+@pytest.mark.parametrize(
+    ("counts", "cause"),
+    [
+        ([40.0] * 200, "overfitting"),
+        ([400.0] * 200, "labels"),
+        ([*range(200)], "labels"),  # each utterance is new: nothing can be memorized
+    ],
+)
+def test_a_corpus_of_few_utterances_explains_what_holds_in_training_only(counts: list[float], cause: str) -> None:
+    found, advice = why(falling(different_utterances=counts), with_loss(30, 40, 50))
+    assert found == cause
+    assert ("only 40 different utterances" in advice) == (cause == "overfitting")
+
+
+def test_few_utterances_are_no_excuse_for_what_is_learned_in_both_splits() -> None:
+    signals = falling(different_utterances=[40.0] * 200)
+    assert why(signals, with_loss(80, 6, 4))[0] == why(falling(), with_loss(80, 6, 4))[0] == "metric"

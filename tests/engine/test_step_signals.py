@@ -167,6 +167,13 @@ def test_infeasible_targets_are_counted(dataset: Dataset) -> None:
     assert not column(trained([tiny()], dataset, 4)[1], "infeasible_targets").any()
 
 
+def test_the_utterances_that_are_trained_on_are_counted(dataset: Dataset) -> None:
+    _, tables = trained([tiny(), tiny("seed=1")], dataset, 11)
+    counts = column(tables, "different_utterances")
+    assert counts[:, [0, 10]].tolist() == [[min(1000, len(dataset.train.records))] * 2] * 2
+    assert np.isnan(counts[:, 1:10]).all()
+
+
 def trainer_rate(config: Config, step: int) -> float:
     s = config.schedule
     share = (step - s.warmup_steps) / (s.decay_steps - s.warmup_steps)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from stability import Monitor, diagnose, read_log
 from stability.core.errors import StabilityError
+from stability.diagnosis.finding import finite_readings
 from stability.diagnosis.table import read_table
 from stability.diagnosis.verdict import Verdict
 from tests.support.toy_ctc import Toy, batch, ctc
@@ -738,6 +739,26 @@ def test_frozen_parameters_are_measured_and_are_no_part_of_the_size_of_an_update
     sizes = sum(p.numel() for p in model.parameters())
     assert signals["frozen"][0] == pytest.approx(1 - len(before) / sizes)
     assert signals["update_ratio"][0] == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-5)
+
+
+def test_different_utterances_are_counted_by_their_names() -> None:
+    model, optimizer = toy()
+    monitor = Monitor(model, optimizer)
+    for step in range(311):
+        monitor.step(1.0, batch=[f"sentence {n}" for n in range(2 * step, 2 * step + 4)])
+    _, counts = finite_readings(monitor.signals(), "different_utterances")
+    assert counts.tolist() == [2 * step + 4 for step in range(0, 311, 10)]
+    monitor.step(1.0, batch=range(5000))
+    for _ in range(9):
+        monitor.step(1.0)
+    assert finite_readings(monitor.signals(), "different_utterances").values[-1] == 1000
+
+
+def test_without_names_nobody_knows_how_many_utterances_there_are() -> None:
+    model, optimizer = toy()
+    monitor = Monitor(model, optimizer)
+    monitor.step(1.0)
+    assert "different_utterances" not in monitor.signals().names
 
 
 def test_parameters_without_a_gradient_are_measured() -> None:
