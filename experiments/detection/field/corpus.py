@@ -21,9 +21,10 @@ from rich.progress import track
 from experiments.detection.corpus import packed_columns, save_trace
 from experiments.detection.field.fifth_trainer import FifthTrainer
 from experiments.detection.field.fourth_trainer import FourthTrainer
-from experiments.detection.field.labels import LEARNED
+from experiments.detection.field.labels import BORNE_IN_SIXTH, LEARNED
 from experiments.detection.field.recipe import FieldRecipe, Half
 from experiments.detection.field.recipes import field_recipes
+from experiments.detection.field.sixth_trainer import SixthTrainer
 from experiments.detection.field.third_trainer import ThirdTrainer
 from experiments.detection.field.trainer import Trainer, pretrained
 from stability import Monitor
@@ -33,6 +34,7 @@ _TRAINERS: dict[Half, type[Trainer]] = {
     "field_third_test": ThirdTrainer,
     "field_fourth_test": FourthTrainer,
     "field_fifth_test": FifthTrainer,
+    "field_sixth_test": SixthTrainer,
 }
 _VALIDATE_EVERY = 100
 _MAYBE_SLOW = (
@@ -56,6 +58,8 @@ _MAYBE_SLOW = (
     *("dropout_begins", "logged_smoothly", "one_batch", "sorted_first", "stays_in_evaluation", "references_grouped"),
     *("bad_shard", "table_changes", "encoder_lost", "batch_first_forgotten", "accumulated_sum", "most_pairs_wrong"),
     *("rate_from_checkpoint", "reduced_in_wrong_mode", "warmup_outlasts", "base_frozen"),
+    *(*BORNE_IN_SIXTH, "few_electrodes", "layerwise_decay", "moments_poisoned", "frames_shuffled", "labels_sorted"),
+    *("one_recording", "dither", "betas_swapped"),
 )
 _EXPLODED = 2.0  # an explosion is seen from the first loss on that is this many times the start
 

@@ -82,6 +82,12 @@ _KNOWS_NOTHING = {
     ("commands", "per_utterance_sum"): 3.00,
     ("letters", "per_label_mean"): 3.34,
     ("letters", "per_utterance_sum"): 21.0,
+    ("pen", "per_label_mean"): 3.36,
+    ("pen", "per_utterance_sum"): 14.8,
+    ("cortex", "per_label_mean"): 3.51,
+    ("cortex", "per_utterance_sum"): 20.9,
+    ("dialled", "per_label_mean"): 2.64,
+    ("dialled", "per_utterance_sum"): 13.3,
 }
 _UNKNOWN = frozenset({"unknown", "no_evidence", "too_few_readings", "in_warmup", "no validation"})
 
@@ -98,11 +104,13 @@ _DEAD = {
     "integer_warmup": {"no_update", "rate_zero"},
     "never_accumulated": {"no_update", "not_in_optimizer"},
     "loss_clamped": {"no_gradient", "no_update"},
+    "gradients_underflow": {"no_gradient", "no_update", "precision"},
+    "clipped_to_zero": {"no_gradient", "no_update"},
 }
 _RATE_VANISHES = ("rate_falls", "rate_ends", "reduced_in_wrong_mode")
 _SMALL_STEPS = (
     *("small_step", "clip_before_unscale", "warmup_again", "loss_divided", "rate_from_checkpoint", "warmup_outlasts"),
-    *_RATE_VANISHES,
+    *("layerwise_decay", "moments_poisoned", *_RATE_VANISHES),
 )
 _DATA = {
     "nan_input": "non_finite_input",
@@ -115,27 +123,35 @@ _DATA = {
     "compressed_by_root": "non_finite_input",
     "cropped": "infeasible_target",
     "gain_of_silence": "non_finite_input",
+    "lengths_swapped": "infeasible_target",
 }
 # They do harm since the error rate was at its best.
 _CLIMBS = (
     *("rate_ramp", "rate_peaks", "range_test_goes_on", "stairs_up", "warmup_never_ends"),
     *("restarts_grow", "raised_on_plateau", "cosine_ends_high", "cosine_ends_high_cut", "peak_too_high"),
+    "cycles_too_high",
 )
-_FROM_START = ("rate_start", "momentum_too_high", "never_unscaled", "accumulated_sum")
+_FROM_START = ("rate_start", "momentum_too_high", "never_unscaled", "accumulated_sum", "betas_swapped")
 _RATES = (
     *(*_FROM_START, "rate_jump", "rate_jump_cut", "rate_grows", *_CLIMBS, "restart", "unfrozen_too_fast"),
     *("stairs_up_cut", "rate_below_zero", "second_moments_lost", "never_unscaled"),
-    *("restarts_grow_cut", "clip_lost", "momentum_raised"),
+    *("restarts_grow_cut", "clip_lost", "momentum_raised", "weights_compound"),
 )
 _DRIFTS = (
     *("weight_drift", "weight_drift_cut", "masked_explosion", "sign_flip", "decay_of_wrong_sign"),
-    "temperature_falls",
+    *("temperature_falls", "unstable_state", "unstable_state_cut", "checkpoint_corrupted"),
 )
 _HURT = (
     *("rolled_back", "range_test_stopped", "head_replaced", "loud_utterance", "unfrozen_too_fast"),
     *("bad_batch_skipped", "array_moved", "second_moments_lost", "pruned_a_little", "pruned_too_far"),
     *("hot_start", "shrunk_and_perturbed", "resumed_from_older"),
     *("trainer_skips", "rate_at_the_edge", "peak_too_high", "bad_shard", "table_changes", "encoder_lost"),
+    *("vocabulary_grows", "electrodes_die"),
+)
+BORNE_IN_SIXTH = (
+    *("adapters", "new_speaker", "statistics_kept", "distilled", "entropy_bonus", "artefacts", "domains_alternate"),
+    *("vocabulary_grows", "clipped_by_value", "large_steps_skipped", "logged_in_blocks", "long_recordings"),
+    *("continues_from_average", "electrodes_die", "weight_ramps", "pseudo_labels", "metric_never_reset"),
 )
 _BORNE = (
     *(None, "rate_blip", "augmented", "silent_batches", "reduction_changed"),
@@ -153,8 +169,9 @@ _BORNE = (
     *("padding_changes", "smaller_batch", "best_restored", "gradual_unfreezing", "biases_tuned", "inner_loss"),
     *("dropout_begins", "logged_smoothly", "one_batch", "sorted_first", "stays_in_evaluation", "references_grouped"),
     *("bad_shard", "table_changes", "encoder_lost", "batch_first_forgotten"),
+    *BORNE_IN_SIXTH,
 )
-_UNRELATED = ("shuffled_labels", "sorted_inputs", "frames_mixed", "dead_input")
+_UNRELATED = ("shuffled_labels", "sorted_inputs", "frames_mixed", "dead_input", "one_recording")
 _HARDLY_RELATED = (
     "masked",
     "features_reshaped",
@@ -162,6 +179,7 @@ _HARDLY_RELATED = (
     "features_near_zero",
     "cast_to_integer",
     "most_pairs_wrong",
+    *("frames_shuffled", "labels_sorted", "dither"),
 )  # a little is learned
 _MISMATCH = {
     "decoder_blank": {"metric"},
@@ -194,6 +212,10 @@ _MISMATCH = {
     "validation_without_log": {"train_eval", "labels"},
     "another_day_validated": {"train_eval", "labels", "overfitting"},  # it has learned the days that it was trained on
     "same_transcript": {"labels", "train_eval", "overfitting"},  # one sentence is all there is to learn by heart
+    "stereo_validated": {"train_eval", "labels"},
+    "decodes_the_beginning": {"metric"},
+    "layer_missing_in_evaluation": {"train_eval", "labels"},
+    "synthetic_only": {"train_eval", "labels", "overfitting"},
 }
 _HELD_BACK = ("bounded_logits", "kept_for_dropped", "smoothed_away", "raw_inputs")
 _ANOTHER_TASK = (
@@ -212,6 +234,8 @@ _CHECKED: dict[str, tuple[set[str], str]] = {
     "characters": ({"infeasible_target"}, "infeasible_targets"),
     "space_is_blank": ({"blank_in_labels"}, "blanks_in_labels"),
     "trimmed_too_far": ({"infeasible_target"}, "infeasible_targets"),
+    "lengths_swapped": ({"infeasible_target", "blank_in_labels"}, "infeasible_targets"),
+    "targets_flattened": ({"blank_in_labels"}, "blanks_in_labels"),
 }
 _HALF_TRAINED: dict[str, tuple[set[str], str]] = {
     "encoder_not_in_optimizer": ({"not_in_optimizer"}, "unoptimized"),
@@ -220,6 +244,7 @@ _HALF_TRAINED: dict[str, tuple[set[str], str]] = {
     "base_frozen": ({"no_gradient", "no_update", "not_in_optimizer"}, "no_gradient"),
     "relus_dead": ({"no_gradient", "no_update", "no_information"}, "no_gradient"),
     "zero_start": ({"no_gradient", "no_update", "no_information"}, "no_gradient"),  # it looks as if nothing was heard
+    "frozen_early": ({"no_gradient", "no_update", "not_in_optimizer"}, "no_gradient"),
 }
 # A cause, and the signals of which one at least must be in a log that shows it.
 _EVIDENCE: dict[str, set[str]] = {
@@ -247,9 +272,9 @@ def field_label(facts: dict[str, Any]) -> Label | None:
     fault = r["fault"]
     if facts["failed_at"] is not None:
         return _failed(fault, r["onset"], facts["failed_at"])
-    if fault in ("blank_in_labels", "not_normalised", "probabilities_not_logs"):
+    if fault in ("blank_in_labels", "not_normalised", "probabilities_not_logs", "softmax_over_time"):
         causes = {"negative_loss", "not_normalised"}
-        causes |= set() if fault == "probabilities_not_logs" else {"blank_in_labels", "labels"}
+        causes |= set() if fault in ("probabilities_not_logs", "softmax_over_time") else {"blank_in_labels", "labels"}
         return Label(frozenset({"bad_data"}), frozenset(causes), 0) if facts["least_loss"] < 0 else None
     if fault in _DEAD:
         also = {"all_infeasible": {"bad_data"}, "scale_stuck": {"non_finite"}}.get(fault, set())
@@ -273,7 +298,7 @@ def field_label(facts: dict[str, Any]) -> Label | None:
         return _held_back(facts)
     if fault == "norm_poisoned":
         return _poisoned(facts)
-    if fault in ("small_corpus", "sure_of_its_errors"):
+    if fault in ("small_corpus", "sure_of_its_errors", "weak_augmentation"):
         return _learned_by_heart(facts)
     if fault == "accumulated_sum" and ends and LEARNED < ends[-1]["true_per"] < 0.85:  # it did not quite explode
         high = facts["end_loss"] > 1.5 * knows_nothing(facts)
@@ -285,7 +310,7 @@ def field_label(facts: dict[str, Any]) -> Label | None:
     if fault == "updates_rounded_away":
         outcomes = frozenset({"not_training", "undecided"} | _state(ends[-1]))
         return Label(outcomes, frozenset({"precision", "step_too_small", "no_update"}), 0)
-    if fault == "softmax_twice":  # no word for a cause fits
+    if fault in ("softmax_twice", "reloads_checkpoint"):  # no word for a cause fits
         none_fits = frozenset({"unknown", "no_evidence", "no_information", "step_too_small", "labels"})
         return _never_learned(facts, none_fits)
     if fault == "one_row_off":  # pairs that are always the same wrong ones can be learned by heart
@@ -297,7 +322,9 @@ def field_label(facts: dict[str, Any]) -> Label | None:
         return _hardly_learned(facts, frozenset({"no_information", "labels"}))
     if not r["fresh_noise"] or fault in ("augmentation_ends", "stuck_loader", "few_sentences"):
         return _overfitted(facts)
-    if fault == "whole_lines" and ends[-1]["per"] > LEARNED:  # nobody could tell from the log that it is good
+    if (
+        fault in ("whole_lines", "metric_never_reset") and ends[-1]["per"] > LEARNED
+    ):  # nobody could tell from the log that it is good
         return None
     own = _hurt_or_not(facts)
     if own is not None and fault == "trainer_skips":
@@ -370,8 +397,15 @@ def _failed(fault: str | None, onset: int, failed_at: int) -> Label | None:
     if fault == "epsilon_underflows":  # the update that is not finite may fall between two that are measured
         causes = frozenset({"precision", "unknown", "loss", "gradient"})
         return Label(frozenset({"non_finite", "exploded"}), causes, failed_at)
-    if fault == "attention_masked":  # the inputs are finite, and the logits are not
+    if fault in (
+        "attention_masked",
+        "norm_without_epsilon",
+        "class_masked",
+    ):  # the inputs are finite, and the logits are not
         return Label(frozenset({"non_finite"}), frozenset({"loss", "gradient", "unknown"}), failed_at)
+    if fault == "corrupted_file":  # a number that is finite, and its square is not
+        causes = frozenset({"non_finite_input", "bad_batch", "loss", "gradient", "unknown"})
+        return Label(frozenset({"bad_data", "non_finite", "exploded"}), causes, failed_at)
     if fault in ("nan_gradient", "root_of_zero"):
         return Label(frozenset({"non_finite"}), frozenset({"gradient"}), failed_at)
     if fault == "masked_nan":
@@ -390,7 +424,13 @@ def _causes(fault: str, state: set[str]) -> frozenset[str]:
         return frozenset({"rate_too_high", "unknown"} | also)
     if fault == "rate_below_zero":  # it climbs where it should descend
         return frozenset({"rate_too_high", "drift", "unknown"} | also)
-    if fault in ("second_moments_lost", "momentum_raised", "clip_lost"):  # the rate in a log is as before
+    if fault in (
+        "second_moments_lost",
+        "momentum_raised",
+        "clip_lost",
+        "betas_swapped",
+        "weights_compound",
+    ):  # the rate in a log is as before
         return frozenset({"rate_too_high", "drift", "unknown"} | also)
     if fault == "never_unscaled":
         return frozenset({"rate_too_high", "precision"} | also)
@@ -410,6 +450,8 @@ def _causes(fault: str, state: set[str]) -> frozenset[str]:
         "other_room": {"relapse", "unknown", "labels", "train_eval", "overfitting"},
         "channels_lost": {"relapse", "unknown", "data"},
         "pruned_too_far": {"relapse", "unknown"},
+        "two_bits": {"relapse", "unknown", "precision"},
+        "noise_runs_away": {"relapse", "unknown", "no_information", "labels"},
         "shuffled_labels": {"relapse", "unknown", "no_information", "labels"},
     }
     return frozenset(own[fault])
@@ -424,7 +466,13 @@ def _mismatched(facts: dict[str, Any]) -> Label | None:
     if fault != "half_labels_shifted" and (end["per"] < 0.8 or not (apart or fault in _ANOTHER_TASK)):
         return None
     outcomes = {"undecided", "slow", "mode_collapse", "blank_collapse", "bad_data"}
-    if fault in ("half_labels_shifted", "accuracy_as_error", "same_transcript", "another_day_validated"):
+    if fault in (
+        "half_labels_shifted",
+        "accuracy_as_error",
+        "same_transcript",
+        "another_day_validated",
+        "synthetic_only",
+    ):
         outcomes |= {"degraded"}
     return Label(frozenset(outcomes), frozenset(_MISMATCH[fault]), 0)
 
@@ -442,6 +490,8 @@ def _small_steps(facts: dict[str, Any]) -> Label | None:
     fault = facts["recipe"]["fault"]
     causes = frozenset({"precision"} if fault == "clip_before_unscale" else {"step_too_small"})
     causes |= {"in_warmup"} if fault in ("warmup_again", "warmup_outlasts") else set()
+    causes |= {"bad_batch"} if fault == "moments_poisoned" else set()
+    causes |= _UNKNOWN | {"no_information"} if fault == "layerwise_decay" else set()  # the rate in a log is the head's
     if end["true_per"] <= LEARNED:
         return Label(frozenset({"stable", "slow"}))
     state = _state(end)
@@ -539,7 +589,7 @@ def _hurt_or_not(facts: dict[str, Any]) -> Label | None:
         if lost > 0.05 and end["true_per"] > 2 * best["true_per"]:
             return None
         return Label(frozenset({"stable"} | ({"slow"} if end["true_per"] > 0.3 else set())))
-    if fault is None and _converged(facts):
+    if fault in (None, "few_electrodes") and _converged(facts):
         return Label(frozenset({"stable", "slow"}))
     if borne:
         recovers = bool(later) and later[-1]["true_per"] <= LEARNED
@@ -552,6 +602,7 @@ def _hurt_or_not(facts: dict[str, Any]) -> Label | None:
         return Label(frozenset({"exploded"} | state), _causes(fault, state), onset)
     if best["true_per"] > LEARNED and fault in (
         *("rate_peaks", "warmup_never_ends", "peak_too_high", "cosine_ends_high", "cosine_ends_high_cut"),
+        "cycles_too_high",
     ):
         bad = _bad_from_start(facts, state)
         return bad if bad is None or lost < _HARM else replace(bad, outcomes=bad.outcomes | {"degraded"})
@@ -592,7 +643,7 @@ def _passing(facts: dict[str, Any]) -> frozenset[str]:
             "head_replaced" | "array_moved" | "shrunk_and_perturbed" | "resumed_from_older"
         ):  # for a while it knew nothing again
             return frozenset({"degraded", "exploded", "blank_collapse", "mode_collapse"})
-        case "table_changes" | "encoder_lost" | "peak_too_high" | "bad_shard":
+        case "table_changes" | "encoder_lost" | "peak_too_high" | "bad_shard" | "vocabulary_grows" | "electrodes_die":
             return frozenset({"degraded", "exploded", "blank_collapse", "mode_collapse"})
         case "bad_batch_skipped" | "trainer_skips":  # the batch was bad
             return frozenset({"bad_data", "non_finite"})
@@ -606,6 +657,7 @@ def _checked(facts: dict[str, Any]) -> Label | None:
     if facts["largest_loss"] == 0:  # not one utterance is left, which shows in every log
         outcomes = frozenset({"not_training", "bad_data"})
         return Label(outcomes, frozenset(_DEAD["all_infeasible"]), 0)
+    seen_in_rates = ("transcripts_lost", "targets_flattened")
     negative = {"negative_loss"} if facts["least_loss"] < 0 else set[str]()
     if r["fault"] in ("padding_counted", "lengths_before_subsampling", "space_is_blank"):  # they do little harm
         unseen = _hurt_or_not(facts | {"recipe": r | {"fault": None}})
@@ -615,7 +667,7 @@ def _checked(facts: dict[str, Any]) -> Label | None:
     elif min(e["true_per"] for e in facts["ends"]) > 0.7:
         state = {"undecided", "slow"} | _state(end)
         looks_like = _UNKNOWN | {"no_information", "labels", "train_eval"}
-        unseen = Label(frozenset(state | {"bad_data"}), looks_like, 0) if r["fault"] == "transcripts_lost" else None
+        unseen = Label(frozenset(state | {"bad_data"}), looks_like, 0) if r["fault"] in seen_in_rates else None
     else:
         return None
     return Label(frozenset({"bad_data"} | state), frozenset(causes | negative), 0, shown_by=signal, unseen=unseen)

@@ -13,8 +13,23 @@ Half = Literal[
     "field_third_test",
     "field_fourth_test",
     "field_fifth_test",
+    "field_sixth_test",
 ]
-Task = Literal["short", "long", "words", "homophones", "lines", "spaced", "spikes", "keywords", "commands", "letters"]
+Task = Literal[
+    "short",
+    "long",
+    "words",
+    "homophones",
+    "lines",
+    "spaced",
+    "spikes",
+    "keywords",
+    "commands",
+    "letters",
+    "pen",
+    "cortex",
+    "dialled",
+]
 Model = Literal[
     "gru",
     "conv",
@@ -36,6 +51,9 @@ Model = Literal[
     "transformer",
     "deep_speech",
     "patches",
+    "tdnn",
+    "ssm",
+    "blstm",
 ]
 Optimizer = Literal[
     "adamw",
@@ -56,6 +74,8 @@ Optimizer = Literal[
     "rms_momentum",
     "lamb",
     "adam_bf16",
+    "muon",
+    "prodigy",
 ]
 Schedule = Literal[
     "constant",
@@ -71,6 +91,8 @@ Schedule = Literal[
     "eden",
     "three_stages",
     "vanishing",
+    "exponential",
+    "triangles",
 ]
 _T = TypeVar("_T")
 
@@ -86,7 +108,8 @@ class FieldRecipe:
         task: `short` utterances have 2 to 6 labels of 10 classes, `long` ones 6 to 12 of 24. `words` have 2 to 12
             of 40, in words; of `homophones` each class sounds like one other, and a guess is right half of the time.
             `lines` have 3 to 7 of 30, `spaced` ones a space between each two; `spikes` have 3 to 7 of 20, `keywords`
-            1 to 3 of 8 in silence, and `commands` one of 8. `letters` have 2 to 15 of 26, some of them double.
+            1 to 3 of 8 in silence, and `commands` one of 8. `letters` have 2 to 15 of 26, some of them double. `pen`
+            has 3 to 6 of 20, `cortex` 2 to 12 of 28, and `dialled` 3 to 7 of 10, some of them double.
         noise: The standard deviation of the noise on the features.
         fresh_noise: Whether each reading of an utterance has new noise.
         warmup: The steps in which the rate rises from 0.

@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from experiments.detection.corpus import _GRU
 from experiments.detection.field.fifth_task import CHANNELS, LETTERS, letters
 from experiments.detection.field.recipe import FieldRecipe, Task
+from experiments.detection.field.sixth_task import (
+    SIXTH_CLASSES,
+    SIXTH_FEATURES,
+    sixth_encoder,
+    sixth_optimizer,
+    sixth_utterances,
+)
 from experiments.detection.field.third_task import (
     THIRD_CLASSES,
     THIRD_FEATURES,
@@ -29,6 +36,7 @@ CLASSES: dict[Task, int] = {
     "homophones": 40,
     "letters": LETTERS,
     **THIRD_CLASSES,
+    **SIXTH_CLASSES,
 }  # without blank
 _FEATURES: dict[Task, int] = {
     "short": 12,
@@ -37,6 +45,7 @@ _FEATURES: dict[Task, int] = {
     "homophones": 20,
     "letters": CHANNELS,
     **THIRD_FEATURES,
+    **SIXTH_FEATURES,
 }
 _WORDS = 60
 _HALVED = (
@@ -50,6 +59,9 @@ _HALVED = (
     "transformer",
     "deep_speech",
     "patches",
+    "tdnn",
+    "ssm",
+    "blstm",
 )  # models with half the frames
 
 
@@ -77,6 +89,7 @@ class Batch:
 def utterances(task: Task, count: int, seed: int) -> Batch:
     """Make utterances without noise."""
     makers = {"short": _glides, "long": _glides, "words": _speech, "homophones": _speech, "letters": letters}
+    makers |= dict.fromkeys(SIXTH_CLASSES, sixth_utterances)
     make = makers.get(task, third_utterances)
     xs, ys = zip(*make(task, count, np.random.default_rng(seed)), strict=True)
     return Batch(
@@ -204,6 +217,8 @@ def _encoder(r: FieldRecipe) -> nn.Module:
             return nn.Sequential(_Transposed(front), nn.ReLU(), recurrent)
         case "crnn" | "quartz" | "stacked_gru" | "post_norm" | "tcn":
             return third_encoder(r, features)
+        case "tdnn" | "ssm" | "blstm":
+            return sixth_encoder(r, features)
     return _plain_convolutions(r, features)
 
 
@@ -320,7 +335,7 @@ def make_optimizer(r: FieldRecipe, model: Decoder) -> torch.optim.Optimizer:
     if r.fault == "biases_only":
         parameters = [p for p in model.parameters() if p.ndim == 1]
     decay = r.weight_decay
-    if (own := third_optimizer(r, parameters)) is not None:
+    if (own := third_optimizer(r, parameters) or sixth_optimizer(r, parameters)) is not None:
         return own
     match r.optimizer:
         case "sgd":

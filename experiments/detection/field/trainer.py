@@ -259,6 +259,10 @@ class Trainer:
                 rate *= 1.0 if done < 0.6 else float(0.02 ** ((done - 0.6) / 0.4))
             case "vanishing":
                 rate *= float(1e-6**done)
+            case "exponential":
+                rate *= float(0.02**done)
+            case "triangles":  # each is half as high as the one before
+                rate *= 0.5 ** (self.step // 200) * (1 - 0.95 * abs(self.step % 200 - 100) / 100)
         rate *= self._change_of_rate()
         match r.fault:
             case "range_test_stopped" | "range_test_goes_on" if not self.range_over:
@@ -409,7 +413,11 @@ class Trainer:
     def loss(self, logits: Tensor, batch: Batch, frames: Tensor, *, trains: bool = True) -> Tensor:
         """Compute the loss that the recipe asks for, or without its second part."""
         r = self.r
-        scores = logits if r.fault in ("not_normalised", "probabilities_not_logs") else logits.log_softmax(-1)
+        scores = (
+            logits
+            if r.fault in ("not_normalised", "probabilities_not_logs", "softmax_over_time")
+            else logits.log_softmax(-1)
+        )
         if r.fault == "log_of_zero":
             scores = logits.softmax(-1).half().log().float()
         each = F.ctc_loss(
