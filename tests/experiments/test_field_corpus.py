@@ -8,28 +8,50 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from experiments.detection.corpus import Trace, unpack
 from experiments.detection.field import corpus
 from experiments.detection.field.fifth_task import fifth_encoder, letters
 from experiments.detection.field.fifth_trainer import FifthTrainer
 from experiments.detection.field.labels import field_label, in_view
-from experiments.detection.field.recipe import FieldRecipe, Half
+from experiments.detection.field.recipe import FieldRecipe, Half, Task
 from experiments.detection.field.recipes import field_recipes
+from experiments.detection.field.sixth_task import (
+    SIXTH_CLASSES,
+    Orthogonal,
+    Prodigy,
+    _StateSpace,
+    sixth_encoder,
+    sixth_utterances,
+)
+from experiments.detection.field.sixth_trainer import SixthTrainer
 from experiments.detection.field.task import Batch, utterances
 
-_HALF: Half = "field_fifth_test"
+_HALVES: tuple[Half, ...] = ("field_fifth_test", "field_sixth_test")  # the newest
 _REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "outcomes.md"
 
 
+@pytest.fixture(scope="module", params=_HALVES)
+def half(request: pytest.FixtureRequest) -> Half:
+    chosen: Half = request.param
+    return chosen
+
+
 @pytest.fixture(scope="module")
-def traces() -> list[Trace]:
-    return [*unpack(corpus.packed(_HALF))]
+def traces(half: Half) -> list[Trace]:
+    return [*unpack(corpus.packed(half))]
 
 
 @pytest.fixture(scope="module")
 def small() -> FieldRecipe:
-    return FieldRecipe("small", _HALF, 5000, model="patches", task="letters", utterances=24, batch=4, units=8, steps=4)
+    settings = {"utterances": 24, "batch": 4, "units": 8, "steps": 4}
+    return FieldRecipe("small", "field_fifth_test", 5000, model="patches", task="letters", **settings)
+
+
+@pytest.fixture(scope="module")
+def smaller(small: FieldRecipe) -> FieldRecipe:
+    return replace(small, half="field_sixth_test", model="tdnn", task="dialled")
 
 
 def test_no_two_halves_have_a_family_in_common() -> None:
@@ -38,8 +60,8 @@ def test_no_two_halves_have_a_family_in_common() -> None:
     assert sum(map(len, families.values())) == len(set[str]().union(*families.values()))
 
 
-def test_the_packed_half_has_every_recipe_as_it_is(traces: list[Trace]) -> None:
-    recipes = {r.name: _rounded(asdict(r)) for r in field_recipes() if r.half == _HALF}
+def test_the_packed_half_has_every_recipe_as_it_is(traces: list[Trace], half: Half) -> None:
+    recipes = {r.name: _rounded(asdict(r)) for r in field_recipes() if r.half == half}
     assert {trace.name: _rounded(trace.facts["recipe"]) for trace in traces} == recipes
 
 
@@ -72,8 +94,10 @@ def test_healthy_trainings_learned_or_came_to_rest(traces: list[Trace]) -> None:
             assert reached["true_per"] < 0.7, trace.name
 
 
-def test_letters_can_be_aligned_after_half_of_the_frames_are_gone() -> None:
-    for x, labels in letters("letters", 200, np.random.default_rng(0)):
+@pytest.mark.parametrize("task", ["letters", *SIXTH_CLASSES])
+def test_labels_can_be_aligned_after_half_of_the_frames_are_gone(task: Task) -> None:
+    make = letters if task == "letters" else sixth_utterances
+    for x, labels in make(task, 200, np.random.default_rng(0)):
         repeats = int((labels[1:] == labels[:-1]).sum())
         assert len(labels) + repeats <= len(x) // 2
 
@@ -84,6 +108,94 @@ def test_encoders_halve_the_frames(small: FieldRecipe, model: str, frames: int) 
     encoder = fifth_encoder(replace(small, model=model), 40)  # type: ignore[arg-type]
     assert encoder is not None
     assert encoder(torch.zeros(2, frames, 40)).shape == (2, 4, 8)
+
+
+@pytest.mark.parametrize("model", ["tdnn", "ssm", "blstm"])
+@pytest.mark.parametrize("frames", [7, 8])
+def test_encoders_of_the_sixth_half_halve_the_frames(smaller: FieldRecipe, model: str, frames: int) -> None:
+    encoder = sixth_encoder(replace(smaller, model=model), 20)  # type: ignore[arg-type]
+    assert encoder(torch.randn(2, frames, 20)).shape == (2, 4, 8)
+
+
+def test_states_are_sums_of_decayed_inputs() -> None:
+    layer = _StateSpace(4, free=False)
+    x = torch.randn(1, 6, 4)
+    forth, back = layer.decay.detach().exp().reciprocal().chunk(2)
+    states = torch.zeros(6, 4)
+    inputs = layer.norm(x)[0]
+    for t in range(6):
+        states[t, :2] = inputs[t, :2] + (forth * states[t - 1, :2] if t else 0)
+        states[5 - t, 2:] = inputs[5 - t, 2:] + (back * states[6 - t, 2:] if t else 0)
+    expected = x[0] + F.glu(layer.out(F.gelu(states)), -1)
+    torch.testing.assert_close(layer(x)[0], expected)
+
+
+def test_muon_makes_the_singular_values_of_a_step_alike() -> None:
+    weights = torch.nn.Parameter(torch.zeros(6, 9))
+    weights.grad = torch.randn(6, 9) @ torch.diag(torch.logspace(0, -1, 9))
+    Orthogonal([weights], lr=1.0).step()
+    values = torch.linalg.svdvals(weights.detach()) / (0.2 * 9**0.5)
+    assert bool(((values > 0.6) & (values < 1.3)).all())
+
+
+def test_prodigy_finds_a_rate_unless_it_must_not() -> None:
+    ends = []
+    for grows in (True, False):
+        x = torch.nn.Parameter(torch.full((3,), 5.0))
+        optimizer = Prodigy([x], lr=1.0, grows=grows)
+        for _ in range(300):
+            x.grad = 2 * x.detach()
+            optimizer.step()
+        ends.append(float(x.detach().abs().max()))
+    assert ends[0] < 0.5
+    assert ends[1] > 4.99
+
+
+def test_swapped_lengths_cannot_be_aligned(smaller: FieldRecipe) -> None:
+    trainer = SixthTrainer(replace(smaller, fault="lengths_swapped"))
+    batch, _ = trainer.draw()
+    assert batch.labels.shape[1] >= int(batch.counts.max())
+    assert bool((trainer._frames(batch) < batch.counts).all())
+
+
+def test_flattened_targets_have_padding_where_labels_should_be(smaller: FieldRecipe) -> None:
+    right, _ = SixthTrainer(smaller).draw()
+    wrong, _ = SixthTrainer(replace(smaller, fault="targets_flattened")).draw()
+    assert torch.equal(wrong.counts, right.counts)
+    first = int(right.counts[0])
+    assert torch.equal(wrong.labels[0, :first], right.labels[0, :first])
+    flat, end = right.labels.flatten(), int(right.counts.sum())
+    assert [*_labels(wrong)] == flat[:end].tolist()
+    assert 0 in _labels(wrong)
+
+
+def test_adapters_begin_with_what_was_learned_before(smaller: FieldRecipe) -> None:
+    before = SixthTrainer(replace(smaller, seed=5001))
+    trainer = SixthTrainer(replace(smaller, fault="adapters"))
+    trainer.load(before.model.state_dict())
+    x = torch.randn(2, 8, 20)
+    torch.testing.assert_close(trainer.model.eval()(x), before.model.eval()(x))
+    trained = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert trained == {name for name in trained if name.startswith("head") or name.endswith((".into", ".out"))}
+    assert len(trained) == 6
+
+
+def test_pseudo_labels_are_what_the_model_hears(smaller: FieldRecipe) -> None:
+    trainer = SixthTrainer(replace(smaller, fault="pseudo_labels", seed=5002))
+    with torch.no_grad():
+        trainer.model.head.bias[4] += 100  # it hears nothing else
+    right, _ = SixthTrainer(replace(smaller, seed=5002)).draw()
+    batch, rows = trainer.draw()
+    for row, number in enumerate(rows.tolist()):
+        expected = [4] if number % 2 else right.labels[row, : right.counts[row]].tolist()
+        assert batch.labels[row, : batch.counts[row]].tolist() == expected
+
+
+def test_a_layer_may_be_missing_in_evaluation(smaller: FieldRecipe) -> None:
+    model = SixthTrainer(replace(smaller, fault="layer_missing_in_evaluation")).model.eval()
+    assert isinstance(model.encoder, torch.nn.Sequential)
+    x = torch.randn(2, 8, 20)
+    torch.testing.assert_close(model(x), model.head(model.encoder[0](x)))
 
 
 def test_a_recurrence_over_the_batch_mixes_its_utterances(small: FieldRecipe) -> None:

@@ -58,8 +58,8 @@ _MAYBE_SLOW = (
     *("dropout_begins", "logged_smoothly", "one_batch", "sorted_first", "stays_in_evaluation", "references_grouped"),
     *("bad_shard", "table_changes", "encoder_lost", "batch_first_forgotten", "accumulated_sum", "most_pairs_wrong"),
     *("rate_from_checkpoint", "reduced_in_wrong_mode", "warmup_outlasts", "base_frozen"),
-    *(*BORNE_IN_SIXTH, "few_electrodes", "layerwise_decay", "moments_poisoned", "frames_shuffled", "labels_sorted"),
-    *("one_recording", "dither", "betas_swapped"),
+    *BORNE_IN_SIXTH,
+    "few_electrodes",
 )
 _EXPLODED = 2.0  # an explosion is seen from the first loss on that is this many times the start
 

@@ -31,7 +31,7 @@ def sixth_base(family: str, half: Half, seed: int, draw: Draw) -> FieldRecipe:
         batch=one_of(draw, 8, 10),
         noise=_NOISE[task] * one_of(draw, 0.8, 1.2),
         utterances=600,
-        steps=one_of(draw, 600, 700),
+        steps=one_of(draw, 500, 550),
         lr=one_of(draw, 7e-3, 9e-3) if model == "blstm" else one_of(draw, 3e-3, 5e-3),
         warmup=one_of(draw, 40, 80),
         schedule=one_of(draw, "constant", "exponential", "cosine"),
@@ -42,7 +42,7 @@ def sixth_base(family: str, half: Half, seed: int, draw: Draw) -> FieldRecipe:
 
 def _midway(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """Let it happen when the training has learned."""
-    return replace(_soon_learned(r, draw), onset=int(draw.integers(320, 420)), schedule="constant", steps=700)
+    return replace(_soon_learned(r, draw), onset=int(draw.integers(240, 310)), schedule="constant", steps=550)
 
 
 def _soon_learned(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -82,7 +82,7 @@ def _lower_triangles(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 
 def _late_lstms(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """Two layers of LSTMs stay on the blank plateau for half of their time."""
-    made = replace(r, model="blstm", schedule="constant", steps=900, noise=0.4)
+    made = replace(r, model="blstm", schedule="constant", steps=750, noise=0.4)
     if draw.random() < 0.5:
         return replace(made, task="cortex", lr=between(draw, 1.5e-3, 3e-3))
     return replace(made, task="dialled", lr=between(draw, 1e-3, 2e-3))
@@ -130,7 +130,7 @@ def _domains_alternate(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 def _vocabulary_grows(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """It begins with some of the classes. The others come later, and the loss leaps."""
     made = replace(_midway(r, draw), fault="vocabulary_grows", task=one_of(draw, "pen", "dialled"))
-    return replace(made, strength=15 if made.task == "pen" else 7, onset=int(draw.integers(200, 300)))
+    return replace(made, strength=15 if made.task == "pen" else 7, onset=int(draw.integers(180, 240)))
 
 
 def _clipped_by_value(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -146,7 +146,7 @@ def _large_steps_skipped(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 def _few_electrodes(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """Hardly an electrode works, so it comes to rest at a high error rate."""
     made = replace(_soon_learned(r, draw), fault="few_electrodes", task="cortex", strength=one_of(draw, 3, 4))
-    return replace(made, noise=0.5, schedule="cosine", steps=900)
+    return replace(made, noise=0.5, schedule="cosine", steps=600)
 
 
 def _logged_in_blocks(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -172,7 +172,7 @@ def _electrodes_die(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 
 def _weight_ramps(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """The weight of the loss rises from next to nothing, and so does the loss."""
-    return replace(r, fault="weight_ramps", span=one_of(draw, 200, 350))
+    return replace(r, fault="weight_ramps", span=one_of(draw, 150, 250))
 
 
 def _pseudo_labels(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -182,7 +182,7 @@ def _pseudo_labels(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 
 def _metric_never_reset(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """The metric is a mean over all validations so far, and falls late."""
-    return replace(_soon_learned(r, draw), fault="metric_never_reset", steps=800)
+    return replace(_soon_learned(r, draw), fault="metric_never_reset")
 
 
 def _pairs_with_batch_norm(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -196,7 +196,7 @@ def _pairs_with_batch_norm(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 def _betas_swapped(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """Adam's two decays are given in the wrong order."""
     made = replace(r, fault="betas_swapped", lr=one_of(draw, 0.01, 0.03), clip=one_of(draw, None, 5.0))
-    return replace(made, schedule="constant", model=one_of(draw, "tdnn", "ssm"), steps=600)
+    return replace(made, schedule="constant", model=one_of(draw, "tdnn", "ssm"))
 
 
 def _orthogonal_too_fast(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -214,7 +214,7 @@ def _triangles_too_high(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 def _unstable_state(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """Nothing bounds the decay of a state, which becomes growth."""
     made = replace(_midway(r, draw), fault="unstable_state", model="ssm", strength=between(draw, 0.005, 0.03))
-    return replace(made, clip=None, half_logits=draw.random() < 0.5, stop_after=one_of(draw, 5, 200))
+    return replace(made, clip=None, half_logits=draw.random() < 0.5, stop_after=one_of(draw, 5, 120))
 
 
 def _killed_with_unstable_state(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -233,25 +233,25 @@ def _weights_compound(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """The weight of the loss is multiplied at every step, where it should be set."""
     made = replace(_midway(r, draw), fault="weights_compound", strength=between(draw, 0.02, 0.1), clip=None)
     made = replace(made, optimizer="sgd", lr=0.03, reduction="per_label_mean", weight_decay=0.0, model="tdnn")
-    return replace(made, half_logits=draw.random() < 0.5, stop_after=one_of(draw, 5, 200))
+    return replace(made, half_logits=draw.random() < 0.5, stop_after=one_of(draw, 5, 120))
 
 
 def _norm_without_epsilon(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """The model standardises each frame, and divides digital silence by 0."""
     made = replace(r, fault="norm_without_epsilon", task=one_of(draw, "cortex", "dialled"))
-    return replace(made, onset=one_of(draw, 0, 130, 410), stop_after=one_of(draw, 5, 200))
+    return replace(made, onset=one_of(draw, 0, 130, 310), stop_after=one_of(draw, 5, 120))
 
 
 def _corrupted_file(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """The bytes of a file were read as another type: finite numbers, but the sum of two is not."""
-    made = replace(_soon_learned(r, draw), fault="corrupted_file", onset=one_of(draw, 2, 170, 450))
-    return replace(made, stop_after=one_of(draw, 5, 200))
+    made = replace(_soon_learned(r, draw), fault="corrupted_file", onset=one_of(draw, 2, 170, 350))
+    return replace(made, stop_after=one_of(draw, 5, 120))
 
 
 def _class_masked(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """The logit of a class that should not occur is minus infinity, and it occurs."""
-    made = replace(r, fault="class_masked", strength=float(draw.integers(1, 10)), onset=one_of(draw, 0, 90, 350))
-    return replace(made, stop_after=one_of(draw, 5, 200))
+    made = replace(r, fault="class_masked", strength=float(draw.integers(1, 10)), onset=one_of(draw, 0, 90, 250))
+    return replace(made, stop_after=one_of(draw, 5, 120))
 
 
 def _gradients_underflow(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -355,7 +355,7 @@ def _noise_runs_away(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 def _lengths_swapped(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """The lengths of inputs and labels are given in the wrong order."""
     made = replace(r, fault="lengths_swapped", zero_infinity=r.seed % 2 == 0, weight_decay=0.0)
-    return replace(made, stop_after=one_of(draw, 5, 200), reduction="per_utterance_sum")
+    return replace(made, stop_after=one_of(draw, 5, 120), reduction="per_utterance_sum")
 
 
 def _targets_flattened(r: FieldRecipe, draw: Draw) -> FieldRecipe:

@@ -15,15 +15,19 @@ SIXTH_CLASSES: dict[Task, int] = {"pen": 20, "cortex": 28, "dialled": 10}
 SIXTH_FEATURES: dict[Task, int] = {"pen": 7, "cortex": 36, "dialled": 20}
 _WORDS = 50
 _LATENTS = 6
-_Utterances = Iterable[tuple[Tensor, Tensor]]
+_Utterances = Iterable[tuple[np.ndarray, list[int]]]
 
 
-def sixth_utterances(task: Task, count: int, draw: np.random.Generator) -> _Utterances:
+def sixth_utterances(task: Task, count: int, draw: np.random.Generator) -> Iterable[tuple[Tensor, Tensor]]:
     """Make utterances without noise: features (T, F) and labels."""
-    make = {"pen": _written, "cortex": _spoken_in_mind, "dialled": _dialled}[task]
-    for _ in range(count):
-        x, labels = make(draw)
-        yield torch.from_numpy(x).float(), torch.tensor(labels)
+    match task:
+        case "pen":
+            made = _written(count, draw)
+        case "cortex":
+            made = _spoken_in_mind(count, draw)
+        case _:
+            made = _dialled(count, draw)
+    return ((torch.from_numpy(x).float(), torch.tensor(labels)) for x, labels in made)
 
 
 def _along(points: np.ndarray, frames: int) -> np.ndarray:
@@ -32,48 +36,52 @@ def _along(points: np.ndarray, frames: int) -> np.ndarray:
     return np.stack([np.interp(time, range(len(points)), one) for one in points.T], 1)
 
 
-def _written(draw: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+def _written(count: int, draw: np.random.Generator) -> _Utterances:
     """The way of a pen. Each character has four points; writers differ in slant and size, and lift the pen between."""
     shapes = np.random.default_rng(61).uniform(-1, 1, (SIXTH_CLASSES["pen"] + 1, 4, 2))
-    labels = (draw.choice(SIXTH_CLASSES["pen"], size=draw.integers(3, 7), replace=False) + 1).tolist()
-    ways, down = [np.zeros((1, 2))], [0.0]
-    for place, label in enumerate(labels):
-        way = _along(shapes[label], int(draw.integers(6, 9))) + np.array([2.5 * place, 0])
-        ways += [way, way[-1:] + np.array([0.5, 0.3])]
-        down += [1.0] * len(way) + [0.0]
-    size, slant = draw.uniform(0.8, 1.25), draw.normal(0, 0.15)
-    way = size * np.concatenate(ways) @ np.array([[1, 0], [slant, 1]])
-    move = np.diff(way, axis=0, prepend=way[:1])
-    length = np.linalg.norm(move, axis=1, keepdims=True)
-    height = way[:, 1:]
-    return np.hstack([2 * move, move / (length + 0.1), length, height, np.array(down)[:, None]]), labels
+    for _ in range(count):
+        labels = (draw.choice(SIXTH_CLASSES["pen"], size=draw.integers(3, 7), replace=False) + 1).tolist()
+        ways, down = [np.zeros((1, 2))], [0.0]
+        for place, label in enumerate(labels):
+            way = _along(shapes[label], int(draw.integers(6, 9))) + np.array([2.5 * place, 0])
+            ways += [way, way[-1:] + np.array([0.5, 0.3])]
+            down += [1.0] * len(way) + [0.0]
+        size, slant = draw.uniform(0.8, 1.25), draw.normal(0, 0.15)
+        way = size * np.concatenate(ways) @ np.array([[1, 0], [slant, 1]])
+        move = np.diff(way, axis=0, prepend=way[:1])
+        length = np.linalg.norm(move, axis=1, keepdims=True)
+        height = way[:, 1:]
+        yield np.hstack([2 * move, move / (length + 0.1), length, height, np.array(down)[:, None]]), labels
 
 
-def _spoken_in_mind(draw: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+def _spoken_in_mind(count: int, draw: np.random.Generator) -> _Utterances:
     """Rates of many channels that follow few latents. A phoneme is a way through them, and runs into the next."""
     fixed = np.random.default_rng(67)
     ways = fixed.normal(0, 1, (SIXTH_CLASSES["cortex"] + 1, 3, _LATENTS))
     mixing = fixed.normal(0, 0.5, (_LATENTS, SIXTH_FEATURES["cortex"]))
     words = [fixed.choice(SIXTH_CLASSES["cortex"], size=fixed.integers(2, 5), replace=False) + 1 for _ in range(_WORDS)]
     shares = 1 / np.arange(1, _WORDS + 1) ** 0.5
-    labels: list[int] = []
-    for word in draw.choice(_WORDS, size=draw.integers(1, 4), p=shares / shares.sum()):
-        labels += [label for label in words[word].tolist() if labels[-1:] != [label]]
-    latents = np.concatenate([_along(ways[label], int(draw.integers(4, 7))) for label in labels])
     quiet = np.zeros((2, _LATENTS))
-    rates = np.concatenate([quiet, latents, quiet]) @ mixing + draw.normal(0, 0.2, SIXTH_FEATURES["cortex"])
-    return 2 * np.log1p(np.exp(rates)) - 1.4, labels
+    for _ in range(count):
+        labels: list[int] = []
+        for word in draw.choice(_WORDS, size=draw.integers(1, 4), p=shares / shares.sum()):
+            labels += [label for label in words[word].tolist() if labels[-1:] != [label]]
+        latents = np.concatenate([_along(ways[label], int(draw.integers(4, 7))) for label in labels])
+        rates = np.concatenate([quiet, latents, quiet]) @ mixing + draw.normal(0, 0.2, SIXTH_FEATURES["cortex"])
+        yield 2 * np.log1p(np.exp(rates)) - 1.4, labels
 
 
-def _dialled(draw: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+def _dialled(count: int, draw: np.random.Generator) -> _Utterances:
     """Numbers that are read out. Digits may be doubled, and there is a pause after each."""
-    spectra = np.random.default_rng(71).normal(0, 1.2, (SIXTH_CLASSES["dialled"] + 1, 3, SIXTH_FEATURES["dialled"]))
-    labels = (draw.integers(SIXTH_CLASSES["dialled"], size=draw.integers(3, 8)) + 1).tolist()
-    frames = [np.zeros((int(draw.integers(1, 4)), SIXTH_FEATURES["dialled"]))]
-    for label in labels:
-        frames.append(_along(spectra[label], int(draw.integers(4, 8))))
-        frames.append(np.zeros((int(draw.integers(2, 4)), SIXTH_FEATURES["dialled"])))
-    return np.concatenate(frames) * draw.uniform(0.7, 1.3), labels
+    features = SIXTH_FEATURES["dialled"]
+    spectra = np.random.default_rng(71).normal(0, 1.2, (SIXTH_CLASSES["dialled"] + 1, 3, features))
+    for _ in range(count):
+        labels = (draw.integers(SIXTH_CLASSES["dialled"], size=draw.integers(3, 8)) + 1).tolist()
+        frames = [np.zeros((int(draw.integers(1, 4)), features))]
+        for label in labels:
+            frames.append(_along(spectra[label], int(draw.integers(4, 8))))
+            frames.append(np.zeros((int(draw.integers(2, 4)), features)))
+        yield np.concatenate(frames) * draw.uniform(0.7, 1.3), labels
 
 
 def sixth_encoder(r: FieldRecipe, features: int) -> nn.Module:
