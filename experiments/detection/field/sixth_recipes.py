@@ -1,6 +1,6 @@
 """The trainings of the sixth test half: kinds that none of the halves before it has.
 
-It has 55 families with 122 trainings, on three new tasks: online handwriting, a recorded cortex, and dialled numbers.
+It has 54 families with 58 trainings, on three new tasks: online handwriting, a recorded cortex, and dialled numbers.
 New are a TDNN, a state space model and a stack of LSTMs, Muon and Prodigy. The families were chosen, and are as many,
 as one meets them where people ask about trainings with CTC. About half of the trainings are healthy. About half of
 those look odd: fine-tuned adapters, losses below 0, a loss that is logged in blocks, changes of the data, a metric
@@ -201,14 +201,14 @@ def _betas_swapped(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 
 def _orthogonal_too_fast(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """Muon at a rate that is usual for SGD of another library."""
-    made = replace(_soon_learned(r, draw), optimizer="muon", fault="rate_start", lr=between(draw, 2, 20))
+    made = replace(r, optimizer="muon", fault="rate_start", lr=between(draw, 2, 20), model="blstm")
     return replace(made, schedule="constant", clip=one_of(draw, None, 5.0), half_logits=draw.random() < 0.5)
 
 
 def _triangles_too_high(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """The peaks of a cyclic rate are far too high. It learns on the way up."""
-    made = replace(r, fault="cycles_too_high", schedule="triangles", warmup=1, lr=between(draw, 0.4, 1.5))
-    return replace(made, model=one_of(draw, "ssm", "blstm"), clip=one_of(draw, None, 5.0))
+    made = replace(r, fault="cycles_too_high", schedule="triangles", warmup=1, lr=between(draw, 2, 6))
+    return replace(made, model="blstm", clip=one_of(draw, None, 5.0))
 
 
 def _unstable_state(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -226,7 +226,7 @@ def _killed_with_unstable_state(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 def _checkpoint_corrupted(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """It is resumed from a file in which some weights have other exponents."""
     made = replace(_midway(r, draw), fault="checkpoint_corrupted", strength=between(draw, 300, 30000))
-    return replace(made, lr=1e-3, model="ssm", clip=one_of(draw, None, 5.0))
+    return replace(made, model="ssm", clip=one_of(draw, None, 5.0), task=one_of(draw, "cortex", "dialled"))
 
 
 def _weights_compound(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -291,12 +291,6 @@ def _dither_in_other_unit(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     return replace(r, fault="dither", strength=between(draw, 12, 60))
 
 
-def _labels_sorted(r: FieldRecipe, draw: Draw) -> FieldRecipe:
-    """The labels of each utterance went through a set, and are sorted."""
-    made = replace(r, fault="labels_sorted", task=one_of(draw, "pen", "cortex"), model=one_of(draw, "tdnn", "ssm"))
-    return replace(made, lr=4e-3)
-
-
 def _layerwise_decay_too_strong(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """The rate of each layer is a part of that of the layer above it, and next to nothing in the encoder."""
     made = replace(r, fault="layerwise_decay", strength=one_of(draw, 1e-5, 1e-4), model="blstm", lr=2e-3)
@@ -338,8 +332,8 @@ def _synthetic_only(r: FieldRecipe, draw: Draw) -> FieldRecipe:
 def _weak_augmentation(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     """A few dozen utterances, with hardly any augmentation."""
     made = replace(_soon_learned(r, draw), fault="weak_augmentation", fresh_noise=False, weight_decay=0.0)
-    made = replace(made, utterances=one_of(draw, 24, 40), task=one_of(draw, "cortex", "pen"), schedule="constant")
-    return replace(made, noise=1.6 if made.task == "cortex" else 0.4)
+    made = replace(made, utterances=one_of(draw, 40, 60), task=one_of(draw, "cortex", "pen"), schedule="constant")
+    return replace(made, noise=0.9 if made.task == "cortex" else 0.3)
 
 
 def _two_bits(r: FieldRecipe, draw: Draw) -> FieldRecipe:
@@ -368,22 +362,20 @@ def _softmax_over_time(r: FieldRecipe, draw: Draw) -> FieldRecipe:
     return replace(r, fault="softmax_over_time", clip=5.0)
 
 
-_OFTEN: tuple[Kind, ...] = (
-    *(_adapters, _artefacts, _pseudo_labels),
-    *(_orthogonal_too_fast, _killed_with_unstable_state, _weak_augmentation),
+_TWICE: tuple[Kind, ...] = (_adapters, _long_recordings, _norm_without_epsilon, _corrupted_file)
+_ONCE: tuple[Kind, ...] = (
+    *(_pens_cortices_and_numbers, _late_lstms, _artefacts, _pseudo_labels),
+    *(_orthogonal_too_fast, _killed_with_unstable_state, _weak_augmentation, _orthogonal_updates),
+    *(_rate_of_one, _lower_triangles, _statistics_kept, _distilled),
+    *(_entropy_bonus, _domains_alternate, _clipped_by_value, _large_steps_skipped),
+    *(_logged_in_blocks, _vocabulary_grows, _few_electrodes, _new_speaker),
+    *(_continues_from_average, _electrodes_die, _weight_ramps, _metric_never_reset),
+    *(_pairs_with_batch_norm, _triangles_too_high, _unstable_state, _moments_poisoned),
+    *(_noise_runs_away, _betas_swapped, _checkpoint_corrupted, _weights_compound),
+    *(_class_masked, _gradients_underflow, _clipped_to_zero, _frozen_early),
+    *(_reloads_checkpoint, _frames_shuffled, _one_recording, _dither_in_other_unit),
+    *(_layerwise_decay_too_strong, _estimate_never_grows, _stereo_validated, _decodes_the_beginning),
+    *(_layer_missing_in_evaluation, _synthetic_only, _two_bits, _lengths_swapped),
+    *(_targets_flattened, _softmax_over_time),
 )
-_TWICE: tuple[Kind, ...] = (
-    *(_orthogonal_updates, _rate_of_one, _lower_triangles, _statistics_kept, _distilled, _entropy_bonus),
-    *(_domains_alternate, _clipped_by_value, _large_steps_skipped, _logged_in_blocks, _long_recordings),
-    *(_vocabulary_grows, _few_electrodes, _new_speaker, _continues_from_average),
-    *(_electrodes_die, _weight_ramps, _metric_never_reset, _pairs_with_batch_norm),
-    *(_triangles_too_high, _unstable_state, _moments_poisoned, _noise_runs_away, _betas_swapped),
-    *(_checkpoint_corrupted, _weights_compound, _norm_without_epsilon, _corrupted_file),
-    *(_class_masked, _gradients_underflow, _clipped_to_zero, _frozen_early, _reloads_checkpoint, _frames_shuffled),
-    *(_one_recording, _dither_in_other_unit, _labels_sorted, _layerwise_decay_too_strong, _estimate_never_grows),
-    *(_stereo_validated, _decodes_the_beginning, _layer_missing_in_evaluation, _synthetic_only, _two_bits),
-    *(_lengths_swapped, _targets_flattened, _softmax_over_time),
-)
-SIXTH_TEST: dict[Kind, int] = (
-    {_pens_cortices_and_numbers: 7, _late_lstms: 3} | dict.fromkeys(_OFTEN, 3) | dict.fromkeys(_TWICE, 2)
-)
+SIXTH_TEST: dict[Kind, int] = dict.fromkeys(_ONCE, 1) | dict.fromkeys(_TWICE, 2)

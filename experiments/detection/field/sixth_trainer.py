@@ -27,8 +27,6 @@ class SixthTrainer(Trainer):
         if r.fault == "long_recordings":
             many = utterances(r.task, r.utterances * r.span, 10 + r.seed % 50)
             self.data, self.held_out = _joined(many, r.span), _joined(self.held_out, r.span)
-        if r.fault == "labels_sorted":
-            self.data, self.held_out = _sorted(self.data), _sorted(self.held_out)
         self.teacher: Decoder | None = None
         self.norms: list[float] = []  # of the gradients
         self.rates: list[float] = []  # as the metric has them
@@ -269,12 +267,6 @@ def _joined(data: Batch, many: int) -> Batch:
     labels = [torch.cat([data.labels[i, : int(data.counts[i])] for i in range(g, g + many)]) for g in groups]
     frames, counts = (torch.tensor([len(one) for one in ones]) for ones in (x, labels))
     return Batch(pad_sequence(x, batch_first=True), frames, pad_sequence(labels, batch_first=True), counts)
-
-
-def _sorted(data: Batch) -> Batch:
-    """Sort the labels of each utterance."""
-    rows = [row[:n].sort().values for row, n in zip(data.labels, data.counts.tolist(), strict=True)]
-    return Batch(data.x, data.frames, pad_sequence(rows, batch_first=True), data.counts)
 
 
 class _Standardised(nn.Module):
