@@ -106,14 +106,15 @@ def _engines(operands: list[Tensor], counts: Sequence[int]) -> dict[str, _Work]:
 def _variants(states: Tensor) -> list[Any]:
     from stability.engine.kernels import gru_gpu  # late: there is no Triton for every machine
 
-    return gru_gpu.variants(states.device, states.shape[-1])
+    return gru_gpu.variants(states.device, states.dtype, states.shape[-1])
 
 
 def _by_variant(variant: Any, work: _Work) -> _Work:
     """Let the kernels divide their work in that way."""
-    from stability.engine.kernels import gru_gpu
+    from stability.engine.kernels import gru_gpu, gru_layer_gpu
 
-    loops = partial(gru_gpu.forward, variant=variant), partial(gru_gpu.backward, variant=variant)
+    module = gru_layer_gpu if variant.launches == "layer" else gru_gpu
+    loops = partial(module.forward, variant=variant), partial(module.backward, variant=variant)
 
     def by_variant() -> None:
         with patch.object(recurrent, "_loops", return_value=loops):

@@ -155,23 +155,24 @@ def _loops_on_gpu(device: torch.device, dtype: torch.dtype, units: int, trials: 
         return states, *loops[1](gates, states, h0, w_hh, states.cos(), counts)
 
     def kernels() -> _Loops:
-        from stability.engine.kernels import gru_gpu
+        from stability.engine.kernels import gru_gpu, gru_layer_gpu
 
         def loops_of(variant: gru_gpu.Variant) -> _Loops:
-            return partial(gru_gpu.forward, variant=variant), partial(gru_gpu.backward, variant=variant)
+            module = gru_layer_gpu if variant.launches == "layer" else gru_gpu
+            return partial(module.forward, variant=variant), partial(module.backward, variant=variant)
 
         def seconds(variant: gru_gpu.Variant) -> float:
             given = operands(trials, measured.COUNTS, dtype)
             time = measured.median_seconds(partial(results, loops_of(variant), given, measured.COUNTS), device)
-            return time if time == inf or not variant.early or waits(variant) else inf
+            return time if time == inf or variant.launches == "frame" or waits(variant) else inf
 
         def waits(variant: gru_gpu.Variant) -> bool:
             # Frames that did not wait for each other would read half a state now and then. The sums are those of the
-            # variant that starts no frame early, so all bits must be.
+            # variant that launches frame by frame, so all bits must be.
             given = operands(trials, measured.COUNTS, dtype)
             wanted, *others = (
                 results(loops_of(v), [t.clone() for t in given], measured.COUNTS)
-                for v in (variant._replace(early=False), *[variant] * _TIMES)
+                for v in (variant._replace(launches="frame"), *[variant] * _TIMES)
             )
             return all(torch.equal(a, b) for other in others for a, b in zip(other, wanted, strict=True))
 
@@ -179,7 +180,7 @@ def _loops_on_gpu(device: torch.device, dtype: torch.dtype, units: int, trials: 
             times = {name: seconds(variant) for name, variant in variants.items()}
             return min(times, key=times.__getitem__)
 
-        variants = {str(v): v for v in gru_gpu.variants(device, units)}
+        variants = {str(v): v for v in gru_gpu.variants(device, dtype, units)}
         chosen = next(iter(variants))
         if device.type == "cuda":
             what = f"kernels of {trials} GRU layers of {units} units in {dtype}"

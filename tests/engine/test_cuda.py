@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from stability.data.placement import DeviceRows
 from stability.data.records import Dataset, Split
+from stability.engine import recurrent
 from stability.engine.evaluate import evaluate
 from stability.engine.packing import pack
 from stability.engine.patches import _Patches, _Softsign
@@ -22,7 +24,7 @@ from tests.support.configs import tiny
 
 pytest.importorskip("triton")
 
-from stability.engine.kernels import ctc_gpu, patches_gpu
+from stability.engine.kernels import ctc_gpu, gru_gpu, gru_layer_gpu, patches_gpu
 from tests.support.fake_cuda import FakeCuda, fake_cuda
 from tests.support.stacks import stack_of
 
@@ -159,3 +161,22 @@ def test_the_day_layer_passes_over_memory_once_each_way(dtype: torch.dtype, cuda
     assert back == pytest.approx(2 * products.nbytes + kept.nbytes + patches + sums, rel=1e-3)
     del cuda.moved["ones_like"]  # the gradient that the test makes
     assert cuda.moved.total() < 1.2 * sums
+
+
+@pytest.mark.parametrize(("module", "launches"), [(gru_gpu, 4), (gru_layer_gpu, 2)])
+def test_a_layer_is_a_launch_a_frame_or_one_for_the_trials_that_fit(
+    module: Any, launches: int, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three trials two fit. In neither way does the host wait."""
+    k, h, counts = 3, 64, [4, 4, 2, 1]
+    shapes = [(k, sum(counts), 5), (k, counts[0], h), (k, 3 * h, 5), (k, 3 * h, h), (k, 3 * h), (k, 3 * h)]
+    layer = [torch.empty(shape, dtype=torch.bfloat16, device=CUDA) for shape in shapes]
+    loops = tuple(partial(loop, variant=gru_gpu.LAYER) for loop in (module.forward, module.backward))
+    monkeypatch.setattr(recurrent, "_loops_on_gpu", lambda *_: loops)
+    monkeypatch.setattr(gru_layer_gpu, "_trials_at_once", lambda *_: 2)
+    gradients = forward_and_back(_Layer, *layer, counts)
+    for gradient, operand in zip(gradients, layer, strict=False):
+        assert (gradient.shape, gradient.dtype, gradient.device) == (operand.shape, operand.dtype, CUDA)
+    name = module.__name__.rpartition(".")[2]
+    assert cuda.launched == {f"{name}._forward": launches, f"{name}._backward": launches}
+    assert not cuda.waits

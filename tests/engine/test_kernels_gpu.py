@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -28,7 +29,9 @@ from tests.support.stacks import stack_of
 
 pytest.importorskip("triton")
 
-from stability.engine.kernels import ctc_gpu, gru_gpu, patches_gpu
+import triton.language as tl
+
+from stability.engine.kernels import ctc_gpu, gru_gpu, gru_layer_gpu, patches_gpu
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,6 +41,12 @@ pytestmark = [
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KERNELS = (gru_gpu.forward, gru_gpu.backward)
+EARLY = tuple(v._replace(launches="early") for v in gru_gpu.VARIANTS)
+
+
+def loops_of(variant: gru_gpu.Variant) -> Any:
+    module = gru_layer_gpu if variant.launches == "layer" else gru_gpu
+    return partial(module.forward, variant=variant), partial(module.backward, variant=variant)
 
 
 @pytest.mark.parametrize(
@@ -50,19 +59,61 @@ KERNELS = (gru_gpu.forward, gru_gpu.backward)
     ],
 )
 @pytest.mark.parametrize(("k", "units", "counts"), [(1, 64, [1]), (2, 96, [21, 21, 20, 13, 2]), (1, 64, [70, 3])])
-@pytest.mark.parametrize("variant", [*gru_gpu.VARIANTS, *(v._replace(early=True) for v in gru_gpu.VARIANTS)], ids=str)
+@pytest.mark.parametrize("variant", [*gru_gpu.VARIANTS, *EARLY, gru_gpu.LAYER], ids=str)
 def test_gru_agrees_with_a_float64_loop(
     variant: gru_gpu.Variant, counts: list[int], k: int, units: int, dtype: torch.dtype, tolerance: float
 ) -> None:
-    if variant not in gru_gpu.variants(DEVICE, units):
+    if variant not in gru_gpu.variants(DEVICE, dtype, units):
         pytest.skip("no variant for so many units, or for this device")
     given = [v.to(DEVICE, dtype) for v in operands(k, counts, units)]
-    loops = partial(gru_gpu.forward, variant=variant), partial(gru_gpu.backward, variant=variant)
-    ours = forward_and_back(loops, given, counts)
+    ours = forward_and_back(loops_of(variant), given, counts)
     wanted = forward_and_back(BY_PYTORCH, [v.double() for v in given], counts)
     for own, other in zip(ours, wanted, strict=True):
         assert own.dtype == dtype
         assert (own.double() - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 9])
+@pytest.mark.parametrize("counts", [[1], [5, 5, 2], [70, 40, 3], [130, 129, 64, 1]])
+def test_one_launch_a_layer_has_the_bits_of_one_a_frame(
+    counts: list[int], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts of a stack, and for several blocks of rows. Interpreted, a layer has one program for each of them."""
+    dtype, units = (torch.bfloat16, 768) if DEVICE.type == "cuda" else (torch.float16, 64)
+    variant = gru_gpu.LAYER if DEVICE.type == "cuda" else gru_gpu.Variant(64, 8, "layer")
+    monkeypatch.setattr(gru_layer_gpu, "_trials_at_once", lambda *_: at_once)
+    monkeypatch.setattr(gru_gpu, "forward", None if DEVICE.type == "cpu" else gru_gpu.forward)
+    given = [v.to(DEVICE, dtype) for v in operands(3, counts, units)]
+    ours = forward_and_back(loops_of(variant), given, counts)
+    monkeypatch.undo()
+    wanted = forward_and_back(loops_of(variant._replace(launches="frame")), given, counts)
+    for own, other in zip(ours, wanted, strict=True):
+        assert torch.equal(own, other)
+
+
+def test_a_layer_that_does_not_fit_is_launched_frame_by_frame() -> None:
+    """Here its two programs would wait for each other for ever."""
+    counts = [3, 2]
+    given = [v.to(DEVICE, torch.float16) for v in operands(1, counts, 64)]
+    if DEVICE.type == "cuda":
+        counts = [64 * torch.cuda.get_device_properties(DEVICE).multi_processor_count] * 2
+        given = [v.to(DEVICE, torch.float16) for v in operands(1, counts, 64)]
+    assert not gru_layer_gpu._trials_at_once(DEVICE, counts[0], 64, gru_gpu.LAYER)
+    ours = forward_and_back(loops_of(gru_gpu.LAYER), given, counts)
+    wanted = forward_and_back(loops_of(gru_gpu.LAYER._replace(launches="frame")), given, counts)
+    assert all(map(torch.equal, ours, wanted))
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there all programs run at the same time")
+def test_programs_that_wait_in_vain_end_with_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted, the first of two programs waits for the second, which begins after it."""
+    monkeypatch.setattr(gru_layer_gpu, "_trials_at_once", lambda *_: 1)
+    monkeypatch.setattr(gru_layer_gpu, "_PATIENCE", tl.constexpr(3))
+    given = [v.half() for v in operands(1, [3, 2], 64)]
+    states, _, d_gates, d_h0 = forward_and_back(loops_of(gru_gpu.LAYER), given, [3, 2])
+    assert states[:, 3:].isnan().all()
+    assert d_gates[:, :3].isnan().all()
+    assert d_h0.isnan().all()
 
 
 # Bins, features, size and stride of a patch.
@@ -168,12 +219,16 @@ def test_kernels_compile_for_gpus(architecture: str, tmp_path: Path) -> None:
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    early = 12 if architecture == "90" else 0
-    assert len(lines) == 18 + early
+    early = 6 if architecture == "90" else 0
+    assert len(lines) == 18 + early + 2
     assert ["starts early" in line for line in lines].count(True) == early
-    products = [line for line in lines if "gru_gpu" in line and "in fp32" not in line]
+    products = [line for line in lines if "gru_" in line and "in fp32" not in line]
     assert [line for line in lines if "tensor cores" in line] == products
-    assert all(line.endswith(", 0 bytes spilled") for line in lines)
+    layers = [line for line in lines if "gru_layer_gpu" in line]
+    assert all(line.endswith(", 0 bytes spilled") for line in lines if line not in layers)
+    for line in layers:  # weights of 144 KB and some rows of states
+        (shared,) = re.findall(r"(\d+) KB shared", line)
+        assert 144 < int(shared) <= 163
 
 
 def test_kernels_that_do_not_work_are_replaced_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -294,14 +349,14 @@ def test_a_variant_that_starts_early_must_have_the_same_bits_again_and_again(
     """It is the fastest, and one of its results is off by the last digit."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(measured, "COUNTS", [3, 2])
-    for i, variant in enumerate(gru_gpu.variants(SimpleNamespace(type="cuda"), 32)):  # type: ignore[arg-type]
+    for i, variant in enumerate(gru_gpu.variants(SimpleNamespace(type="cuda"), torch.float32, 32)):  # type: ignore[arg-type]
         timed[variant] = 4.0 - i
-    assert min(timed, key=timed.__getitem__) == (32, 8, True)
+    assert min(timed, key=timed.__getitem__) == (32, 8, "early")
     runs = Counter[gru_gpu.Variant]()
 
     def forward(*operands: Any, variant: gru_gpu.Variant) -> torch.Tensor:
         states = recurrent.forward_loop(*operands)
-        if variant == (32, 8, True) and runs[variant] == wrong_at:
+        if variant == (32, 8, "early") and runs[variant] == wrong_at:
             states[0, 0, 0] = states[0, 0, 0].nextafter(torch.tensor(9.0))
         runs[variant] += 1
         return states
@@ -311,7 +366,7 @@ def test_a_variant_that_starts_early_must_have_the_same_bits_again_and_again(
 
     monkeypatch.setattr(gru_gpu, "forward", forward)
     monkeypatch.setattr(gru_gpu, "backward", backward)
-    assert (chosen_variant(32, 1) == (32, 8, True)) is chosen
+    assert (chosen_variant(32, 1) == (32, 8, "early")) is chosen
 
 
 def test_a_kernel_is_tried_again_if_memory_ran_out_at_first(

@@ -15,9 +15,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stability.engine.kernels import TRITON_OPTIONS, ctc_gpu, gru_gpu, patches_gpu
+from stability.engine.kernels import TRITON_OPTIONS, ctc_gpu, gru_gpu, gru_layer_gpu, patches_gpu
 
-NUMBERS = dict.fromkeys([*gru_gpu._NUMBERS, *ctc_gpu._NUMBERS, *patches_gpu._NUMBERS], "i32")
+NUMBERS = dict.fromkeys([*gru_gpu._NUMBERS, *ctc_gpu._NUMBERS, *patches_gpu._NUMBERS, *gru_layer_gpu._NUMBERS], "i32")
 
 
 def compiled(
@@ -30,6 +30,8 @@ def compiled(
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
     source = ASTSource(kernel, signature, by_place, aligned)
     options = {"num_warps": warps, "launch_pdl": constants.get("early", False), **TRITON_OPTIONS}
+    if kernel.__module__ == gru_layer_gpu.__name__:
+        options |= {"num_stages": 1, "launch_cooperative_grid": True}
     return triton.compile(source, GPUTarget("cuda", architecture, 32), options)
 
 
@@ -70,10 +72,21 @@ def main() -> None:
                 {"carried": "*fp32"},
                 warps,
             )
-            for early in ((False, True) if architecture >= 90 else (False,))
             for columns, warps, _ in gru_gpu.VARIANTS
             for kernel in (gru_gpu._forward, gru_gpu._backward)
             for dtype, shape in shapes.items()
+            for early in ((False, True) if architecture >= 90 and dtype == "bf16" else (False,))
+        ]
+        layer = {
+            "units": 768,
+            "rows": gru_layer_gpu._ROWS,
+            "depth": gru_layer_gpu._DEPTH,
+            "columns": gru_gpu.LAYER.columns,
+        }
+        places = {"places": "*i32", "arrived": "*i32", "carried": "*fp32"}
+        cases += [
+            (kernel, "bf16", layer, places, gru_gpu.LAYER.warps)
+            for kernel in (gru_layer_gpu._forward, gru_layer_gpu._backward)
         ]
         cases += [
             (kernel, "fp32", {"blank": 0, "size": 256}, lengths, 4) for kernel in (ctc_gpu._forward, ctc_gpu._backward)

@@ -24,7 +24,7 @@ from stability.engine.recurrent import Engine
 
 pytest.importorskip("triton")
 
-from stability.engine.kernels import ctc_gpu, gru_gpu, patches_gpu
+from stability.engine.kernels import ctc_gpu, gru_gpu, gru_layer_gpu, patches_gpu
 
 _CUDA, _META = 1, 14  # the numbers of c10::DeviceType
 
@@ -37,6 +37,7 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.waits = Counter[str]()  # copies to the host, and those from memory that is not pinned
         self.allocated = Counter[str]()  # operations whose result takes memory of the device
         self.moved = Counter[str]()  # bytes that operations and kernels read and write, each operand once
+        self.launched = Counter[str]()  # Triton's kernels
         self._fake = FakeTensorMode()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -81,7 +82,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, engine: Engine = "loop") -> Itera
         patch.setattr(recurrent, "_loops_on_gpu", lambda *_: (gru_gpu.forward, gru_gpu.backward))
         patch.setattr(loss, "_on_gpu", lambda _: ctc_gpu.losses)
         patch.setattr(patches, "_on_gpu", lambda *_: patches_gpu.to_patches)
-        for module, name in product((ctc_gpu, gru_gpu, patches_gpu), ("_forward", "_backward")):
+        for module, name in product((ctc_gpu, gru_gpu, gru_layer_gpu, patches_gpu), ("_forward", "_backward")):
             patch.setattr(module, name, _Kernel(mode, f"{module.__name__.rpartition('.')[2]}.{name}"))
         patch.setattr(torch.autograd, "grad", lambda outputs, inputs: [torch.zeros_like(v) for v in inputs])
         patch.setattr(Tensor, "pin_memory", _pinned)
@@ -141,5 +142,6 @@ class _Kernel:
         def launch(*arguments: Any, **options: Any) -> None:
             assert all(isinstance(v, FakeTensor) and v.is_contiguous() for v in arguments if isinstance(v, Tensor))
             self._device.moved[self._name] += _bytes(arguments)
+            self._device.launched[self._name] += 1
 
         return launch

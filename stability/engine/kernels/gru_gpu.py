@@ -7,7 +7,7 @@ batch depends on another, so one launch serves all of a stack. Sums and gates ar
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
@@ -25,22 +25,28 @@ class Variant(NamedTuple):
 
     columns: int  # units of a program
     warps: int  # of a program
-    early: bool = False  # whether a frame's programs are started while the frame before is computed, and wait for it
+    # A launch computes a frame; or a frame, whose programs are started `early`, while the frame before is computed, and
+    # wait for it; or a `layer` (`gru_layer_gpu`).
+    launches: Literal["frame", "early", "layer"] = "frame"
 
     def __str__(self) -> str:
-        return f"{self.columns} columns, {self.warps} warps" + (", early" if self.early else "")
+        how = {"frame": "", "early": ", early", "layer": ", one launch"}
+        return f"{self.columns} columns, {self.warps} warps{how[self.launches]}"
 
 
 VARIANTS = (Variant(32, 4), Variant(32, 8), Variant(64, 8))
+LAYER = Variant(32, 8, "layer")  # its weights fill the shared memory of a multiprocessor, and more sums its registers
 _EARLY_FROM = (9, 0)  # the compute capability that has programmatic dependent launch
 
 
-def variants(device: torch.device, units: int) -> list[Variant]:
+def variants(device: torch.device, dtype: torch.dtype, units: int) -> list[Variant]:
     """Return the variants that a layer of that many units can have on a device."""
     plain = [v for v in VARIANTS if units % v.columns == 0]
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < _EARLY_FROM:
+    if device.type != "cuda":  # Triton interprets, and cannot do the others
         return plain
-    return [*plain, *(v._replace(early=True) for v in plain)]
+    early = [v._replace(launches="early") for v in plain]
+    layer = [LAYER] if dtype != torch.float32 and units % 64 == 0 else []
+    return plain + (early if torch.cuda.get_device_capability(device) >= _EARLY_FROM else []) + layer
 
 
 def forward(
@@ -100,13 +106,13 @@ def _launcher(kernel: Any, gates: Tensor, units: int, variant: Variant) -> Calla
     rows, depth = (16, 32) if gates.dtype == torch.float32 else (64, 64 if units % 64 == 0 else 32)
     precision = "tf32" if _allows_tf32() else "ieee"
     options: dict[str, Any] = {"num_warps": variant.warps, **TRITON_OPTIONS}
-    if variant.early:  # Triton has the option from 3.4 on
+    if variant.launches == "early":  # Triton has the option from 3.4 on
         options["launch_pdl"] = True
 
     def launch(going_on: int, *arguments: object) -> None:
         nonlocal kernel, options
         grid = (units // variant.columns, triton.cdiv(going_on, rows), k)
-        shape = (units, rows, variant.columns, depth, precision, variant.early)
+        shape = (units, rows, variant.columns, depth, precision, variant.launches == "early")
         compiled = kernel[grid](*arguments, slots, going_on, *shape, **options)
         # From the second frame on, launch the compiled kernel itself. Triton's lookup of it by argument types takes
         # longer on the host than a frame takes on the GPU. All frames of a layer have the same types, and the numbers
