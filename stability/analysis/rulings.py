@@ -61,6 +61,7 @@ class Ruling:
         seeds_needed: About how many seeds would decide an inconclusive claim, if they were like those so far; None if
             that is not known.
         tied: The other factors that change together with the compared ones.
+        wealth: What the bets of an anytime test have made of 1: 1 / p, with p above 1 too. NaN without such a test.
     """
 
     claim: Claim
@@ -76,6 +77,7 @@ class Ruling:
     corrected: float = math.nan
     seeds_needed: int | None = None
     tied: tuple[str, ...] = ()
+    wealth: float = math.nan
 
 
 def rule(claims: Sequence[Claim], trials: Trials, *, anytime: bool = False) -> list[Ruling]:
@@ -94,7 +96,7 @@ def rule(claims: Sequence[Claim], trials: Trials, *, anytime: bool = False) -> l
     tested = [evidence.p for evidence in found if evidence.is_tested]
     corrected = iter(closed(tested) if anytime else holm([min(1.0, p) for p in tested]))
     return [
-        _ruling(claim, evidence, next(corrected) if evidence.is_tested else math.nan, max(1, len(tested)))
+        _ruling(claim, evidence, next(corrected) if evidence.is_tested else math.nan, max(1, len(tested)), anytime)
         for claim, evidence in zip(stated, found, strict=True)
     ]
 
@@ -320,7 +322,7 @@ def _all_or_most(claim: Claim, trials: Sequence[Trial], tests: _Tests) -> _Evide
     )
 
 
-def _ruling(claim: Claim, evidence: _Evidence, corrected: float, claims: int) -> Ruling:
+def _ruling(claim: Claim, evidence: _Evidence, corrected: float, claims: int, anytime: bool) -> Ruling:
     known = Ruling(
         claim=claim,
         ruling="inconclusive",
@@ -334,6 +336,7 @@ def _ruling(claim: Claim, evidence: _Evidence, corrected: float, claims: int) ->
         p=evidence.p if math.isnan(evidence.p) else min(1.0, evidence.p),
         corrected=corrected,
         tied=evidence.tied,
+        wealth=1 / evidence.p if anytime else math.nan,
     )
     if not evidence.seeds:
         return known

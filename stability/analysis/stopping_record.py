@@ -19,11 +19,13 @@ class StoppingRecord:
         claims: The SHA-256 of the file of claims with which it began.
         trials: How many trials were planned; 0 until the study has ended.
         spared: The names of the trials that no claim needed.
+        given_up: The ids of the claims that are not ruled on, and that the seeds left could not rule on.
     """
 
     claims: str
     trials: int = 0
     spared: tuple[str, ...] = ()
+    given_up: tuple[str, ...] = ()
 
 
 def read_stopping_record(study: Path) -> StoppingRecord | None:
@@ -35,7 +37,8 @@ def read_stopping_record(study: Path) -> StoppingRecord | None:
     path = study / _FILE
     try:
         found = load_json(path.read_bytes())
-        return StoppingRecord(**{**found, "spared": tuple(found["spared"])})
+        lists = {name: tuple(found.get(name, ())) for name in ("spared", "given_up")}
+        return StoppingRecord(**{**found, **lists})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

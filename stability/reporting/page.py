@@ -6,6 +6,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -33,6 +34,7 @@ from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, REPORT, VERDICT, exists, short_path, write_atomically
 from stability.core.text import counted, listed
 from stability.diagnosis.outcomes import MARKS
+from stability.diagnosis.verdict import read_verdict
 from stability.reporting.advice import advise, unfinished
 from stability.reporting.figures import Picture, save_figures
 from stability.reporting.html import render
@@ -207,7 +209,29 @@ def _on_stopping(folders: Sequence[Path]) -> list[str]:
     what = (
         "The study was to end when its claims are ruled on. The rulings allow for that. The p values of effects do not."
     )
-    return [f"{what} {spared} of {counted(planned, 'trial')} were not needed." if planned else what]
+    early = [saved for folder in folders if read_stopping_record(folder) for saved in _steps_saved(folder)]
+    found = [f"{what} {spared} of {counted(planned, 'trial')} were not needed." if planned else what]
+    if early:
+        verb = "trial has" if len(early) == 1 else "trials have"
+        found.append(
+            f"{len(early)} {verb} ended at a fault, before the last step, which saved {counted(sum(early), 'step')}."
+        )
+    if given_up := list(dict.fromkeys(claim for record in records for claim in record.given_up)):
+        found.append(
+            "Not decided, and the seeds that were left could not have decided it even if all had agreed: "
+            f"{listed(given_up)}."
+        )
+    return found
+
+
+def _steps_saved(study: Path) -> list[int]:
+    """The steps that each trial which ended early did not make."""
+    found = []
+    for path in study.glob(f"*/{VERDICT}"):
+        with suppress(StabilityError, OSError):
+            if isinstance(saved := read_verdict(path).evidence.get("steps saved"), int | float):
+                found.append(int(saved))
+    return found
 
 
 def _check_studies(folders: Sequence[Path], trials: Trials) -> None:

@@ -77,7 +77,7 @@ def train_until_ruled(cfg: DictConfig, launcher: Launcher) -> list[Sequence[JobR
         launcher: Trains the trials of a round.
     """
     from stability.analysis.claims import find_claims, read_claims  # late: SciPy takes a while
-    from stability.analysis.open_claims import Planned, needed_next
+    from stability.analysis.open_claims import Planned, given_up, needed_next
     from stability.analysis.trial import Trials
     from stability.analysis.trials import read_trials
 
@@ -87,14 +87,19 @@ def train_until_ruled(cfg: DictConfig, launcher: Launcher) -> list[Sequence[JobR
     jobs = {trial.folder: (job, trial) for job in grid_jobs(cfg) if (trial := _trial(cfg, job))}
     planned = {folder: Planned(trial.config.seed, levels_of(trial.settings)) for folder, (_, trial) in jobs.items()}
     begun = {folder for folder in jobs if (folder / VERDICT).exists()}
+
+    def finished() -> Trials:
+        return read_trials([study]) if begun else Trials(())
+
     returns: list[Sequence[JobReturn]] = []
-    while needed := needed_next(claims, read_trials([study]) if begun else Trials(()), planned, begun):
+    while needed := needed_next(claims, finished(), planned, begun):
         print(f"round {len(returns) + 1}: {counted(len(needed), 'trial')}", flush=True)
         launched = sum(map(len, returns))
         returns.append(launcher.launch([jobs[folder][0] for folder in needed], initial_job_idx=launched))
         begun.update(needed)
     spared = tuple(folder.name for folder in jobs if folder not in begun)
-    write_stopping_record(study, StoppingRecord(_digest(path), len(jobs), spared))
+    hopeless = tuple(given_up(claims, finished(), planned, begun))
+    write_stopping_record(study, StoppingRecord(_digest(path), len(jobs), spared, hopeless))
     return returns
 
 

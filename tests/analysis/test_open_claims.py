@@ -57,6 +57,26 @@ def test_a_claim_that_the_seeds_left_cannot_rule_on_gets_none_of_them(tmp_path: 
     assert {seed for keys in rounds for _, _, seed in keys} == {*range(6)}, "2 more could not decide"
 
 
+def test_a_claim_gets_no_more_seeds_if_others_that_show_nothing_put_it_out_of_reach(tmp_path: Path) -> None:
+    here = "compare: {a: [0, 1]}, where: {b: 1}, response: per, expect: higher"
+    flat = [f"compare: {{a: [0, 1]}}, where: {{b: 0}}, response: {name}, expect: higher" for name in ("per", "steps")]
+
+    def train(a: int, b: int, s: int) -> dict[str, Any]:
+        return {"per": 0.2 + a * b * (-0.03 if s == 2 else 0.1)}  # one of the first six seeds says the opposite
+
+    alone, _ = run(read_claims(write_claims(tmp_path, here)), 9, train)
+    assert {s for keys in alone for _, b, s in keys if b} == {*range(9)}
+    claims = read_claims(write_claims(tmp_path, here, *flat))
+    rounds, trials = run(claims, 9, train)
+    assert {s for keys in rounds for _, b, s in keys if b} == {*range(6)}
+    assert [ruling.ruling for ruling in rule(claims, trials, anytime=True)] == ["inconclusive"] * 3
+
+    everything = Trials(
+        tuple(trial(s, a=a, b=b, **train(a, b, s)) for a in range(2) for b in range(2) for s in range(9))
+    )
+    assert rule(claims, everything, anytime=True)[0].ruling == "inconclusive", "as the other seeds would have shown"
+
+
 def test_what_the_study_does_not_have_is_not_waited_for(tmp_path: Path) -> None:
     stated = "compare: {a: [0, 2]}, response: per, expect: higher", "where: {c: 1}, expect: {all: stable}"
     assert run(read_claims(write_claims(tmp_path, *stated)), 9, lambda a, b, s: {})[0] == []

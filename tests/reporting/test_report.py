@@ -1,6 +1,7 @@
 """The report of a study: what its page says, read from the HTML, and how bad input is refused."""
 
 import csv
+import json
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from stability.analysis.claims import read_claims
 from stability.analysis.effects import effects
 from stability.analysis.rulings import rule
+from stability.analysis.stopping_record import StoppingRecord, write_stopping_record
 from stability.analysis.trials import read_trials
 from stability.core.checkout import ROOT
 from stability.report import main
@@ -23,6 +25,7 @@ from stability.reporting.page import Report, write_report
 from stability.reporting.summary import summarize_grid
 from stability.tracking.state import State, write_state
 from tests.support.studies import EPSILON, LR, NOISE, write_study
+from tests.support.trials import write_trial
 
 SEEDS = list(range(8))
 CLAIMS = """
@@ -529,3 +532,15 @@ def test_ten_thousand_trials_are_reported_in_little_memory(tmp_path: Path) -> No
     assert "of 10000 trials are unhealthy" in out
     assert int(out.split()[-1]) < 2e6  # kB
     assert (tmp_path / "study" / "report.html").stat().st_size < 2e6
+
+
+def test_a_study_that_ends_when_its_claims_are_ruled_on_says_what_that_saved(tmp_path: Path) -> None:
+    write_trial(tmp_path / "study/whole", "seed=0")
+    ended = write_trial(tmp_path / "study/ended", "seed=1", outcome="exploded")
+    verdict = json.loads((ended / "verdict.json").read_text()) | {"evidence": {"steps saved": 7}}
+    (ended / "verdict.json").write_text(json.dumps(verdict))
+    write_stopping_record(tmp_path / "study", StoppingRecord("hash", 5, ("a", "b", "c"), ("noise",)))
+    text = Page(write_report([tmp_path / "study"], claims=None).page.read_text()).text
+    assert "3 of 5 trials were not needed." in text
+    assert "1 trial has ended at a fault, before the last step, which saved 7 steps." in text
+    assert "could not have decided it even if all had agreed: noise." in text

@@ -53,6 +53,9 @@ def test_too_few_seeds_are_noted_and_what_can_be_refuted_is(cli: CommandLine) ->
     record = json.loads((cli.folder / "outputs/rates/until_ruled.json").read_text())
     assert record["trials"] == 6
     assert len(record["spared"]) == 4
+    assert record["given_up"] == ["high"]
+    page = (cli.folder / "outputs/rates/report.html").read_text()
+    assert "Not decided, and the seeds that were left could not have decided it even if all had agreed: high." in page
 
 
 @pytest.mark.parametrize(
