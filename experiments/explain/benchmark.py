@@ -1,8 +1,8 @@
-"""Compare explanations with other methods on simulated pairs: `python -m experiments.explain.benchmark HALF`.
+"""Compare methods on simulated pairs: `python -m experiments.explain.benchmark HALF [METHOD] …`.
 
-HALF is `design` or `test`. For each method: the pairs whose sufficient sets it names exactly; those whose differences
-with a part it names exactly, whatever the sets; those in which it names a difference that has no part, or misses one
-that has; and how many trials it makes.
+HALF is `design`, `test` or `second-test`. For each method, or those that are named: the pairs whose sufficient sets it
+names exactly; those whose differences with a part it names exactly, whatever the sets; those in which it names a
+difference that has no part, or misses one that has; and how many trials it makes.
 """
 
 import csv
@@ -44,11 +44,11 @@ def score(half: str, pair: Pair, method: str, answer: Answer) -> Row:
     return Row(half, pair.number, *sizes, method, answer.sure, exact, named == true, *wrong, answer.trials)
 
 
-def main(half: str) -> None:
-    """Run all methods on a half and print the tables."""
+def main(half: str, *methods: str) -> None:
+    """Run all methods, or some, on a half and print the tables."""
     rows = []
     for number, pair in enumerate(chosen := pairs(half), 1):
-        rows += [score(half, pair, name, method(pair)) for name, method in METHODS.items()]
+        rows += [score(half, pair, name, METHODS[name](pair)) for name in methods or METHODS]
         print(f"{number}/{len(chosen)}", file=sys.stderr)
     with TABLE.with_stem(f"{TABLE.stem}-{half}").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -1,16 +1,17 @@
 """How often does an explanation claim something false? `python -m experiments.explain.honesty [EXPERIMENTS]`
 
-Each experiment is simulated, with 6 differences, and looked at whenever it needs more trials. A claim is false if the
-true rate of failure of its mixture is on the other side of the threshold. A part is false if `role_of` says it of a
-difference that has another. At most 5 % of the experiments may ever claim anything false.
+Each experiment is simulated, with 6 differences, and looked at whenever it needs more trials. A claim says that a
+mixture fails more often than each that is said to be healthy, or less often than each that is said to fail; it is false
+if that is not so of the true rates. A part is false if `role_of` says it of a difference that has another. At most 5 %
+of the experiments may ever claim anything false.
 """
 
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from stability.analysis.beliefs import Difference, Job
+from stability.analysis.beliefs import Claim, Difference, Job
 from stability.analysis.explanation import explain, role_of
 
 Cause = frozenset[str]
@@ -28,11 +29,13 @@ class _World(NamedTuple):
         name: What sets it apart.
         rate: The rate of failure of a mixture.
         parts: The part of each difference; None where no kind of part fits.
+        shared: Whether a seed is as hard for all mixtures.
     """
 
     name: str
     rate: Callable[[Cause], float]
     parts: dict[str, str] | None
+    shared: bool = False
 
 
 def _has(failed: Cause) -> bool:
@@ -44,10 +47,18 @@ _WORLDS = (
     _World("always", lambda failed: float(_has(failed)), _PARTS),
     _World("9 of 10 against 1 of 10", lambda failed: 0.9 if _has(failed) else 0.1, _PARTS),
     _World("6 of 10 against 1 of 20", lambda failed: 0.6 if _has(failed) else 0.05, _PARTS),
+    _World("7 of 10 against 1 of 30, by seed", lambda failed: 0.7 if _has(failed) else 0.03, _PARTS, shared=True),
     _World("the two are alike", lambda failed: 0.3, dict.fromkeys(_NAMES, "none")),
+    _World("the two are alike, half fail", lambda failed: 0.5, dict.fromkeys(_NAMES, "none")),
     _World("each value adds a little", lambda failed: 0.05 + 0.15 * len(failed), None),
     _World("one value protects", lambda failed: float(_has(failed) and ("d" not in failed or len(failed) > 4)), None),
 )
+
+
+def is_false(claim: Claim, claims: Sequence[Claim], rate: Callable[[Cause], float]) -> bool:
+    """Say whether the true rates of failure are not in the order that a claim states."""
+    own, others = rate(claim.mixture.failed), [rate(c.mixture.failed) for c in claims if c.fails != claim.fails]
+    return own <= max(others) if claim.fails else own >= min(others)
 
 
 def errors(world: _World, seed: int) -> tuple[bool, bool, bool, int]:
@@ -57,14 +68,15 @@ def errors(world: _World, seed: int) -> tuple[bool, bool, bool, int]:
     while True:
         found = explain(_DIFFERENCES, outcomes)
         made = [claim for claim in found.claims if claim.holds]
-        wrong_claim |= any((world.rate(claim.mixture.failed) > found.threshold) != claim.fails for claim in made)
+        wrong_claim |= any(is_false(claim, found.claims, world.rate) for claim in made)
         if world.parts:
             told = {name: role_of(name, found).kind for name in _NAMES}
             wrong_part |= any(kind not in ("undecided", world.parts[name]) for name, kind in told.items())
         if not found.needed or len(outcomes) >= _MOST:
             return wrong_claim, wrong_part, found.confirmed, len(outcomes)
         for job in found.needed:
-            chance = random.Random(f"{world.name} {seed} {sorted(job.mixture.failed)} {job.seed}").random()
+            own = "" if world.shared else sorted(job.mixture.failed)
+            chance = random.Random(f"{world.name} {seed} {own} {job.seed}").random()
             outcomes[job] = chance < world.rate(job.mixture.failed)
 
 

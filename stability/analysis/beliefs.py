@@ -3,16 +3,17 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
-from stability.analysis.bets import e_value
+from stability.analysis.bets import Counts, e_value
 from stability.analysis.levels import Level
 
 SEEDS_APART = 1000  # between the first seeds of two stages
 
-_LIKELIER, _LIKELIER_IF_ALWAYS = math.log(80), math.log(9)  # how much likelier one side has to be for a belief
-_FIRST, _WRONG, _BY_CHANCE, _MOST = 4, 8, 16, 24  # seeds of the two sides: at first; if one of them does not do what
-# it should; if they do not always end alike; at most
+_LIKELIER = math.log(12)  # how much likelier one side has to be for a belief
+_ROUGHLY = math.log(3)  # and for the trials of a mixture to count as those of a side
+_FIRST, _ENOUGH, _MOST = 4, 8, 24  # seeds of the two sides: at first; if they tell the two apart; at most
 _ALIKE = 0.35  # rates that are closer need all seeds
 _TOO_ALIKE = 0.2  # rates that are even closer need too many trials
 _MOST_PROBES = 24  # seeds of a mixture in one search; then the likelier side counts
@@ -64,7 +65,8 @@ class Claim:
 
     Attributes:
         mixture: What it is about.
-        fails: Whether it says that the mixture fails, or that it is healthy.
+        fails: Whether it says that the mixture fails, which is: more often than each of those that are said to be
+            healthy; or that it is healthy, which is: less often than each of those that are said to fail.
         failures: In how many of the fresh trials it failed.
         trials: How many fresh trials there were.
         e: The e-value against the opposite.
@@ -77,6 +79,11 @@ class Claim:
     trials: int = 0
     e: float = 1.0
     holds: bool = False
+
+    @property
+    def fresh(self) -> Counts:
+        """Its fresh trials."""
+        return Counts(self.failures, self.trials - self.failures)
 
 
 class Needed(Exception):
@@ -112,26 +119,30 @@ class Beliefs:
         """Whether all trials of a mixture have ended alike so far."""
         return not any({True, False} <= {*results} for results in self._results.values())
 
-    @property
-    def rates(self) -> tuple[float, float]:
-        """The rates of failure of the two sides, a little nearer to a half than what was seen."""
-        high, low = ((f + 0.5) / (f + h + 1) for f, h in map(self._counts, self.sides))
-        return high, low
+    @cached_property
+    def alike(self) -> tuple[Counts, Counts]:
+        """The trials of FAILED and of what roughly fails as often, and those of HEALTHY, likewise."""
+        found = [*map(self._counts, self.sides)]
+        rates = self._sides_rates()
+        for mixture in self._results.keys() - self.sides:
+            ratio = _log_ratio(own := self._counts(mixture), rates)
+            if mixture.between is None and abs(ratio) >= _ROUGHLY:
+                place = 0 if ratio > 0 else 1
+                found[place] = Counts(found[place].failed + own.failed, found[place].healthy + own.healthy)
+        return found[0], found[1]
 
-    @property
-    def threshold(self) -> float:
-        """The middle between the rates of failure of the two sides."""
-        return sum(self.rates) / 2
+    @cached_property
+    def rates(self) -> tuple[float, float]:
+        """The rates of failure of what fails, and of what is healthy."""
+        return _rate(self.alike[0]), _rate(self.alike[1])
 
     def compare_sides(self) -> None:
         """Train the two sides with as many seeds as their rates of failure need."""
-        for least in (_FIRST, _WRONG, _BY_CHANCE, _MOST):
+        for least in (_FIRST, _ENOUGH, _MOST):
             # A side that never did what it should is looked at again, alone.
             self._require({side: least - sum(self._counts(side)) for side in self._wrong() or self.sides})
-            high, low = self.rates
-            if high - low >= _ALIKE and (self.always or least >= _BY_CHANCE):
-                break
-            if self._wrong() and least >= _WRONG:
+            high, low = self._sides_rates()
+            if least >= _ENOUGH and (self._wrong() or high - low >= _ALIKE):
                 break
 
     def problem(self) -> str:
@@ -146,7 +157,7 @@ class Beliefs:
         if wrong := [names[side] for side in self._wrong()]:
             does = {"FAILED": "FAILED does not fail again", "HEALTHY": "HEALTHY fails too"}
             return f"{' and '.join(does[name] for name in wrong)}: {counts}"
-        high, low = self.rates
+        high, low = self._sides_rates()
         return "" if high - low >= _TOO_ALIKE else f"The two fail about as often: {counts}"
 
     def fails(self, mixture: Mixture) -> bool | None:
@@ -155,15 +166,14 @@ class Beliefs:
         Raises:
             Needed: Its trials do not tell yet.
         """
+        for_failing, for_healthy = (abs(_log_ratio(one, self.rates)) for one in (Counts(1, 0), Counts(0, 1)))
         while not self._cannot_train(mixture):
-            belief = self._log_ratio(mixture)
+            belief = self._belief(mixture)
             made = sum(self._counts(mixture))
-            enough = _LIKELIER_IF_ALWAYS if self.always else _LIKELIER
-            if abs(belief) >= enough - 1e-9 or made >= _MOST_PROBES:
+            if abs(belief) >= _LIKELIER or made >= _MOST_PROBES:
                 return belief > 0
-            for_failing, for_healthy = map(abs, self._weights())
             toward = for_failing if belief > 0 or (not made and for_failing > for_healthy) else for_healthy
-            self._require({mixture: math.ceil((enough - abs(belief)) / toward - 1e-9)})
+            self._require({mixture: math.ceil((_LIKELIER - abs(belief)) / toward)})
         return None
 
     def clearly(self, mixture: Mixture) -> bool | None:
@@ -173,26 +183,25 @@ class Beliefs:
             Needed: Its trials do not tell yet.
         """
         fails = self.fails(mixture)
-        failures, healthy = self._counts(mixture)
-        if fails is None or not failures + healthy:
-            return None
+        return fails if fails is not None and self.are_clear(self._counts(mixture), fails) else None
+
+    def are_clear(self, counts: Counts, fails: bool) -> bool:
+        """Return whether trials fail about as often as one of the sides."""
+        if not sum(counts):
+            return False
         high, low = self.rates
-        place = (failures / (failures + healthy) - low) / (high - low)
-        return fails if (place >= _CLEAR if fails else place <= 1 - _CLEAR) else None
+        place = (counts.failed / sum(counts) - low) / (high - low)
+        return place >= _CLEAR if fails else place <= 1 - _CLEAR
 
     def is_doubtful(self, claim: Claim) -> bool:
         """Return whether the fresh trials speak against a claim, or show chance where none was known."""
-        healthy = claim.trials - claim.failures
-        log_ratio = self._log_ratio(claim.mixture, claim.failures, healthy)
-        refuted = (-log_ratio if claim.fails else log_ratio) >= _LIKELIER
-        return refuted or (self.always and claim.failures > 0 and healthy > 0)
+        belief = self._belief(claim.mixture) + _log_ratio(claim.fresh, self.rates)
+        refuted = (-belief if claim.fails else belief) >= _LIKELIER
+        return refuted or (self.always and all(claim.fresh))
 
-    def e_value(self, claim: Claim, failures: int, healthy: int) -> float:
-        """Return the e-value of fresh trials against the opposite of a claim."""
-        high, low = (1.0, 0.0) if self.always else self.rates
-        if claim.fails:
-            return e_value(failures, failures + healthy, self.threshold, high)
-        return e_value(healthy, failures + healthy, 1 - self.threshold, 1 - low)
+    def e_value(self, failing: Counts, healthy: Counts) -> float:
+        """Return the e-value of fresh trials against the hypothesis that the first fails no more often."""
+        return e_value(failing, healthy, *self.alike)
 
     def _wrong(self) -> list[Mixture]:
         """The sides that never did what they should."""
@@ -204,21 +213,27 @@ class Beliefs:
         crashes = results.count(None)
         return mixture in self._invalid or (crashes >= _CRASHES and 2 * crashes > len(results))
 
-    def _counts(self, mixture: Mixture) -> tuple[int, int]:
-        """How many of its trials failed, and how many were healthy."""
+    def _counts(self, mixture: Mixture) -> Counts:
+        """The trials of a mixture so far."""
         results = self._results.get(mixture, [])
-        return results.count(True), results.count(False)
+        return Counts(results.count(True), results.count(False))
 
-    def _weights(self) -> tuple[float, float]:
-        """By how much a failure and a healthy trial change the logarithm of the ratio."""
-        high, low = self.rates
-        return math.log(high / low), math.log((1 - high) / (1 - low))
+    def _sides_rates(self) -> tuple[float, float]:
+        high, low = map(_rate, map(self._counts, self.sides))
+        return high, low
 
-    def _log_ratio(self, mixture: Mixture, failures: int = 0, healthy: int = 0) -> float:
-        """How much likelier its trials, and so many more, are at the rate of failure of FAILED than of HEALTHY."""
-        counts = self._counts(mixture)
-        weights = self._weights()
-        return (counts[0] + failures) * weights[0] + (counts[1] + healthy) * weights[1]
+    def _belief(self, mixture: Mixture) -> float:
+        """How much likelier the trials are if a mixture fails than if it is healthy, as a logarithm.
+
+        If it is healthy, so is each with fewer of FAILED's values; if it fails, so does each with more.
+        """
+        belief = _log_ratio(self._counts(mixture), self.rates)
+        for other in self._results:
+            ratio = _log_ratio(self._counts(other), self.rates)
+            less, more = other.failed < mixture.failed, other.failed > mixture.failed
+            if other.between == mixture.between and ((less and ratio > 0) or (more and ratio < 0)):
+                belief += ratio
+        return belief
 
     def _require(self, more: Mapping[Mixture, int]) -> None:
         """Raise `Needed` if some mixtures need more trials. The seeds of crashed trials are not tried again."""
@@ -233,3 +248,14 @@ class Beliefs:
                     seed += 1
         if jobs:
             raise Needed(sorted(jobs, key=lambda job: job.seed))  # one of each side first
+
+
+def _rate(counts: Counts) -> float:
+    """A rate of failure, a little nearer to a half than what was seen."""
+    return (counts.failed + 0.5) / (sum(counts) + 1)
+
+
+def _log_ratio(counts: Counts, rates: tuple[float, float]) -> float:
+    """How much likelier trials are at the first rate of failure than at the second, as a logarithm."""
+    high, low = rates
+    return counts.failed * math.log(high / low) + counts.healthy * math.log((1 - high) / (1 - low))

@@ -4,9 +4,11 @@ A test with a fixed sample is wrong more often than it says if one looks at it a
 significant. Here one may. Somebody bets on each trial, at odds that are fair if the hypothesis is true. Then the wealth
 is expected never to grow, and Ville's inequality bounds the chance that it ever exceeds 1 / alpha by alpha, however
 long one goes on and whenever one stops. The wealth is called the e-value (Ramdas, Grünwald, Vovk and Shafer,
-*Game-Theoretic Statistics and Safe Anytime-Valid Inference*, Statistical Science 38, 2023). The money is divided among
-several bets, since the true rate is not known (Waudby-Smith and Ramdas, *Estimating Means of Bounded Random Variables
-by Betting*, JRSS B 86, 2024).
+*Game-Theoretic Statistics and Safe Anytime-Valid Inference*, Statistical Science 38, 2023).
+
+The hypothesis here is that one training fails no more often than another. It does not say how often they fail. So the
+bets are settled at the rates that are the worst for who bets: those that make what was seen the likeliest, among all
+that agree with the hypothesis (Wasserman, Ramdas and Balakrishnan, *Universal Inference*, PNAS 117, 2020).
 
 Several claims are made together by closed testing: a claim holds if the mean of the e-values exceeds 1 / alpha in every
 group of claims that contains it. The mean of e-values is an e-value, however they depend on each other (Vovk and Wang,
@@ -16,29 +18,53 @@ false claim is made; and if each e-value exceeds 1 / alpha, all claims are made,
 
 from collections.abc import Sequence
 from itertools import accumulate
+from math import exp, lgamma, log
+from typing import NamedTuple
 
-_BETS = 10
+_SURE = 0.25  # how little is believed, before any trial, in the outcome that is not expected
 
 
-def e_value(hits: int, trials: int, at_most: float, likely: float) -> float:
-    """Compute the e-value against the hypothesis that trials are hits at a rate of at most `at_most`.
+class Counts(NamedTuple):
+    """How many trials of a training failed, and how many were healthy."""
+
+    failed: int
+    healthy: int
+
+
+def e_value(more: Counts, less: Counts, like_more: Counts, like_less: Counts) -> float:
+    """Compute the e-value against the hypothesis that one training fails no more often than another.
 
     Args:
-        hits: How many trials were hits.
-        trials: How many trials there were.
-        at_most: The rate, above 0 and below 1.
-        likely: The rate, above `at_most`, that earlier trials make likely. Half of the money is bet on it.
+        more: The trials of the one that is said to fail more often.
+        less: The trials of the other one. No seed may be in both, since trials with the same seed are alike.
+        like_more: Earlier trials that the first is expected to be like. The bets are better the truer this is, and fair
+            in any case.
+        like_less: Earlier trials that the other is expected to be like.
 
     Returns:
         The wealth of somebody who began with 1.
     """
-    rates = [at_most + (1 - at_most) * bet / _BETS for bet in range(1, _BETS + 1)]
+    if more.failed * less.healthy > less.failed * more.healthy:
+        worst = _best(Counts(more.failed + less.failed, more.healthy + less.healthy))
+    else:  # what was seen agrees with the hypothesis
+        worst = _best(more) + _best(less)
+    first = _predicted(more, like_more.failed + 1, like_more.healthy + _SURE)
+    second = _predicted(less, like_less.failed + _SURE, like_less.healthy + 1)
+    return exp(first + second - worst)
 
-    def wealth(rate: float) -> float:
-        won: float = (rate / at_most) ** hits * ((1 - rate) / (1 - at_most)) ** (trials - hits)
-        return won
 
-    return (sum(map(wealth, rates)) / _BETS + wealth(likely)) / 2
+def _predicted(seen: Counts, failed: float, healthy: float) -> float:
+    """The logarithm of the chance of what was seen, in its order, if the rate has this beta distribution."""
+    return _log_beta(seen.failed + failed, seen.healthy + healthy) - _log_beta(failed, healthy)
+
+
+def _log_beta(a: float, b: float) -> float:
+    return lgamma(a) + lgamma(b) - lgamma(a + b)
+
+
+def _best(seen: Counts) -> float:
+    """The logarithm of the chance of what was seen, in its order, at the rate that makes it the likeliest."""
+    return sum(count * log(count / sum(seen)) for count in seen if count)
 
 
 def corrected(e_values: Sequence[float]) -> list[float]:

@@ -1,8 +1,9 @@
 """Why one configuration fails and another does not: the smallest cause, found by adaptive experiment.
 
 The two configurations have *differences*. A *mixture* has the failed configuration's values of some of them, and the
-healthy one's of the others. A mixture fails if its rate of failure, over seeds, is above the *threshold*: the middle
-between the rates of the two configurations. Wanted are
+healthy one's of the others. Failures may come by chance, so *fails* and *is healthy* are said of a mixture in
+comparison: each mixture that is said to fail does so in more of the seeds than each that is said to be healthy. Wanted
+are
 
 - the *sufficient sets*: the smallest sets of the failed configuration's values with which the healthy one fails;
 - the *cures*: the smallest sets of the healthy configuration's values with which the failed one is healthy;
@@ -20,13 +21,17 @@ together are moved together first.
 This relies on one assumption: more of the failed configuration's values make a training no healthier. What contradicts
 it, the answer names.
 
-**Belief.** While it searches, a mixture counts as failing or healthy as soon as one is much likelier than the other: 9
-times, which takes one seed, as long as all trials of each mixture end alike; 80 times where failures come by chance.
+**Belief.** While it searches, a mixture counts as failing or healthy as soon as one is 12 times likelier than the
+other, by its own trials, by those of smaller ones that failed, and by those of larger ones that were healthy. That
+takes one seed where all trials of each mixture end alike, and one to three where failures come by chance.
 
-**Confirmation.** A belief was used to choose, so it proves nothing. What was found is stated as claims: that the failed
-configuration fails, that the healthy one does not, that every sufficient set fails, and that every cure helps. These
-are tested on fresh seeds by e-values (see `bets`). If a claim is refuted, the search goes on with all that is known,
-with fresh seeds again. The chance that any claim is made wrongly is at most 5 %, whenever the experiment is stopped.
+**Confirmation.** A belief was used to choose, so it proves nothing. What was found is stated as claims: with every
+sufficient set the healthy configuration fails more often than the failed one does with any of the cures. By the
+assumption the failed configuration itself fails no less often than the former, and the healthy one no more often than
+the latter, so these two need no claims. The claims are tested on fresh seeds by e-values (see `bets`). No rate has to
+be known for that, and no threshold to be set: that is what makes it cheap. If a claim is refuted, the search goes on
+with all that is known, and with fresh seeds again. The chance that any claim is made wrongly is at most 5 %, whenever
+the experiment is stopped.
 
 Everything here is a function of the results so far. So an experiment that was stopped goes on where it was.
 """
@@ -37,9 +42,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, NamedTuple
 
-from stability.analysis.beliefs import Beliefs, Claim, Difference, Job, Mixture, Needed, Outcomes
+from stability.analysis.beliefs import SEEDS_APART, Beliefs, Claim, Difference, Job, Mixture, Needed, Outcomes
 from stability.analysis.bets import claims_made, level_of
-from stability.analysis.levels import Level, is_number
+from stability.analysis.levels import is_number
 
 ALPHA = 0.05  # the chance that any claim is made wrongly
 
@@ -77,7 +82,6 @@ class Explanation:
         needed: The trials that are needed next, in the order in which they help most; empty at the end.
         stage: What they are for: `sides`, `search`, `claims` or `values`.
         problem: Why there is nothing to explain; empty if there is.
-        threshold: The rate of failure above which a mixture fails; NaN if it is not known yet.
         sufficient: The sufficient sets found so far, the smallest first.
         cures: The cures found so far, the smallest first.
         complete: Whether the search has found all of them.
@@ -88,7 +92,6 @@ class Explanation:
     needed: tuple[Job, ...] = ()
     stage: str = "sides"
     problem: str = ""
-    threshold: float = math.nan
     sufficient: tuple[frozenset[str], ...] = ()
     cures: tuple[frozenset[str], ...] = ()
     complete: bool = False
@@ -158,13 +161,15 @@ def explain(differences: Sequence[Difference], outcomes: Outcomes, invalid: Coll
         found = _search(differences, beliefs)
         if found.needed:
             return found
-        claims, jobs = _test(_claims(names, found), beliefs, _MOST_FRESH * 2**look)
+        claims, jobs = _test(
+            _claims(names, found.sufficient, found.cures), beliefs, _MOST_FRESH * 2**look, beliefs.is_doubtful
+        )
         found = replace(found, stage="claims", claims=claims, needed=jobs)
         if found.needed or found.confirmed:
             break
     if found.needed or not found.confirmed:
         return found
-    for later in range(look + 1, look + 4):  # near a flip failures may come by chance, which shows in the test
+    for later in range(look + 1, look + 7):  # near a flip failures may come by chance, which shows in the test
         found = _find_flips(differences, Beliefs(names, outcomes, invalid, later), found)
         if found.needed or all(flip.holds for flip in found.flips):
             break
@@ -200,7 +205,6 @@ def _search(differences: Sequence[Difference], beliefs: Beliefs) -> Explanation:
     return Explanation(
         needed=jobs,
         stage="search",
-        threshold=beliefs.threshold,
         sufficient=tuple(sorted(sufficient, key=_order)),
         cures=tuple(sorted(cures, key=_order)),
         complete=not jobs and not untrainable,
@@ -241,57 +245,74 @@ def _smallest(parts: Sequence[frozenset[str]], holds: Callable[[frozenset[str]],
     return narrow(frozenset(), False, parts)
 
 
-def _claims(names: frozenset[str], found: Explanation) -> tuple[Claim, ...]:
-    """The claims that together are the explanation, each once."""
-    fail = [names, *found.sufficient]
-    healthy = [frozenset[str](), *(names - cure for cure in found.cures)]
-    claims = [Claim(Mixture(own), True) for own in fail] + [Claim(Mixture(own), False) for own in healthy]
-    return tuple(dict.fromkeys(claims))
+def _claims(
+    names: frozenset[str], sufficient: Sequence[frozenset[str]], cures: Sequence[frozenset[str]]
+) -> tuple[Claim, ...]:
+    """The claims that together are the explanation. There is always one that fails, and one that is healthy."""
+    fail = [*sufficient] or [names]
+    healthy = [names - cure for cure in cures] or [frozenset()]
+    return (*(Claim(Mixture(own), True) for own in fail), *(Claim(Mixture(own), False) for own in healthy))
 
 
-def _test(claims: Sequence[Claim], beliefs: Beliefs, most: int) -> tuple[tuple[Claim, ...], tuple[Job, ...]]:
+def _test(
+    claims: Sequence[Claim], beliefs: Beliefs, most: int, is_doubtful: Callable[[Claim], bool]
+) -> tuple[tuple[Claim, ...], tuple[Job, ...]]:
     """Test claims on fresh seeds. All that are open get the next seeds together.
 
-    Seeds are taken in their order, and no claim looks ahead, because trials with the same seed are alike.
+    Seeds are taken in their order, and no claim looks ahead, because trials with the same seed are alike. For the same
+    reason what fails and what is healthy have different seeds: the two are compared as if by chance alone.
 
     Args:
         claims: The claims.
         beliefs: What was known before.
         most: The seeds of a claim, at most.
+        is_doubtful: Whether the test of a claim need not go on.
 
     Returns:
         The claims with their evidence, and the trials that are needed next.
     """
     alpha, tested, tried = level_of(beliefs.look, ALPHA), [*claims], 0
     jobs: list[Job] = []
-    while not jobs and tried < most and not any(map(beliefs.is_doubtful, tested)):
-        still_open = [number for number, claim in enumerate(tested) if claim.e < 1 / alpha]
+    while not jobs and tried < most and not any(map(is_doubtful, tested)):
+        still_open = [place for place, claim in enumerate(tested) if claim.e < 1 / alpha]
         if not still_open:
             break
-        more = min(_seeds_left(tested[number], beliefs, 1 / alpha) for number in still_open)
-        tried = min(tried + more, most)
-        seeds = range(beliefs.first_fresh, beliefs.first_fresh + tried)
-        needed = [Job(tested[number].mixture, seed) for seed in seeds for number in still_open]
-        jobs = [job for job in needed if job not in beliefs.outcomes]
-        for number in still_open:
-            tested[number] = _weighed(tested[number], beliefs, seeds)
+        tried = min(tried + _seeds_left(tested, still_open, beliefs, 1 / alpha), most)
+        rounds = [[_fresh_job(tested[place], beliefs, number) for place in still_open] for number in range(tried)]
+        jobs = [job for one in rounds for job in one if job not in beliefs.outcomes]
+        for place, own in zip(still_open, zip(*rounds, strict=True), strict=True):
+            results = [*map(beliefs.outcomes.get, own)]
+            failures, trials = results.count(True), len(results) - results.count(None)
+            tested[place] = replace(tested[place], failures=failures, trials=trials)
+        tested = _weighed(tested, still_open, beliefs)
     made = claims_made([claim.e for claim in tested], alpha)
     return tuple(replace(claim, holds=holds) for claim, holds in zip(tested, made, strict=True)), tuple(jobs)
 
 
-def _weighed(claim: Claim, beliefs: Beliefs, seeds: Sequence[int]) -> Claim:
-    """The claim with the evidence of these seeds, as far as they are trained."""
-    results = [beliefs.outcomes.get(Job(claim.mixture, seed)) for seed in seeds]
-    failures, healthy = results.count(True), results.count(False)
-    return replace(claim, failures=failures, trials=failures + healthy, e=beliefs.e_value(claim, failures, healthy))
+def _fresh_job(claim: Claim, beliefs: Beliefs, number: int) -> Job:
+    """The trial of a claim with this fresh seed."""
+    return Job(claim.mixture, beliefs.first_fresh + number + (0 if claim.fails else SEEDS_APART // 2))
 
 
-def _seeds_left(claim: Claim, beliefs: Beliefs, bound: float) -> int:
-    """How many more trials a claim needs if all of them speak for it."""
-    more, failures, healthy = 0, claim.failures, claim.trials - claim.failures
-    while beliefs.e_value(claim, failures, healthy) < bound:
+def _weighed(claims: Sequence[Claim], places: Sequence[int], beliefs: Beliefs) -> list[Claim]:
+    """The claims; those in these places with their e-values: the smallest against what they are compared with."""
+    weighed = [*claims]
+    for place in places:
+        claim = claims[place]
+        pairs = [(claim, other) if claim.fails else (other, claim) for other in claims if other.fails != claim.fails]
+        weighed[place] = replace(claim, e=min(beliefs.e_value(fails.fresh, less.fresh) for fails, less in pairs))
+    return weighed
+
+
+def _seeds_left(claims: Sequence[Claim], still_open: Sequence[int], beliefs: Beliefs, bound: float) -> int:
+    """How many more seeds the open claims need until one of them may hold: if all their trials speak for them."""
+    more, best = 0, [*claims]
+    while all(best[place].e < bound for place in still_open):
         more += 1
-        failures, healthy = failures + claim.fails, healthy + (not claim.fails)
+        for place in still_open:
+            own = best[place]
+            best[place] = replace(own, failures=own.failures + own.fails, trials=own.trials + 1)
+        best = _weighed(best, still_open, beliefs)
     return more
 
 
@@ -309,10 +330,16 @@ def _find_flips(differences: Sequence[Difference], beliefs: Beliefs, found: Expl
     found = replace(found, stage="values", flips=tuple(flips))
     if jobs:
         return replace(found, needed=tuple(jobs))
-    ends = {difference.name: (difference.failed, difference.healthy) for difference in differences}
-    claims, needed = _test([claim for flip in flips for claim in _ends(flip, ends[flip.name])], beliefs, _MOST_FRESH)
-    made = {(claim.mixture, claim.fails) for claim in claims if claim.holds}
-    holds = [all((c.mixture, c.fails) in made for c in _ends(flip, ends[flip.name])) for flip in flips]
+    by_name = {difference.name: difference for difference in differences}
+    ends = [_ends(flip, by_name[flip.name]) for flip in flips]
+
+    def is_unclear(claim: Claim) -> bool:
+        return claim.trials > 0 and not beliefs.are_clear(claim.fresh, claim.fails)
+
+    own = [*dict.fromkeys(claim for pair in ends for claim in pair)]
+    claims, needed = _test(own, beliefs, _MOST_FRESH, lambda claim: is_unclear(claim) or beliefs.is_doubtful(claim))
+    made = {(claim.mixture, claim.fails) for claim in claims if claim.holds and not is_unclear(claim)}
+    holds = [all((claim.mixture, claim.fails) in made for claim in pair) for pair in ends]
     tested = [replace(flip, holds=held) for flip, held in zip(flips, holds, strict=True)]
     return replace(found, flips=tuple(tested), needed=needed)
 
@@ -354,7 +381,12 @@ def _middle(a: float, b: float) -> float | None:
     return None if value in (a, b) else value
 
 
-def _ends(flip: Flip, known: Collection[Level]) -> list[Claim]:
-    """The claims on a flip's two values, except for those that the two configurations have."""
-    ends = ((flip.healthy, False), (flip.fails, True))
-    return [Claim(Mixture(flip.others, (flip.name, value)), fails) for value, fails in ends if value not in known]
+def _ends(flip: Flip, difference: Difference) -> tuple[Claim, Claim]:
+    """The claims on a flip's two values."""
+
+    def at(value: float) -> Mixture:
+        if value == difference.failed:
+            return Mixture(flip.others | {flip.name})
+        return Mixture(flip.others, None if value == difference.healthy else (flip.name, value))
+
+    return Claim(at(flip.fails), True), Claim(at(flip.healthy), False)

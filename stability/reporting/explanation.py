@@ -155,7 +155,8 @@ def _by_chance(found: Mapping[str, Any]) -> str:
     """How often the two fail, if not always and never."""
     failed, healthy = ([trial["failed"] for trial in own] for own in _sides_trials(found).values())
     always = False not in failed and True not in healthy
-    return "" if always else f"; {_sides_text(found)}"
+    means = "to fail means here to fail in more of the seeds than what is healthy"
+    return "" if always else f"; {_sides_text(found)}; {means}"
 
 
 def _is_cause(found: Mapping[str, Any], claim: Mapping[str, Any]) -> bool:
@@ -310,13 +311,11 @@ def _picture(found: Mapping[str, Any]) -> dict[str, Any]:
                 "dots": [{"y": _TOP + _ROW * i + _ROW / 2, "has": row["has"][name]} for i, name in enumerate(names)],
             }
         )
-    threshold = float(found["threshold"])
     return {
         "columns": columns,
         "labels": [{"y": _TOP + _ROW * i + _ROW / 2, "text": short_name(name)} for i, name in enumerate(names)],
         "left": left,
         "base": _TOP - 12,
-        "threshold": None if math.isnan(threshold) else _TOP - 12 - 60 * threshold,
         "width": left + _COLUMN * len(columns) + 12,
         "height": _TOP + _ROW * len(names) + 4,
     }

@@ -259,7 +259,6 @@ def _as_json(experiment: _Experiment) -> dict[str, Any]:
         "problem": found.problem,
         "confirmed": found.confirmed,
         "complete": found.complete,
-        "threshold": found.threshold,
         "sufficient": [sorted(names) for names in found.sufficient],
         "cures": [sorted(names) for names in found.cures],
         "contradiction": [sorted(names) for names in found.contradiction or ()],

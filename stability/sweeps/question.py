@@ -24,7 +24,7 @@ from stability.sweeps.sides import common_overrides, composed, last_of_each, nes
 ABSENT = "(absent)"  # the value of a setting that only the other configuration has
 
 _RATE = re.compile(r"(peak_|base_|max_|min_)?(lr|learning_rate)(_.*)?|(lr_)?warm_?up.*")
-_METHOD = 1  # of the search and the tests; a change of what is decided gets a new number
+_METHOD = 2  # of the search and the tests; a change of what is decided gets a new number
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,9 @@ class Question:
             "failed": {"given": self.failed, "settings": failed},
             "healthy": {"given": self.healthy, "settings": healthy},
             "differences": [{"name": d.name, "failed": d.failed, "healthy": d.healthy} for d in self.differences],
-            "decides": "A mixture of the two fails if its rate of failure over seeds is above the middle between the "
-            "rates of the two. A trial fails if its outcome is neither stable nor slow. Claimed are: FAILED fails, "
-            "HEALTHY does not, every sufficient set fails in HEALTHY, and every cure makes FAILED healthy. Claims are "
-            "tested by e-values on seeds that were not used to choose them.",
+            "decides": "A trial fails if its outcome is neither stable nor slow. Claimed is: HEALTHY with any of the "
+            "sufficient sets fails in more of the seeds than FAILED with any of the cures. Claims are tested by "
+            "e-values on seeds that were not used to choose them.",
             "alpha": ALPHA,
             "method": _METHOD,
         }

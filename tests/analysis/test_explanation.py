@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stability.analysis.beliefs import Difference, Job, Mixture
-from stability.analysis.bets import claims_made, e_value, level_of
+from stability.analysis.bets import Counts, claims_made, e_value, level_of
 from stability.analysis.explanation import Explanation, Flip, explain, role_of
 
 Cause = frozenset[str]
@@ -86,8 +86,12 @@ def test_what_is_confirmed_is_true_in_95_of_100_experiments_and_most_are_exact()
             return float(low if shield in mixture.failed and len(mixture.failed) < 4 else plain(mixture))
 
         found, _ = run(of(6), rate, seed=seed, budget=600)
-        threshold = found.threshold
-        wrong += any((rate(claim.mixture) > threshold) != claim.fails for claim in found.claims if claim.holds)
+        fails, healthy = ([rate(c.mixture) for c in found.claims if c.fails is side] for side in (True, False))
+        wrong += any(
+            rate(c.mixture) <= max(healthy) if c.fails else rate(c.mixture) >= min(fails)
+            for c in found.claims
+            if c.holds
+        )
         exact += protects or (found.confirmed and sets(found.sufficient) == {"".join(sorted(c)) for c in causes})
     assert wrong <= 3
     assert exact >= 54
@@ -194,21 +198,54 @@ def test_a_number_near_whose_flip_failures_come_by_chance_is_bracketed_by_values
     assert confirmed >= 6
 
 
-def test_a_fair_game_never_pays_and_bets_on_the_truth_do() -> None:
-    """The expected wealth is exactly 1 at the rate of the hypothesis, and Ville's inequality holds at every look."""
-    for n in (1, 7, 30):
-        hits = np.arange(n + 1)
-        chances = (
-            np.array([np.prod([(n - i) / (i + 1) for i in range(h)]) for h in hits]) * 0.3**hits * 0.7 ** (n - hits)
-        )
-        assert chances @ [e_value(int(h), n, 0.3, 0.8) for h in hits] == pytest.approx(1)
+def test_bets_at_the_worst_rates_never_pay_if_both_fail_as_often() -> None:
+    """The expected wealth is at most 1 whatever the common rate, and Ville's inequality holds at every look."""
+    like = Counts(6, 2), Counts(0, 8)
+    hits = np.arange(9)
+    for rate in (0.05, 0.3, 0.5, 0.9):
+        chances = np.array([math.comb(8, h) for h in hits]) * rate**hits * (1 - rate) ** (8 - hits)
+        wealth = np.array([[e_value(Counts(a, 8 - a), Counts(b, 8 - b), *like) for b in range(9)] for a in range(9)])
+        assert chances @ wealth @ chances <= 1
+        lower = np.array([math.comb(8, h) for h in hits]) * (rate / 2) ** hits * (1 - rate / 2) ** (8 - hits)
+        assert lower @ wealth @ chances <= 1, "nor if the first one fails less often"
     rng, crossed = np.random.default_rng(0), 0
     for _ in range(400):
-        wins = (rng.random(60) < 0.3).cumsum()
-        crossed += any(e_value(int(won), n, 0.3, 0.6) >= 20 for n, won in enumerate(wins, 1))
+        first, second = (rng.random((2, 40)) < 0.3).cumsum(1)
+        pairs = enumerate(zip(map(int, first), map(int, second), strict=True), 1)
+        looks = [(Counts(a, n - a), Counts(b, n - b)) for n, (a, b) in pairs]
+        crossed += any(e_value(*look, *like) >= 20 for look in looks)
     assert crossed / 400 <= 0.05
-    assert e_value(6, 6, 0.5, 1.0) > 1 / level_of(0, 0.05)
+
+
+def test_bets_on_the_truth_pay_and_are_what_their_formula_says() -> None:
+    """The chance of what was seen under the earlier trials' beta distribution, over that at the best common rate."""
+    rates = np.linspace(0, 1, 200_001)[1:-1]
+
+    def predicted(failed: int, healthy: int, a: float, b: float) -> float:
+        density = rates ** (a - 1) * (1 - rates) ** (b - 1)
+        return float((rates**failed * (1 - rates) ** healthy * density).sum() / density.sum())
+
+    e = e_value(Counts(5, 2), Counts(1, 7), Counts(6, 2), Counts(1, 9))
+    common = (rates**6 * (1 - rates) ** 9).max()
+    assert e == pytest.approx(predicted(5, 2, 7, 2.25) * predicted(1, 7, 1.25, 10) / common, rel=1e-3)
+    assert e_value(Counts(1, 7), Counts(5, 2), Counts(6, 2), Counts(1, 9)) < 1
+    assert e_value(Counts(0, 0), Counts(0, 0), Counts(8, 0), Counts(0, 8)) == pytest.approx(1)
+    assert e_value(Counts(3, 0), Counts(0, 3), Counts(8, 0), Counts(0, 8)) > 1 / level_of(0, 0.05)
     assert sum(level_of(look, 0.05) for look in range(50)) == pytest.approx(0.05)
+
+
+def test_what_fails_and_what_is_healthy_are_tested_on_different_seeds_that_the_search_did_not_use() -> None:
+    found, outcomes = run(of(6), planted(["a", "bc"], 0.8, 0.1), seed=2)
+    assert found.confirmed
+    last = max(job.seed for job in outcomes) // 1000 * 1000
+    seeds = {
+        fails: {job.seed for job in outcomes for c in found.claims if c.fails is fails and job.mixture == c.mixture}
+        for fails in (True, False)
+    }
+    fresh = {fails: {seed for seed in own if seed >= last} for fails, own in seeds.items()}
+    assert fresh[True]
+    assert fresh[False]
+    assert not fresh[True] & fresh[False]
 
 
 def test_claims_are_made_together_as_closed_testing_makes_them() -> None:

@@ -48,7 +48,8 @@ def found(*, failed: tuple[int, int] = (9, 0), healthy: tuple[int, int] = (0, 9)
         (
             {"sufficient": [["optimizer.epsilon", "schedule.lr_max"]], "failed": (6, 3)},
             "The cause is epsilon and lr together: HEALTHY fails with FAILED's epsilon 2 and lr 2, and not with fewer "
-            "of them; FAILED failed in 6 of 9 trials and HEALTHY failed in 0 of 9 trials.",
+            "of them; FAILED failed in 6 of 9 trials and HEALTHY failed in 0 of 9 trials; to fail means here to "
+            "fail in more of the seeds than what is healthy.",
             "is wrong is at most 5 %",
         ),
         (
