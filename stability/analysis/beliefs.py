@@ -136,6 +136,11 @@ class Beliefs:
         """The rates of failure of what fails, and of what is healthy."""
         return _rate(self.alike[0]), _rate(self.alike[1])
 
+    @cached_property
+    def _log_ratios(self) -> dict[Mixture, float]:
+        """How much likelier the trials of each mixture are at the rate of what fails, as a logarithm."""
+        return {mixture: _log_ratio(self._counts(mixture), self.rates) for mixture in self._results}
+
     def compare_sides(self) -> None:
         """Train the two sides with as many seeds as their rates of failure need."""
         for least in (_FIRST, _ENOUGH, _MOST):
@@ -227,12 +232,11 @@ class Beliefs:
 
         If it is healthy, so is each with fewer of FAILED's values; if it fails, so does each with more.
         """
-        belief = _log_ratio(self._counts(mixture), self.rates)
-        for other in self._results:
-            ratio = _log_ratio(self._counts(other), self.rates)
-            less, more = other.failed < mixture.failed, other.failed > mixture.failed
-            if other.between == mixture.between and ((less and ratio > 0) or (more and ratio < 0)):
-                belief += ratio
+        belief = self._log_ratios.get(mixture, 0.0)
+        for other, ratio in self._log_ratios.items():
+            if other.between == mixture.between:
+                smaller, larger = (other, mixture) if ratio > 0 else (mixture, other)
+                belief += ratio if smaller.failed < larger.failed else 0
         return belief
 
     def _require(self, more: Mapping[Mixture, int]) -> None:

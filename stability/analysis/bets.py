@@ -17,6 +17,7 @@ false claim is made; and if each e-value exceeds 1 / alpha, all claims are made,
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 from math import exp, lgamma, log
 from typing import NamedTuple
@@ -31,6 +32,7 @@ class Counts(NamedTuple):
     healthy: int
 
 
+@lru_cache(maxsize=10_000)  # an explanation asks for the same ones again after each trial
 def e_value(more: Counts, less: Counts, like_more: Counts, like_less: Counts) -> float:
     """Compute the e-value against the hypothesis that one training fails no more often than another.
 
