@@ -25,7 +25,13 @@ from stability.config.schema import Config
 from stability.core.errors import StabilityError
 
 _PARAMS = "hydra.sweeper.params."
+_OF_EXPERIMENT = re.compile(r"[+~]*((study|outputs|fresh)(=|$)|(hydra|sweep)[./])")  # + and ~ are Hydra's
 _TEXTS = tuple(f"trainer.{name}" for name in ("command", "config", "log", "resume"))  # each is one text, as it stands
+
+
+def is_of_experiment(word: str) -> bool:
+    """Return whether an override sets something of a whole experiment, and not of one of its trainings."""
+    return _OF_EXPERIMENT.match(word) is not None
 
 
 def full_words(words: Sequence[str]) -> list[str]:

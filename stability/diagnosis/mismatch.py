@@ -21,6 +21,10 @@ _T = THRESHOLDS["mismatch"]
 _LEARNED = THRESHOLDS["learned"]["surely"]
 _SPOKE = THRESHOLDS["collapsed"]["spoke"]
 _SMOOTH = 5
+_LOOK = (  # at the error rate
+    "Look at what computes it: its class of blank, its class table, whether it removes repeats, the order of its "
+    "labels, and the text that it compares with."
+)
 
 
 def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | None:
@@ -67,10 +71,7 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
     if not_learned and trained > _T["fallen"] * held_out:  # neither is the training
         return None
     if (held_out < _T["both"] * trained and not not_learned) or held_out < _T["fallen"] * first:
-        return "metric", (
-            f"{both}: it is learned in both splits, but the error rate is not. So look at what computes the error "
-            "rate: its class of blank, its class table, whether it removes repeats, and the text that it compares with."
-        )
+        return "metric", f"{both}: it is learned in both splits, but the error rate is not. {_LOOK}"
     # A decoder that knows nothing has the loss of the start; only wrong statistics make one many times worse.
     is_absurd = best > _T["absurd"] * loss[0] and (_normalises_batches(signals) or not _outputs_something(validation))
     if best < _T["fallen"] * first and not is_absurd:
@@ -109,8 +110,7 @@ def why_the_error_contradicts(signals: Table, validation: Table) -> tuple[str, s
         return None
     return "metric", (
         f"The validation loss is {losses[-1]:.2g}: the right labels are almost certain to the model. So the error rate "
-        f"of {rates[-1]:.2g} cannot be right. Look at what computes it: its class of blank, its class table, whether "
-        "it removes repeats, the order of its labels, and the text that it compares with."
+        f"of {rates[-1]:.2g} cannot be right. {_LOOK}"
     )
 
 
@@ -146,8 +146,7 @@ def _why_the_losses_part(signals: Table, validation: Table) -> tuple[str, str] |
     if last < _T["fallen"] * first and last < _T["goes_on"] * middle:
         return "metric", (
             f"The validation loss went on falling, from {first:.3g} to {last:.3g}, and the error rate did not follow. "
-            "So look at what computes the error rate: its class of blank, its class table, the order of its labels, "
-            "and the text that it compares with."
+            + _LOOK
         )
     early, late = float(np.median(loss[part:-part])), float(np.median(loss[-part:]))
     falls = early - late > 3 * noise_of(loss) / math.sqrt(part)

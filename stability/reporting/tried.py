@@ -7,12 +7,12 @@ from datetime import datetime
 from typing import Any
 
 from stability import __version__
+from stability.config.commandline import is_of_experiment
 from stability.core.checkout import git_commit
 from stability.core.text import counted
 from stability.diagnosis.outcomes import MARKS, Mark
 from stability.reporting.recorded import TRAIN, typed
 
-_OF_EXPERIMENT = ("study=", "outputs=", "hydra", "sweep.")  # overrides of the experiment, and not of its trainings
 _ABSENT = r"trainer\.\w+=null"  # what a folder says of its command and what is so anyway
 
 
@@ -50,7 +50,7 @@ def train_command(overrides: Sequence[str], *more: str) -> str:
         overrides: The overrides of the trial, which may have some of the whole experiment.
         more: What to add.
     """
-    own = (w for w in overrides if not w.lstrip("+~").startswith(_OF_EXPERIMENT) and not re.fullmatch(_ABSENT, w))
+    own = (w for w in overrides if not is_of_experiment(w) and not re.fullmatch(_ABSENT, w))
     return shlex.join([*TRAIN, *typed([*own, *more])])
 
 

@@ -1,6 +1,5 @@
 """A configuration that a question is asked about, such as FAILED: given as overrides, or as the folder of a trial."""
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from stability.analysis.trials import NoTrial, read_trial
-from stability.config.commandline import full_words, override_of
+from stability.config.commandline import full_words, is_of_experiment, override_of
 from stability.config.hydra import explain_error, read_config
 from stability.config.names import flatten, flatten_dict, is_of_command
 from stability.core.errors import StabilityError
@@ -19,8 +18,6 @@ from stability.core.files import CONFIG, HYDRA_CONFIG, is_folder, short_path
 from stability.sweeps.jobs import PlannedTrial, compose_job
 from stability.trials.program import check_program
 
-# Settings of the whole experiment; what is in front of the name is Hydra's.
-_OF_EXPERIMENT = re.compile(r"[+~]*((study|outputs|fresh)(=|$)|(hydra|sweep)[./])")
 _OF_STUDY = ("study", "outputs", "fresh", "tracking", "seed")  # the command's own, whatever a side's folder says
 
 
@@ -48,7 +45,7 @@ def side_overrides(name: str, text: str, cfg: DictConfig, arguments: Sequence[st
         raise StabilityError(f"{name}: {text}: {error}.") from None
     _refuse_sweeps(f"{name}: ", words)
     for word in words:
-        if _OF_EXPERIMENT.match(word):
+        if is_of_experiment(word):
             raise StabilityError(f"{name}: {word} is no setting of a training: give it outside the quotes of {name}.")
     return [word for word in full_words(words) if word.partition("=")[0] != "seed"]
 
