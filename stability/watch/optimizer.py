@@ -80,13 +80,13 @@ class Unoptimized:
 def _second_moments(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, float, float]]:
     """Yield second moment, bias correction and epsilon of each parameter that was updated at least once.
 
-    An optimizer without Adam's betas and epsilon, such as Adafactor, has none that compare.
+    An optimizer without Adam's betas, epsilon and count of steps, such as Adafactor, has none that compare.
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
             state = optimizer.state.get(p, {})
             is_adam = "exp_avg_sq" in state and "betas" in group and isinstance(group.get("eps"), int | float)
-            if is_adam and state["step"] > 0:
+            if is_adam and state.get("step", 0) > 0:
                 yield state["exp_avg_sq"], 1 - group["betas"][1] ** float(state["step"]), float(group["eps"])
 
 

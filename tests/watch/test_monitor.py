@@ -288,6 +288,22 @@ def test_an_optimizer_whose_second_moments_are_not_adams_is_watched() -> None:
     assert "epsilon_dominance" not in monitor.signals().names
 
 
+def test_an_optimizer_that_counts_its_steps_elsewhere_is_watched() -> None:
+    class Uncounted(torch.optim.Adam):
+        def step(self, closure: Any = None) -> None:
+            for state in self.state.values():
+                state["step"] = torch.tensor(5.0)
+            super().step(closure)
+            for state in self.state.values():
+                del state["step"]
+
+    model = Toy()
+    optimizer = Uncounted(model.parameters(), lr=0.01)
+    monitor = Monitor(model, optimizer)
+    assert train(model, optimizer, monitor, 12) == 12
+    assert "epsilon_dominance" not in monitor.signals().names
+
+
 def test_it_changes_nothing_in_the_training() -> None:
     def weights(watched: bool) -> list[Tensor]:
         torch.manual_seed(0)
