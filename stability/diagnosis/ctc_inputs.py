@@ -13,6 +13,7 @@ from stability.diagnosis.finding import Finding, Floats, Steps, earliest, finite
 from stability.diagnosis.table import Table
 
 BELOW_ZERO = -1e-3  # a loss that is rounded is not below this
+_LEARNED_RATE, _LEARNED_LOSS = 0.25, 1.0  # an error rate and a validation loss, in nats, below which labels are learned
 LEAST = 3  # utterances of a batch that tell something if all of them are infeasible
 # Shares of the utterances from which on they are no exception.
 _MANY = {"infeasible_targets": 0.1, "empty_targets": 0.5}
@@ -114,12 +115,15 @@ def _negative_loss(signals: Table, validation: Table) -> Finding | None:
     """A loss below 0 of a decoder with CTC, or of a training whose error rate stays at the start.
 
     A log-likelihood is negative, too. But what is trained with it learns, has no blank, and is negative from the start.
+    So may be the sum of a CTC loss and another term, such as the entropy of the outputs, once the labels are learned.
     """
     steps, loss = finite_readings(signals, "loss")
     below = np.flatnonzero(loss < BELOW_ZERO)
     if not len(below):
         return None
     onset = int(steps[below[0]])
+    if is_learned(validation, onset):
+        return None
     detected: int | None = onset
     if "blank_fraction" not in signals.names:
         detected = _fell_below_0(steps, loss, validation) if loss[0] > _POSITIVE else _not_learned(validation, onset)
@@ -136,6 +140,12 @@ def _negative_loss(signals: Table, validation: Table) -> Finding | None:
         advice=f"The loss is {loss[below[0]]:.3g}, but the CTC loss of probabilities is never below 0. Either the "
         "logits are not normalised (give the loss logits.log_softmax(-1)) or labels contain the class of blank.",
     )
+
+
+def is_learned(validation: Table, step: int) -> bool:
+    """Return whether the last validation up to that step shows learned labels, and a CTC loss that is not negative."""
+    rate, loss = (finite_readings(validation, name).up_to(step)[-1:] for name in ("per", "loss"))
+    return len(rate) > 0 and len(loss) > 0 and bool(rate[0] < _LEARNED_RATE and 0 <= loss[0] < _LEARNED_LOSS)
 
 
 def _fell_below_0(steps: Steps, loss: Floats, validation: Table) -> int | None:

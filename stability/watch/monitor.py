@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stability.core.errors import StabilityError
 from stability.core.text import first_of, plain
 from stability.data.phonemes import BLANK
-from stability.diagnosis.ctc_inputs import BELOW_ZERO
+from stability.diagnosis.ctc_inputs import BELOW_ZERO, is_learned
 from stability.diagnosis.detectors import findings
 from stability.diagnosis.finding import Finding
 from stability.diagnosis.history import History
@@ -379,7 +379,7 @@ class Monitor:
             if inputs is not None and (step % EXPENSIVE_EVERY == 0 or not finite):
                 row["input_max"] = input_max(inputs.detach().float().unsqueeze(0))[0]
         overflow = math.isfinite(value) and not math.isfinite(norm) and scale > 1
-        negative = value < BELOW_ZERO and given.logits is not None
+        negative = value < BELOW_ZERO and given.logits is not None and not is_learned(self.validation(), step)
         bad = not (finite or overflow) or negative or given.is_wrong(counts)
         verdict = self._judge_step(step, urgent=bad or overflow, overflow=overflow) if bad or overflow or due else None
         self._outputs.clear()

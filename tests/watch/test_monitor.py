@@ -693,6 +693,18 @@ def test_swapped_axes_are_found_at_the_first_step() -> None:
     assert verdict.cause == "axes_swapped"
 
 
+def test_a_learned_loss_that_another_term_pulls_below_0_is_trained_on() -> None:
+    watched = Watched()
+    x, frames, _, _ = ctc_batch(0)
+    logits = watched.model(x)
+    for loss in np.linspace(3, 0.1, 20):
+        assert watched.monitor.step(float(loss), logits, frames) is None
+    watched.monitor.validated(6.0, 0.4)  # in percent
+    for loss in np.linspace(0, -0.3, 20):
+        assert watched.monitor.step(float(loss), logits, frames) is None
+    assert watched.monitor.verdict().outcome not in ("bad_data", "non_finite")
+
+
 def test_logits_that_are_not_normalised_are_found_at_the_first_step() -> None:
     watched = Watched()
     x, frames, labels, counts = ctc_batch(0)
