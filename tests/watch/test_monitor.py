@@ -289,16 +289,19 @@ def test_an_optimizer_whose_second_moments_are_not_adams_is_watched() -> None:
 
 
 def test_an_optimizer_that_counts_its_steps_elsewhere_is_watched() -> None:
-    class Uncounted(torch.optim.Adam):
-        def step(self, closure: Any = None) -> None:
-            for state in self.state.values():
-                state["step"] = torch.tensor(5.0)
-            super().step(closure)
-            for state in self.state.values():
-                del state["step"]
+    def hide_counts(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for state in optimizer.state.values():
+            counts.append(state.pop("step"))
+
+    def show_counts(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for state in optimizer.state.values():
+            state["step"] = counts.pop(0)
 
     model = Toy()
-    optimizer = Uncounted(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    counts: list[Tensor] = []
+    optimizer.register_step_pre_hook(show_counts)
+    optimizer.register_step_post_hook(hide_counts)
     monitor = Monitor(model, optimizer)
     assert train(model, optimizer, monitor, 12) == 12
     assert "epsilon_dominance" not in monitor.signals().names
