@@ -53,7 +53,8 @@ _ALWAYS_WRONG = {
         "blank_in_labels",
         "{utterances} {have} the class of blank among the labels, which CTC puts between labels",
         "Shift the labels by one, or give blank a class of its own. If the loss uses another class for blank than the "
-        "Monitor, give it to both",
+        "Monitor, give it to both. If the blanks are padding, the label counts are too large: look whether the lengths "
+        "of inputs and labels are swapped",
     ),
 }
 ALWAYS_WRONG = frozenset(_ALWAYS_WRONG)  # the signals of which one utterance is a fault
