@@ -163,6 +163,8 @@ class Beliefs:
             does = {"FAILED": "FAILED does not fail again", "HEALTHY": "HEALTHY fails too"}
             return f"{' and '.join(does[name] for name in wrong)}: {counts}"
         high, low = self._sides_rates()
+        if low - high >= _TOO_ALIKE:
+            return f"HEALTHY fails more often than FAILED: {counts}"
         return "" if high - low >= _TOO_ALIKE else f"The two fail about as often: {counts}"
 
     def fails(self, mixture: Mixture) -> bool | None:

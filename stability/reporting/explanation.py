@@ -105,7 +105,7 @@ def answer(found: Mapping[str, Any]) -> tuple[str, str]:
         _values(found, claim["mixture"]["failed"], "failed") for claim in found["claims"] if _is_cause(found, claim)
     ]
     if made:
-        first = f"HEALTHY fails with FAILED's {_OR.join(made)}; whether that is all is not decided."
+        first = f"HEALTHY fails with FAILED's {_OR.join(made)}; whether that is all is not decided{_by_chance(found)}."
     elif found["sufficient"]:
         likely = _OR.join(_values(found, names, "failed") for names in found["sufficient"])
         first = f"Not decided: the cause may be FAILED's {likely}, which is not confirmed."
@@ -152,11 +152,16 @@ def _cause(found: Mapping[str, Any]) -> str:
 
 
 def _by_chance(found: Mapping[str, Any]) -> str:
-    """How often the two fail, if not always and never."""
+    """How often the two failed, and each mixture of which some seeds failed; empty if chance plays no part."""
     failed, healthy = ([trial["failed"] for trial in own] for own in _sides_trials(found).values())
-    always = False not in failed and True not in healthy
+    own = [claim["mixture"] for claim in found["claims"]]
+    between = [mixture for mixture in own if 0 < len(mixture["failed"]) < len(found["differences"])]
+    tried = {mixture_text(found, mixture): _trials(found, mixture) for mixture in between}
+    mixed = {name: trials for name, trials in tried.items() if {True, False} <= {trial["failed"] for trial in trials}}
+    if not mixed and False not in failed and True not in healthy:
+        return ""
     means = "to fail means here to fail in more of the seeds than what is healthy"
-    return "" if always else f"; {_sides_text(found)}; {means}"
+    return f"; {_failures_text(_sides_trials(found) | mixed)}; {means}"
 
 
 def _is_cause(found: Mapping[str, Any], claim: Mapping[str, Any]) -> bool:
@@ -271,8 +276,13 @@ def _sides_trials(found: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def _sides_text(found: Mapping[str, Any]) -> str:
     """How often the two failed."""
+    return _failures_text(_sides_trials(found))
+
+
+def _failures_text(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """How often some mixtures failed, each with its name."""
     texts = []
-    for name, trials in _sides_trials(found).items():
+    for name, trials in tried.items():
         ended = [trial["failed"] for trial in trials if trial["failed"] is not None]
         texts.append(f"{name} failed in {sum(ended)} of {counted(len(ended), 'trial')}")
     return listed(texts)

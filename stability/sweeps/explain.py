@@ -167,12 +167,18 @@ def question_of(cfg: DictConfig) -> Question:
     Budget(settings.trials, settings.steps)  # which checks them
     question = read_question(cfg, [*map(str, cfg.hydra.overrides.task)], settings.failed, settings.healthy)
     file = Path(cfg.hydra.sweep.dir) / EXPLANATION
-    known = _known_digest(file) if file.exists() else None
+    known = _known_statement(file) if file.exists() else None
     if file.exists() and known is None:
         raise StabilityError(
             f"{short_path(file)} is damaged. Delete it and run the same command again: finished trials are kept."
         )
-    if known and known != digest(question.statement()):
+    statement = question.statement()
+    if known and known[1] != statement["method"]:
+        raise StabilityError(
+            f"{short_path(file)} was begun by another version of explain, which tests in another way. The tests must "
+            "not change after trials were seen. Give this question a folder of its own: study=OTHER."
+        )
+    if known and known[0] != digest(statement):
         raise StabilityError(
             f"{short_path(file)} states another question, and what is decided must not change after trials were seen. "
             "Give this question a folder of its own: study=OTHER."
@@ -191,10 +197,11 @@ def _sides_so_far(experiment: _Experiment) -> str:
     return f"{listed(texts)}."
 
 
-def _known_digest(file: Path) -> str | None:
-    """The hash of the statement in a file; None if it has none."""
+def _known_statement(file: Path) -> tuple[str, Any] | None:
+    """The hash of the statement in a file, and the number of its method; None if it has none."""
     try:
-        return str(load_json(file.read_bytes())["sha256"])
+        known = load_json(file.read_bytes())
+        return str(known["sha256"]), known["statement"]["method"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

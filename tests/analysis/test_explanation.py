@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
@@ -131,6 +132,13 @@ def test_two_that_do_not_differ_in_their_outcome_are_told_after_the_first_seeds(
     assert found.problem.startswith(problem)
     assert len(outcomes) <= 48
     assert not found.claims
+
+
+def test_two_that_were_given_the_wrong_way_round_are_not_said_to_fail_as_often() -> None:
+    found, _ = run(of(4), lambda mixture: 0.3 if mixture.failed else 0.7, seed=3)
+    failed, healthy = (int(text) for text in re.findall(r"in (\d+) of", found.problem))
+    assert found.problem.startswith("HEALTHY fails more often than FAILED: FAILED failed in ")
+    assert failed < healthy
 
 
 def test_crashes_are_no_failures() -> None:

@@ -95,6 +95,21 @@ def test_the_answer_says_what_is_known_and_what_is_not(changes: dict[str, Any], 
     assert second in sentences[1]
 
 
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_a_mixture_that_fails_by_chance_is_told_with_how_often_though_the_two_fail_always_and_never(
+    confirmed: bool,
+) -> None:
+    mixture = {"failed": ["schedule.lr_max"], "between": None}
+    content = found(confirmed=confirmed, claims=[{"mixture": mixture, "fails": True, "holds": True}])
+    content["mixtures"].append(mixture | {"trials": trials(10, 9)})
+    assert (
+        "; FAILED failed in 9 of 9 trials, HEALTHY failed in 0 of 9 trials and HEALTHY with FAILED's lr failed in 10 "
+        "of 19 trials; to fail means here to fail in more of the seeds than what is healthy."
+    ) in answer(content)[0]
+    content["mixtures"][-1]["trials"] = trials(19, 0)
+    assert "to fail means" not in answer(content)[0]
+
+
 def test_a_side_whose_trials_learned_too_late_is_told_to_make_more_steps() -> None:
     content = found(problem="HEALTHY fails too.")
     content["mixtures"][1]["trials"] = trials(4, 0, "undecided")

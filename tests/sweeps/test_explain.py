@@ -67,6 +67,9 @@ def test_a_budget_is_kept_and_the_same_command_goes_on_from_there(cli: CommandLi
     message = cli.refuse(*other, *PROGRAM)
     assert "outputs/why/explanation.json states another question" in message
     assert "study=OTHER" in message
+    found["statement"]["method"] = 1
+    (cli.folder / "outputs/why/explanation.json").write_text(json.dumps(found))
+    assert "explanation.json was begun by another version of explain" in cli.refuse(*LR, *PROGRAM)
     (cli.folder / "outputs/why/explanation.json").write_text("{")
     assert "outputs/why/explanation.json is damaged. Delete it" in cli.refuse(*LR, *PROGRAM)
 
@@ -121,6 +124,8 @@ def test_a_side_that_ended_otherwise_than_was_said_is_told_with_its_rate(cli: Co
         end = cli.run(*question, *PROGRAM, "settings.steps=30", f"study=why{number}", status=1)
         assert problem in end.out
         assert "So nothing can be explained" in end.out
+        page = (cli.folder / f"outputs/why{number}/explanation.html").read_text()
+        assert "Nothing is claimed, since there is nothing to explain." in page
         assert end.err == "error: Nothing can be explained: see above.\n"
 
 
