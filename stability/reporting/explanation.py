@@ -1,4 +1,4 @@
-"""What an explanation has found: in two sentences, as a table on the terminal, and as one HTML page.
+"""What an explanation has found: in two parts, as a table on the terminal, and as one HTML page.
 
 All is made of `explanation.json`, so it can be written again at any time.
 """
@@ -43,7 +43,7 @@ class Written:
 
     Attributes:
         page: The HTML page.
-        sentences: The answer, in two sentences.
+        sentences: The answer, in two parts of a few sentences each.
     """
 
     page: Path
@@ -81,7 +81,7 @@ def write_explanation(study: Path) -> Written:
 
 
 def answer(found: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the answer in two sentences.
+    """Return the answer in two parts: the cause, and what else is known.
 
     Args:
         found: The content of `explanation.json`.
@@ -152,7 +152,7 @@ def _cause(found: Mapping[str, Any]) -> str:
 
 
 def _by_chance(found: Mapping[str, Any]) -> str:
-    """How often the two failed, and each mixture of which some seeds failed; empty if chance plays no part."""
+    """Sentences on how often the two failed, and each mixture of which some seeds did; empty if all ended alike."""
     failed, healthy = ([trial["failed"] for trial in own] for own in _sides_trials(found).values())
     own = [claim["mixture"] for claim in found["claims"]]
     between = [mixture for mixture in own if 0 < len(mixture["failed"]) < len(found["differences"])]
@@ -160,8 +160,8 @@ def _by_chance(found: Mapping[str, Any]) -> str:
     mixed = {name: trials for name, trials in tried.items() if {True, False} <= {trial["failed"] for trial in trials}}
     if not mixed and False not in failed and True not in healthy:
         return ""
-    means = "to fail means here to fail in more of the seeds than what is healthy"
-    return f"; {_failures_text(_sides_trials(found) | mixed)}; {means}"
+    means = "Here, to fail means to fail in more of the seeds than what is healthy"
+    return f". {_failures_text(_sides_trials(found) | mixed)}. {means}"
 
 
 def _is_cause(found: Mapping[str, Any], claim: Mapping[str, Any]) -> bool:

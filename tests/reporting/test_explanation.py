@@ -1,4 +1,4 @@
-"""The answer of an explanation in two sentences, for each way in which it may end."""
+"""The answer of an explanation in two parts, for each way in which it may end."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def found(*, failed: tuple[int, int] = (9, 0), healthy: tuple[int, int] = (0, 9)
         (
             {"sufficient": [["optimizer.epsilon", "schedule.lr_max"]], "failed": (6, 3)},
             "The cause is epsilon and lr together: HEALTHY fails with FAILED's epsilon 2 and lr 2, and not with fewer "
-            "of them; FAILED failed in 6 of 9 trials and HEALTHY failed in 0 of 9 trials; to fail means here to "
+            "of them. FAILED failed in 6 of 9 trials and HEALTHY failed in 0 of 9 trials. Here, to fail means to "
             "fail in more of the seeds than what is healthy.",
             "is wrong is at most 5 %",
         ),
@@ -103,11 +103,11 @@ def test_a_mixture_that_fails_by_chance_is_told_with_how_often_though_the_two_fa
     content = found(confirmed=confirmed, claims=[{"mixture": mixture, "fails": True, "holds": True}])
     content["mixtures"].append(mixture | {"trials": trials(10, 9)})
     assert (
-        "; FAILED failed in 9 of 9 trials, HEALTHY failed in 0 of 9 trials and HEALTHY with FAILED's lr failed in 10 "
-        "of 19 trials; to fail means here to fail in more of the seeds than what is healthy."
+        ". FAILED failed in 9 of 9 trials, HEALTHY failed in 0 of 9 trials and HEALTHY with FAILED's lr failed in 10 "
+        "of 19 trials. Here, to fail means to fail in more of the seeds than what is healthy."
     ) in answer(content)[0]
     content["mixtures"][-1]["trials"] = trials(19, 0)
-    assert "to fail means" not in answer(content)[0]
+    assert "Here, to fail" not in answer(content)[0]
 
 
 def test_a_side_whose_trials_learned_too_late_is_told_to_make_more_steps() -> None:
