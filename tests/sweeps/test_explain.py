@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from stability.sweeps.question import digest
+from stability.analysis.beliefs import Difference
+from stability.sweeps.explain import show_question
+from stability.sweeps.question import Question, digest
 from tests.support.commandline import CommandLine, ended, run_module, wait_for
 from tests.support.programs import PROGRAM as PROGRAM_TEXT
 from tests.support.programs import command, runs, write_program
@@ -147,8 +149,18 @@ def test_a_dry_run_lists_the_differences_and_the_cost_and_trains_nothing(cli: Co
     assert "Not tried on their own, since they follow others: schedule.lr_max_day." in end.out
     assert "Left out, since they change no result: tracking.backend." in end.out
     assert "trials if one of them is the cause" in end.out
-    assert "Between which two values a number flips takes 20 to 60 trials more." in end.out
+    assert "To find between which two values a number flips takes 20 to 60 trials more." in end.out
     assert not (cli.folder / "outputs").exists()
+
+
+def test_a_cost_by_chance_is_that_of_a_typical_experiment_and_not_of_an_unlucky_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    differences = tuple(Difference(name, "bad", "good", name) for name in "abcdef")
+    show_question(Question("F", "H", (), (), differences, (), (), (), ({}, {})))
+    found = re.search(r"in 7 of 10 seeds: about (\d+) trials", capsys.readouterr().out)
+    assert found
+    assert 40 <= int(found[1]) <= 120  # medians of 15 simulations are near 70; the longest took 200
 
 
 @pytest.mark.parametrize(
