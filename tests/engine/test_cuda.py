@@ -172,9 +172,10 @@ def test_a_layer_is_a_launch_a_frame_or_one_for_the_trials_that_fit(
     shapes = [(k, sum(counts), 5), (k, counts[0], h), (k, 3 * h, 5), (k, 3 * h, h), (k, 3 * h), (k, 3 * h)]
     layer = [torch.empty(shape, dtype=torch.bfloat16, device=CUDA) for shape in shapes]
     loops = tuple(partial(loop, variant=gru_gpu.LAYER) for loop in (module.forward, module.backward))
-    monkeypatch.setattr(recurrent, "_loops_on_gpu", lambda *_: loops)
-    monkeypatch.setattr(gru_layer_gpu, "_trials_at_once", lambda *_: 2)
-    gradients = forward_and_back(_Layer, *layer, counts)
+    with monkeypatch.context() as patch:  # undone before `cuda` undoes its own
+        patch.setattr(recurrent, "_loops_on_gpu", lambda *_: loops)
+        patch.setattr(gru_layer_gpu, "_trials_at_once", lambda *_: 2)
+        gradients = forward_and_back(_Layer, *layer, counts)
     for gradient, operand in zip(gradients, layer, strict=False):
         assert (gradient.shape, gradient.dtype, gradient.device) == (operand.shape, operand.dtype, CUDA)
     name = module.__name__.rpartition(".")[2]
