@@ -405,6 +405,7 @@ def test_kernels_are_tested_before_they_are_used(
     assert "CTC makes the host wait" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_stack_is_trained_as_without_them(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = [tiny(f"seed={seed}", "precision=fp32") for seed in range(2)]
     without, by_kernels = (stack_of(configs, dataset, DEVICE) for _ in range(2))

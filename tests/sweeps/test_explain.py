@@ -44,6 +44,7 @@ def trained(cli: CommandLine) -> dict[str, int]:
     return {path.parent.name: len(runs(path.parent)) for path in cli.folder.glob("outputs/why/*/command.json")}
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_the_same_command_goes_on_from_there(cli: CommandLine) -> None:
     out = cli.run(*LR, *PROGRAM, "hydra.sweeper.trials=2").out
     assert "Not decided: FAILED failed in 1 of 1 trial and HEALTHY failed in 0 of 1 trial." in out
