@@ -38,7 +38,7 @@ _TABLE = _HERE / "2026-11-30-early-ends.csv"
 _WELL = THRESHOLDS["learned"]["well"]
 _PLATEAU = 0.1  # nats of frame information, as in `plateau_steps`
 _STEPS = 500
-_MAY_END_EARLY = ("outcome", "healthy", "steps")  # responses of which the last step is not needed
+_MAY_END_EARLY = ("outcome", "healthy", "steps")  # responses that do not need the last step
 _FACTORS = {
     "epsilon": "optimizer.epsilon",
     "lr": "schedule.lr_max",

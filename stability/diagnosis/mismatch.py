@@ -57,13 +57,12 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
         return reason
     if since is None or not learned:
         return None
-    if not len(losses) and (reason := memorized_few(signals)) is not None:
-        return reason
     if not len(losses):
-        return "labels", (
+        return memorized_few(signals) or (
+            "labels",
             f"The training loss fell to {trained:.3g}, and the error rate did not follow. Either the labels of "
             "training and validation differ, or the decoder of the metric is wrong (its class of blank, its class "
-            "table), or the model has memorized its training data. Log the validation loss: it shows which."
+            "table), or the model has memorized its training data. Log the validation loss: it shows which.",
         )
     held_out, best, first = float(np.median(losses[-3:])), float(losses.min()), float(losses[0])
     both = f"The training loss is {trained:.3g}, and the validation loss {held_out:.3g}"

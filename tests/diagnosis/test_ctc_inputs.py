@@ -136,7 +136,7 @@ def test_a_ctc_loss_below_0_is_found_at_once() -> None:
     [(0.1, 0.4, False), (0.1, -0.4, True), (0.1, 5.0, True), (0.4, 0.4, True), (0.1, np.nan, True)],
 )
 def test_another_term_may_pull_a_learned_loss_below_0(per: float, loss: float, is_fault: bool) -> None:
-    """As the entropy of the outputs does, of which the validation loss knows nothing."""
+    """The entropy of the outputs is such a term. The validation loss does not contain it."""
     signals = table(loss=np.linspace(3, -1, STEPS), blank_fraction=np.full(STEPS, 0.5))
     finding = ctc_inputs(signals, table(steps=[10, 40, 50], per=[1.0, per, 0.1], loss=[3.0, loss, 0.1]))
     assert (finding is not None) == is_fault

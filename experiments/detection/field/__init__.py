@@ -1,1 +1,1 @@
-"""Trainings as other people make them: their recipes, traces, labels, and the table beside other tools."""
+"""Trainings as other people make them: recipes, traces and labels, and a comparison of several tools."""
