@@ -316,7 +316,7 @@ class Monitor:
         ]
         self._skipped.extend((step, utterances) for step, utterances in state["skipped"])
         self._seen = Counter(state["seen"])
-        self._names = {*state["names"]}
+        self._names = {*state.get("names", ())}  # an older Monitor kept none
         self._faulty.extend((step, check, names) for step, check, names in state["faulty"])
         self._restarts = [(step, lost) for step, lost in state["restarts"]]
         self._before_restart = state["optimizer"]

@@ -72,6 +72,17 @@ def test_a_training_that_was_restarted_has_the_same_signals_and_verdict(spoilt: 
     assert ("batches skipped" in second.monitor.verdict().evidence) == bool(spoilt)
 
 
+def test_the_state_of_a_monitor_that_counted_no_names_is_taken() -> None:
+    run = Run()
+    run.train(0, 12)
+    state = run.state()
+    del state["monitor"]["names"]
+    again = Run()
+    again.load(state)
+    again.train(12, 21)
+    assert again.monitor.signals()["different_utterances"][20] == len(range(12, 21))
+
+
 def test_a_training_that_failed_keeps_its_verdict() -> None:
     first, second = Run(), Run()
     first.train(0, 20, spoilt=(18, 19))
