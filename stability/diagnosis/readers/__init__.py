@@ -23,6 +23,7 @@ from stability.diagnosis.readers import (
     wandb,
     wandb_folder,
 )
+from stability.diagnosis.readers.charts import read_charts
 from stability.diagnosis.readers.log import Log
 from stability.diagnosis.readers.metrics import read_metrics
 from stability.diagnosis.readers.names import Naming, known_names, naming
@@ -78,17 +79,16 @@ def read_runs(
     """
     names = names or {}
     check_names(names)
-    try:
-        with naming(names) as seen:
-            if path.is_dir():
-                runs = folder.read(path, lambda file: read_runs(file, progress, names), progress)
-            else:
-                runs = _read_file(path, progress)
-    except OSError as error:
-        raise StabilityError(f"{error.filename or path} cannot be read: {error.strerror}.") from None
-    if not runs:
-        raise StabilityError(_why_not(path, seen))
-    return runs
+
+    def read_files(files: Sequence[Path]) -> list[Recording]:
+        if len(files) == 1:
+            return read_runs(files[0], progress, names)
+        return _checked(files[0].parent, names, lambda: read_charts(files, progress))
+
+    def read() -> list[Recording]:
+        return folder.read(path, read_files, progress) if path.is_dir() else _read_file(path, progress)
+
+    return _checked(path, names, read)
 
 
 def check_names(names: Mapping[str, str]) -> None:
@@ -105,10 +105,18 @@ def read_event_files(run: Path, files: Sequence[Path], names: Mapping[str, str])
     Raises:
         StabilityError: They cannot be read, or contain no training.
     """
-    with naming(names) as seen:
-        runs = tensorboard_events.read(run, files, run.name, lambda read, size: None)
+    return _checked(run, names, lambda: tensorboard_events.read(run, files, run.name, lambda read, size: None))
+
+
+def _checked(path: Path, names: Mapping[str, str], read: Callable[[], list[Recording]]) -> list[Recording]:
+    """What `read` finds in a file or folder, with these names; StabilityError if it finds nothing or cannot read."""
+    try:
+        with naming(names) as seen:
+            runs = read()
+    except OSError as error:
+        raise StabilityError(f"{error.filename or path} cannot be read: {error.strerror}.") from None
     if not runs:
-        raise StabilityError(_why_not(run, seen))
+        raise StabilityError(_why_not(path, seen))
     return runs
 
 

@@ -11,6 +11,7 @@ from stability.core.files import CONFIG, SIGNALS_FILE
 from stability.core.text import first_of
 from stability.diagnosis.finding import readings
 from stability.diagnosis.readers import tensorboard_events, wandb_folder
+from stability.diagnosis.readers.charts import group_charts
 from stability.diagnosis.readers.flight import is_flight
 from stability.diagnosis.readers.flight import read as read_flight
 from stability.diagnosis.readers.recording import Recording
@@ -24,11 +25,12 @@ _AS_PRINTED = 1e-3  # how far a loss may be rounded
 
 
 def read(
-    path: Path, read_file: Callable[[Path], list[Recording]], progress: Callable[[int, int], None]
+    path: Path, read_files: Callable[[Sequence[Path]], list[Recording]], progress: Callable[[int, int], None]
 ) -> list[Recording]:
     """Read a trial's signals and validations, a Monitor's recording, or the trainings in the files of another folder.
 
     Files without a training are ignored, and so are further logs of the same training, such as those in checkpoints.
+    `read_files` reads a file, or several charts together.
 
     Returns:
         The recordings. There is none if TensorBoard's event files, which are all that is there, contain no training.
@@ -52,12 +54,12 @@ def read(
         except StabilityError as error:
             unread = f"TensorBoard's event files were not read. {error}"
     errors = list[StabilityError]()
-    for file in (*sorted(consoles), *[file for file in others if _is_text(file)][:_MOST]):
-        inside = str(file.relative_to(path).parent)
+    for group in group_charts([*sorted(consoles), *[file for file in others if _is_text(file)][:_MOST]]):
+        inside = str(group[0].relative_to(path).parent)
         prefix = "" if inside == "." else f"{inside}/"
-        notes = (wandb_folder.NOTE,) if file in consoles else ()
+        notes = (wandb_folder.NOTE,) if group[0] in consoles else ()
         try:
-            runs += [replace(r, name=f"{prefix}{r.name}", notes=(*notes, *r.notes)) for r in read_file(file)]
+            runs += [replace(r, name=f"{prefix}{r.name}", notes=(*notes, *r.notes)) for r in read_files(group)]
         except StabilityError as error:
             errors.append(error)
     if not runs and (unread or errors or not event_files):

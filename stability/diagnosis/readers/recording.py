@@ -1,8 +1,8 @@
 """The recording of one training, and how it is made from the rows of a log."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from stability.diagnosis.readers.steps import Steps
 from stability.diagnosis.table import Table
 
 Unit = Literal["step", "epoch", "row"]
+T = TypeVar("T")
 
 _READABLE = frozenset({"loss", "grad_norm", "val_loss"})  # a log without any of these contains no training
 _MOST_RUNS = 200  # that stand next to each other
@@ -91,14 +92,27 @@ def read_lines(log: Log, read: Callable[[str], None]) -> list[str]:
     Raises:
         StabilityError: `read` raised ValueError on a line that is not cut off. The message names the line.
     """
+    notes = list[str]()
+    for _ in parse_lines(log, read, notes):
+        pass
+    return notes
+
+
+def parse_lines(log: Log, parse: Callable[[str], T], notes: list[str]) -> Iterator[T]:
+    """Yield what `parse` makes of each line of a log. What was left out is added to the notes.
+
+    Raises:
+        StabilityError: `parse` raised ValueError on a line that is not cut off. The message names the line.
+    """
     for line in log:
         try:
-            read(line)
+            parsed = parse(line)
         except ValueError as error:
             if not log.cut:
                 raise StabilityError(f"{log.path}, line {log.number}: {error}.") from None
-            return ["The last line is cut off and was left out."]
-    return []
+            notes.append("The last line is cut off and was left out.")
+            return
+        yield parsed
 
 
 class RowCollector:

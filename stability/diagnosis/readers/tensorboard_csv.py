@@ -1,35 +1,120 @@
-"""What TensorBoard's page exports for one chart, as CSV: `Wall time,Step,Value`."""
+"""What TensorBoard's page exports for one chart, as CSV: `Wall time,Step,Value`.
 
+What was measured stands at most in the name of the file: `run-RUN-tag-TAG.csv`, or what people make of it, such as
+`run1_train_loss.csv`.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from heapq import merge
+from operator import itemgetter
+
+from stability.core.text import first_of
 from stability.diagnosis.readers.columns import Row, read_row
 from stability.diagnosis.readers.log import Log
-from stability.diagnosis.readers.names import find_name
-from stability.diagnosis.readers.recording import Recording, record_lines
+from stability.diagnosis.readers.names import VALIDATION, find_name, part_in
+from stability.diagnosis.readers.recording import Recording, RowCollector, parse_lines
 
 _HEADER = ("wall time", "step", "value")
+_EXPORTED = re.compile(r"run-(.*)-tag-(.*)")
+_COPY = re.compile(r"\s*(\(\d+\))$")  # as browsers name a second file of the same name
+_SEPARATORS = "_-. "
+_BETWEEN = re.compile(rf"[{re.escape(_SEPARATORS)}]+")
+_EVERY = re.compile(
+    r"(loss|[wct]er|norm|rate)[_\-. ]per[_\-. ](epoch|step|iter|iteration|batch|update)$", re.IGNORECASE
+)
+_UNNAMED = "The file does not name its metric. Its values were taken for the training loss."
+
+
+def kind(log: Log) -> str:
+    """Return a text that is the same for all charts; nothing if the file is none."""
+    return "TensorBoard" if _cells(log.first.lower()) == _HEADER else ""
 
 
 def read(log: Log) -> list[Recording] | None:
-    """Read a file with that header. The name of the metric stands at most in the name of the file."""
-    if _cells(log.first.lower()) != _HEADER:
-        return None
-    notes = list[str]()
-    title = log.path.stem.rpartition("-tag-")[2].replace("_", "/", 1) if "-tag-" in log.path.stem else log.path.stem
-    names = (
-        name for name in ("value", title, title.replace("/", "_")) if (n := find_name(name)) and n.signal != "step"
-    )
-    if not (title := next(names, "")):
-        title = "loss"
-        notes.append("The file does not name its metric. Its values were taken for the training loss.")
+    """Read a file with that header."""
+    return read_charts([log]) if kind(log) else None
+
+
+def read_charts(logs: Sequence[Log]) -> list[Recording]:
+    """Read the charts in one folder. Those whose names begin with the same run are one training.
+
+    A chart that does not name its metric is taken for a training loss only if no other contains a training.
+    """
+    runs = dict[str, list[tuple[Log, str]]]()
+    unnamed = list[Log]()
+    for log in logs:
+        run, title = _run_and_metric(log.path.stem)
+        if title:
+            runs.setdefault(run, []).append((log, title))
+        else:
+            unnamed.append(log)
+    left_out = first_of([log.path.name for log in unnamed], 4)
+    notes = [f"Left out {left_out}: the names of these charts do not say what was measured."] if unnamed else []
+    names = {run: (run or "charts") if len(logs) > 1 else logs[0].path.name for run in runs}
+    found = [recording for run, charts in runs.items() for recording in _read_run(names[run], charts, notes)]
+    return found or [recording for log in unnamed for recording in _read_unnamed(log)]
+
+
+def _run_and_metric(stem: str) -> tuple[str, str]:
+    """The run and the metric in the name of a file. The metric is the longest end that is known; else empty."""
+    if find_name("value"):  # the user explains it
+        return stem, "value"
+    name, *copy = _COPY.split(stem)
+    exported = _EXPORTED.fullmatch(name)
+    run, name = exported.groups() if exported else ("", name)
+    name = _EVERY.sub(r"\1", name)  # this `per` is no error rate
+    for begin in (0, *(gap.end() for gap in _BETWEEN.finditer(name))):
+        before, title = name[:begin].rstrip(_SEPARATORS), name[begin:]
+        known = find_name(title)
+        if known is None or known.signal in ("step", "epoch"):
+            continue
+        if exported and before:  # the rest of the tag, and not of the run
+            title = f"{before}/{title}"
+        else:
+            run = run or before
+            near = _BETWEEN.split(run)[-1]
+            # The word in front may belong to the metric: in `train_cer`, of which the end alone is known, and in
+            # `run-RUN_validation-tag-epoch_loss`, as Keras names its runs.
+            if part_in(near) and not known.part:
+                run, title = run.removesuffix(near).rstrip(_SEPARATORS), f"{near}/{title}"
+        return " ".join([run, *copy]).strip(), title
+    return "", ""
+
+
+def _read_run(name: str, charts: Sequence[tuple[Log, str]], notes: Sequence[str]) -> list[Recording]:
+    """Read the charts of a run, each with its metric. After a restart the steps begin again: rows are in time order."""
+    rows, own = RowCollector(), [*notes]
+    for _, row in merge(*(_rows(log, title, own) for log, title in charts), key=itemgetter(0)):
+        rows.add_row(row)
+    return rows.recordings(name, own)
+
+
+def _read_unnamed(log: Log) -> list[Recording]:
+    """Read a chart whose name does not end in a metric: the name may begin with one of held-out data."""
+    stem = log.path.stem
+    begins = (stem[: gap.start()] for gap in _BETWEEN.finditer(stem))
+    held_out = [begin for begin in begins if (known := find_name(begin)) and known.signal in VALIDATION]
+    return _read_run(log.path.name, [(log, held_out[-1] if held_out else "loss")], [] if held_out else [_UNNAMED])
+
+
+def _rows(log: Log, title: str, notes: list[str]) -> Iterator[tuple[float, Row]]:
+    """The rows of a chart, each with its time."""
+    time = 0.0
 
     def read_line(line: str) -> Row | None:
+        nonlocal time
         cells = _cells(line)
         if cells == _HEADER or cells == _cells(log.first):
             return None
         if len(cells) != len(_HEADER):
             raise ValueError(f"expected {len(_HEADER)} cells, as in the header, found {len(cells)}")
+        with suppress(ValueError):  # a date, say
+            time = float(cells[0])
         return read_row(("step", title), cells[1:])
 
-    return record_lines(log, read_line, notes=notes)
+    return ((time, row) for row in parse_lines(log, read_line, notes) if row)
 
 
 def _cells(line: str) -> tuple[str, ...]:

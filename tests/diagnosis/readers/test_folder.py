@@ -28,6 +28,26 @@ def test_a_folder_of_other_logs(tmp_path: Path) -> None:
     assert [run.name for run in runs] == ["checkpoint-2/trainer_state.json", "version_0/metrics.csv"]
 
 
+def test_charts_and_other_logs(tmp_path: Path) -> None:
+    chart = "Wall time,Step,Value\n1,0,{}\n2,10,{}\n"
+    (tmp_path / "run1").mkdir()
+    (tmp_path / "run1/train_loss.csv").write_text(chart.format(6, 5))
+    (tmp_path / "run1/val_cer.csv").write_text(chart.format(1, 0.9))
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "metrics.csv").write_text("step,train_loss\n0,5\n10,4\n")
+    (tmp_path / "train_loss.csv").write_text(chart.format(3, 2))
+    runs = read_runs(tmp_path)
+    assert [run.name for run in runs] == ["metrics.csv", "run1/charts", "train_loss.csv"]
+    assert runs[1].validation["per"].tolist() == pytest.approx([1, 0.9])
+
+
+def test_charts_in_which_is_no_training(tmp_path: Path) -> None:
+    for name in ("a_lr.csv", "a_loss_scale.csv"):
+        (tmp_path / name).write_text("Wall time,Step,Value\n1,0,6\n2,10,5\n")
+    with pytest.raises(StabilityError, match=r"contains no training.*It has these names: step, loss_scale, lr"):
+        read_runs(tmp_path)
+
+
 def test_logs_of_the_same_training_are_one(tmp_path: Path) -> None:
     for name, digits, steps in (("a.csv", 6, range(30)), ("b.csv", 4, range(0, 30, 2)), ("c.csv", 4, range(5, 30))):
         loss = 9.87654321 if name != "c.csv" else 8.0

@@ -31,6 +31,35 @@ def test_a_held_out_loss_of_one_run(tmp_path: Path) -> None:
     assert run.validation["per"].tolist() == pytest.approx([0.9, 0.8])
 
 
+def test_charts_of_the_same_runs_are_read_together(tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("Step,a - val/wer,a - val/wer__MIN\n5,0.9,0\n15,0.8,0\n")
+    (tmp_path / "2.csv").write_text("Step,a - loss,b - loss\n" + "".join(f"{n},{9 - n},{8 - n}\n" for n in range(7)))
+    (tmp_path / "3.csv").write_text("Step,b - lr,a - lr\n0,1,2\n3,2,3\n")
+    (tmp_path / "4.csv").write_text("Step,a - gpu,b - gpu\n0,1,2\n3,2,3\n")
+    first, second = read_runs(tmp_path)
+    assert (first.name, second.name) == ("a", "b")
+    assert ({*first.signals.names}, {*second.signals.names}) == ({"loss", "lr"}, {"loss", "lr"})
+    assert first.signals.steps.tolist() == second.signals.steps.tolist() == [*range(7)]
+    assert first.validation.steps.tolist() == [5, 15]
+    assert second.validation.names == ()
+
+
+def test_charts_are_not_put_together_over_different_axes(tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("Step,a - loss\n0,5\n1,4\n")
+    (tmp_path / "2.csv").write_text("trainer/global_step,a - val/wer\n50,0.9\n100,0.8\n")
+    first, second = read_runs(tmp_path)
+    assert (first.signals.names, first.validation.names) == (("loss",), ())
+    assert (second.signals.names, second.validation.names) == ((), ("per",))
+
+
+def test_other_runs_of_the_same_name_stay_runs_of_their_own(tmp_path: Path) -> None:
+    for name, loss in (("1.csv", 5), ("2.csv", 7)):
+        (tmp_path / name).write_text(f"Step,a - loss\n0,{loss}\n1,{loss - 1}\n")
+    (tmp_path / "3.csv").write_text("Step,a - lr\n0,1\n1,2\n")
+    first, second = read_runs(tmp_path)
+    assert (first.signals["loss"].tolist(), second.signals["loss"].tolist()) == ([5, 4], [7, 6])
+
+
 @pytest.mark.parametrize("form", ["csv", "json"])
 def test_the_history_of_a_run(tmp_path: Path, form: str) -> None:
     log = tmp_path / f"history.{form}"

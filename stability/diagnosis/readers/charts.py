@@ -1,0 +1,42 @@
+"""Charts that were exported one by one. What those in one folder say of a run is one training."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from stability.core.errors import StabilityError
+from stability.diagnosis.readers import tensorboard_csv, wandb
+from stability.diagnosis.readers.log import Log
+from stability.diagnosis.readers.recording import Recording
+
+_FORMATS: tuple[tuple[Callable[[Log], str], Callable[[Sequence[Log]], list[Recording]]], ...] = (
+    (tensorboard_csv.kind, tensorboard_csv.read_charts),
+    (wandb.kind, wandb.read_charts),
+)
+
+
+def group_charts(files: Sequence[Path]) -> list[list[Path]]:
+    """Group the charts in a folder that may be read together. Each other file is a group of its own."""
+    groups = dict[tuple[Path, str], list[Path]]()
+    for file in files:
+        kind = _kind(file)
+        groups.setdefault((file.parent if kind else file, kind), []).append(file)
+    return [*groups.values()]
+
+
+def read_charts(files: Sequence[Path], progress: Callable[[int, int], None]) -> list[Recording]:
+    """Read the charts of such a group.
+
+    Raises:
+        StabilityError: A line cannot be read.
+        OSError: A file cannot be read.
+    """
+    with ExitStack() as stack:
+        logs = [stack.enter_context(Log(file, progress)) for file in files]
+        return next(read(logs) for kind, read in _FORMATS if kind(logs[0]))
+
+
+def _kind(file: Path) -> str:
+    with suppress(OSError, StabilityError), Log(file, lambda read, size: None) as log:
+        return next((found for kind, _ in _FORMATS if (found := kind(log))), "")
+    return ""
