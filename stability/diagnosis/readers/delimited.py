@@ -83,7 +83,10 @@ def _split_at(separator: str) -> Split:
 
 
 def _split_bars(line: str) -> tuple[str, ...]:
-    return tuple(_EMPHASIS.sub(r"\2", cell.strip()) for cell in line.strip().strip("|").split("|"))
+    line = line.strip()
+    if line.startswith("|"):  # else a bar at the end stands before an empty cell
+        line = line.removeprefix("|").removesuffix("|")
+    return tuple(_EMPHASIS.sub(r"\2", cell.strip()) for cell in line.split("|"))
 
 
 def _split_blanks(line: str) -> tuple[str, ...]:

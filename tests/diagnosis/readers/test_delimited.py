@@ -27,6 +27,8 @@ from tests.support.logs import read
         b"step  loss  grad_norm\n0   5     1\n10  4     2\n",
         b"| Loss | Step | Grad norm |\n|:---:|:----:|:---:|\n| 5 | 0 | 1 |\n| 4 | 10 | 2 |\n",
         b"batch,global_step,loss,grad_norm,train/per\n0,0,5,1,1\n0,10,4,2,1\n",
+        b"step|loss|grad_norm|val_loss|cer\n0|5|1||\n10|4|2||\n",
+        b"| step | loss | grad_norm | cer |\n|---|---|---|---|\n| 0 | 5 | 1 | |\n| 10 | 4 | 2 | |\n",
     ],
 )
 def test_csv_in_every_spelling(tmp_path: Path, text: bytes) -> None:
