@@ -345,7 +345,15 @@ def _by_good_rates(t: _Training) -> Verdict | None:
         advice = f"The last loss is {t.growth.value:.3g}, after {t.growth.usual:.3g}: look whether it comes down again."
         return t.conclude("stable", None, advice, "medium")
     sure: Confidence = "high" if t.last < _LEARNED * _WELL and len(t.rates[1]) > 1 else "medium"
-    return t.conclude("stable", None, "", sure)
+    if not _overfits(t):
+        return t.conclude("stable", None, "", sure)
+    steps, losses = finite_readings(t.validation, "loss")
+    advice = (
+        f"The model overfits: the validation loss had come down to {losses.min():.3g} at step {steps[losses.argmin()]}, "
+        f"and is {losses[-1]:.3g} now, while the training loss fell. The {t.metric} has not got worse. Add data, "
+        "augmentation or dropout to make it better."
+    )
+    return t.conclude("stable", None, advice, sure)
 
 
 def _by_heart(t: _Training) -> tuple[str, str]:

@@ -524,6 +524,15 @@ def test_an_error_rate_that_slipped_with_the_validation_loss_is_overfitting() ->
     assert (verdict.outcome, verdict.cause) == ("degraded", "overfitting")
 
 
+def test_a_good_error_rate_beside_an_overfitted_loss_is_stable_and_the_advice_says_so() -> None:
+    losses = [17, 11, 6, 5, 4, *np.linspace(4.5, 10, 15)]
+    validation = table(steps=np.linspace(9, 199, 20).astype(int), per=np.r_[0.9, 0.6, np.full(18, 0.3)], loss=losses)
+    verdict = judge(table(loss=np.geomspace(30, 0.01, 200)), validation)
+    assert (verdict.outcome, verdict.cause) == ("stable", None)
+    assert "overfits" in verdict.advice
+    assert {4.0, 49.0, 10.0} <= {*numbers(verdict.advice)}
+
+
 def test_a_rate_of_0_is_found_whatever_the_noise_of_the_loss() -> None:
     loss = np.random.default_rng(0).uniform(25, 45, 200)
     verdict = judge(table(loss=np.r_[45.0, loss[1:]], lr=np.zeros(200)), rates(1.2, 1.2, 1.2))
