@@ -14,6 +14,7 @@ from stability.diagnosis.readers import tensorboard_events, wandb_folder
 from stability.diagnosis.readers.charts import group_charts
 from stability.diagnosis.readers.flight import is_flight
 from stability.diagnosis.readers.flight import read as read_flight
+from stability.diagnosis.readers.parts import join_parts
 from stability.diagnosis.readers.recording import Recording
 from stability.diagnosis.readers.tables import read_tables
 
@@ -53,15 +54,17 @@ def read(
             runs += tensorboard_events.read(run, own_files, name, progress)
         except StabilityError as error:
             unread = f"TensorBoard's event files were not read. {error}"
-    errors = list[StabilityError]()
+    errors, by_file = list[StabilityError](), dict[Path, list[Recording]]()
     for group in group_charts([*sorted(consoles), *[file for file in others if _is_text(file)][:_MOST]]):
         inside = str(group[0].relative_to(path).parent)
         prefix = "" if inside == "." else f"{inside}/"
         notes = (wandb_folder.NOTE,) if group[0] in consoles else ()
         try:
-            runs += [replace(r, name=f"{prefix}{r.name}", notes=(*notes, *r.notes)) for r in read_files(group)]
+            found = read_files(group)
+            by_file[group[0]] = [replace(r, name=f"{prefix}{r.name}", notes=(*notes, *r.notes)) for r in found]
         except StabilityError as error:
             errors.append(error)
+    runs += join_parts(by_file)
     if not runs and (unread or errors or not event_files):
         raise StabilityError(unread or _why_nothing(path, files, errors))
     runs = _without_copies(runs)

@@ -24,6 +24,7 @@ _MOST_RUNS = 200  # that stand next to each other
 _FEW = 3  # rows of a run
 _NO_ACCURACY = 1.5  # no fraction of what is right gets here
 MOST_EPOCHS = 1e9  # what is beyond, or NaN, is no epoch
+NO_TRAINING_LOSS = "The log has measurements of held-out data, and no loss of training data."
 _NO_STEPS = {
     "epoch": "The log has no steps: its rows are ordered by epoch.",
     "row": "The log has no steps: its rows are numbered 0, 1, 2, …",
@@ -275,7 +276,7 @@ def _recording(
         table = _with_errors(table)
         notes.append(f"The log has no error rate: {metric} takes its place.")
     if not {"loss", "grad_norm"}.intersection(table.names):
-        notes.append("The log has measurements of held-out data, and no loss of training data.")
+        notes.append(NO_TRAINING_LOSS)
     return Recording(
         name=name,
         signals=training_part(table),

@@ -1,0 +1,55 @@
+"""Trainings with one log of the training and one of the validation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stability.diagnosis.readers import read_runs
+
+TRAIN = "step,loss,lr\n0,6,0.1\n10,5,0.1\n20,4,0.1\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "val"),
+    [
+        (("train.csv", "val.csv"), "step,val_loss,val_wer\n0,7,1\n20,5,0.8\n"),
+        (("train.csv", "valid.csv"), "step,loss,wer\n0,7,1\n20,5,0.8\n"),
+        (("run3_train_log.csv", "run3_dev_log.csv"), "step,wer,loss\n0,,7\n0,1,\n20,0.8,5\n"),
+    ],
+)
+def test_two_files_are_one_training(tmp_path: Path, names: tuple[str, str], val: str) -> None:
+    for name, text in zip(names, (TRAIN, val), strict=True):
+        (tmp_path / name).write_text(text)
+    (recording,) = read_runs(tmp_path)
+    assert recording.name == ", ".join(names)
+    assert recording.signals["loss"].tolist() == [6, 5, 4]
+    assert recording.validation.steps.tolist() == [0, 20]
+    assert recording.validation["loss"].tolist() == [7, 5]
+    assert recording.validation["per"].tolist() == pytest.approx([1, 0.8])
+    assert recording.metric == "WER"
+    assert recording.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "val"),
+    [
+        ("b_val.csv", "step,val_loss\n0,7\n20,5\n"),  # of another run
+        ("val.csv", "epoch,val_loss\n0,7\n1,5\n"),  # other steps
+        ("val.csv", "step,loss,grad_norm\n0,7,1\n20,5,1\n"),  # a training
+        ("val.csv", "step,val_loss\n0,7\n20,5\nstep,val_loss\n0,7\n20,5\n"),  # of two runs
+    ],
+)
+def test_files_that_do_not_belong_together_stay_apart(tmp_path: Path, name: str, val: str) -> None:
+    (tmp_path / "train.csv").write_text(TRAIN)
+    (tmp_path / name).write_text(val)
+    recordings = read_runs(tmp_path)
+    assert len(recordings) > 1
+    assert np.isfinite([r.signals["loss"][0] for r in recordings if r.name == "train.csv"]).all()
+
+
+def test_of_two_held_out_sets_none_is_chosen(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(TRAIN)
+    for name in ("val.csv", "test.csv"):
+        (tmp_path / name).write_text(f"step,val_loss\n0,7\n20,{len(name)}\n")
+    assert len(read_runs(tmp_path)) == 3
