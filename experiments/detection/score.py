@@ -217,7 +217,7 @@ def _print_wrong(half: list[Case]) -> None:
         )
         if not right or false:
             print(
-                f"{case.trace.name}: is {'/'.join(sorted(case.label.outcomes))} ({'/'.join(case.label.causes)}, since "
+                f"{case.trace.name}: is {'/'.join(sorted(case.label.outcomes))} ({'/'.join(sorted(case.label.causes))}, since "
                 f"{case.label.onset}), said {'/'.join(said.outcomes)} ({said.cause}), alarms {said.alarms}"
             )
 

@@ -42,6 +42,7 @@ from stability.diagnosis.growth import Growth, growth_until
 from stability.diagnosis.mismatch import (
     is_far_from_training,
     memorized_few,
+    why_it_parts_at_once,
     why_the_error_contradicts,
     why_the_error_stays,
 )
@@ -61,6 +62,7 @@ _NOTHING = 0.99  # an error rate of at least this is that of a decoder that outp
 _SILENT = 5  # validations in a row at that rate which show that it stays there
 _FEW = 3  # readings, below which nothing can be said
 _CUT_OFF = 10  # readings: growth that lasted longer was not cut off; it is found by detectors, or has come to rest
+_BY_HEART = 0.005  # a training loss below this share of the validation loss leaves nothing to be learned
 _HALF = 0.45  # an error rate that came to rest above this while the training loss is 0 is not good
 _MULTIPLE = 3.0  # losses ended well if the last validation loss is at most this many times the best one
 _BACK = 0.8  # and the training loss at most this share of its first value
@@ -336,7 +338,9 @@ def _by_good_rates(t: _Training) -> Verdict | None:
             f"A healthy training has a {t.metric} of {t.healthy:.2g} here, and this one {t.last:.2g}.",
             "medium",
         )
-    if t.last > _HALF and is_far_from_training(t.signals, t.validation) and has_come_to_rest(t.rates[1]):
+    # A model that knows its training data by heart does not get better, however its error rates fluctuate.
+    rests = has_come_to_rest(t.rates[1]) or is_far_from_training(t.signals, t.validation, _BY_HEART)
+    if t.last > _HALF and rests and is_far_from_training(t.signals, t.validation):
         return t.conclude("slow", *_by_heart(t), "medium")
     unscaled = clipped_before_unscaling(t.signals, t.end)
     if unscaled is not None:
@@ -358,7 +362,8 @@ def _by_good_rates(t: _Training) -> Verdict | None:
 
 def _by_heart(t: _Training) -> tuple[str, str]:
     """Cause and advice if the training loss is nearly 0, and the error rate is not."""
-    if (reason := memorized_few(t.signals)) is not None:
+    reason = memorized_few(t.signals) or why_it_parts_at_once(t.signals, t.validation)
+    if reason is not None:
         return reason
     cause = "labels" if t.last > _RESTED else "overfitting"
     return cause, (
@@ -388,9 +393,12 @@ def _by_mismatch(t: _Training) -> Verdict | None:
 def _begins_to_fall(t: _Training) -> bool:
     """Whether the last rate is below 1 and all of the first half: an error rate falls later than the loss.
 
-    It does not follow a validation loss that rises.
+    It does not follow a validation loss that rises, and does not rise while that falls.
     """
-    rates, losses = t.rates[1], finite_readings(t.validation, "loss").values
+    (steps, rates), losses = t.rates, finite_readings(t.validation, "loss").values
+    lowest = int(rates.argmin())
+    if rates[-1] > rates[lowest] + _SAME and loss_went_on(t.validation, int(steps[lowest]), int(steps[-1])):
+        return False
     if len(losses) and np.median(losses[-_FEW:]) > losses[0]:
         return False
     return len(rates) > _FEW and bool(rates[-1] < min(1.0, rates[: len(rates) // 2].min()) - _SAME)

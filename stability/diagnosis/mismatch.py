@@ -128,6 +128,27 @@ def memorized_few(signals: Table) -> tuple[str, str] | None:
     )
 
 
+def why_it_parts_at_once(signals: Table, validation: Table) -> tuple[str, str] | None:
+    """Explain a validation loss that was above that of training before anything could be learned by heart.
+
+    Returns:
+        Cause and advice; None if the model does not normalise by batches, or the losses parted later.
+    """
+    loss, held_out = finite_readings(signals, "loss"), finite_readings(validation, "loss")
+    early = loss.up_to(int(held_out.steps[0]))[-_SMOOTH:] if len(held_out.steps) else loss.values[:0]
+    if not _normalises_batches(signals) or not len(early):
+        return None
+    first, trained = float(held_out.values[0]), float(np.median(early))
+    if first < _T["at_once"] * trained or trained < _T["by_heart"] * loss.values[0]:
+        return None
+    return "train_eval", (
+        f"At the first validation the training loss was {trained:.3g}, and the validation loss {first:.3g} already: so "
+        "early nothing is learned by heart. The model normalises by batches: in model.eval() it uses running "
+        "statistics, which may be wrong. Validate in train mode once. If that is good, look at how the utterances of a "
+        "batch are chosen, at the statistics' momentum, at padding and at the scale of the inputs."
+    )
+
+
 def _why_the_losses_part(signals: Table, validation: Table) -> tuple[str, str] | None:
     """Find out what the validation loss shows where the training loss does not yet show that it was learned.
 
@@ -199,8 +220,14 @@ def _fell_since(signals: Table, step: int, trained: float) -> bool:
     return len(then) > 0 and 0 <= trained < _T["fallen"] * float(np.median(then))
 
 
-def is_far_from_training(signals: Table, validation: Table) -> bool:
-    """Return whether the validation loss is many times the training loss, or rose from the first on while that fell."""
+def is_far_from_training(signals: Table, validation: Table, share: float = _T["by_heart"]) -> bool:
+    """Return whether the validation loss is many times the training loss, or rose from the first on while that fell.
+
+    Args:
+        signals: A row per training step.
+        validation: A row per validation.
+        share: The training loss is far below the validation loss if it is less than this share of it.
+    """
     _, loss = finite_readings(signals, "loss")
     _, losses = finite_readings(validation, "loss")
     if len(loss) < _SMOOTH or not len(losses):
@@ -209,7 +236,7 @@ def is_far_from_training(signals: Table, validation: Table) -> bool:
     if not 0 <= trained < _T["small"] * loss.max():
         return False
     only_rose = losses.min() > _T["at_first"] * losses[0] and held_out > _T["rose"] * losses[0]
-    return trained < _T["by_heart"] * held_out or (only_rose and trained < _T["apart"] * held_out)
+    return trained < share * held_out or (only_rose and trained < _T["apart"] * held_out)
 
 
 def _learned_since(signals: Table, validation: Table) -> int | None:

@@ -509,6 +509,28 @@ def test_an_error_rate_that_begins_to_fall_after_the_loss_is_no_mismatch() -> No
     assert judge(table(loss=loss), validation).cause != "metric"
 
 
+def test_an_error_rate_that_rises_again_while_the_validation_loss_falls_is_the_metric() -> None:
+    loss = np.r_[np.full(100, 2.7), np.geomspace(2.7, 0.3, 100)]
+    losses = [2.7, 2.6, 2.6, 1.8, 1.0, 0.35]
+    validation = table(steps=[30, 60, 90, 120, 160, 199], per=[1.0, 1.0, 1.0, 0.93, 0.88, 0.95], loss=losses)
+    assert judge(table(loss=loss), validation).cause == "metric"
+    falling = table(steps=[30, 60, 90, 120, 160, 199], per=[1.0, 1.0, 1.0, 0.99, 0.95, 0.91], loss=losses)
+    assert judge(table(loss=loss), falling).cause != "metric"
+
+
+@pytest.mark.parametrize(
+    ("batch_norm", "first", "cause"), [(1.0, 60, "train_eval"), (1.0, 25, "overfitting"), (0.0, 60, "overfitting")]
+)
+def test_losses_that_part_before_anything_is_learned_by_heart_show_the_mode_of_the_model(
+    batch_norm: float, first: float, cause: str
+) -> None:
+    """Also while the error rate still fluctuates."""
+    signals = table(loss=np.geomspace(60, 0.01, 120), batch_norm=np.full(120, batch_norm))
+    validation = table(steps=[19, 39, 59, 79, 99, 119], per=[0.9, 0.7, 0.53, 0.52, 0.5, 0.48], loss=[first, *[30.0] * 5])
+    verdict = judge(signals, validation)
+    assert (verdict.outcome, verdict.cause) == ("slow", cause)
+
+
 @pytest.mark.parametrize(("name", "cause"), [("unoptimized", "not_in_optimizer"), ("no_gradient", "no_gradient")])
 def test_a_large_part_that_is_not_trained_explains_slow_learning(name: str, cause: str) -> None:
     verdict = judge(learning(**{name: np.full(N // 10, 0.8)}), rates(1.0, 0.95, 0.85, 0.8))
