@@ -216,9 +216,10 @@ def _print_wrong(half: list[Case]) -> None:
             kind not in case.label.outcomes | case.label.passing for _, kind in said.alarms
         )
         if not right or false:
+            outcomes, causes = ("/".join(sorted(words)) for words in (case.label.outcomes, case.label.causes))
             print(
-                f"{case.trace.name}: is {'/'.join(sorted(case.label.outcomes))} ({'/'.join(sorted(case.label.causes))}, since "
-                f"{case.label.onset}), said {'/'.join(said.outcomes)} ({said.cause}), alarms {said.alarms}"
+                f"{case.trace.name}: is {outcomes} ({causes}, since {case.label.onset}), "
+                f"said {'/'.join(said.outcomes)} ({said.cause}), alarms {said.alarms}"
             )
 
 

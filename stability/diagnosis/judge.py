@@ -352,10 +352,11 @@ def _by_good_rates(t: _Training) -> Verdict | None:
     if not _overfits(t):
         return t.conclude("stable", None, "", sure)
     steps, losses = finite_readings(t.validation, "loss")
+    best = int(losses.argmin())
     advice = (
-        f"The model overfits: the validation loss had come down to {losses.min():.3g} at step {steps[losses.argmin()]}, "
-        f"and is {losses[-1]:.3g} now, while the training loss fell. The {t.metric} has not got worse. Add data, "
-        "augmentation or dropout to make it better."
+        f"The model overfits: the validation loss had come down to {losses[best]:.3g} at step {steps[best]}, and is "
+        f"{losses[-1]:.3g} now, while the training loss fell. The {t.metric} has not got worse. Add data, augmentation "
+        "or dropout to make it better."
     )
     return t.conclude("stable", None, advice, sure)
 

@@ -526,7 +526,8 @@ def test_losses_that_part_before_anything_is_learned_by_heart_show_the_mode_of_t
 ) -> None:
     """Also while the error rate still fluctuates."""
     signals = table(loss=np.geomspace(60, 0.01, 120), batch_norm=np.full(120, batch_norm))
-    validation = table(steps=[19, 39, 59, 79, 99, 119], per=[0.9, 0.7, 0.53, 0.52, 0.5, 0.48], loss=[first, *[30.0] * 5])
+    rates = [0.9, 0.7, 0.53, 0.52, 0.5, 0.48]
+    validation = table(steps=[19, 39, 59, 79, 99, 119], per=rates, loss=[first, *[30.0] * 5])
     verdict = judge(signals, validation)
     assert (verdict.outcome, verdict.cause) == ("slow", cause)
 

@@ -3,8 +3,8 @@
     python -m experiments.detection.field.benchmark [../shared] [--half field_test]      # make benchmark-field
 
 The logs of the field corpus are written as CSV files into a temporary folder, with the names that trackers use, every
-10 and every 100 steps. The folder `shared` has cases (logs and programs) and logs of other people. It is not part of
-this repository; without it, its columns stay empty.
+10 and every 100 steps. The cases that were held back are in `../held_back.tar.xz`. The folder `shared` has cases (logs
+and programs) and logs of other people. It is not part of this repository; without it, its columns stay empty.
 
 A tool is right on a healthy training if it raises no alarm, and on a faulty one if one of its findings is an outcome
 that is right. Of a case, the outcomes are those that its accepted pattern names. Ours must give the right outcome on
@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -32,6 +32,7 @@ from experiments.detection.corpus import Trace
 from experiments.detection.field.cases import field_cases
 from experiments.detection.field.corpus import packed
 from experiments.detection.field.recipe import Half
+from experiments.detection.held_back import Case, is_right, run, unpacked, verdict
 from experiments.detection.log_peers import LOG_PEERS, Said
 from experiments.detection.peers import PEERS
 from stability.core.errors import StabilityError
@@ -130,10 +131,10 @@ def _corpus_logs(half: Half, distance: int, folder: Path) -> Iterator[_Log]:
 
 def _ours(log: Path) -> Said:
     try:
-        run = read_runs(log)[-1]
+        last = read_runs(log)[-1]
     except StabilityError:
         return Said()
-    outcome: str = judge(run.signals, run.validation).outcome
+    outcome: str = judge(last.signals, last.validation).outcome
     alarms = [{outcome}] if outcome not in ("stable", "slow", "undecided") else []
     return Said(True, alarms, {outcome}, is_verdict=True)
 
@@ -173,10 +174,9 @@ def _score_ours_on_cases(folder: Path) -> dict[str, _Score]:
     return scores
 
 
-def _score_programs(folder: Path) -> dict[str, _Score]:
-    """Score the peers that watch a training on the programs among the cases."""
+def _score_programs(programs: Sequence[tuple[Path, set[str]]]) -> dict[str, _Score]:
+    """Score the peers that watch a training on programs, each with the outcomes that are right."""
     scores = {kind.name: _Score() for kind in PEERS if kind.requirement}
-    programs = [(folder / name, _expected(pattern)) for name, pattern in _cases(folder) if name.endswith(".py")]
     for program, right in programs:
         alarms = _alarms(program) or {name: own for kind in scores for name, own in _alarms(program, kind).items()}
         for name, score in scores.items():
@@ -193,12 +193,33 @@ def _alarms(program: Path, only: str = "") -> dict[str, list[str]]:
     return alarms
 
 
+def _held_back(cases: Sequence[Case], digits: Path) -> Iterator[tuple[str, dict[str, _Score]]]:
+    """Yield the columns of the logs and of the programs that were held back."""
+    programs = [case for case in cases if case.path.suffix == ".py"]
+    logs = [case for case in cases if case.path.suffix != ".py"]
+    scores = _score_logs([_Log(case.path, _expected(case.right)) for case in logs])
+    yield "logs held back", scores | {_OURS: _score_ours_on_held_back(logs, digits)}
+    scores = _score_programs([(case.path, _expected(case.right)) for case in programs])
+    yield "programs held back", scores | {_OURS: _score_ours_on_held_back(programs, digits)}
+
+
+def _score_ours_on_held_back(cases: Sequence[Case], digits: Path) -> _Score:
+    score = _Score()
+    for case, text in run(cases, digits):
+        score.of += 1
+        score.right += is_right(case, text)
+        score.read += bool(re.match("|".join(get_args(Outcome)), verdict(case, text)))
+    return score
+
+
 def _columns(half: Half, shared: Path) -> Iterator[tuple[str, dict[str, _Score]]]:
     """Yield the columns of the table: its head, and the score of each tool."""
     for distance in (10, 100):
         with tempfile.TemporaryDirectory() as folder:
             logs = [*_corpus_logs(half, distance, Path(folder))]
             yield f"{half}, every {distance} steps", _score_logs(logs)
+    with tempfile.TemporaryDirectory() as folder:
+        yield from _held_back([*unpacked("test", Path(folder))], shared / "data" / "spoken-digits")
     field, cases = shared / "logs" / "field", shared / "cases"
     if not field.is_dir() or not cases.is_dir():
         print(f"{shared} has no logs/field or no cases: these columns are left out. Give the folder as an argument.")
@@ -208,7 +229,8 @@ def _columns(half: Half, shared: Path) -> Iterator[tuple[str, dict[str, _Score]]
     own = _score_ours_on_cases(cases)
     logs = [_Log(cases / name, _expected(accepted)) for name, accepted in _cases(cases) if not name.endswith(".py")]
     yield "logs among the cases", _score_logs(logs) | {_OURS: own["logs"]}
-    yield "programs among the cases", _score_programs(cases) | {_OURS: own["programs"]}
+    programs = [(cases / name, _expected(accepted)) for name, accepted in _cases(cases) if name.endswith(".py")]
+    yield "programs among the cases", _score_programs(programs) | {_OURS: own["programs"]}
 
 
 def main() -> None:
