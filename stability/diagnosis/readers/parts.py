@@ -56,6 +56,7 @@ def _side_by_side(one: Table, other: Table) -> Table:
     values = np.full((len(steps), len(names)), np.nan, np.float32)
     measured = np.zeros(values.shape, bool)
     for table in (other, one):
-        place = np.ix_(np.searchsorted(steps, table.steps), [names.index(name) for name in table.names])
+        columns = np.array([names.index(name) for name in table.names], int)
+        place = np.ix_(np.searchsorted(steps, table.steps), columns)
         values[place], measured[place] = table.values, table.measured
     return Table(names, steps, values, measured)
