@@ -349,14 +349,15 @@ def _by_good_rates(t: _Training) -> Verdict | None:
         advice = f"The last loss is {t.growth.value:.3g}, after {t.growth.usual:.3g}: look whether it comes down again."
         return t.conclude("stable", None, advice, "medium")
     sure: Confidence = "high" if t.last < _LEARNED * _WELL and len(t.rates[1]) > 1 else "medium"
-    if not _overfits(t):
+    if not t.last or not _overfits(t):
         return t.conclude("stable", None, "", sure)
     steps, losses = finite_readings(t.validation, "loss")
-    best = int(losses.argmin())
+    best, best_rate = int(losses.argmin()), int(t.rates[1].argmin())
     advice = (
         f"The model overfits: the validation loss had come down to {losses[best]:.3g} at step {steps[best]}, and is "
-        f"{losses[-1]:.3g} now, while the training loss fell. The {t.metric} has not got worse. Add data, augmentation "
-        "or dropout to make it better."
+        f"{losses[-1]:.3g} now, while the training loss fell. The best {t.metric} was {t.rates[1][best_rate]:.2g} at "
+        f"step {t.rates[0][best_rate]}, and the last one is {t.last:.2g}. More data, augmentation or dropout may lower "
+        "it."
     )
     return t.conclude("stable", None, advice, sure)
 
@@ -394,7 +395,7 @@ def _by_mismatch(t: _Training) -> Verdict | None:
 def _begins_to_fall(t: _Training) -> bool:
     """Whether the last rate is below 1 and all of the first half: an error rate falls later than the loss.
 
-    It does not follow a validation loss that rises, and does not rise while that falls.
+    If the validation loss rises, the rate does not follow it. Nor does it if it rises again while that loss falls.
     """
     (steps, rates), losses = t.rates, finite_readings(t.validation, "loss").values
     lowest = int(rates.argmin())

@@ -556,6 +556,23 @@ def test_a_good_error_rate_beside_an_overfitted_loss_is_stable_and_the_advice_sa
     assert {4.0, 49.0, 10.0} <= {*numbers(verdict.advice)}
 
 
+@pytest.mark.parametrize("last", [0.26, 0.2])
+def test_the_advice_on_overfitting_says_how_the_error_rate_compares_with_its_best(last: float) -> None:
+    losses = [17, 11, 6, 5, 4, *np.linspace(4.5, 10, 15)]
+    rates = np.r_[0.9, 0.6, 0.3, 0.25, 0.2, np.linspace(0.21, last, 15)]
+    validation = table(steps=np.linspace(9, 199, 20).astype(int), per=rates, loss=losses)
+    verdict = judge(table(loss=np.geomspace(30, 0.01, 200)), validation)
+    assert verdict.outcome == "stable"
+    assert f"best PER was 0.2 at step 49, and the last one is {last}" in verdict.advice
+
+
+def test_no_mistake_on_held_out_data_needs_no_advice() -> None:
+    losses = [17, 11, 6, 5, 4, *np.linspace(4.5, 10, 15)]
+    validation = table(steps=np.linspace(9, 199, 20).astype(int), per=np.r_[0.9, 0.6, np.zeros(18)], loss=losses)
+    verdict = judge(table(loss=np.geomspace(30, 0.01, 200)), validation)
+    assert (verdict.outcome, verdict.advice) == ("stable", "")
+
+
 def test_a_rate_of_0_is_found_whatever_the_noise_of_the_loss() -> None:
     loss = np.random.default_rng(0).uniform(25, 45, 200)
     verdict = judge(table(loss=np.r_[45.0, loss[1:]], lr=np.zeros(200)), rates(1.2, 1.2, 1.2))
