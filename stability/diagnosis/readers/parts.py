@@ -11,6 +11,8 @@ from stability.diagnosis.readers.names import part_in
 from stability.diagnosis.readers.recording import NO_TRAINING_LOSS, Recording
 from stability.diagnosis.table import Table
 
+_APART = 2  # validations at regular distances reach half of the training's steps, but for one before its first step
+
 
 def join_parts(runs: Mapping[Path, Sequence[Recording]]) -> list[Recording]:
     """Join the recordings of two files in a folder if their names differ in the part of the data alone.
@@ -34,8 +36,14 @@ def join_parts(runs: Mapping[Path, Sequence[Recording]]) -> list[Recording]:
 
 
 def _belong_together(train: Recording, val: Recording) -> bool:
-    """Whether one has no validations and the other nothing that only a training has, and their steps are the same."""
-    return not len(train.validation.steps) and {*val.signals.names} <= {"loss"} and train.unit == val.unit
+    """Whether one has no validations and the other nothing that only a training has, and their steps are the same.
+
+    Steps that end far apart count different things: batches in one file, and validations in the other.
+    """
+    if len(train.validation.steps) or not {*val.signals.names} <= {"loss"} or train.unit != val.unit:
+        return False
+    ends = [max(table.steps[-1] for table in (r.signals, r.validation) if len(table.steps)) for r in (train, val)]
+    return bool(max(ends) <= _APART * min(ends))
 
 
 def _join(train: Recording, val: Recording) -> Recording:

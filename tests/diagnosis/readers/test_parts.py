@@ -36,6 +36,8 @@ def test_two_files_are_one_training(tmp_path: Path, names: tuple[str, str], val:
     [
         ("b_val.csv", "step,val_loss\n0,7\n20,5\n"),  # of another run
         ("val.csv", "epoch,val_loss\n0,7\n1,5\n"),  # other steps
+        ("val.csv", "step,val_loss\n0,7\n1,6\n2,5\n"),  # steps that count validations
+        ("val.csv", "step,val_loss\n0,7\n900,6\n"),  # steps that count something smaller
         ("val.csv", "step,loss,grad_norm\n0,7,1\n20,5,1\n"),  # a training
         ("val.csv", "step,val_loss\n0,7\n20,5\nstep,val_loss\n0,7\n20,5\n"),  # of two runs
     ],
@@ -46,6 +48,12 @@ def test_files_that_do_not_belong_together_stay_apart(tmp_path: Path, name: str,
     recordings = read_runs(tmp_path)
     assert len(recordings) > 1
     assert np.isfinite([r.signals["loss"][0] for r in recordings if r.name == "train.csv"]).all()
+
+
+def test_numbered_rows_of_which_one_file_has_more_are_not_put_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("loss\n" + "".join(f"{9 - n / 10}\n" for n in range(50)))
+    (tmp_path / "val.csv").write_text("loss,wer\n7,1\n6,0.9\n5,0.8\n")
+    assert [(r.name, r.unit) for r in read_runs(tmp_path)] == [("train.csv", "row"), ("val.csv", "row")]
 
 
 def test_of_two_held_out_sets_none_is_chosen(tmp_path: Path) -> None:
