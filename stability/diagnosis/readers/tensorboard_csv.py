@@ -13,7 +13,7 @@ from operator import itemgetter
 from stability.core.text import first_of
 from stability.diagnosis.readers.columns import Row, read_row
 from stability.diagnosis.readers.log import Log
-from stability.diagnosis.readers.names import VALIDATION, find_name, part_in
+from stability.diagnosis.readers.names import Known, find_name, part_in
 from stability.diagnosis.readers.recording import Recording, RowCollector, parse_lines
 
 _HEADER = ("wall time", "step", "value")
@@ -51,10 +51,10 @@ def read_charts(logs: Sequence[Log]) -> list[Recording]:
         else:
             unnamed.append(log)
     left_out = first_of([log.path.name for log in unnamed], 4)
-    notes = [f"Left out {left_out}: the names of these charts do not say what was measured."] if unnamed else []
+    notes = [f"Charts whose names do not end in a metric that is known were left out: {left_out}."] if unnamed else []
     names = {run: (run or "charts") if len(logs) > 1 else logs[0].path.name for run in runs}
     found = [recording for run, charts in runs.items() for recording in _read_run(names[run], charts, notes)]
-    return found or [recording for log in unnamed for recording in _read_unnamed(log)]
+    return found or _read_unnamed(unnamed)
 
 
 def _run_and_metric(stem: str) -> tuple[str, str]:
@@ -67,8 +67,8 @@ def _run_and_metric(stem: str) -> tuple[str, str]:
     name = _EVERY.sub(r"\1", name)  # this `per` is no error rate
     for begin in (0, *(gap.end() for gap in _BETWEEN.finditer(name))):
         before, title = name[:begin].rstrip(_SEPARATORS), name[begin:]
-        known = find_name(title)
-        if known is None or known.signal in ("step", "epoch"):
+        known = _find_metric(title)
+        if known is None:
             continue
         if exported and before:  # the rest of the tag, and not of the run
             title = f"{before}/{title}"
@@ -83,6 +83,11 @@ def _run_and_metric(stem: str) -> tuple[str, str]:
     return "", ""
 
 
+def _find_metric(title: str) -> Known | None:
+    known = find_name(title)
+    return known if known and known.signal not in ("step", "epoch") else None
+
+
 def _read_run(name: str, charts: Sequence[tuple[Log, str]], notes: Sequence[str]) -> list[Recording]:
     """Read the charts of a run, each with its metric. After a restart the steps begin again: rows are in time order."""
     rows, own = RowCollector(), [*notes]
@@ -91,12 +96,19 @@ def _read_run(name: str, charts: Sequence[tuple[Log, str]], notes: Sequence[str]
     return rows.recordings(name, own)
 
 
-def _read_unnamed(log: Log) -> list[Recording]:
-    """Read a chart whose name does not end in a metric: the name may begin with one of held-out data."""
-    stem = log.path.stem
-    begins = (stem[: gap.start()] for gap in _BETWEEN.finditer(stem))
-    held_out = [begin for begin in begins if (known := find_name(begin)) and known.signal in VALIDATION]
-    return _read_run(log.path.name, [(log, held_out[-1] if held_out else "loss")], [] if held_out else [_UNNAMED])
+def _read_unnamed(logs: Sequence[Log]) -> list[Recording]:
+    """Read charts whose names do not end in a metric: they may begin with one. Else it is taken for the loss."""
+    runs = dict[str, list[tuple[Log, str]]]()
+    notes = dict[str, list[str]]()
+    for log in logs:
+        run, title = log.path.name, ""
+        for gap in _BETWEEN.finditer(log.path.stem):
+            if _find_metric(begin := log.path.stem[: gap.start()]):
+                run, title = log.path.stem[gap.end() :], begin
+        runs.setdefault(run, []).append((log, title or "loss"))
+        notes[run] = [] if title else [_UNNAMED]
+    names = {run: run if len(logs) > 1 else logs[0].path.name for run in runs}
+    return [recording for run, charts in runs.items() for recording in _read_run(names[run], charts, notes[run])]
 
 
 def _rows(log: Log, title: str, notes: list[str]) -> Iterator[tuple[float, Row]]:

@@ -129,7 +129,7 @@ def test_a_chart_without_a_metric_is_left_out_if_there_are_others(tmp_path: Path
         write(tmp_path / f"{name}.csv", range(9))
     write(tmp_path / "a_train_loss.csv", range(9), factor=3)
     first, second = read_runs(tmp_path)
-    assert first.notes == ("Left out gpu.csv: the names of these charts do not say what was measured.",)
+    assert first.notes == ("Charts whose names do not end in a metric that is known were left out: gpu.csv.",)
     assert (first.name, second.name) == ("a", "b/chart.csv")
     assert "does not name its metric" in second.notes[0]
 
@@ -139,6 +139,17 @@ def test_charts_without_a_metric_are_losses_if_there_are_no_others(tmp_path: Pat
     write(tmp_path / "second.csv", range(9), factor=2)
     write(tmp_path / "lr.csv", range(9))
     assert [run.name for run in read_runs(tmp_path)] == ["first.csv", "second.csv"]
+
+
+def test_a_metric_at_the_beginning_of_the_name(tmp_path: Path) -> None:
+    for name, factor in (("loss_run1", 5), ("val_wer_run1", 1), ("lr_run1", 0.1), ("loss_run2", 6)):
+        write(tmp_path / f"{name}.csv", range(9), factor=factor)
+    first, second = read_runs(tmp_path)
+    assert (first.name, second.name) == ("run1", "run2")
+    assert ({*first.signals.names}, first.validation.names) == ({"loss", "lr"}, ("per",))
+    assert (first.signals["loss"][0], first.notes) == (5, ())
+    with pytest.raises(StabilityError, match="contains no training"):
+        read_log(tmp_path / "lr_run1.csv")
 
 
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path) -> None:
