@@ -24,7 +24,7 @@ from stability.diagnosis.readers import (
     wandb_folder,
 )
 from stability.diagnosis.readers.charts import read_charts
-from stability.diagnosis.readers.log import Log
+from stability.diagnosis.readers.log import DamagedLogError, Log
 from stability.diagnosis.readers.metrics import read_metrics
 from stability.diagnosis.readers.names import Naming, known_names, naming
 from stability.diagnosis.readers.recording import Recording, last_of
@@ -114,7 +114,7 @@ def _checked(path: Path, names: Mapping[str, str], read: Callable[[], list[Recor
         with naming(names) as seen:
             runs = read()
     except OSError as error:
-        raise StabilityError(f"{error.filename or path} cannot be read: {error.strerror}.") from None
+        raise DamagedLogError(f"{error.filename or path} cannot be read: {error.strerror}.") from None
     if not runs:
         raise StabilityError(_why_not(path, seen))
     return runs

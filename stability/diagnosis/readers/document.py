@@ -7,7 +7,7 @@ from typing import Any
 
 from stability.core.errors import StabilityError
 from stability.diagnosis.readers.columns import flat, read_row
-from stability.diagnosis.readers.log import Log
+from stability.diagnosis.readers.log import DamagedLogError, Log
 from stability.diagnosis.readers.names import find_columns, find_name, see_names
 from stability.diagnosis.readers.recording import Recording, RowCollector
 
@@ -34,7 +34,7 @@ def read(log: Log) -> list[Recording] | None:
         try:
             rows.add_row(read_row(tuple(row), tuple(row.values())))
         except ValueError as error:
-            raise StabilityError(f"{log.path}, row {number}: {error}.") from None
+            raise DamagedLogError(f"{log.path}, row {number}: {error}.") from None
     return rows.recordings(log.path.name, notes)
 
 

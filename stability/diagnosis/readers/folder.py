@@ -8,12 +8,13 @@ import numpy as np
 
 from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, SIGNALS_FILE
-from stability.core.text import first_of
+from stability.core.text import counted, first_of
 from stability.diagnosis.finding import readings
 from stability.diagnosis.readers import tensorboard_events, wandb_folder
 from stability.diagnosis.readers.charts import group_charts
 from stability.diagnosis.readers.flight import is_flight
 from stability.diagnosis.readers.flight import read as read_flight
+from stability.diagnosis.readers.log import DamagedLogError
 from stability.diagnosis.readers.parts import join_parts
 from stability.diagnosis.readers.recording import Recording
 from stability.diagnosis.readers.tables import read_tables
@@ -31,7 +32,7 @@ def read(
     """Read a trial's signals and validations, a Monitor's recording, or the trainings in the files of another folder.
 
     Files without a training are ignored, and so are further logs of the same training, such as those in checkpoints.
-    `read_files` reads a file, or several charts together.
+    A note names the logs that are damaged. `read_files` reads a file, or several charts together.
 
     Returns:
         The recordings. There is none if TensorBoard's event files, which are all that is there, contain no training.
@@ -54,7 +55,7 @@ def read(
             runs += tensorboard_events.read(run, own_files, name, progress)
         except StabilityError as error:
             unread = f"TensorBoard's event files were not read. {error}"
-    errors, by_file = list[StabilityError](), dict[Path, list[Recording]]()
+    errors, damaged, by_file = list[StabilityError](), list[str](), dict[Path, list[Recording]]()
     for group in group_charts([*sorted(consoles), *[file for file in others if _is_text(file)][:_MOST]]):
         inside = str(group[0].relative_to(path).parent)
         prefix = "" if inside == "." else f"{inside}/"
@@ -64,11 +65,15 @@ def read(
             by_file[group[0]] = [replace(r, name=f"{prefix}{r.name}", notes=(*notes, *r.notes)) for r in found]
         except StabilityError as error:
             errors.append(error)
+            if isinstance(error, DamagedLogError):
+                beside = f" (and {counted(len(group) - 1, 'other chart')} in its folder)" if len(group) > 1 else ""
+                damaged.append(f"{str(error).removesuffix('.')}{beside}")
     runs += join_parts(by_file)
     if not runs and (unread or errors or not event_files):
         raise StabilityError(unread or _why_nothing(path, files, errors))
-    runs = _without_copies(runs)
-    return [replace(run, notes=(*run.notes, unread)) for run in runs] if unread else runs
+    lost = f"Left out what cannot be read: {first_of(damaged, 3, '; ')}." if damaged else ""
+    left_out = [note for note in (unread, lost) if note]
+    return [replace(run, notes=(*run.notes, *left_out)) for run in _without_copies(runs)]
 
 
 def may_be_log(path: Path) -> bool:
@@ -77,7 +82,7 @@ def may_be_log(path: Path) -> bool:
 
 
 def _is_text(path: Path) -> bool:
-    return path.suffix in _LOGS or path.name in _NAMES
+    return path.suffix.lower() in _LOGS or path.name in _NAMES
 
 
 def _why_nothing(path: Path, files: Sequence[Path], errors: Sequence[StabilityError]) -> str:

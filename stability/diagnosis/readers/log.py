@@ -17,6 +17,10 @@ _LONGEST = 1 << 22  # characters of a line
 _REPORT_EVERY = 10_000  # lines
 
 
+class DamagedLogError(StabilityError):
+    """A log, or a line in it, cannot be read. A file that is no log, or contains no training, is not damaged."""
+
+
 class Log(AbstractContextManager["Log"]):
     """The lines of a file that are not blank. The text is UTF-8, or UTF-16 if the file begins with its mark.
 
@@ -66,7 +70,7 @@ class Log(AbstractContextManager["Log"]):
             self.number += 1
             self.cut = not line.endswith("\n")
             if self.cut and len(line) == _LONGEST:
-                raise StabilityError(
+                raise DamagedLogError(
                     f"{self.path}, line {self.number} is longer than {_LONGEST:,} characters, too long for a log."
                 )
             read += len(line)

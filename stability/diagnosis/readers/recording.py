@@ -6,11 +6,10 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from stability.core.errors import StabilityError
 from stability.core.text import counted
 from stability.diagnosis.metric import is_in_percent, metric_name, says_percent
 from stability.diagnosis.readers.columns import Row
-from stability.diagnosis.readers.log import Log
+from stability.diagnosis.readers.log import DamagedLogError, Log
 from stability.diagnosis.readers.names import find_name
 from stability.diagnosis.readers.runs import Run, Runs, is_validation, training_part, validation_part
 from stability.diagnosis.readers.steps import Steps
@@ -110,7 +109,7 @@ def parse_lines(log: Log, parse: Callable[[str], T], notes: list[str]) -> Iterat
             parsed = parse(line)
         except ValueError as error:
             if not log.cut:
-                raise StabilityError(f"{log.path}, line {log.number}: {error}.") from None
+                raise DamagedLogError(f"{log.path}, line {log.number}: {error}.") from None
             notes.append("The last line is cut off and was left out.")
             return
         yield parsed

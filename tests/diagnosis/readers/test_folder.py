@@ -68,3 +68,29 @@ def test_the_reason_why_a_log_in_a_folder_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("step,loss\n0,low\n")
     with pytest.raises(StabilityError, match=r"no other log that can be read\. The first of 2 files: .*a\.csv"):
         read_log(tmp_path)
+
+
+def test_a_damaged_log_beside_others_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("step,loss\n0,5\n10,4\n")
+    (tmp_path / "val.csv").write_text("step,loss,wer\n0,5,1\n10,4\n")
+    (tmp_path / "requirements.txt").write_text("torch==2\n")
+    (recording,) = read_runs(tmp_path)
+    assert recording.notes == (
+        f"Left out what cannot be read: {tmp_path}/val.csv, line 3: expected 3 cells, as in the header, found 2.",
+    )
+
+
+def test_charts_that_were_not_read_beside_a_damaged_one_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,loss\n0,5\n10,4\n")
+    for name, row in (("a_loss", "1,0,6"), ("a_val_cer", "1,0"), ("a_lr", "1,0,1")):
+        (tmp_path / f"{name}.csv").write_text(f"Wall time,Step,Value\n{row}\n")
+    (recording,) = read_runs(tmp_path)
+    assert recording.notes == (
+        f"Left out what cannot be read: {tmp_path}/a_val_cer.csv, line 2: expected 3 cells, as in the header, found 2 "
+        "(and 2 other charts in its folder).",
+    )
+
+
+def test_the_case_of_a_files_ending_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "LOG.CSV").write_text("step,loss\n0,5\n10,4\n")
+    assert [run.name for run in read_runs(tmp_path)] == ["LOG.CSV"]
