@@ -1,8 +1,8 @@
-"""Score the programs and logs that were held back: kinds of trouble as in public reports, made by somebody else.
+"""Score the programs and logs that were held back. Somebody else made them, with troubles as in public reports.
 
     python -m experiments.detection.held_back [--half test] [--only logs] [--digits FOLDER]
 
-They are in `held_back.tar.xz`: a training each that uses a `Monitor`, or a log for `python -m stability.diagnose`. What
+They are in `held_back.tar.xz`. A program trains with a `Monitor`. A log is read by `python -m stability.diagnose`. What
 is true of each follows from how it was made. `expected.tsv` says which verdicts are right of it, as a regular
 expression of `outcome: cause`, and what must not be said. Three programs need the spoken digits in the T15 layout.
 """
