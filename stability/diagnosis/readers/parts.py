@@ -38,9 +38,11 @@ def join_parts(runs: Mapping[Path, Sequence[Recording]]) -> list[Recording]:
 def _belong_together(train: Recording, val: Recording) -> bool:
     """Whether one has no validations and the other nothing that only a training has, and their steps are the same.
 
+    If both have an error rate, that in the log of the training is taken to be of training data, and is no validation.
     Steps that end far apart count different things: batches in one file, and validations in the other.
     """
-    if len(train.validation.steps) or not {*val.signals.names} <= {"loss"} or train.unit != val.unit:
+    only_trained = len(train.signals.steps) and {*train.validation.names} <= {"per"} & {*val.validation.names}
+    if not only_trained or not {*val.signals.names} <= {"loss"} or train.unit != val.unit:
         return False
     ends = [max(table.steps[-1] for table in (r.signals, r.validation) if len(table.steps)) for r in (train, val)]
     return bool(max(ends) <= _APART * min(ends))
@@ -48,6 +50,8 @@ def _belong_together(train: Recording, val: Recording) -> bool:
 
 def _join(train: Recording, val: Recording) -> Recording:
     notes = [note for note in (*train.notes, *val.notes) if note != NO_TRAINING_LOSS]
+    if len(train.validation.steps):
+        notes.append(f"The {train.metric} in {train.name} was left out: that in {val.name} takes its place.")
     return replace(
         train,
         name=f"{train.name}, {val.name}",

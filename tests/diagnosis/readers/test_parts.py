@@ -50,6 +50,31 @@ def test_files_that_do_not_belong_together_stay_apart(tmp_path: Path, name: str,
     assert np.isfinite([r.signals["loss"][0] for r in recordings if r.name == "train.csv"]).all()
 
 
+@pytest.mark.parametrize(("title", "metric"), [("wer", "WER"), ("acc", "1 - acc")])
+def test_an_error_rate_of_training_data_is_left_out(tmp_path: Path, title: str, metric: str) -> None:
+    (tmp_path / "train.csv").write_text(f"step,loss,{title}\n0,6,0.9\n10,5,0.4\n20,4,0.3\n")
+    (tmp_path / "val.csv").write_text(f"step,loss,{title}\n0,7,0.75\n20,9,0.5\n")
+    (recording,) = read_runs(tmp_path)
+    assert recording.signals["loss"].tolist() == [6, 5, 4]
+    assert recording.validation.steps.tolist() == [0, 20]
+    assert recording.validation["per"].tolist() == ([0.75, 0.5] if title == "wer" else [0.25, 0.5])
+    assert recording.metric == metric
+    assert f"The {metric} in train.csv was left out: that in val.csv takes its place." in recording.notes
+
+
+def test_a_log_without_a_training_is_not_joined(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("step,wer\n0,0.9\n10,0.4\n20,0.3\n")
+    (tmp_path / "val.csv").write_text("step,loss,wer\n0,7,0.9\n20,9,0.8\n")
+    assert len(read_runs(tmp_path)) == 2
+
+
+def test_the_only_error_rate_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("step,loss,wer\n0,6,0.9\n10,5,0.4\n20,4,0.3\n")
+    (tmp_path / "val.csv").write_text("step,loss\n0,7\n20,9\n")
+    first, _ = read_runs(tmp_path)
+    assert first.validation.names == ("per",)
+
+
 def test_numbered_rows_of_which_one_file_has_more_are_not_put_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("loss\n" + "".join(f"{9 - n / 10}\n" for n in range(50)))
     (tmp_path / "val.csv").write_text("loss,wer\n7,1\n6,0.9\n5,0.8\n")
