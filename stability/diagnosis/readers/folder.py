@@ -56,7 +56,8 @@ def read(
         except StabilityError as error:
             unread = f"TensorBoard's event files were not read. {error}"
     errors, damaged, by_file = list[StabilityError](), list[str](), dict[Path, list[Recording]]()
-    for group in group_charts([*sorted(consoles), *[file for file in others if _is_text(file)][:_MOST]]):
+    texts = [file for file in others if _is_text(file)]
+    for group in group_charts([*sorted(consoles), *texts[:_MOST]]):
         inside = str(group[0].relative_to(path).parent)
         prefix = "" if inside == "." else f"{inside}/"
         notes = (wandb_folder.NOTE,) if group[0] in consoles else ()
@@ -72,7 +73,8 @@ def read(
     if not runs and (unread or errors or not event_files):
         raise StabilityError(unread or _why_nothing(path, files, errors))
     lost = f"Left out what cannot be read: {first_of(damaged, 3, '; ')}." if damaged else ""
-    left_out = [note for note in (unread, lost) if note]
+    untried = f"Only the first {_MOST} of {len(texts)} text files in the folder were read." if texts[_MOST:] else ""
+    left_out = [note for note in (unread, lost, untried) if note]
     return [replace(run, notes=(*run.notes, *left_out)) for run in _without_copies(runs)]
 
 

@@ -94,3 +94,11 @@ def test_charts_that_were_not_read_beside_a_damaged_one_are_counted(tmp_path: Pa
 def test_the_case_of_a_files_ending_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / "LOG.CSV").write_text("step,loss\n0,5\n10,4\n")
     assert [run.name for run in read_runs(tmp_path)] == ["LOG.CSV"]
+
+
+def test_files_beyond_those_that_are_tried_are_counted(tmp_path: Path) -> None:
+    for number in range(201):
+        (tmp_path / f"{number:03}.csv").write_text("")
+    (tmp_path / "000.csv").write_text("step,loss\n0,5\n10,4\n")
+    (recording,) = read_runs(tmp_path)
+    assert recording.notes == ("Only the first 200 of 201 text files in the folder were read.",)
