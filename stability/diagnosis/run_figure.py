@@ -78,7 +78,9 @@ def draw(
     Returns:
         `path`.
     """
-    figure = Figure(figsize=(9, 9), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9, 9), dpi=120)
+    # Fixed margins: to find the best ones takes as long as all the rest.
+    figure.subplots_adjust(left=0.12, right=0.975, bottom=0.06, top=0.915, hspace=0.1)
     panels = figure.subplots(4, 1, sharex=True)
     loss, per, blank, norm = panels
     if "loss" in validation.names and "loss" not in table.names:
