@@ -120,7 +120,7 @@ def test_every_option_ends_in_a_verdict(cli: CommandLine, turn: int) -> None:
 def test_every_model_ends_in_a_verdict(cli: CommandLine) -> None:
     names = options("model")
     data = [*cli.synthetic, "batch.size=4", "steps=1", "tracking=none"]
-    ended(cli.start_plain("--multirun", *data, f"model={','.join(names)}"), 0)
+    ended(cli.fork_plain("--multirun", *data, f"model={','.join(names)}"), 0)
     trials = {
         OmegaConf.load(path.parent / "config.yaml").model.units: path.parent
         for path in cli.folder.glob("outputs/single/*/verdict.json")
@@ -197,7 +197,7 @@ def test_a_trial_is_sent_unless_tracking_is_none(cli: CommandLine) -> None:
 def test_a_wrong_override_is_an_error_that_says_what_is_allowed(
     cli: CommandLine, override: str, words: list[str]
 ) -> None:
-    message = the_message(ended(cli.start_plain(override), 1))
+    message = the_message(ended(cli.fork_plain(override), 1))
     for word in words:
         assert word in message
     assert [*cli.folder.iterdir()] == []
@@ -232,7 +232,7 @@ def test_a_killed_trial_continues_to_the_same_bits(cli: CommandLine, undisturbed
     print("killed at", moments)
     signals = cli.folder / "outputs/single" / undisturbed.name / "signals.csv"
     for moment in moments:
-        process = cli.start(*OFTEN)
+        process = cli.fork(*OFTEN)
         wait_for(lambda moment=moment: len(rows(signals)) >= moment, process)  # type: ignore[misc]
         process.kill()
         process.communicate()
@@ -247,7 +247,7 @@ def test_a_stopped_trial_continues_to_the_same_bits(
 ) -> None:
     """A scheduler sends SIGTERM more than once, to the process and to its group."""
     signals = cli.folder / "outputs/single" / undisturbed.name / "signals.csv"
-    process = cli.start(*OFTEN)
+    process = cli.fork(*OFTEN)
     wait_for(lambda: len(rows(signals)) > 10, process)
     for _ in range(1 if number == signal.SIGINT else 3):
         process.send_signal(number)
@@ -260,7 +260,7 @@ def test_a_stopped_trial_continues_to_the_same_bits(
 
 
 def test_a_trial_is_trained_by_one_process_at_a_time(cli: CommandLine) -> None:
-    first = cli.start(ENDLESS)
+    first = cli.fork(ENDLESS)
     wait_for(lambda: any(cli.folder.glob("outputs/single/*/signals.csv")), first)
     message = cli.fail(ENDLESS)
     assert f"{cli.trial()} is being trained by another process" in message
@@ -270,7 +270,7 @@ def test_a_trial_is_trained_by_one_process_at_a_time(cli: CommandLine) -> None:
 
 @pytest.mark.slow
 def test_stopping_a_sweep_stops_all_of_it(cli: CommandLine) -> None:
-    sweep = cli.start("--multirun", ENDLESS, "seed=0,1")
+    sweep = cli.fork("--multirun", ENDLESS, "seed=0,1")
     wait_for(lambda: any(cli.folder.glob("outputs/single/*/signals.csv")), sweep)
     sweep.send_signal(signal.SIGINT)
     assert "The same command goes on from there." in ended(sweep, 130).err
@@ -344,7 +344,7 @@ def test_an_explosion_may_recover_by_default(cli: CommandLine) -> None:
 
 def test_a_trial_that_is_killed_and_resumed_stops_at_the_same_step(cli: CommandLine) -> None:
     cli.run(*STOPPED, "study=undisturbed")
-    process = cli.start(*STOPPED, "checkpoint_every=3")
+    process = cli.fork(*STOPPED, "checkpoint_every=3")
     wait_for(lambda: any(cli.folder.glob("outputs/single/*/checkpoints/last.pt")), process)
     process.kill()
     process.communicate()
