@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commandline import CommandLine, run_module
+from tests.support.commandline import run_module
 from tests.support.interpreters import EXTRAS, run_without_extras
 
 DOORS = ("train", "explain", "repair", "evaluate", "report", "diagnose", "send")
@@ -54,19 +54,14 @@ def test_an_unknown_command_is_an_error_that_names_the_commands(arguments: list[
         assert all(name in done.stderr for name in ("nope", *DOORS))
 
 
-def test_a_command_gets_its_arguments_and_gives_its_exit_status(cli: CommandLine, tmp_path: Path) -> None:
-    done = run_module("stability", "report", tmp_path / "absent")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
+def test_a_command_gets_its_arguments_and_gives_its_exit_status(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("step,loss\n" + "".join(f"{step},{50 - step}\n" for step in range(30)))
     done = run_module("stability", "diagnose", tmp_path / "log.csv", "--figure", tmp_path / "log.png")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "log.png").exists()
-    tiny = ["model.units=8", "model.layers=2", "batch.size=8", "steps=2", "tracking=none", f"outputs={tmp_path}"]
-    done = run_module("stability", "train", *tiny, *cli.synthetic)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert len([*tmp_path.glob("single/*/verdict.json")]) == 1
-    assert run_module("stability", "train", "steps=0").returncode == 1
+    done = run_module("stability", "train", "steps=0")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: steps=0")
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "report", "send"])
