@@ -24,6 +24,7 @@ from stability.reporting.advice import advise
 from stability.reporting.page import Report, write_report
 from stability.reporting.summary import summarize_grid
 from stability.tracking.state import State, write_state
+from tests.support.commandline import fork_module
 from tests.support.studies import EPSILON, LR, NOISE, write_study
 from tests.support.trials import write_trial
 
@@ -490,8 +491,7 @@ def test_the_report_rules_on_the_claims_that_the_study_states(tmp_path: Path) ->
 
 
 def run(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "stability.report", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return fork_module("stability.report", *arguments, folder=folder)
 
 
 def test_the_command_prints_the_summary_and_the_page(tmp_path: Path) -> None:

@@ -100,11 +100,8 @@ class CommandLine:
     def fork_plain(self, *arguments: str) -> Forked:
         """Like `start_plain`, with such a process."""
         printed = Path(tempfile.mkdtemp(dir=self.folder.parent))
-        given = (self.folder, [*arguments], dict(os.environ), [printed / name for name in ("out", "err")])
-        process = _FORKED.Process(target=_become_command, args=given)
-        process.start()
-        self.started.append(Forked(process, printed))
-        return Forked(process, printed)
+        self.started.append(process := _fork("stability.train", arguments, self.folder, printed))
+        return process
 
     def run(self, *overrides: str, status: int = 0, **options: Any) -> Ended:
         """Train a tiny trial to its end, and check the exit status.
@@ -145,22 +142,41 @@ class CommandLine:
         return folder
 
 
-def _become_command(folder: Path, arguments: list[str], environment: dict[str, str], printed: Sequence[Path]) -> None:
-    """Become `python -m stability.train`, in a process that was forked for it."""
+def _fork(module: str, arguments: Sequence[str], folder: Path, printed: Path) -> Forked:
+    """Start `python -m MODULE ARGUMENTS` in a process that is forked from one that has imported the packages."""
+    given = (module, folder, [*arguments], dict(os.environ), [printed / name for name in ("out", "err")])
+    process = _FORKED.Process(target=_become_command, args=given)
+    process.start()
+    return Forked(process, printed)
+
+
+def _become_command(
+    module: str, folder: Path, arguments: list[str], environment: dict[str, str], printed: Sequence[Path]
+) -> None:
+    """Become `python -m MODULE`, in a process that was forked for it."""
     for number, path in enumerate(printed, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[1:] = arguments
-    del sys.modules["stability.train"]  # so that it is run again, and not only looked up
-    runpy.run_module("stability.train", run_name="__main__", alter_sys=True)
+    sys.modules.pop(module, None)  # so that it is run again, and not only looked up
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def run_module(module: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     """Run `python -m MODULE ARGUMENTS` to its end, in the checkout."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+
+
+def fork_module(module: str, *arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Do the same in another folder, in a process that is forked from one that has imported the packages."""
+    with tempfile.TemporaryDirectory() as printed:
+        process = _fork(module, arguments, folder, Path(printed))
+        end = process.communicate()
+    assert process.returncode is not None
+    return subprocess.CompletedProcess([module, *arguments], process.returncode, *end)
 
 
 def ended(process: "subprocess.Popen[str] | Forked", status: int) -> Ended:

@@ -82,7 +82,7 @@ def test_a_second_process_in_the_same_folder_is_refused_and_goes_on_when_the_fir
     program.write_text(
         f"import os, time\nwhile not os.path.exists('{cli.folder / 'go'}'): time.sleep(0.01)\n{PROGRAM_TEXT}"
     )
-    first = cli.fork_plain("tracking=none", *LR, *PROGRAM)
+    first = cli.start_plain("tracking=none", *LR, *PROGRAM)
     wait_for(lambda: bool(trained(cli)), first)
     before = (cli.folder / "outputs/why/explanation.json").read_bytes()
     who = f"Process {first.pid} of {socket.gethostname()} is at work in outputs/why: wait for its end, or"

@@ -149,7 +149,7 @@ def test_a_trial_continues_after_a_full_disk_and_a_read_only_disk_is_named(cli: 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="there is no prlimit here")
 def test_a_trial_continues_after_the_disk_filled_during_a_checkpoint(cli: CommandLine) -> None:
-    process = cli.fork(*ENDLESS)
+    process = cli.start(*ENDLESS)
     wait_for(lambda: any(cli.folder.glob("outputs/single/*/checkpoints/last.pt")), process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))  # less than a checkpoint takes
     message = the_message(ended(process, 1))
@@ -163,7 +163,7 @@ def assert_continues(cli: CommandLine, outputs: Path) -> None:
     step = torch.load(trial / "checkpoints/last.pt", weights_only=True)["stability"]["step"]
     assert step > 0
     assert not [*trial.rglob("*.part")]
-    process = cli.fork(*ENDLESS, f"outputs={outputs}")
+    process = cli.start(*ENDLESS, f"outputs={outputs}")
     signals = trial / "signals.csv"
     wait_for(lambda: len(rows(signals)) > step + 20, process)
     process.terminate()
