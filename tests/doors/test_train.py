@@ -241,7 +241,9 @@ def test_a_killed_trial_continues_to_the_same_bits(cli: CommandLine, undisturbed
     assert_equal_trials(cli.trial(), undisturbed)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)]
+)
 def test_a_stopped_trial_continues_to_the_same_bits(
     cli: CommandLine, undisturbed: Path, number: signal.Signals, status: int
 ) -> None:

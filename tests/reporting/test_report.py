@@ -362,6 +362,7 @@ def test_a_factor_with_too_many_levels_is_listed_as_not_compared(tmp_path: Path)
     assert first.endswith(f"noise has the largest effect on the length of the blank plateau {not_compared}")
 
 
+@pytest.mark.slow
 def test_a_study_by_bisection_is_summarized_by_its_boundaries(tmp_path: Path) -> None:
     levels: dict[str, list[Any]] = {"seed": [0, 1], EPSILON: [1e-8, 0.1], LR: [0.01, 0.1, 1.0]}
     study = write_study(

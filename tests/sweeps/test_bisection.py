@@ -98,7 +98,7 @@ def verdicts(study: Path) -> dict[float, str]:
 def test_a_bisection_that_was_killed_continues_and_a_crash_ends_only_its_own_search(cli: CommandLine) -> None:
     study = cli.folder / "outputs/single"
     command = (*COMMAND, *QUICK, "hydra.sweeper.start=0.1", "hydra.sweeper.tolerance=4", "device=nonsense,cpu")
-    killed = cli.fork(*command)
+    killed = cli.start(*command)
     wait_for(lambda: any(study.glob("eps1e-08-lr1-*/signals.csv")), killed)
     killed.kill()
     killed.communicate()

@@ -85,7 +85,7 @@ def test_seeds_of_a_program_that_is_not_told_them_are_noted(cli: CommandLine) ->
 @pytest.mark.slow
 def test_workers_share_the_trials_and_one_that_is_killed_leaves_no_program_behind(cli: CommandLine) -> None:
     given = (*SWEEP, command("--lr {lr} --seed {seed} --pause 0.05"), "settings.lr=0.1", "seed=0,1,2,3")
-    sweep = cli.fork(*given, "hydra/launcher=stacked", "hydra.launcher.workers=2", "trainer.grace=1")
+    sweep = cli.start(*given, "hydra/launcher=stacked", "hydra.launcher.workers=2", "trainer.grace=1")
     wait_for(lambda: len([*cli.folder.glob("outputs/rates/*/work/log.csv")]) == 2, sweep)
     (first, *_) = [p for p in psutil.Process(sweep.pid).children(recursive=True) if "submitit" in " ".join(p.cmdline())]
     first.kill()

@@ -13,7 +13,7 @@ from tests.support.sweeps import FACTORS
 def test_a_dry_run_lists_the_trials_and_trains_nothing(cli: CommandLine) -> None:
     command = ("--multirun", *FACTORS, "aug=strong,weak", "steps=100", "checkpoint_every=5")
     cli.run("--multirun", "optimizer=official", "aug=weak", "steps=100", "checkpoint_every=5")
-    process = cli.fork("--multirun", "optimizer=official", "aug=weak", "seed=1", "steps=100", "checkpoint_every=5")
+    process = cli.start("--multirun", "optimizer=official", "aug=weak", "seed=1", "steps=100", "checkpoint_every=5")
     wait_for(lambda: len([*cli.folder.glob("outputs/single/*/checkpoints/last.pt")]) == 2, process)
     process.send_signal(signal.SIGINT)
     ended(process, 130)

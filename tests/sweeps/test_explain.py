@@ -214,6 +214,7 @@ def test_without_both_sides_the_message_says_how_they_are_given(cli: CommandLine
     assert "Give both, each as overrides or as the folder of a trial" in cli.refuse(*EXPLAIN)
 
 
+@pytest.mark.slow
 def test_folders_of_trials_are_compared_with_their_outcomes(cli: CommandLine, tmp_path: Path) -> None:
     cli.run("--multirun", "hydra/launcher=stacked", *PROGRAM, "settings.lr=3,0.1", "settings.steps=40", "seed=5")
     folders = {

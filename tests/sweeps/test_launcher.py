@@ -130,7 +130,7 @@ def test_a_trial_too_large_for_the_memory_stops_no_other(cli: CommandLine) -> No
 def test_a_stack_that_was_interrupted_continues_alone_and_in_a_stack(cli: CommandLine) -> None:
     cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
     command = (*STACKED, *FACTORS, *LONG, "study=stacked", "tracking=mlflow", "hydra.launcher.size=3")
-    process = cli.fork(*command)
+    process = cli.start(*command)
     wait_for(lambda: started_trials(cli, 12) == 3, process)
     process.send_signal(signal.SIGINT)
     assert "The same command goes on from there." in ended(process, 130).err

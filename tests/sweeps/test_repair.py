@@ -128,6 +128,7 @@ def test_the_folder_of_a_trial_has_its_cause_so_nothing_is_trained_to_know_it(cl
     assert not (cli.folder / "outputs/mend").exists()
 
 
+@pytest.mark.slow
 def test_the_configuration_of_a_folder_is_kept_where_one_setting_follows_another(cli: CommandLine) -> None:
     cli.run("steps=3", "schedule.warmup_steps=50", "model.time_scale=1", "lr=1")
     folder = cli.trial()

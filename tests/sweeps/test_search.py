@@ -27,7 +27,7 @@ def search_states(cli: CommandLine) -> list[tuple[str, dict[str, float], float |
 @pytest.mark.slow
 def test_a_search_that_was_killed_continues_up_to_its_total(cli: CommandLine) -> None:
     """The three are chosen at once, and trained one after another when it is killed in the second."""
-    process = cli.fork(*SEARCH, "hydra.sweeper.n_trials=3", "hydra.launcher.size=1")
+    process = cli.start(*SEARCH, "hydra.sweeper.n_trials=3", "hydra.launcher.size=1")
     wait_for(lambda: len([*cli.folder.glob("outputs/search/*/checkpoints/last.pt")]) == 2, process)
     process.kill()
     process.communicate()

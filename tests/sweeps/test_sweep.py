@@ -31,7 +31,7 @@ def test_a_sweep_that_was_killed_continues_with_the_same_results(cli: CommandLin
     cli.run("--multirun", *FACTORS, *LONG, "study=undisturbed")
     begun = cli.folder / "outputs/single"
     for count, enough in ((1, 12), (3, 7)):  # killed in the first trial, and in the third
-        process = cli.fork("--multirun", *FACTORS, *LONG)
+        process = cli.start("--multirun", *FACTORS, *LONG)
 
         def far(count: int = count, enough: int = enough) -> bool:
             tables = [*begun.glob("*/signals.csv")]
@@ -133,9 +133,9 @@ def test_an_invalid_sweep_is_refused_before_anything_is_trained(
 @pytest.mark.slow
 def test_sweeps_that_run_at_once_do_not_disturb_each_other(cli: CommandLine) -> None:
     """Two studies in one fresh store, and one of them twice."""
-    one = cli.fork("--multirun", *FACTORS, *LONG, "tracking=mlflow", "study=one")
-    other = cli.fork("--multirun", *FACTORS, *LONG, "tracking=mlflow", "study=other")
-    again = cli.fork("--multirun", *FACTORS, *LONG, "tracking=mlflow", "study=other")
+    one = cli.start("--multirun", *FACTORS, *LONG, "tracking=mlflow", "study=one")
+    other = cli.start("--multirun", *FACTORS, *LONG, "tracking=mlflow", "study=other")
+    again = cli.start("--multirun", *FACTORS, *LONG, "tracking=mlflow", "study=other")
     ended(one, 0)
     for process in (other, again):
         out, err = process.communicate()
@@ -155,7 +155,7 @@ def test_sweeps_that_run_at_once_do_not_disturb_each_other(cli: CommandLine) -> 
 @pytest.mark.slow
 def test_a_trial_that_another_process_trains_is_listed(cli: CommandLine) -> None:
     endless = ("steps=1000000", "diagnosis=default")
-    first = cli.fork(*endless)
+    first = cli.start(*endless)
     wait_for(lambda: any(cli.folder.glob("outputs/single/*/signals.csv")), first)
     end = cli.run("--multirun", "steps=12,1000000", status=1)
     assert "error: 1 trial has no verdict." in end.err

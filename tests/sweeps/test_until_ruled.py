@@ -45,6 +45,7 @@ def test_a_study_ends_when_its_claims_are_ruled_on(cli: CommandLine) -> None:
     assert "The claims have changed since outputs/rates began." in cli.refuse(*UNTIL, "seed=range(9)")
 
 
+@pytest.mark.slow
 def test_too_few_seeds_are_noted_and_what_can_be_refuted_is(cli: CommandLine) -> None:
     assert "With 3 seeds a claim is only" in cli.run(*UNTIL, "seed=0,1,2", "sweep.dry_run=true").out
     out = cli.run(*UNTIL, "seed=0,1,2").out

@@ -34,7 +34,7 @@ WORKERS = (*STACKED, *FACTORS, *LONG, "study=stacked", "hydra.launcher.workers=2
 def test_new_workers_continue_the_work_of_those_that_were_killed(cli: CommandLine) -> None:
     """One is killed, and the other receives the signal that its time is up."""
     cli.run(*BASIC, *FACTORS, *LONG, "study=basic")
-    process = cli.fork(*WORKERS, "hydra.launcher.size=1", "fresh=true")
+    process = cli.start(*WORKERS, "hydra.launcher.size=1", "fresh=true")
     wait_for(lambda: len(workers(process)) == 2 and started_trials(cli, 7) == 2, process)
     for worker, number in zip(workers(process), (signal.SIGKILL, signal.SIGUSR2), strict=True):
         worker.send_signal(number)
@@ -45,7 +45,7 @@ def test_new_workers_continue_the_work_of_those_that_were_killed(cli: CommandLin
 
 @pytest.mark.slow
 def test_trials_whose_workers_were_all_killed_are_listed(cli: CommandLine) -> None:
-    process = cli.fork(*WORKERS, "tracking=mlflow")
+    process = cli.start(*WORKERS, "tracking=mlflow")
     killed = set[int]()
     while process.poll() is None and len(killed) < 6:
         for worker in workers(process):
@@ -64,7 +64,7 @@ def test_trials_whose_workers_were_all_killed_are_listed(cli: CommandLine) -> No
 
 @pytest.mark.slow
 def test_a_worker_trains_what_another_has_not_started(cli: CommandLine) -> None:
-    process = cli.fork(*WORKERS)
+    process = cli.start(*WORKERS)
     wait_for(lambda: len(workers(process)) == 2, process)
     stuck = workers(process)[0]
     stuck.suspend()
