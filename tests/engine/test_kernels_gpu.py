@@ -245,6 +245,7 @@ def test_kernels_that_do_not_work_are_replaced_with_a_warning(caplog: pytest.Log
         selftest.check_results([torch.tensor([torch.nan])], [torch.tensor([1.0])])
 
 
+@pytest.mark.slow
 def test_a_compiler_that_triton_lacks_is_named_with_the_mend(tmp_path: Path) -> None:
     """Triton's own search for a C compiler and its call of one, where there is none and where it fails."""
     code = (

@@ -142,6 +142,7 @@ def test_the_configuration_of_a_folder_is_kept_where_one_setting_follows_another
     assert {name for name in given if changed[name] != given[name]} <= {"schedule", "diagnosis", "study", "tracking"}
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_trial_on_recorded_data_is_repaired_on_them(cli: CommandLine) -> None:
     cli.run("steps=3", "study=makes_the_set")
     recorded = next(path for path in cli.sets.iterdir() if path.is_dir())

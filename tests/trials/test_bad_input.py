@@ -148,6 +148,7 @@ def test_a_trial_continues_after_a_full_disk_and_a_read_only_disk_is_named(cli: 
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="there is no prlimit here")
+@pytest.mark.slow
 def test_a_trial_continues_after_the_disk_filled_during_a_checkpoint(cli: CommandLine) -> None:
     process = cli.start(*ENDLESS)
     wait_for(lambda: any(cli.folder.glob("outputs/single/*/checkpoints/last.pt")), process)
