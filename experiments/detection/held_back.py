@@ -29,7 +29,7 @@ _OUTCOME = re.compile(rf"\s*({'|'.join(get_args(Outcome))})(:|,| |$)")
 
 
 class Case(NamedTuple):
-    """A program or a log, and what is right of it.
+    """A program or a log, and what is right of it. It is a row of a file `expected.tsv`.
 
     Attributes:
         path: The program, the log, or a folder of logs.
@@ -43,35 +43,43 @@ class Case(NamedTuple):
     right: str
     wrong: str
 
+    @property
+    def is_program(self) -> bool:
+        """Whether it is a program, and not a log."""
+        return self.path.suffix == ".py"
 
-def unpacked(half: str, folder: Path) -> Iterator[Case]:
-    """Unpack a half into a folder, and yield its cases."""
+
+def unpacked(half: str, folder: Path) -> list[Case]:
+    """Unpack a half into a folder, and return its cases."""
     with tarfile.open(PACKED) as archive:
         archive.extractall(folder, filter="data")
-    for line in (folder / half / "expected.tsv").read_text().splitlines():
-        path, *told = line.split("\t")
-        yield Case(folder / half / path, *(*told, "")[:3])
+    return read_cases(folder / half)
+
+
+def read_cases(folder: Path) -> list[Case]:
+    """Return the cases in a folder with an `expected.tsv`."""
+    lines = (folder / "expected.tsv").read_text().splitlines()
+    rows = [line.split("\t") for line in lines if not line.startswith("#")]
+    return [Case(folder / path, *(*told, "")[:3]) for path, *told in rows]
 
 
 def is_right(case: Case, text: str) -> bool:
     """Return whether what was printed about a case is right."""
-    everything = text
-    if case.path.suffix == ".py":
-        everything = "\n".join(f"{outcome}: {cause}" for _, outcome, cause in _SAID.findall(text))
-    right = verdict(case, text) if case.right.startswith("^") else everything
+    said, everything = text, text.partition("\n")[2]  # without the name of the log
+    if case.is_program:
+        said, everything = "\n".join(f"{outcome}: {cause}" for _, outcome, cause in _SAID.findall(text)), text
+    right = verdict(case, text) if case.right.startswith("^") else said
     if not re.search(case.right, right, re.IGNORECASE):
         return False
     if case.wrong == "finding":
         return "FINDING" not in text
-    wrong = (
-        verdict(case, text) if case.wrong.startswith("^") else text.partition("\n")[2]
-    )  # without the name of the log
+    wrong = verdict(case, text) if case.wrong.startswith("^") else everything
     return not case.wrong or not re.search(case.wrong, wrong, re.IGNORECASE)
 
 
 def verdict(case: Case, text: str) -> str:
     """Return the outcome and the cause that were printed about a case, or else the last line."""
-    if case.path.suffix == ".py":
+    if case.is_program:
         found = next((f"{outcome}: {cause}" for what, outcome, cause in _SAID.findall(text) if what == "VERDICT"), "")
     else:
         found = next((line.strip() for line in text.splitlines() if _OUTCOME.match(line)), "")
@@ -80,15 +88,23 @@ def verdict(case: Case, text: str) -> str:
 
 def _said(case: Case, digits: Path | None) -> str:
     """What a program prints, or what is printed about a log."""
-    command = [sys.executable, str(case.path)]
-    if case.path.suffix != ".py":
-        figure = str(case.path.with_name(f"{case.path.name}.png"))
-        command = [sys.executable, "-m", "stability.diagnose", str(case.path), "--figure", figure]
+    path = str(case.path.absolute())
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     env |= {"SPOKEN_DIGITS": str(digits.absolute())} if digits else {}
-    done = subprocess.run(
-        command, cwd=case.path.parent, env=env, capture_output=True, text=True, timeout=_LONGEST, check=False
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        command = [path] if case.is_program else ["-m", "stability.diagnose", path, "--figure", f"{folder}/figure.png"]
+        try:
+            done = subprocess.run(
+                [sys.executable, *command],
+                cwd=folder,
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=_LONGEST,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"no answer in {_LONGEST} s"
     return done.stdout + (done.stderr if done.returncode else "")
 
 

@@ -34,6 +34,7 @@ LOG = "metrics.csv, steps 0 to 90\nexploded: rate_too_high, since step 40\n  los
         ("a.py", PROGRAM, "^degraded", "", False),
         ("a.py", PROGRAM, "labels", "finding", False),
         ("a.py", PROGRAM, "labels", "^slow", False),
+        ("a.py", PROGRAM, "labels", "overfitting", False),
         ("a.py", "Traceback\nValueError: no", "^stable", "", False),
         ("a.csv", LOG, "^exploded", "step_too_small", True),
         ("a.csv", LOG, "Lower the lr", "metrics", True),

@@ -8,8 +8,7 @@ and programs) and logs of other people. It is not part of this repository; witho
 
 A tool is right on a healthy training if it raises no alarm, and on a faulty one if one of its findings is an outcome
 that is right. Of a case, the outcomes are those that its accepted pattern names. Ours must give the right outcome on
-healthy ones too; of a case it must also name an accepted cause, and must not say what the case forbids
-(`cases/score.py`).
+healthy ones too; of a case it must also name an accepted cause, and must not say what the case forbids.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from experiments.detection.corpus import Trace
 from experiments.detection.field.cases import field_cases
 from experiments.detection.field.corpus import packed
 from experiments.detection.field.recipe import Half
-from experiments.detection.held_back import Case, is_right, run, unpacked, verdict
+from experiments.detection.held_back import Case, is_right, read_cases, run, unpacked, verdict
 from experiments.detection.log_peers import LOG_PEERS, Said
 from experiments.detection.peers import PEERS
 from stability.core.errors import StabilityError
@@ -156,24 +155,6 @@ def _expected(pattern: str) -> set[str]:
     return named or (_STUCK if re.search("no_information|precision", pattern) else set())
 
 
-def _cases(folder: Path) -> list[tuple[str, str]]:
-    rows = [line.rstrip("\n").split("\t") for line in (folder / "expected.tsv").open() if not line.startswith("#")]
-    return [(row[0], row[2]) for row in rows]
-
-
-def _score_ours_on_cases(folder: Path) -> dict[str, _Score]:
-    """Score ours by the cases' own script, which asks for the cause too."""
-    done = subprocess.run([sys.executable, str(folder / "score.py"), sys.executable], capture_output=True, text=True)
-    scores = {"logs": _Score(), "programs": _Score()}
-    for line in done.stdout.splitlines():
-        if found := re.match(r"(right|WRONG)  (logs|programs)/(\S+) +(.*)", line):
-            score = scores[found[2]]
-            score.of += 1
-            score.right += found[1] == "right"
-            score.read += found[1] == "right" or bool(re.match("|".join(get_args(Outcome)), found[4]))
-    return scores
-
-
 def _score_programs(programs: Sequence[tuple[Path, set[str]]]) -> dict[str, _Score]:
     """Score the peers that watch a training on programs, each with the outcomes that are right."""
     scores = {kind.name: _Score() for kind in PEERS if kind.requirement}
@@ -193,22 +174,24 @@ def _alarms(program: Path, only: str = "") -> dict[str, list[str]]:
     return alarms
 
 
-def _held_back(cases: Sequence[Case], digits: Path) -> Iterator[tuple[str, dict[str, _Score]]]:
-    """Yield the columns of the logs and of the programs that were held back."""
-    programs = [case for case in cases if case.path.suffix == ".py"]
-    logs = [case for case in cases if case.path.suffix != ".py"]
-    scores = _score_logs([_Log(case.path, _expected(case.right)) for case in logs])
-    yield "logs held back", scores | {_OURS: _score_ours_on_held_back(logs, digits)}
-    scores = _score_programs([(case.path, _expected(case.right)) for case in programs])
-    yield "programs held back", scores | {_OURS: _score_ours_on_held_back(programs, digits)}
+def _case_columns(which: str, cases: Sequence[Case], digits: Path) -> Iterator[tuple[str, dict[str, _Score]]]:
+    """Yield the columns of the logs and of the programs among some cases."""
+    logs, programs = ([case for case in cases if case.is_program == own] for own in (False, True))
+    right = {case: _expected(case.right) for case in cases}
+    peers = _score_logs([_Log(case.path, right[case]) for case in logs])
+    yield f"logs {which}", peers | {_OURS: _score_ours(logs, digits)}
+    peers = _score_programs([(case.path, right[case]) for case in programs])
+    yield f"programs {which}", peers | {_OURS: _score_ours(programs, digits)}
 
 
-def _score_ours_on_held_back(cases: Sequence[Case], digits: Path) -> _Score:
+def _score_ours(cases: Sequence[Case], digits: Path) -> _Score:
+    """Score ours, which is asked for the cause too."""
     score = _Score()
     for case, text in run(cases, digits):
+        right = is_right(case, text)
         score.of += 1
-        score.right += is_right(case, text)
-        score.read += bool(re.match("|".join(get_args(Outcome)), verdict(case, text)))
+        score.right += right
+        score.read += right or bool(re.match("|".join(get_args(Outcome)), verdict(case, text)))
     return score
 
 
@@ -218,19 +201,16 @@ def _columns(half: Half, shared: Path) -> Iterator[tuple[str, dict[str, _Score]]
         with tempfile.TemporaryDirectory() as folder:
             logs = [*_corpus_logs(half, distance, Path(folder))]
             yield f"{half}, every {distance} steps", _score_logs(logs)
+    digits = shared / "data" / "spoken-digits"
     with tempfile.TemporaryDirectory() as folder:
-        yield from _held_back([*unpacked("test", Path(folder))], shared / "data" / "spoken-digits")
+        yield from _case_columns("held back", unpacked("test", Path(folder)), digits)
     field, cases = shared / "logs" / "field", shared / "cases"
     if not field.is_dir() or not cases.is_dir():
         print(f"{shared} has no logs/field or no cases: these columns are left out. Give the folder as an argument.")
         return
     others = [_Log(field / name, right) for name, right in _FIELD.items() if (field / name).exists()]
     yield "logs of other people", _score_logs(others)
-    own = _score_ours_on_cases(cases)
-    logs = [_Log(cases / name, _expected(accepted)) for name, accepted in _cases(cases) if not name.endswith(".py")]
-    yield "logs among the cases", _score_logs(logs) | {_OURS: own["logs"]}
-    programs = [(cases / name, _expected(accepted)) for name, accepted in _cases(cases) if name.endswith(".py")]
-    yield "programs among the cases", _score_programs(programs) | {_OURS: own["programs"]}
+    yield from _case_columns("among the cases", read_cases(cases), digits)
 
 
 def main() -> None:

@@ -75,8 +75,8 @@ def _run_and_metric(stem: str) -> tuple[str, str]:
         else:
             run = run or before
             near = _BETWEEN.split(run)[-1]
-            # The word in front may belong to the metric: in `train_cer`, of which the end alone is known, and in
-            # `run-RUN_validation-tag-epoch_loss`, as Keras names its runs.
+            # In `train_cer` only `cer` is a known name, but `train` belongs to the metric, too. In Keras' names,
+            # `run-RUN_validation-tag-epoch_loss`, this word stands at the end of the run.
             if part_in(near) and not known.part:
                 run, title = run.removesuffix(near).rstrip(_SEPARATORS), f"{near}/{title}"
         return " ".join([run, *copy]).strip(), title
