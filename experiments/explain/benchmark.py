@@ -1,8 +1,8 @@
 """Compare methods on simulated pairs: `python -m experiments.explain.benchmark HALF [METHOD] …`.
 
-HALF is `design`, `test` or `second-test`. For each method, or those that are named: the pairs whose sufficient sets it
-names exactly; those whose differences with a part it names exactly, whatever the sets; those in which it names a
-difference that has no part, or misses one that has; and how many trials it makes.
+HALF is `design`, `test`, `second-test`, `third-test` or `many-test`. For each method, or those that are named: the
+pairs whose sufficient sets it names exactly; those whose differences with a part it names exactly, whatever the sets;
+those in which it names a difference that has no part, or misses one that has; and how many trials it makes.
 """
 
 import csv

@@ -1,11 +1,12 @@
 """Simulated pairs of configurations with known causes.
 
-A pair has 4 to 12 differences. One to three of them are its causes: each alone, all together, or one alone and two
+A pair has 4 to 24 differences. One to three of them are its causes: each alone, all together, or one alone and two
 together. The others are harmless. A training that has a cause fails in all seeds, or at a rate; one without fails
 never, or seldom.
 
-Even numbers are the design half, on which the method was tuned. Odd numbers are the test half. When the method had been
-changed, it was tested again on a second test, four times all combinations.
+Even numbers are the design half, on which the method was tuned. Odd numbers are the test half. Each time that
+the method had been changed, it was tested again on new pairs, four times all combinations; the last time with many
+differences, too.
 """
 
 import random
@@ -16,7 +17,7 @@ from itertools import product
 
 from stability.analysis.beliefs import Difference
 
-_DIFFERENCES = (4, 6, 9, 12)
+_FEW, _MANY = (4, 6, 9, 12), (16, 24)  # differences
 _CAUSES = ("one", "two alone", "three alone", "two together", "three together", "one alone, two together")
 _RATES = {"always": (1.0, 0.0), "by rate": (0.7, 0.03)}  # of failure with a cause, and without
 
@@ -70,9 +71,15 @@ class SimulatedPair(Pair):
 
 
 def pairs(half: str) -> list[SimulatedPair]:
-    """Return the pairs of `design`, `test` or `second-test`: all combinations of size, causes and chance."""
-    first, times = {"design": (0, 2), "test": (1, 2), "second-test": (1001, 4)}[half]
-    cells = [*product(_DIFFERENCES, _CAUSES, _RATES)] * times
+    """Return the pairs of a half (a key of the table below): all combinations of size, causes and chance."""
+    first, times, sizes = {
+        "design": (0, 2, _FEW),
+        "test": (1, 2, _FEW),
+        "second-test": (1001, 4, _FEW),
+        "third-test": (2001, 4, _FEW),
+        "many-test": (3001, 4, _MANY),
+    }[half]
+    cells = [*product(sizes, _CAUSES, _RATES)] * times
     return [_pair(2 * place + first, *cell) for place, cell in enumerate(cells)]
 
 

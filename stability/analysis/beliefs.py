@@ -11,8 +11,8 @@ from stability.analysis.levels import Level
 
 SEEDS_APART = 1000  # between the first seeds of two stages
 
-_LIKELIER = math.log(12)  # how much likelier one side has to be for a belief
-_ROUGHLY = math.log(3)  # and for the trials of a mixture to count as those of a side
+_LIKELIER = math.log(15)  # how much likelier one side has to be for a belief
+_SURE = math.log(200)  # and for a belief from which much else follows
 _FIRST, _ENOUGH, _MOST = 4, 8, 24  # seeds of the two sides: at first; if they tell the two apart; at most
 _ALIKE = 0.35  # rates that are closer need all seeds
 _TOO_ALIKE = 0.2  # rates that are even closer need too many trials
@@ -126,7 +126,7 @@ class Beliefs:
         rates = self._sides_rates()
         for mixture in self._results.keys() - self.sides:
             ratio = _log_ratio(own := self._counts(mixture), rates)
-            if mixture.between is None and abs(ratio) >= _ROUGHLY:
+            if mixture.between is None and abs(ratio) >= _LIKELIER:
                 place = 0 if ratio > 0 else 1
                 found[place] = Counts(found[place].failed + own.failed, found[place].healthy + own.healthy)
         return found[0], found[1]
@@ -173,15 +173,15 @@ class Beliefs:
         Raises:
             Needed: Its trials do not tell yet.
         """
-        for_failing, for_healthy = (abs(_log_ratio(one, self.rates)) for one in (Counts(1, 0), Counts(0, 1)))
-        while not self._cannot_train(mixture):
-            belief = self._belief(mixture)
-            made = sum(self._counts(mixture))
-            if abs(belief) >= _LIKELIER or made >= _MOST_PROBES:
-                return belief > 0
-            toward = for_failing if belief > 0 or (not made and for_failing > for_healthy) else for_healthy
-            self._require({mixture: math.ceil((_LIKELIER - abs(belief)) / toward)})
-        return None
+        return self._believe(mixture, _LIKELIER)
+
+    def make_sure(self, mixture: Mixture) -> None:
+        """Believe no more of a mixture without strong evidence.
+
+        Raises:
+            Needed: Its trials do not tell so surely yet.
+        """
+        self._believe(mixture, _SURE)
 
     def clearly(self, mixture: Mixture) -> bool | None:
         """Return whether a mixture fails, if it does about as often as one of the sides; else None.
@@ -209,6 +209,18 @@ class Beliefs:
     def e_value(self, failing: Counts, healthy: Counts) -> float:
         """Return the e-value of fresh trials against the hypothesis that the first fails no more often."""
         return e_value(failing, healthy, *self.alike)
+
+    def _believe(self, mixture: Mixture, least: float) -> bool | None:
+        """Whether a mixture fails, if one is likelier than the other by `least`, a logarithm; None as in `fails`."""
+        for_failing, for_healthy = (abs(_log_ratio(one, self.rates)) for one in (Counts(1, 0), Counts(0, 1)))
+        while not self._cannot_train(mixture):
+            belief = self._belief(mixture)
+            made = sum(self._counts(mixture))
+            if abs(belief) >= least or made >= _MOST_PROBES:
+                return belief > 0
+            toward = for_failing if belief > 0 or (not made and for_failing > for_healthy) else for_healthy
+            self._require({mixture: math.ceil((least - abs(belief)) / toward)})
+        return None
 
     def _wrong(self) -> list[Mixture]:
         """The sides that never did what they should."""

@@ -21,9 +21,11 @@ together are moved together first.
 This relies on one assumption: more of the failed configuration's values make a training no healthier. What contradicts
 it, the answer names.
 
-**Belief.** While it searches, a mixture counts as failing or healthy as soon as one is 12 times likelier than the
+**Belief.** While it searches, a mixture counts as failing or healthy as soon as one is 15 times likelier than the
 other, by its own trials, by those of smaller ones that failed, and by those of larger ones that were healthy. That
-takes one seed where all trials of each mixture end alike, and one to three where failures come by chance.
+takes one seed where all trials of each mixture end alike, and one to three where failures come by chance. What
+is found, a sufficient set or a cure, has to be 200 times likelier: all later steps follow from it, and a wrong one
+would lead to many others.
 
 **Confirmation.** A belief was used to choose, so it proves nothing. What was found is stated as claims: with every
 sufficient set the healthy configuration fails more often than the failed one does with any of the cures. By the
@@ -194,11 +196,13 @@ def _search(differences: Sequence[Difference], beliefs: Beliefs) -> Explanation:
             if fails is None:
                 untrainable.append(names)
             elif fails:
+                beliefs.make_sure(Mixture(names))
                 sufficient.append(names)
             else:
                 groups = _smallest(_related([d for d in differences if d.name not in names]), is_cure)
                 alone = [frozenset({name}) for group in groups for name in sorted(group)]
                 cure = frozenset[str]().union(*_smallest(alone, is_cure))
+                beliefs.make_sure(Mixture(everything - cure))
                 cures = [other for other in cures if not cure <= other] + [cure]
     except Needed as needed:
         jobs = needed.jobs
