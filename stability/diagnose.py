@@ -26,7 +26,7 @@ from stability.diagnosis.display import reading_bar, show_outcome, shown, unsure
 from stability.diagnosis.finding import readings
 from stability.diagnosis.judge_log import epoch_of, healthy_runs, judge_recording
 from stability.diagnosis.outcomes import style_of
-from stability.diagnosis.readers import Recording, read_metrics, read_runs
+from stability.diagnosis.readers import Recording, group_charts, read_metrics, read_together
 from stability.diagnosis.readers.names import name_in_log
 from stability.diagnosis.table import Table
 
@@ -74,9 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.replay is not None:
         return _replay(options.replay, options.device)
     runs, failed, figure = list[Recording](), False, Path()
-    for log in options.logs:
+    for log, *more in _grouped(options.logs):
         try:
-            found = [_read_run(log, options.uri)] if log.startswith(_RUN) else _read_log(log, dict(options.map))
+            found = (
+                [_read_run(log, options.uri)] if log.startswith(_RUN) else _read_logs([log, *more], dict(options.map))
+            )
             runs += found if options.run is None else [_pick(found, options.run, log)]
             figure = (
                 Path(log, "diagnosis.png") if Path(log).is_dir() else Path(f"{runs[-1].name.replace('/', '_')}.png")
@@ -197,9 +199,14 @@ def _read_run(address: str, uri: str | None) -> Recording:
         return read_metrics(*read_run(address.removeprefix(_RUN), uri))
 
 
-def _read_log(log: str, names: dict[str, str]) -> list[Recording]:
+def _grouped(logs: Sequence[str]) -> list[list[str]]:
+    """The logs, those together that are read together."""
+    return [[*map(str, group)] for group in group_charts([*map(Path, logs)])]
+
+
+def _read_logs(logs: Sequence[str], names: dict[str, str]) -> list[Recording]:
     with reading_bar() as progress:
-        return read_runs(Path(log), progress, names)
+        return read_together([*map(Path, logs)], progress, names)
 
 
 def _compare_with_healthy(console: Console, recording: Recording, healthy: Table) -> None:

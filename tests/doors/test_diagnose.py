@@ -111,6 +111,19 @@ def test_several_runs_are_a_line_each_and_a_table(tmp_path: Path, capsys: pytest
     assert "has no run 3: it holds 2 runs" in capsys.readouterr().err
 
 
+def test_charts_of_one_folder_are_one_training_as_in_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chart = "Wall time,Step,Value\n" + "".join(f"{step},{step},{{}}\n" for step in range(0, 400, 100))
+    (tmp_path / "train_loss.csv").write_text(chart.format(9, 6, 4, 3))
+    (tmp_path / "val_cer.csv").write_text(chart.format(1, 0.8, 0.5, 0.3))
+    charts = [str(tmp_path / "val_cer.csv"), str(tmp_path / "train_loss.csv")]
+    assert diagnose.main([*charts, "--figure", str(tmp_path / "figure.png")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("charts, steps 0 to 300\n")
+    assert re.search(r"validation CER +0\.3\n", out)
+
+
 def test_rows_that_are_parts_of_epochs_are_told_by_row_and_epoch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,13 +23,22 @@ from stability.diagnosis.readers import (
     wandb,
     wandb_folder,
 )
-from stability.diagnosis.readers.charts import read_charts
+from stability.diagnosis.readers.charts import group_charts, read_charts
 from stability.diagnosis.readers.log import DamagedLogError, Log
 from stability.diagnosis.readers.metrics import read_metrics
 from stability.diagnosis.readers.names import Naming, known_names, naming
 from stability.diagnosis.readers.recording import Recording, last_of
 
-__all__ = ["Recording", "check_names", "read_event_files", "read_log", "read_metrics", "read_runs"]
+__all__ = [
+    "Recording",
+    "check_names",
+    "group_charts",
+    "read_event_files",
+    "read_log",
+    "read_metrics",
+    "read_runs",
+    "read_together",
+]
 
 # In this order. Those whose lines may stand anywhere in other output come last.
 _FORMATS: tuple[Callable[[Log], list[Recording] | None], ...] = (
@@ -77,18 +86,30 @@ def read_runs(
     Raises:
         StabilityError: The file cannot be read, or contains no training. The message says where and why.
     """
+    return read_together([path], progress, names)
+
+
+def read_together(
+    paths: Sequence[Path],
+    progress: Callable[[int, int], None] = lambda read, size: None,
+    names: Mapping[str, str] | None = None,
+) -> list[Recording]:
+    """Read all trainings in one of the groups that `group_charts` makes: in a file, a folder, or charts of one folder.
+
+    The other arguments, the result and the errors are those of `read_runs`.
+    """
     names = names or {}
     check_names(names)
-
-    def read_files(files: Sequence[Path]) -> list[Recording]:
-        if len(files) == 1:
-            return read_runs(files[0], progress, names)
-        return _checked(files[0].parent, names, lambda: read_charts(files, progress))
+    path, *more = paths
 
     def read() -> list[Recording]:
-        return folder.read(path, read_files, progress) if path.is_dir() else _read_file(path, progress)
+        if more:
+            return read_charts(paths, progress)
+        if path.is_dir():
+            return folder.read(path, lambda files: read_together(files, progress, names), progress)
+        return _read_file(path, progress)
 
-    return _checked(path, names, read)
+    return _checked(path.parent if more else path, names, read)
 
 
 def check_names(names: Mapping[str, str]) -> None:

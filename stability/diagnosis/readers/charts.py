@@ -16,12 +16,18 @@ _FORMATS: tuple[tuple[Callable[[Log], str], Callable[[Sequence[Log]], list[Recor
 
 
 def group_charts(files: Sequence[Path]) -> list[list[Path]]:
-    """Group the charts in a folder that may be read together. Each other file is a group of its own."""
-    groups = dict[tuple[Path, str], list[Path]]()
+    """Group the charts that may be read together: those of a kind in a folder. Each other path is its own group."""
+    groups = list[list[Path]]()
+    begun = dict[tuple[Path, str], list[Path]]()
     for file in files:
         kind = _kind(file)
-        groups.setdefault((file.parent if kind else file, kind), []).append(file)
-    return [*groups.values()]
+        own = begun.get((file.parent, kind), [])
+        if not own:
+            groups.append(own)
+        if kind:
+            begun[file.parent, kind] = own
+        own.append(file)
+    return groups
 
 
 def read_charts(files: Sequence[Path], progress: Callable[[int, int], None]) -> list[Recording]:
