@@ -14,6 +14,7 @@ healthy ones too; of a case it must also name an accepted cause, and must not sa
 import argparse
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -155,21 +156,24 @@ def _expected(pattern: str) -> set[str]:
     return named or (_STUCK if re.search("no_information|precision", pattern) else set())
 
 
-def _score_programs(programs: Sequence[tuple[Path, set[str]]]) -> dict[str, _Score]:
+def _score_programs(programs: Sequence[tuple[Path, set[str]]], digits: Path) -> dict[str, _Score]:
     """Score the peers that watch a training on programs, each with the outcomes that are right."""
     scores = {kind.name: _Score() for kind in PEERS if kind.requirement}
     for program, right in programs:
-        alarms = _alarms(program) or {name: own for kind in scores for name, own in _alarms(program, kind).items()}
+        alarms = _alarms(program, digits)
+        for kind in scores if not alarms else ():  # one peer may have broken the program
+            alarms |= _alarms(program, digits, kind)
         for name, score in scores.items():
             kinds = {*alarms.get(name, ())}
             score.add(Said(name in alarms, [{kind} for kind in kinds], kinds), right)
     return scores
 
 
-def _alarms(program: Path, only: str = "") -> dict[str, list[str]]:
+def _alarms(program: Path, digits: Path, only: str = "") -> dict[str, list[str]]:
     """Return each peer's alarms while a program runs; nothing if the program broke, or has no Monitor."""
     command = [sys.executable, "-m", "experiments.detection.watch_program", str(program), *([only] if only else [])]
-    done = subprocess.run(command, capture_output=True, text=True)
+    env = os.environ | {"SPOKEN_DIGITS": str(digits.absolute())}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     alarms: dict[str, list[str]] = json.loads(done.stdout) if done.returncode == 0 else {}
     return alarms
 
@@ -180,7 +184,7 @@ def _case_columns(which: str, cases: Sequence[Case], digits: Path) -> Iterator[t
     right = {case: _expected(case.right) for case in cases}
     peers = _score_logs([_Log(case.path, right[case]) for case in logs])
     yield f"logs {which}", peers | {_OURS: _score_ours(logs, digits)}
-    peers = _score_programs([(case.path, right[case]) for case in programs])
+    peers = _score_programs([(case.path, right[case]) for case in programs], digits)
     yield f"programs {which}", peers | {_OURS: _score_ours(programs, digits)}
 
 
