@@ -21,9 +21,10 @@ from rich.progress import track
 from experiments.detection.corpus import packed_columns, save_trace
 from experiments.detection.field.fifth_trainer import FifthTrainer
 from experiments.detection.field.fourth_trainer import FourthTrainer
-from experiments.detection.field.labels import BORNE_IN_SIXTH, LEARNED
+from experiments.detection.field.labels import BORNE_IN_SEVENTH, BORNE_IN_SIXTH, LEARNED
 from experiments.detection.field.recipe import FieldRecipe, Half
 from experiments.detection.field.recipes import field_recipes
+from experiments.detection.field.seventh_trainer import SeventhTrainer
 from experiments.detection.field.sixth_trainer import SixthTrainer
 from experiments.detection.field.third_trainer import ThirdTrainer
 from experiments.detection.field.trainer import Trainer, pretrained
@@ -35,6 +36,7 @@ _TRAINERS: dict[Half, type[Trainer]] = {
     "field_fourth_test": FourthTrainer,
     "field_fifth_test": FifthTrainer,
     "field_sixth_test": SixthTrainer,
+    "field_seventh_test": SeventhTrainer,
 }
 _VALIDATE_EVERY = 100
 _MAYBE_SLOW = (
@@ -60,6 +62,8 @@ _MAYBE_SLOW = (
     *("rate_from_checkpoint", "reduced_in_wrong_mode", "warmup_outlasts", "base_frozen"),
     *BORNE_IN_SIXTH,
     "few_electrodes",
+    *BORNE_IN_SEVENTH,
+    *("reduced_per_batch", "vocabulary_of_each_worker", "averaged_over_time", "unfrozen_outside_optimizer"),
 )
 _EXPLODED = 2.0  # an explosion is seen from the first loss on that is this many times the start
 

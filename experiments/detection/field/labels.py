@@ -46,6 +46,9 @@ right decoder and in evaluation mode, whatever the trainer reports.
 - An early gradient that Adam remembers to the end leaves steps that are too small, and was a bad batch. If layers have
   rates of their own, the one in a log may not be the one that is too low. Weights of two bits lack precision.
 - Features that are finite, and so large that a sum of them is not, are bad data, and a loss that is not finite.
+- If a gradient overflows and nobody skips the step, the gradient and the precision are both right.
+- A training that has only a part of the classes from some step on forgets the others, as one in another room does.
+- A teacher that knows nothing holds a training back.
 
 `in_view` says what is right of a log in which something is missing: what leaves no evidence in it need not be named.
 """
@@ -91,6 +94,12 @@ _KNOWS_NOTHING = {
     ("cortex", "per_utterance_sum"): 20.9,
     ("dialled", "per_label_mean"): 2.64,
     ("dialled", "per_utterance_sum"): 13.3,
+    ("plates", "per_label_mean"): 2.95,
+    ("plates", "per_utterance_sum"): 14.4,
+    ("bases", "per_label_mean"): 1.62,
+    ("bases", "per_utterance_sum"): 11.6,
+    ("signs", "per_label_mean"): 3.38,
+    ("signs", "per_utterance_sum"): 11.6,
 }
 _UNKNOWN = frozenset({"unknown", "no_evidence", "too_few_readings", "in_warmup", "no validation"})
 
@@ -109,8 +118,9 @@ _DEAD = {
     "loss_clamped": {"no_gradient", "no_update"},
     "gradients_underflow": {"no_gradient", "no_update", "precision"},
     "clipped_to_zero": {"no_gradient", "no_update"},
+    "trains_a_copy": {"no_gradient", "no_update", "not_in_optimizer"},
 }
-_RATE_VANISHES = ("rate_falls", "rate_ends", "reduced_in_wrong_mode")
+_RATE_VANISHES = ("rate_falls", "rate_ends", "reduced_in_wrong_mode", "reduced_per_batch")
 _SMALL_STEPS = (
     *("small_step", "clip_before_unscale", "warmup_again", "loss_divided", "rate_from_checkpoint", "warmup_outlasts"),
     *("layerwise_decay", "moments_poisoned", *_RATE_VANISHES),
@@ -127,18 +137,22 @@ _DATA = {
     "cropped": "infeasible_target",
     "gain_of_silence": "non_finite_input",
     "lengths_swapped": "infeasible_target",
+    "loud_power_in_half": "non_finite_input",
+    "std_of_one": "non_finite_input",
+    "sped_up_too_far": "infeasible_target",
+    "lengths_are_shares": "infeasible_target",
 }
 # They do harm since the error rate was at its best.
 _CLIMBS = (
     *("rate_ramp", "rate_peaks", "range_test_goes_on", "stairs_up", "warmup_never_ends"),
     *("restarts_grow", "raised_on_plateau", "cosine_ends_high", "cosine_ends_high_cut", "peak_too_high"),
-    "cycles_too_high",
+    *("cycles_too_high", "rate_multiplied_at_resume"),
 )
 _FROM_START = ("rate_start", "momentum_too_high", "never_unscaled", "accumulated_sum", "betas_swapped")
 _RATES = (
     *(*_FROM_START, "rate_jump", "rate_jump_cut", "rate_grows", *_CLIMBS, "restart", "unfrozen_too_fast"),
     *("stairs_up_cut", "rate_below_zero", "second_moments_lost", "never_unscaled"),
-    *("restarts_grow_cut", "clip_lost", "momentum_raised", "weights_compound"),
+    *("restarts_grow_cut", "clip_lost", "momentum_raised", "weights_compound", "rate_multiplied_at_resume_cut"),
 )
 _DRIFTS = (
     *("weight_drift", "weight_drift_cut", "masked_explosion", "sign_flip", "decay_of_wrong_sign"),
@@ -149,12 +163,18 @@ _HURT = (
     *("bad_batch_skipped", "array_moved", "second_moments_lost", "pruned_a_little", "pruned_too_far"),
     *("hot_start", "shrunk_and_perturbed", "resumed_from_older"),
     *("trainer_skips", "rate_at_the_edge", "peak_too_high", "bad_shard", "table_changes", "encoder_lost"),
-    *("vocabulary_grows", "electrodes_die"),
+    *("vocabulary_grows", "electrodes_die", "gain_changes", "layer_inserted"),
 )
 BORNE_IN_SIXTH = (
     *("adapters", "new_speaker", "statistics_kept", "distilled", "entropy_bonus", "artefacts", "domains_alternate"),
     *("vocabulary_grows", "clipped_by_value", "large_steps_skipped", "logged_in_blocks", "long_recordings"),
     *("continues_from_average", "electrodes_die", "weight_ramps", "pseudo_labels", "metric_never_reset"),
+)
+BORNE_IN_SEVENTH = (
+    *("blotted", "weight_noise", "old_head_kept", "consistency", "reconstruction", "preempted", "denoised_gradually"),
+    *("hard_examples_first", "logged_running_sum", "gain_changes", "layer_inserted", "quantisation_aware"),
+    *("mixed_lengths", "typos", "clipped_adaptively", "recordings_drift", "augmented_well"),
+    *("momentum_of_another_library", "channels_dropped", "echo", "words_scored"),
 )
 _BORNE = (
     *(None, "rate_blip", "augmented", "silent_batches", "reduction_changed"),
@@ -173,6 +193,7 @@ _BORNE = (
     *("dropout_begins", "logged_smoothly", "one_batch", "sorted_first", "stays_in_evaluation", "references_grouped"),
     *("bad_shard", "table_changes", "encoder_lost", "batch_first_forgotten"),
     *BORNE_IN_SIXTH,
+    *BORNE_IN_SEVENTH,
 )
 _UNRELATED = ("shuffled_labels", "sorted_inputs", "frames_mixed", "dead_input", "one_recording")
 _HARDLY_RELATED = (
@@ -182,7 +203,7 @@ _HARDLY_RELATED = (
     "features_near_zero",
     "cast_to_integer",
     "most_pairs_wrong",
-    *("frames_shuffled", "dither"),
+    *("frames_shuffled", "dither", "vocabulary_of_each_worker", "averaged_over_time"),
 )  # a little is learned
 _MISMATCH = {
     "decoder_blank": {"metric"},
@@ -219,8 +240,12 @@ _MISMATCH = {
     "decodes_the_beginning": {"metric"},
     "layer_missing_in_evaluation": {"train_eval", "labels"},
     "synthetic_only": {"train_eval", "labels", "overfitting"},
+    "references_upper_case": {"metric"},
+    "special_tokens_shift": {"metric"},
+    "validation_rotated": {"train_eval", "labels"},
+    "validated_in_chunks": {"train_eval", "labels"},
 }
-_HELD_BACK = ("bounded_logits", "kept_for_dropped", "smoothed_away", "raw_inputs")
+_HELD_BACK = ("bounded_logits", "kept_for_dropped", "smoothed_away", "raw_inputs", "untrained_teacher")
 _ANOTHER_TASK = (
     "labels_unknown",
     "truncated_transcripts",
@@ -239,7 +264,10 @@ _CHECKED: dict[str, tuple[set[str], str]] = {
     "trimmed_too_far": ({"infeasible_target"}, "infeasible_targets"),
     "lengths_swapped": ({"infeasible_target", "blank_in_labels"}, "infeasible_targets"),
     "targets_flattened": ({"blank_in_labels"}, "blanks_in_labels"),
+    "lengths_are_shares": ({"infeasible_target"}, "infeasible_targets"),
+    "unknown_is_blank": ({"blank_in_labels"}, "blanks_in_labels"),
 }
+_LITTLE_HARM = ("padding_counted", "lengths_before_subsampling", "space_is_blank", "unknown_is_blank")
 _HALF_TRAINED: dict[str, tuple[set[str], str]] = {
     "encoder_not_in_optimizer": ({"not_in_optimizer"}, "unoptimized"),
     "encoder_cut_off": ({"no_gradient", "no_update", "not_in_optimizer"}, "no_gradient"),
@@ -248,6 +276,8 @@ _HALF_TRAINED: dict[str, tuple[set[str], str]] = {
     "relus_dead": ({"no_gradient", "no_update", "no_information"}, "no_gradient"),
     "zero_start": ({"no_gradient", "no_update", "no_information"}, "no_gradient"),  # it looks as if nothing was heard
     "frozen_early": ({"no_gradient", "no_update", "not_in_optimizer"}, "no_gradient"),
+    "unfrozen_outside_optimizer": ({"not_in_optimizer"}, "unoptimized"),
+    "rounded_activations": ({"no_gradient", "no_update"}, "no_gradient"),
 }
 # A cause, and the signals of which one at least must be in a log that shows it.
 _EVIDENCE: dict[str, set[str]] = {
@@ -301,7 +331,7 @@ def field_label(facts: dict[str, Any]) -> Label | None:
         return _held_back(facts)
     if fault == "norm_poisoned":
         return _poisoned(facts)
-    if fault in ("small_corpus", "sure_of_its_errors", "weak_augmentation"):
+    if fault in ("small_corpus", "sure_of_its_errors", "weak_augmentation", "augmentation_cached", "far_too_wide"):
         return _learned_by_heart(facts)
     if fault == "accumulated_sum" and ends and LEARNED < ends[-1]["true_per"] < 0.85:  # it did not quite explode
         high = facts["end_loss"] > 1.5 * knows_nothing(facts)
@@ -326,7 +356,7 @@ def field_label(facts: dict[str, Any]) -> Label | None:
     if not r["fresh_noise"] or fault in ("augmentation_ends", "stuck_loader", "few_sentences"):
         return _overfitted(facts)
     if (
-        fault in ("whole_lines", "metric_never_reset") and ends[-1]["per"] > LEARNED
+        fault in ("whole_lines", "metric_never_reset", "words_scored") and ends[-1]["per"] > LEARNED
     ):  # nobody could tell from the log that it is good
         return None
     own = _hurt_or_not(facts)
@@ -393,7 +423,7 @@ def _failed(fault: str | None, onset: int, failed_at: int) -> Label | None:
     if fault == "normaliser_poisoned":
         also = {"masked", "loss", "gradient", "unknown"}
         return Label(frozenset({"bad_data", "non_finite"}), frozenset({"non_finite_input"} | also), failed_at)
-    if fault in ("empty_mask", "weight_of_unseen"):
+    if fault in ("empty_mask", "weight_of_unseen", "mean_of_none"):
         return Label(frozenset({"non_finite"}), frozenset({"loss"}), failed_at)
     if fault == "log_of_zero":
         return Label(frozenset({"non_finite"}), frozenset({"loss", "gradient", "precision"}), failed_at)
@@ -404,11 +434,14 @@ def _failed(fault: str | None, onset: int, failed_at: int) -> Label | None:
         "attention_masked",
         "norm_without_epsilon",
         "class_masked",
+        "log_of_log_softmax",
     ):  # the inputs are finite, and the logits are not
         return Label(frozenset({"non_finite"}), frozenset({"loss", "gradient", "unknown"}), failed_at)
     if fault == "corrupted_file":  # a number that is finite, and its square is not
         causes = frozenset({"non_finite_input", "bad_batch", "loss", "gradient", "unknown"})
         return Label(frozenset({"bad_data", "non_finite", "exploded"}), causes, failed_at)
+    if fault == "step_without_scaler":  # the gradient has left half precision
+        return Label(frozenset({"non_finite"}), frozenset({"gradient", "precision"}), failed_at)
     if fault in ("nan_gradient", "root_of_zero"):
         return Label(frozenset({"non_finite"}), frozenset({"gradient"}), failed_at)
     if fault == "masked_nan":
@@ -456,6 +489,8 @@ def _causes(fault: str, state: set[str]) -> frozenset[str]:
         "two_bits": {"relapse", "unknown", "precision"},
         "noise_runs_away": {"relapse", "unknown", "no_information", "labels"},
         "shuffled_labels": {"relapse", "unknown", "no_information", "labels"},
+        "masks_accumulate": {"relapse", "unknown", "no_information", "labels"},
+        "half_of_the_signs_left": {"relapse", "unknown", "labels", "train_eval", "overfitting"},
     }
     return frozenset(own[fault])
 
@@ -648,6 +683,8 @@ def _passing(facts: dict[str, Any]) -> frozenset[str]:
             return frozenset({"degraded", "exploded", "blank_collapse", "mode_collapse"})
         case "table_changes" | "encoder_lost" | "peak_too_high" | "bad_shard" | "vocabulary_grows" | "electrodes_die":
             return frozenset({"degraded", "exploded", "blank_collapse", "mode_collapse"})
+        case "gain_changes" | "layer_inserted":
+            return frozenset({"degraded", "exploded", "blank_collapse", "mode_collapse"})
         case "bad_batch_skipped" | "trainer_skips":  # the batch was bad
             return frozenset({"bad_data", "non_finite"})
     return frozenset({"degraded", "exploded"} if facts["largest_loss"] > 2 * knows_nothing(facts) else ())
@@ -662,7 +699,7 @@ def _checked(facts: dict[str, Any]) -> Label | None:
         return Label(outcomes, frozenset(_DEAD["all_infeasible"]), 0)
     seen_in_rates = ("transcripts_lost", "targets_flattened")
     negative = {"negative_loss"} if facts["least_loss"] < 0 else set[str]()
-    if r["fault"] in ("padding_counted", "lengths_before_subsampling", "space_is_blank"):  # they do little harm
+    if r["fault"] in _LITTLE_HARM:
         unseen = _hurt_or_not(facts | {"recipe": r | {"fault": None}})
         state = set[str]() if unseen is None else set(unseen.outcomes - {"stable"})
         if unseen is not None and negative:  # which shows in every log

@@ -14,6 +14,7 @@ Half = Literal[
     "field_fourth_test",
     "field_fifth_test",
     "field_sixth_test",
+    "field_seventh_test",
 ]
 Task = Literal[
     "short",
@@ -29,6 +30,9 @@ Task = Literal[
     "pen",
     "cortex",
     "dialled",
+    "plates",
+    "bases",
+    "signs",
 ]
 Model = Literal[
     "gru",
@@ -54,6 +58,9 @@ Model = Literal[
     "tdnn",
     "ssm",
     "blstm",
+    "vgg",
+    "squeezed",
+    "nearby",
 ]
 Optimizer = Literal[
     "adamw",
@@ -76,6 +83,7 @@ Optimizer = Literal[
     "adam_bf16",
     "muon",
     "prodigy",
+    "schedule_free",
 ]
 Schedule = Literal[
     "constant",
@@ -93,6 +101,8 @@ Schedule = Literal[
     "vanishing",
     "exponential",
     "triangles",
+    "stable_then_decay",
+    "epochs",
 ]
 _T = TypeVar("_T")
 
@@ -109,7 +119,8 @@ class FieldRecipe:
             of 40, in words; of `homophones` each class sounds like one other, and a guess is right half of the time.
             `lines` have 3 to 7 of 30, `spaced` ones a space between each two; `spikes` have 3 to 7 of 20, `keywords`
             1 to 3 of 8 in silence, and `commands` one of 8. `letters` have 2 to 15 of 26, some of them double. `pen`
-            has 3 to 6 of 20, `cortex` 2 to 12 of 28, and `dialled` 3 to 7 of 10, some of them double.
+            has 3 to 6 of 20, `cortex` 2 to 12 of 28, and `dialled` 3 to 7 of 10, some of them double. `plates` have
+            3 to 7 of 26, `bases` 5 to 10 of 4, some of them double, and `signs` 2 to 5 of 22.
         noise: The standard deviation of the noise on the features.
         fresh_noise: Whether each reading of an utterance has new noise.
         warmup: The steps in which the rate rises from 0.

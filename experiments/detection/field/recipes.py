@@ -7,6 +7,7 @@ families that `field_design` lacks. `field_second_test` has what both of them la
 `field_fourth_test` has what those four lack; `fourth_recipes` makes it.
 `field_fifth_test` has what all five lack; `fifth_recipes` makes it.
 `field_sixth_test` has what all six lack; `sixth_recipes` makes it.
+`field_seventh_test` has what all seven lack; `seventh_recipes` makes it.
 Nothing in the detectors may be set on a test half.
 """
 
@@ -18,6 +19,7 @@ from experiments.detection.field.fifth_recipes import FIFTH_TEST, fifth_base
 from experiments.detection.field.fourth_recipes import FOURTH_TEST, fourth_base
 from experiments.detection.field.recipe import Draw, FieldRecipe, Half, Kind, between, late, one_of
 from experiments.detection.field.second_recipes import SECOND_TEST, second_base
+from experiments.detection.field.seventh_recipes import SEVENTH_TEST, seventh_base
 from experiments.detection.field.sixth_recipes import SIXTH_TEST, sixth_base
 from experiments.detection.field.third_recipes import THIRD_TEST, third_base
 
@@ -29,6 +31,7 @@ _SEEDS: dict[Half, int] = {  # the first of each
     "field_fourth_test": 4000,
     "field_fifth_test": 5000,
     "field_sixth_test": 6000,
+    "field_seventh_test": 7000,
 }
 
 
@@ -43,6 +46,7 @@ def field_recipes() -> list[FieldRecipe]:
         "field_fourth_test": FOURTH_TEST,
         "field_fifth_test": FIFTH_TEST,
         "field_sixth_test": SIXTH_TEST,
+        "field_seventh_test": SEVENTH_TEST,
     }
     for half, families in halves.items():
         for kind, count in families.items():
@@ -67,6 +71,8 @@ def _base(family: str, half: Half, seed: int, draw: Draw) -> FieldRecipe:
         return fifth_base(family, half, seed, draw)
     if half == "field_sixth_test":
         return sixth_base(family, half, seed, draw)
+    if half == "field_seventh_test":
+        return seventh_base(family, half, seed, draw)
     return FieldRecipe(
         family,
         half,

@@ -14,6 +14,12 @@ from torch import Tensor, nn
 from experiments.detection.corpus import _GRU
 from experiments.detection.field.fifth_task import CHANNELS, LETTERS, letters
 from experiments.detection.field.recipe import FieldRecipe, Task
+from experiments.detection.field.seventh_task import (
+    SEVENTH_CLASSES,
+    SEVENTH_FEATURES,
+    seventh_encoder,
+    seventh_utterances,
+)
 from experiments.detection.field.sixth_task import (
     SIXTH_CLASSES,
     SIXTH_FEATURES,
@@ -37,6 +43,7 @@ CLASSES: dict[Task, int] = {
     "letters": LETTERS,
     **THIRD_CLASSES,
     **SIXTH_CLASSES,
+    **SEVENTH_CLASSES,
 }  # without blank
 _FEATURES: dict[Task, int] = {
     "short": 12,
@@ -46,6 +53,7 @@ _FEATURES: dict[Task, int] = {
     "letters": CHANNELS,
     **THIRD_FEATURES,
     **SIXTH_FEATURES,
+    **SEVENTH_FEATURES,
 }
 _WORDS = 60
 _HALVED = (
@@ -62,6 +70,9 @@ _HALVED = (
     "tdnn",
     "ssm",
     "blstm",
+    "vgg",
+    "squeezed",
+    "nearby",
 )  # models with half the frames
 
 
@@ -90,6 +101,7 @@ def utterances(task: Task, count: int, seed: int) -> Batch:
     """Make utterances without noise."""
     makers = {"short": _glides, "long": _glides, "words": _speech, "homophones": _speech, "letters": letters}
     makers |= dict.fromkeys(SIXTH_CLASSES, sixth_utterances)
+    makers |= dict.fromkeys(SEVENTH_CLASSES, seventh_utterances)
     make = makers.get(task, third_utterances)
     xs, ys = zip(*make(task, count, np.random.default_rng(seed)), strict=True)
     return Batch(
@@ -219,6 +231,8 @@ def _encoder(r: FieldRecipe) -> nn.Module:
             return third_encoder(r, features)
         case "tdnn" | "ssm" | "blstm":
             return sixth_encoder(r, features)
+        case "vgg" | "squeezed" | "nearby":
+            return seventh_encoder(r, features)
     return _plain_convolutions(r, features)
 
 

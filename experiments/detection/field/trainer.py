@@ -263,6 +263,10 @@ class Trainer:
                 rate *= float(0.02**done)
             case "triangles":  # each is half as high as the one before
                 rate *= 0.5 ** (self.step // 200) * (1 - 0.95 * abs(self.step % 200 - 100) / 100)
+            case "stable_then_decay":
+                rate *= min(1.0, 5 * (1 - 0.99 * done))
+            case "epochs":
+                rate *= float(0.9 ** (self.step * r.batch // r.utterances))
         rate *= self._change_of_rate()
         match r.fault:
             case "range_test_stopped" | "range_test_goes_on" if not self.range_over:
