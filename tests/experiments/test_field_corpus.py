@@ -1,5 +1,6 @@
 """The field corpus: each half has families of its own, and labels that follow from what is recorded of a training."""
 
+import copy
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +18,13 @@ from experiments.detection.field.fifth_trainer import FifthTrainer
 from experiments.detection.field.labels import field_label, in_view
 from experiments.detection.field.recipe import FieldRecipe, Half, Task
 from experiments.detection.field.recipes import field_recipes
+from experiments.detection.field.seventh_task import (
+    SEVENTH_CLASSES,
+    ScheduleFree,
+    seventh_encoder,
+    seventh_utterances,
+)
+from experiments.detection.field.seventh_trainer import SeventhTrainer
 from experiments.detection.field.sixth_task import (
     SIXTH_CLASSES,
     Orthogonal,
@@ -28,7 +36,7 @@ from experiments.detection.field.sixth_task import (
 from experiments.detection.field.sixth_trainer import SixthTrainer
 from experiments.detection.field.task import Batch, utterances
 
-_HALVES: tuple[Half, ...] = ("field_fifth_test", "field_sixth_test")  # the newest
+_HALVES: tuple[Half, ...] = ("field_sixth_test", "field_seventh_test")  # the newest
 _REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "outcomes.md"
 
 
@@ -94,9 +102,9 @@ def test_healthy_trainings_learned_or_came_to_rest(traces: list[Trace]) -> None:
             assert reached["true_per"] < 0.7, trace.name
 
 
-@pytest.mark.parametrize("task", ["letters", *SIXTH_CLASSES])
+@pytest.mark.parametrize("task", ["letters", *SIXTH_CLASSES, *SEVENTH_CLASSES])
 def test_labels_can_be_aligned_after_half_of_the_frames_are_gone(task: Task) -> None:
-    make = letters if task == "letters" else sixth_utterances
+    make = {"letters": letters, **dict.fromkeys(SEVENTH_CLASSES, seventh_utterances)}.get(task, sixth_utterances)
     for x, labels in make(task, 200, np.random.default_rng(0)):
         repeats = int((labels[1:] == labels[:-1]).sum())
         assert len(labels) + repeats <= len(x) // 2
@@ -115,6 +123,13 @@ def test_encoders_halve_the_frames(small: FieldRecipe, model: str, frames: int) 
 def test_encoders_of_the_sixth_half_halve_the_frames(smaller: FieldRecipe, model: str, frames: int) -> None:
     encoder = sixth_encoder(replace(smaller, model=model), 20)  # type: ignore[arg-type]
     assert encoder(torch.randn(2, frames, 20)).shape == (2, 4, 8)
+
+
+@pytest.mark.parametrize("model", ["vgg", "squeezed", "nearby"])
+@pytest.mark.parametrize("frames", [7, 8])
+def test_encoders_of_the_seventh_half_halve_the_frames(smaller: FieldRecipe, model: str, frames: int) -> None:
+    encoder = seventh_encoder(replace(smaller, model=model), 14)  # type: ignore[arg-type]
+    assert encoder(torch.randn(2, frames, 14)).shape == (2, 4, 8)
 
 
 def test_states_are_sums_of_decayed_inputs() -> None:
@@ -149,6 +164,41 @@ def test_prodigy_finds_a_rate_unless_it_must_not() -> None:
         ends.append(float(x.detach().abs().max()))
     assert ends[0] < 0.5
     assert ends[1] > 4.99
+
+
+def test_without_a_schedule_weights_lie_between_the_fast_ones_and_their_mean() -> None:
+    weight = torch.nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
+    optimizer = ScheduleFree([weight], lr=0.1)
+    fast = mean = 2.0
+    square = 0.0
+    for step in range(1, 6):
+        at = 0.1 * fast + 0.9 * mean
+        assert float(weight.detach()) == pytest.approx(at)
+        weight.grad = 2 * weight.detach()
+        square = 0.999 * square + 0.001 * (2 * at) ** 2
+        fast -= 0.1 * 2 * at / ((square / (1 - 0.999**step)) ** 0.5 + 1e-8)
+        mean += (fast - mean) / step
+        optimizer.step()
+    assert float(optimizer.mean(weight)) == pytest.approx(mean)
+
+
+def test_a_recording_that_is_sped_up_too_far_has_fewer_frames_than_labels(smaller: FieldRecipe) -> None:
+    own = replace(smaller, half="field_seventh_test", task="bases", model="nearby", fault="sped_up_too_far", strength=9)
+    batch, _ = SeventhTrainer(own).draw()
+    assert batch.frames[0] // 2 < batch.counts[0]
+    assert bool((batch.frames[1:] // 2 >= batch.counts[1:]).all())
+
+
+def test_a_job_that_is_killed_goes_on_from_its_checkpoint(smaller: FieldRecipe) -> None:
+    own = replace(smaller, half="field_seventh_test", task="bases", model="nearby", fault="preempted", span=20)
+    trainer = SeventhTrainer(own)
+    for _ in range(5):
+        trainer.train_step()
+    kept = copy.deepcopy(trainer.model.state_dict())
+    for _ in range(15):
+        trainer.train_step()
+    trainer._prepare()
+    torch.testing.assert_close(trainer.model.state_dict(), kept)
 
 
 def test_swapped_lengths_cannot_be_aligned(smaller: FieldRecipe) -> None:
