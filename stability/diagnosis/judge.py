@@ -63,6 +63,7 @@ _SILENT = 5  # validations in a row at that rate which show that it stays there
 _FEW = 3  # readings, below which nothing can be said
 _CUT_OFF = 10  # readings: growth that lasted longer was not cut off; it is found by detectors, or has come to rest
 _BY_HEART = 0.005  # a training loss below this share of the validation loss leaves nothing to be learned
+_GOOD = 0.25  # an error rate above this may get better with more data
 _HALF = 0.45  # an error rate that came to rest above this while the training loss is 0 is not good
 _MULTIPLE = 3.0  # losses ended well if the last validation loss is at most this many times the best one
 _BACK = 0.8  # and the training loss at most this share of its first value
@@ -79,6 +80,12 @@ _SIZE = "utterances"  # the signal that counts the utterances of a batch
 _NEGATIVE = (
     "The training loss is or was negative, which no CTC loss and no cross-entropy is. Look whether log_softmax is "
     "missing, and whether the labels contain the class of blank."
+)
+_IN_WARMUP = "The training ended within the warm-up, while the lr was still rising. Train beyond the warm-up."
+_UNLEARNED = (
+    "The training loss was learned, and the validation loss never came down. Either the labels of validation differ, "
+    "or the model differs in model.eval() (batch norm, padding), or it has memorized its training data. Validate on "
+    "utterances of the training once, and in train mode, and log an error rate."
 )
 
 
@@ -277,7 +284,7 @@ def _by_growth(t: _Training) -> Verdict | None:
     if growth.readings > _CUT_OFF and not growth.goes_on:
         return None
     steps, _ = t.rates
-    good = len(steps) > 0 and steps[-1] >= growth.onset and t.last <= _WELL
+    good = len(steps) > 0 and steps[-1] >= growth.onset and t.last <= _WELL and not _grew_since(int(steps[-1]), t)
     if not len(steps):  # then the validation loss tells
         later = finite_readings(t.validation, "loss").between(growth.onset, t.end)
         good = len(later) > 1 and growth.value < _BACK * finite_readings(t.signals, "loss").values[0]
@@ -287,6 +294,13 @@ def _by_growth(t: _Training) -> Verdict | None:
     grew = f"The loss grew from {growth.usual:.3g} to {growth.value:.3g}, and the log ends there. "
     confidence: Confidence = "medium" if growth.readings > 1 else "low"
     return t.conclude("exploded", cause, grew + advice, confidence, growth.onset)
+
+
+def _grew_since(step: int, t: _Training) -> bool:
+    """Whether the loss grew on at each of several readings since that step, to a multiple of what it was there."""
+    loss = finite_readings(t.signals, "loss")
+    since = np.append(loss.up_to(step)[-1:], loss.between(step + 1, t.end))
+    return len(since) > _FEW and bool((np.diff(since) > 0).all() and since[-1] > _MULTIPLE * since[0])
 
 
 def _by_best_rate(t: _Training) -> Verdict | None:
@@ -349,8 +363,9 @@ def _by_good_rates(t: _Training) -> Verdict | None:
         advice = f"The last loss is {t.growth.value:.3g}, after {t.growth.usual:.3g}: look whether it comes down again."
         return t.conclude("stable", None, advice, "medium")
     sure: Confidence = "high" if t.last < _LEARNED * _WELL and len(t.rates[1]) > 1 else "medium"
+    by_heart = t.last > _GOOD and is_far_from_training(t.signals, t.validation, _BY_HEART)
     if not t.last or not _overfits(t):
-        return t.conclude("stable", None, "", sure)
+        return t.conclude("stable", *(_by_heart(t) if by_heart else (None, "")), sure)
     steps, losses = finite_readings(t.validation, "loss")
     best, best_rate = int(losses.argmin()), int(t.rates[1].argmin())
     advice = (
@@ -359,7 +374,7 @@ def _by_good_rates(t: _Training) -> Verdict | None:
         f"step {t.rates[0][best_rate]}, and the last one is {t.last:.2g}. More data, augmentation or dropout may lower "
         "it."
     )
-    return t.conclude("stable", None, advice, sure)
+    return t.conclude("stable", "overfitting" if by_heart else None, advice, sure)
 
 
 def _by_heart(t: _Training) -> tuple[str, str]:
@@ -435,6 +450,9 @@ def _without_rates(t: _Training) -> Verdict | None:
         )
     if (relapse := _relapse_of_the_loss(t)) is not None:
         return t.conclude("degraded", *relapse[1:], "low", relapse[0])
+    if len(finite) > _FEW and finite.min() > _BACK * finite[0] and is_far_from_training(t.signals, t.validation):
+        reason = memorized_few(t.signals) or why_it_parts_at_once(t.signals, t.validation)
+        return t.conclude("undecided", *(reason or ("labels", _UNLEARNED)), "low")
     advice = "No error rate was recorded, and losses alone do not show whether the training learned: log an error rate."
     return t.conclude("undecided", "no validation", advice, "low")
 
@@ -481,6 +499,8 @@ def _by_progress(t: _Training) -> Verdict | None:
         cause == "no_information" and has_improved(rates) and t.last <= _LEARNED and not rests
     ):  # the labels do belong to the inputs
         cause, advice = "no_evidence", "Train for longer."
+    if _warms_up(t.signals) and cause in ("step_too_small", "no_evidence") and not has_improved(rates):
+        return t.conclude("undecided", "in_warmup", _IN_WARMUP, "low")
     small = cause == "step_too_small" or narrow_output_since(t.signals, t.end) is not None
     if rests and t.last <= _RESTED and not small:
         advice = f"It learned, and converged at a {t.metric} of {t.last:.2g}."
@@ -502,8 +522,7 @@ def _by_plateau(t: _Training) -> Verdict:
     cause, advice = why_no_progress(t.signals, t.validation, t.end)
     # A warm-up explains what small updates leave unlearned, and nothing that was lost again.
     if _warms_up(t.signals) and cause in ("step_too_small", "no_evidence") and not min(t.rates[1], default=1) < _SOME:
-        advice = "The training ended within the warm-up, while the lr was still rising. Train beyond the warm-up."
-        return t.conclude("undecided", "in_warmup", advice, "low")
+        return t.conclude("undecided", "in_warmup", _IN_WARMUP, "low")
     if cause == "not_in_optimizer" or (cause == "no_gradient" and not _is_frozen_in_part(t)):
         return t.conclude("not_training", cause, advice, "medium")
     narrow = narrow_output_since(t.signals, t.end)

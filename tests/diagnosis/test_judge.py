@@ -358,6 +358,13 @@ def test_a_validation_loss_alone_tells_overfitting_with_low_confidence() -> None
     assert numbers(verdict.advice)[:3] == pytest.approx([10, 2800, 30])
 
 
+def test_a_validation_loss_that_never_came_down_beside_a_learned_one_shows_other_labels_or_another_mode() -> None:
+    losses = [40, 45, 38, 50, 42, 55, 47, 60]
+    verdict = judge(table(loss=np.geomspace(60, 0.5, 120)), table(steps=np.arange(1, 9) * 14, loss=losses))
+    assert (verdict.outcome, verdict.cause, verdict.confidence) == ("undecided", "labels", "low")
+    assert "model.eval()" in verdict.advice
+
+
 def test_losses_alone_do_not_show_that_it_learned() -> None:
     verdict = judge(log(), table(steps=np.arange(1, 9) * 700, loss=np.geomspace(40, 10, 8)))
     assert (verdict.outcome, verdict.cause) == ("undecided", "no validation")
@@ -396,6 +403,8 @@ def test_a_training_that_ends_in_its_warmup_has_hardly_begun() -> None:
     signals = table(steps=np.arange(8) * 100, loss=np.linspace(60, 50, 8), lr=np.linspace(1e-5, 1e-3, 8))
     verdict = judge(signals, table(steps=[700], per=[1.0]))
     assert (verdict.outcome, verdict.cause, verdict.confidence) == ("undecided", "in_warmup", "low")
+    assert judge(signals, table(steps=[700], per=[0.87])).cause == "in_warmup"
+    assert judge(signals, table(steps=[300, 500, 700], per=[1.0, 0.95, 0.87])).outcome == "slow"
 
 
 @DISTANCES
@@ -446,6 +455,14 @@ def test_batches_sorted_by_length_are_no_explosion() -> None:
     steps = np.arange(300) * 100
     validation = table(steps=np.arange(1, 7) * 4990, per=[0.6, 0.4, 0.3, 0.25, 0.2, 0.15])
     assert judge(table(steps=steps, loss=loss), validation).outcome == "stable"
+
+
+@pytest.mark.parametrize(("readings", "outcome"), [(3, "exploded"), (1, "stable")])
+def test_a_validation_at_the_onset_does_not_excuse_an_explosion_that_the_log_cuts_off(
+    readings: int, outcome: str
+) -> None:
+    signals = table(loss=np.r_[np.geomspace(300, 17, 60), 58, 230, 1800, 9100][: 61 + readings])
+    assert judge(signals, table(steps=[20, 40, 60], per=[0.6, 0.3, 0.18])).outcome == outcome
 
 
 def test_an_accelerating_explosion_is_seen_in_four_readings() -> None:
@@ -551,9 +568,19 @@ def test_a_good_error_rate_beside_an_overfitted_loss_is_stable_and_the_advice_sa
     losses = [17, 11, 6, 5, 4, *np.linspace(4.5, 10, 15)]
     validation = table(steps=np.linspace(9, 199, 20).astype(int), per=np.r_[0.9, 0.6, np.full(18, 0.3)], loss=losses)
     verdict = judge(table(loss=np.geomspace(30, 0.01, 200)), validation)
-    assert (verdict.outcome, verdict.cause) == ("stable", None)
+    assert (verdict.outcome, verdict.cause) == ("stable", "overfitting")
     assert "overfits" in verdict.advice
     assert {4.0, 49.0, 10.0} <= {*numbers(verdict.advice)}
+
+
+@pytest.mark.parametrize(("last", "cause"), [(0.37, "overfitting"), (0.2, None)])
+def test_what_is_learned_by_heart_is_named_beside_an_error_rate_that_could_be_better(
+    last: float, cause: str | None
+) -> None:
+    losses = [20, 10, *np.full(18, 8.0)]
+    validation = table(steps=np.linspace(9, 199, 20).astype(int), per=np.r_[0.9, 0.6, np.full(18, last)], loss=losses)
+    verdict = judge(table(loss=np.geomspace(30, 0.01, 200)), validation)
+    assert (verdict.outcome, verdict.cause) == ("stable", cause)
 
 
 @pytest.mark.parametrize("last", [0.26, 0.2])

@@ -74,11 +74,14 @@ def _run_and_metric(stem: str) -> tuple[str, str]:
             title = f"{before}/{title}"
         else:
             run = run or before
-            near = _BETWEEN.split(run)[-1]
-            # In `train_cer` only `cer` is a known name, but `train` belongs to the metric, too. In Keras' names,
-            # `run-RUN_validation-tag-epoch_loss`, this word stands at the end of the run.
-            if part_in(near) and not known.part:
-                run, title = run.removesuffix(near).rstrip(_SEPARATORS), f"{near}/{title}"
+        # Runs of training and validation are often named apart, as `asr_train` and `asr_valid`, or in Keras
+        # `run-RUN_validation-tag-epoch_loss`. And in `train_cer` only `cer` is a known name. This word belongs to the
+        # metric, and not to the run.
+        near = _BETWEEN.split(run)[-1]
+        if part_in(near):
+            run = run.removesuffix(near).rstrip(_SEPARATORS)
+            if not known.part:
+                title = f"{near}/{title}"
         return " ".join([run, *copy]).strip(), title
     return "", ""
 

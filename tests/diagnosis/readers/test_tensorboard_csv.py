@@ -90,8 +90,15 @@ def test_the_run_and_the_tag_in_the_names_that_the_page_gives(tmp_path: Path) ->
         write(tmp_path / f"run-{name}.csv", range(9), factor=2 if name.startswith("b") else 1)
     for part in ("train", "validation"):  # of Keras
         write(tmp_path / f"run-k_{part}-tag-epoch_loss.csv", range(9), factor=3)
+    for name in ("e_train-tag-Loss_train", "e_train-tag-grad_norm", "e_valid-tag-Loss_valid", "e_valid-tag-PER_valid"):
+        write(tmp_path / f"run-{name}.csv", range(9), factor=4)
     runs = {run.name: ({*run.signals.names}, {*run.validation.names}) for run in read_runs(tmp_path)}
-    assert runs == {"exp_ctc": ({"loss", "grad_norm"}, {"per"}), "b": ({"loss"}, set()), "k": ({"loss"}, {"loss"})}
+    assert runs == {
+        "exp_ctc": ({"loss", "grad_norm"}, {"per"}),
+        "b": ({"loss"}, set()),
+        "k": ({"loss"}, {"loss"}),
+        "e": ({"loss", "grad_norm"}, {"loss", "per"}),
+    }
 
 
 def test_charts_without_the_name_of_a_run(tmp_path: Path) -> None:
