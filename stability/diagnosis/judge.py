@@ -365,7 +365,8 @@ def _by_good_rates(t: _Training) -> Verdict | None:
     sure: Confidence = "high" if t.last < _LEARNED * _WELL and len(t.rates[1]) > 1 else "medium"
     by_heart = t.last > _GOOD and is_far_from_training(t.signals, t.validation, _BY_HEART)
     if not t.last or not _overfits(t):
-        return t.conclude("stable", *(_by_heart(t) if by_heart else (None, "")), sure)
+        cause, advice = _by_heart(t) if by_heart else (None, "")
+        return t.conclude("stable", cause, advice, sure)
     steps, losses = finite_readings(t.validation, "loss")
     best, best_rate = int(losses.argmin()), int(t.rates[1].argmin())
     advice = (
@@ -452,7 +453,8 @@ def _without_rates(t: _Training) -> Verdict | None:
         return t.conclude("degraded", *relapse[1:], "low", relapse[0])
     if len(finite) > _FEW and finite.min() > _BACK * finite[0] and is_far_from_training(t.signals, t.validation):
         reason = memorized_few(t.signals) or why_it_parts_at_once(t.signals, t.validation)
-        return t.conclude("undecided", *(reason or ("labels", _UNLEARNED)), "low")
+        cause, advice = reason or ("labels", _UNLEARNED)
+        return t.conclude("undecided", cause, advice, "low")
     advice = "No error rate was recorded, and losses alone do not show whether the training learned: log an error rate."
     return t.conclude("undecided", "no validation", advice, "low")
 

@@ -69,6 +69,9 @@ def why_the_error_stays(signals: Table, validation: Table) -> tuple[str, str] | 
     not_learned = held_out > first and held_out_at[0] < since  # the first one was that of a model without knowledge
     if not_learned and trained > _T["fallen"] * held_out:  # neither is the training
         return None
+    hardly = held_out > _T["hardly"] * first and trained > _T["nats"]
+    if hardly and held_out < _T["both"] * trained and not _outputs_something(validation):
+        return None  # what it knows about the frames is no label, and neither loss has come down since the plateau
     if (held_out < _T["both"] * trained and not not_learned) or held_out < _T["fallen"] * first:
         return "metric", f"{both}: it is learned in both splits, but the error rate is not. {_LOOK}"
     # A decoder that knows nothing has the loss of the start; only wrong statistics make one many times worse.
