@@ -1,4 +1,7 @@
-"""A JSON document: Hugging Face's `trainer_state.json`, an array of rows, or an object of lists, a list per metric."""
+"""A JSON document: Hugging Face's `trainer_state.json`, an array of rows, as Chainer's `log`, or an object of lists.
+
+It has a list per metric, or a list of values and one of steps, as Sacred's `metrics.json`.
+"""
 
 import json
 import re
@@ -118,11 +121,21 @@ def _columns(document: Mapping[str, Any], prefix: str = "") -> dict[str, list[An
     columns = dict[str, list[Any]]()
     for title, cell in document.items():
         if isinstance(cell, dict):
-            own = {title: _numbered(cell)} if _is_numbered(cell) else _columns(cell, f"{title}/")
+            own = {title: pairs} if (pairs := _pairs(cell)) else _columns(cell, f"{title}/")
             columns |= {f"{prefix}{name}": column for name, column in own.items()}
         elif isinstance(cell, list):
             columns[f"{prefix}{title}"] = cell
     return {title: column for title, column in columns.items() if find_name(title)}
+
+
+def _pairs(cell: Mapping[str, Any]) -> list[Any]:
+    """The numbers of an object that has a step for each of them; none if it is of another kind."""
+    if _is_numbered(cell):
+        return _numbered(cell)
+    match cell:
+        case {"steps": [*steps], "values": [*values]}:  # Sacred
+            return [[*pair] for pair in zip(steps, values, strict=False)]
+    return []
 
 
 def _numbered(cell: Mapping[str, Any]) -> list[Any]:

@@ -10,7 +10,7 @@ from stability.core.errors import StabilityError
 from stability.core.files import CONFIG, SIGNALS_FILE
 from stability.core.text import counted, first_of
 from stability.diagnosis.finding import readings
-from stability.diagnosis.readers import tensorboard_events, wandb_folder
+from stability.diagnosis.readers import allennlp, mlflow_store, tensorboard_events, wandb_folder
 from stability.diagnosis.readers.charts import group_charts
 from stability.diagnosis.readers.flight import is_flight
 from stability.diagnosis.readers.flight import read as read_flight
@@ -20,7 +20,9 @@ from stability.diagnosis.readers.recording import Recording
 from stability.diagnosis.readers.tables import read_tables
 
 _LOGS = (".csv", ".tsv", ".jsonl", ".json", ".log", ".txt", ".out", ".err")
-_NAMES = ("training_log",)
+_NAMES = ("training_log", "log")  # the second is that of ESPnet 1 and others with Chainer's LogReport
+# Formats with a folder per run: how its files are found among others, and read.
+_RUN_FOLDERS = ((mlflow_store.group_by_run, mlflow_store.read), (allennlp.group_by_run, allennlp.read))
 _MOST = 200  # files that are tried
 _ENOUGH = 20  # losses that two trainings have in common only if they are one
 _AS_PRINTED = 1e-3  # how far a loss may be rounded
@@ -35,7 +37,7 @@ def read(
     A note names the logs that are damaged. `read_files` reads a file, or several charts together.
 
     Returns:
-        The recordings. There is none if TensorBoard's event files, which are all that is there, contain no training.
+        The recordings. There is none if what is there, such as TensorBoard's event files, contains no training.
 
     Raises:
         StabilityError: There is no log, or none that can be read.
@@ -49,14 +51,21 @@ def read(
     event_files = [file for file in files if tensorboard_events.is_event_file(file)]
     runs, unread = list[Recording](), ""
     for run, own_files in tensorboard_events.group_by_run(event_files).items():
-        inside = run.relative_to(path).as_posix()
-        name = path.resolve().name if inside == "." else inside
         try:
-            runs += tensorboard_events.read(run, own_files, name, progress)
+            runs += tensorboard_events.read(run, own_files, _name(run, path), progress)
         except StabilityError as error:
             unread = f"TensorBoard's event files were not read. {error}"
     errors, damaged, by_file = list[StabilityError](), list[str](), dict[Path, list[Recording]]()
-    texts = [file for file in others if _is_text(file)]
+    read_already = set[Path]()
+    for group_by_run, read_run in _RUN_FOLDERS:
+        for run, own_files in group_by_run(others).items():
+            read_already.update(own_files)
+            try:
+                runs += read_run(run, own_files, _name(run, path), progress)
+            except StabilityError as error:
+                errors.append(error)
+                damaged += [str(error).removesuffix(".")] if isinstance(error, DamagedLogError) else []
+    texts = [file for file in others if _is_text(file) and file not in read_already]
     for group in group_charts([*sorted(consoles), *texts[:_MOST]]):
         inside = str(group[0].relative_to(path).parent)
         prefix = "" if inside == "." else f"{inside}/"
@@ -70,12 +79,18 @@ def read(
                 beside = f" (and {counted(len(group) - 1, 'other chart')} in its folder)" if len(group) > 1 else ""
                 damaged.append(f"{str(error).removesuffix('.')}{beside}")
     runs += join_parts(by_file)
-    if not runs and (unread or errors or not event_files):
+    if not runs and (unread or errors or not (event_files or read_already)):
         raise StabilityError(unread or _why_nothing(path, files, errors))
     lost = f"Left out what cannot be read: {first_of(damaged, 3, '; ')}." if damaged else ""
     untried = f"Only the first {_MOST} of {len(texts)} text files in the folder were read." if texts[_MOST:] else ""
     left_out = [note for note in (unread, lost, untried) if note]
     return [replace(run, notes=(*run.notes, *left_out)) for run in _without_copies(runs)]
+
+
+def _name(run: Path, path: Path) -> str:
+    """The name of the folder of a run below `path`."""
+    inside = run.relative_to(path).as_posix()
+    return path.resolve().name if inside == "." else inside
 
 
 def may_be_log(path: Path) -> bool:

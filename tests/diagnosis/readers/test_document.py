@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from stability.core.errors import StabilityError
+from stability.diagnosis.readers import read_runs
 from tests.support.logs import read
 
+NAN = float("nan")
 ROWS: list[dict[str, Any]] = [
     {"step": 0, "loss": 5, "note": "x"},
     {"step": 0, "eval_loss": 6, "eval_cer": 0.9},
@@ -95,3 +97,47 @@ def test_values_with_their_steps(tmp_path: Path, text: str) -> None:
     assert recording.signals.steps.tolist() == [0, 100]
     assert recording.signals["loss"].tolist() == [5, 4]
     assert recording.validation.steps.tolist() == [100]
+
+
+def test_the_metrics_of_sacred(tmp_path: Path) -> None:
+    times = ["2019-11-12T09:14:03"] * 3
+    document = {
+        "train.loss": {"steps": [0, 2, 4], "timestamps": times, "values": [5, NAN, 4.0]},
+        "train.grad_norm": {"steps": [0, 2, 4], "timestamps": times, "values": [1, 2, 3]},
+        "dev.loss": {"steps": [4], "timestamps": times[:1], "values": [6]},
+        "dev.per": {"steps": [4], "timestamps": times[:1], "values": [0.5]},
+        "clicks": {"steps": [4], "timestamps": times[:1], "values": [7]},
+    }
+    for indent in (None, 2):
+        recording = read(tmp_path, json.dumps(document, indent=indent))
+        assert recording.signals.steps.tolist() == [0, 2, 4]
+        assert recording.signals["loss"].tolist() == pytest.approx([5, NAN, 4], nan_ok=True)
+        assert recording.signals["grad_norm"].tolist() == [1, 2, 3]
+        assert recording.validation.steps.tolist() == [4]
+        assert (recording.validation["loss"].tolist(), recording.validation["per"].tolist()) == ([6], [0.5])
+
+
+def test_metrics_of_sacred_that_are_damaged(tmp_path: Path) -> None:
+    with pytest.raises(StabilityError, match="row 2: column 'step': expected a number"):
+        read(tmp_path, '{"loss": {"steps": [0, "later"], "timestamps": [], "values": [5, 4]}}')
+    with pytest.raises(StabilityError, match="begins as a JSON document, but is none"):
+        read(tmp_path, '{\n"loss": {"steps": [0, 1')
+
+
+def test_the_report_of_chainer(tmp_path: Path) -> None:
+    rows = [
+        {"main/loss": 9 - n, "main/loss_ctc": 5, "main/cer_ctc": 0.25, "epoch": 1 + n // 2, "iteration": 100 * (n + 1)}
+        for n in range(4)
+    ]
+    for row in (rows[1], rows[3]):
+        row |= {"validation/main/loss": 9.5, "validation/main/loss_ctc": 8, "validation/main/cer_ctc": 0.5, "eps": 1e-8}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/log").write_text(json.dumps(rows, indent=4))
+    for path in (tmp_path, tmp_path / "results/log"):
+        (recording,) = read_runs(path)
+        assert recording.signals.steps.tolist() == [100, 200, 300, 400]
+        assert recording.signals["loss"].tolist() == [9, 8, 7, 6]
+        assert recording.validation.steps.tolist() == [200, 400]
+        assert recording.validation["loss"].tolist() == [9.5, 9.5]
+        assert recording.validation["per"].tolist() == [0.5, 0.5]
+        assert (recording.unit, recording.metric) == ("step", "CER")
