@@ -230,8 +230,10 @@ def merge_collectors(name: str, collectors: Mapping[str, RowCollector], notes: S
 
 
 def _is_readable(run: Run) -> bool:
-    """Whether a run has a loss or a gradient norm, or at least several error rates."""
-    return bool(_READABLE.intersection(run.titles)) or ("per" in run.titles and len(run.table.steps) > 1)
+    """Whether a run has a loss or a gradient norm, or at least several error rates, or accuracies on held-out data."""
+    accuracy = find_name(run.titles.get("accuracy", ""))
+    rated = "per" in run.titles or (accuracy is not None and accuracy.part == "val")
+    return bool(_READABLE.intersection(run.titles)) or (rated and len(run.table.steps) > 1)
 
 
 def _titles_in_percent(runs: Sequence[Run]) -> set[str]:
