@@ -23,6 +23,7 @@ from stability.core.checkout import ROOT
 from stability.diagnosis.finding import Outcome
 
 PACKED = Path(__file__).with_name("held_back.tar.xz")
+HALVES = ("design", "test", "forms_design", "forms_test")  # the last two have logs only, in other forms
 _LONGEST = 600  # seconds
 _SAID = re.compile(r"(VERDICT|FINDING) (\S+?) ?/ ?(\S+)")
 _OUTCOME = re.compile(rf"\s*({'|'.join(get_args(Outcome))})(:|,| |$)")
@@ -117,7 +118,7 @@ def run(cases: Sequence[Case], digits: Path | None = None) -> Iterator[tuple[Cas
 def main() -> None:
     """Run the cases of a half, and print each one and the number that are right."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--half", choices=("design", "test"), default="test")
+    parser.add_argument("--half", choices=HALVES, default="test")
     parser.add_argument("--only", default="", help="only the cases with this in their path")
     parser.add_argument("--digits", type=Path, help="the spoken digits in the T15 layout")
     given = parser.parse_args()
