@@ -45,12 +45,14 @@ _CORES = {
 }  # fmt: skip
 _RANKS = {core: (signal, rank) for signal, cores in _CORES.items() for rank, core in enumerate(cores)}
 _RANKS |= {core: ("step", rank) for rank, core in enumerate(_STEP)}
-_RATES = ("per", "wer", "cer", "ter", "ler", "uer")
+_OF_DATA_SETS = ("per", "wer", "cer", "ter", "ler", "uer", "loss", "accuracy")  # `eval_librispeech_wer`
+_OF_LOSSES = ("att", "attention", "kl", "ce", "mse", "reg", "aux", "adv", "gen", "disc", "kd")  # parts, and no data set
 _TRAINED_ON = ("train", "training", "tr", "trn")
 _HELD_OUT = (
     "val", "eval", "validation", "valid", "dev", "evaluation", "devel", "heldout", "cv", "validating", "evaluating",
     "test", "testing",
 )  # fmt: skip
+_BATCHES = 100  # accuracies beside as many losses are those of training batches
 _MEANS = ("step", "avg", "mean", "average", "epoch", "running", "smoothed", "batch", "iter")
 _DATA_SETS = ("clean", "other")  # of LibriSpeech
 _OF_ANOTHER = ("best", "min", "max", "lowest", "ema", "ma", "target", "goal", "previous", "prev")  # not the present one
@@ -210,8 +212,8 @@ def _known(core: str, words: list[str], prefixes: Sequence[str]) -> Known | None
             training = True
         elif word in _HELD_OUT:
             validating, part = True, _HELD_OUT.index(word)
-        elif word in _DATA_SETS or (validating and words[-1] in _RATES and word not in _OF_ANOTHER):
-            other = 1  # `eval_librispeech_wer`
+        elif word in _DATA_SETS or (validating and words[-1] in _OF_DATA_SETS and word not in _OF_ANOTHER + _OF_LOSSES):
+            other = 1
         else:
             return None
         words.remove(word)
@@ -267,6 +269,8 @@ def choose_names(counts: Mapping[str, int]) -> dict[str, str]:
     if "val_loss" not in signals.values() and any(n.part == "train" and n.signal == "loss" for n in found.values()):
         signals |= {title: "val_loss" for title in found if title.lower().replace(" ", "_") == "ctc_loss"}
     held_out = {t for t, signal in signals.items() if signal == "accuracy" and _is_held_out(found[t], found.values())}
+    losses = max((counts[t] for t, signal in signals.items() if signal == "loss"), default=0)
+    held_out -= {t for t in held_out if not found[t].part and losses >= counts[t] > max(_BATCHES, 0.9 * losses)}
     if "per" in signals.values():
         held_out.clear()
     signals = {title: signal for title, signal in signals.items() if signal != "accuracy" or title in held_out}

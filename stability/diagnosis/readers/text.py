@@ -31,6 +31,7 @@ _SPELLINGS = tuple(
         ("(", r"\b(?:np\.float\d+|tensor|array)\(", " "),
         ("epoch", r"(\d+)epoch\b", r" epoch \1 "),  # ESPnet
         ("batch", r"\b\d+-(\d+)batch\b", r" batch \1 "),
+        ("s/batch", r"\bm?s/batch\b", "time"),
         # WeNet: `TRAIN Batch 3/400`, and since 2024 `TRAIN | steps/sec 2.150| Batch 3/400`
         ("Batch", r"\b(TRAIN|CV)\b(.*?)\bBatch (\d+)/(\d+)", r"\1\2 | epoch \3 | batch \4 "),
         ("(", r"\b(Epoch|Iter)\((\w+)\)\s*\[\s*(\d+)[^\]]*\]", r"\2 | \1 \3 | "),  # OpenMMLab
@@ -58,6 +59,7 @@ _HELD_OUT = re.compile(  # but not `dev-box`
 )
 _TRAINED_ON = re.compile(r"\b(train(ing)?|train_inner)\b", re.IGNORECASE)
 _HEADING = re.compile(r"\W*([A-Za-z]+(?: [A-Za-z]+){,2}):\s*")  # `Validation:`, with its numbers on the lines below
+_SECTION = re.compile(r"\s*[\W_]{3,}([A-Za-z]+(?: [A-Za-z]+){,2})[\W_]{3,}")  # `__TESTING DATA__`
 _FILLERS = ("reached", "is", "of", "was", "at", "to", "now", "value")
 _PLAIN = (
     "average", "avg", "mean", "current", "running", "the", "and", "final", "last", "at", "for", "batch", "step", "info",
@@ -127,6 +129,7 @@ class _Lines:
         self._read_before = lru_cache(maxsize=4096)(_read_before)  # the same words stand on many lines
         self._steps = Steps()
         self._part = ""  # the part of the data that a heading names
+        self._section = ""  # and that of all lines up to another section
         self._by_source = False  # whether what logged a line says on which part of the data
         self._shown = dict[str, float]()  # the validations that a progress bar shows until there are others
 
@@ -141,10 +144,12 @@ class _Lines:
                 line = pattern.sub(words, line)
         if heading := _HEADING.fullmatch(line):
             self._part = part_in(heading[1]) or self._part
+        elif section := _SECTION.fullmatch(line):
+            self._section = part_in(section[1])
         found = _find(line, self._read_before)
         if found.keys() & {"step", "epoch"}:
             self._part = ""
-        elif self._part == "val":
+        if "val" in (self._part, self._section):
             found = _find(line, self._read_before, held_out=True)
         epoch, step = found.pop("epoch", None), found.pop("step", None)
         if step and not is_count(step.value):
@@ -174,7 +179,7 @@ class _Lines:
     def _row(self, epoch: _Number | None, step: _Number | None, values: dict[str, float]) -> Row | None:
         if epoch:
             self._steps.see_epoch(epoch.value)
-        if step and is_validation(values) and self._counts_own(step, epoch):
+        if step and is_validation(values) and (self._section == "val" or self._counts_own(step, epoch)):
             step = None
         if step:
             return self._row_at(step, values)

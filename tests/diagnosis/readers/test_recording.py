@@ -127,7 +127,7 @@ def test_an_accuracy_of_held_out_data_takes_the_place_of_an_error_rate(tmp_path:
     recording = read(tmp_path, ACCURACIES[name])
     title = name.partition(" ")[0]
     assert recording.metric == f"1 - {title}"
-    assert recording.signals["loss"].tolist() == [5, 4]
+    assert {*recording.signals["loss"]} == {5, 4}
     assert recording.validation["per"].tolist() == pytest.approx([0.75, 0.5])
     assert any(f"no error rate: 1 - {title} takes its place" in note for note in recording.notes)
 
@@ -136,6 +136,7 @@ def test_an_accuracy_of_held_out_data_takes_the_place_of_an_error_rate(tmp_path:
     "text",
     [
         "epoch,loss,accuracy,val_loss\n1,5,0.5,6\n2,4,0.6,5\n",
+        "step,loss,accuracy\n" + "".join(f"{step},{5 - step // 60},0.5\n" for step in range(120)),  # of each batch
         "epoch,train_loss,acc\n1,5,0.5\n2,4,0.6\n",
         "epoch,loss,train_acc\n1,5,0.5\n2,4,0.6\n",
         "step: 1 train: loss 5.0 acc 0.5\nstep: 2 train: loss 4.0 acc 0.6\n",
@@ -143,7 +144,7 @@ def test_an_accuracy_of_held_out_data_takes_the_place_of_an_error_rate(tmp_path:
 )
 def test_an_accuracy_of_training_data_is_no_error_rate(tmp_path: Path, text: str) -> None:
     recording = read(tmp_path, text)
-    assert recording.signals["loss"].tolist() == [5, 4]
+    assert {*recording.signals["loss"]} == {5, 4}
     assert "per" not in recording.validation.names
 
 

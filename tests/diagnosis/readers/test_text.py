@@ -26,6 +26,23 @@ LOGS = {
         [6.5, 5.5, 4.5],
         {"loss": [7.5]},
     ),
+    "word_language_model": (
+        "| epoch   1 |   200/ 400 batches | lr 20.0000 | ms/batch 11.99 | loss  6.50 | ppl  665.14\n"
+        "| epoch   1 |   400/ 400 batches | lr 20.0000 | ms/batch 12.00 | loss  5.50 | ppl  244.69\n"
+        "| end of epoch   1 | time: 36.96s | valid loss  7.50 | valid ppl  1808.04\n"
+        "| epoch   2 |   200/ 400 batches | lr 20.0000 | ms/batch 11.99 | loss  4.50 | ppl  90.02\n",
+        [200, 400, 600],
+        [6.5, 5.5, 4.5],
+        {"loss": [7.5]},
+    ),
+    "sections": (
+        "EPOCH 0\n_____TRAINING DATA_____\nBATCH 2 | Avg. Loss 6.5\nBATCH 4 | Avg. Loss 5.5\n"
+        "_____TESTING DATA_____\nBATCH 1 | Avg. Loss 9.5\nBATCH 2 | Avg. Loss 7.5\n"
+        "EPOCH 1\n_____TRAINING DATA_____\nBATCH 2 | Avg. Loss 4.5\n",
+        [2, 4, 6],
+        [6.5, 5.5, 4.5],
+        {"loss": [7.5]},
+    ),
     "espnet": (
         "[host] 2023-01-01 10:00:00,100 (trainer:700) INFO: 1epoch:train:1-100batch: iter_time=0.1, loss_ctc=9, "
         "loss=6.5, optim0_lr0=1e-05, train_time=0.3\n"
