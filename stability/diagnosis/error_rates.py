@@ -73,8 +73,10 @@ def is_lost(rates: Floats, best: float, now: float) -> bool:
 def loss_went_on(validation: Table, best: int, now: int) -> bool:
     """Return whether the validation loss went on falling. Then the error rate is wrong, and nothing was lost."""
     losses = finite_readings(validation, "loss")
-    then, present = losses.up_to(best)[-1:], losses.up_to(now)[-1:]
-    return bool(len(then) and len(present) and present[0] < _T["went_on"] * then[0])
+    then, later = losses.up_to(best)[-1:], losses.between(best + 1, now)
+    if not len(then) or not len(later):
+        return False
+    return bool(later[-1] < _T["went_on"] * then[0] and later[-1] < _T["back_up"] * later.min())
 
 
 def overfits(signals: Table, validation: Table, best: int, now: int) -> bool:

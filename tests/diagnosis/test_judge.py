@@ -573,6 +573,15 @@ def test_a_good_error_rate_beside_an_overfitted_loss_is_stable_and_the_advice_sa
     assert {4.0, 49.0, 10.0} <= {*numbers(verdict.advice)}
 
 
+def test_a_trained_model_that_forgets_while_its_validation_loss_rises_again_overfits() -> None:
+    rates = np.r_[0.29, np.linspace(0.32, 0.41, 19)]
+    losses = np.r_[5.7, 1.1, np.linspace(1.2, 2.8, 18)]
+    validation = table(steps=np.r_[0, np.arange(1, 20) * 10], per=rates, loss=losses)
+    signals = table(steps=np.arange(1, 20) * 10, loss=np.geomspace(1.1, 0.05, 19))
+    verdict = judge(signals, validation)
+    assert (verdict.outcome, verdict.cause) == ("degraded", "overfitting")
+
+
 @pytest.mark.parametrize(("last", "cause"), [(0.37, "overfitting"), (0.2, None)])
 def test_what_is_learned_by_heart_is_named_beside_an_error_rate_that_could_be_better(
     last: float, cause: str | None
