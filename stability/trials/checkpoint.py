@@ -282,7 +282,8 @@ def fit_weights(found: Parameters, path: Path, like: Parameters) -> Parameters:
 
 
 def _weights(content: Mapping[str, Any]) -> Parameters:
-    return {name.removeprefix(_PREFIX): p for name, p in content["model_state_dict"].items()}
+    weights = content["model_state_dict"].items()
+    return {name.removeprefix(_PREFIX): p.float() for name, p in weights}  # public ones may be saved in half precision
 
 
 def _read(path: Path, mend: str = "Give another file, or train from the start: fresh=true") -> dict[str, Any]:
@@ -300,12 +301,16 @@ def _read(path: Path, mend: str = "Give another file, or train from the start: f
         raise StabilityError(f"There is no checkpoint at {path}.") from None
     except Exception as error:  # torch raises a different kind for each way a file can be broken
         reason = str(error).partition("\n")[0]
+        if isinstance(error, EOFError | LookupError):  # their texts are empty, or a number
+            reason = "it is empty, or no file of PyTorch"
         if isinstance(error, pickle.UnpicklingError):  # PyTorch advises to read it all the same
             reason = "it is damaged, or holds more than tensors and numbers, which could run code"
         raise StabilityError(f"{path} cannot be read as a checkpoint ({reason}). {mend}") from None
     found: dict[str, Any] = content if isinstance(content, dict) else {}
     weights = found.get("model_state_dict")
-    if not isinstance(weights, dict) or not all(isinstance(p, Tensor) for p in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(n, str) and isinstance(p, Tensor) for n, p in weights.items()
+    ):
         raise StabilityError(f"{path} is not a checkpoint of a decoder: it has no model_state_dict of tensors.")
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 from stability.config.commandline import compose_config, full_words, override_of
 from stability.config.hydra import read_config
@@ -90,6 +90,10 @@ def open_trained(place: Path, overrides: Sequence[str]) -> Trained:
         inside = Path(config.outputs).resolve() in home.parents[:2]
         config = replace(config, outputs=config.outputs if inside else str(home))
     parameters = checkpoint.fit_weights(weights, path, init_parameters(config.model, features, days, config.seed))
+    if broken := [name for name, p in parameters.items() if not p.isfinite().all()]:
+        raise StabilityError(
+            f"{path} has weights that are not finite, in {listed(broken)}: give an earlier checkpoint."
+        )
     if sessions is not None and len(sessions) != days:
         file = _ARGUMENTS if folder is None else DATA
         raise StabilityError(
@@ -150,6 +154,10 @@ def _of_public(path: Path) -> tuple[dict[str, Any], tuple[str, ...] | None]:
     cfg = read_config(arguments)
     settings = {ours: OmegaConf.select(cfg, theirs) for ours, theirs in _OFFICIAL.items()}
     sessions: Any = OmegaConf.select(cfg, "dataset.sessions")
+    if not isinstance(sessions, ListConfig | None):
+        raise StabilityError(
+            f"{arguments}: dataset.sessions is {sessions}, and has to be a list. Bring the right file back."
+        )
     return {name: value for name, value in settings.items() if value is not None}, _names(sessions)
 
 

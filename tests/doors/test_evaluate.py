@@ -155,6 +155,7 @@ def test_a_public_checkpoint_gives_the_same_whatever_the_order_of_its_sessions(
     public(known, Path("named/checkpoint"), arguments_of(["day.3", "day.1", "day.2"]), **turned)
     public(known, Path("sorted"))
     public(known, Path("given"), **turned)
+    public(known, Path("double"), **{name: p.float().double() for name, p in known.model.state_dict().items()})
 
     def found(place: str | Path, *words: str) -> dict[str, Any]:
         evaluation = evaluate_trained(open_trained(Path(place), words), "val")
@@ -163,7 +164,7 @@ def test_a_public_checkpoint_gives_the_same_whatever_the_order_of_its_sessions(
 
     data = f"data.path={known.data}"
     ours = found(known.trial)
-    assert found("named", data, "batch_size=2") == found("sorted", data) == ours
+    assert found("named", data, "batch_size=2") == found("sorted", data) == found("double", data) == ours
     assert found("given", data, "data.sessions=[day.3,day.1,day.2]") == ours
     assert found("given", data) != ours
     assert found("named", data, "data.sessions=[day.3]") == {"day.3": ours["day.3"]}
@@ -219,6 +220,17 @@ BAD = [
     ("absent.pt", "There is no checkpoint at absent.pt."),
     ("empty", "There is no checkpoint in empty: none of checkpoints/best.pt, checkpoint/best_checkpoint and"),
     ("code.pt", "code.pt cannot be read as a checkpoint (it is damaged, or holds more than tensors and numbers, which"),
+    (
+        "nothing.pt",
+        "nothing.pt cannot be read as a checkpoint (it is empty, or no file of PyTorch). Give another file.",
+    ),
+    ("text.pt", "text.pt cannot be read as a checkpoint (it is empty, or no file of PyTorch). Give another file."),
+    ("numbered.pt", "numbered.pt is not a checkpoint of a decoder: it has no model_state_dict of tensors."),
+    (
+        "broken data.path=DATA",
+        "has weights that are not finite, in h0: give an earlier checkpoint.",
+    ),
+    ("number data.path=DATA", "args.yaml: dataset.sessions is 5, and has to be a list. Bring the right file back."),
     ("conv.pt", "conv.pt is a checkpoint of another kind of model: it has no usable 'day_biases.0'. Give one of"),
     ("plain/best_checkpoint data.path=DATA/..", "/.. contains no session folder. Give a folder with one folder"),
     ("plain", "data.path must be given, as in data.path=VALUE."),
@@ -261,6 +273,11 @@ def bad(known: Known, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "empty").mkdir()
     (root / "code.pt").write_bytes(pickle.dumps(print))
     torch.save({"model_state_dict": nn.Conv1d(2, 2, 2).state_dict()}, root / "conv.pt")
+    (root / "nothing.pt").touch()
+    (root / "text.pt").write_text("hello\n")
+    torch.save({"model_state_dict": {0: torch.zeros(2)}}, root / "numbered.pt")
+    public(known, root / "broken", h0=known.model.h0.detach().float() * torch.nan)
+    public(known, root / "number", {"dataset": {"sessions": 5}})
     public(known, root / "plain")
     public(known, root / "named", arguments_of(DAYS))
     public(known, root / "four", arguments_of([*DAYS, "day.4"]))
