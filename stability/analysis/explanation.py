@@ -52,6 +52,7 @@ ALPHA = 0.05  # the chance that any claim is made wrongly
 
 _MOST_FRESH = 60  # seeds of a claim in the first test; then the rates are estimated again, and each test has twice more
 _MOST_LOOKS = 4  # explanations that are tested one after another
+_MOST_SETS = 500  # that are looked at in a search
 _HALVINGS = 5  # of the interval between two values of a number, at most
 _CLOSE = 2.0  # the ratio of two values at which a bisection on the logarithmic scale ends
 _DIGITS = 3  # significant digits of a value between
@@ -190,7 +191,7 @@ def _search(differences: Sequence[Difference], beliefs: Beliefs) -> Explanation:
         return beliefs.fails(Mixture(everything - names)) is False
 
     try:
-        while left := [names for names in _hitting_sets(cures) if names not in (*sufficient, *untrainable)]:
+        while left := {*(sets := _hitting_sets(cures))} - {*sufficient, *untrainable}:
             names = min(left, key=_order)
             fails = beliefs.fails(Mixture(names))
             if fails is None:
@@ -211,7 +212,7 @@ def _search(differences: Sequence[Difference], beliefs: Beliefs) -> Explanation:
         stage="search",
         sufficient=tuple(sorted(sufficient, key=_order)),
         cures=tuple(sorted(cures, key=_order)),
-        complete=not jobs and not untrainable,
+        complete=not jobs and not untrainable and len(sets) < _MOST_SETS,
     )
 
 
@@ -220,11 +221,14 @@ def _order(names: frozenset[str]) -> tuple[int, list[str]]:
 
 
 def _hitting_sets(sets: Sequence[frozenset[str]]) -> list[frozenset[str]]:
-    """All smallest sets that share something with each of these (Berge's algorithm)."""
+    """All smallest sets that share something with each of these (Berge's algorithm); of very many the shortest."""
     found = [frozenset[str]()]
     for names in sets:
-        longer = {one if one & names else one | {name} for one in found for name in names}
-        found = [one for one in longer if not any(other < one for other in longer)]
+        hit = [one for one in found if one & names]
+        longer = [one | {name} for one in found if not one & names for name in names]
+        found = hit + [one for one in longer if not any(other < one for other in hit)]
+        if len(found) > _MOST_SETS:  # with many differences they would be too many to go through
+            found = sorted(found, key=_order)[:_MOST_SETS]
     return found
 
 
@@ -240,7 +244,7 @@ def _smallest(parts: Sequence[frozenset[str]], holds: Callable[[frozenset[str]],
     def narrow(kept: frozenset[str], is_new: bool, parts: Sequence[frozenset[str]]) -> list[frozenset[str]]:
         if is_new and holds(kept):
             return []
-        if len(parts) == 1:
+        if len(parts) <= 1:
             return [*parts]
         left, right = parts[: len(parts) // 2], parts[len(parts) // 2 :]
         of_right = narrow(kept.union(*left), True, right)

@@ -11,7 +11,7 @@ import pytest
 
 from stability.analysis.beliefs import Difference, Job, Mixture
 from stability.analysis.bets import Counts, claims_made, e_value, level_of
-from stability.analysis.explanation import Explanation, Flip, explain, role_of
+from stability.analysis.explanation import Explanation, Flip, _hitting_sets, explain, role_of
 
 Cause = frozenset[str]
 
@@ -269,3 +269,15 @@ def test_claims_are_made_together_as_closed_testing_makes_them() -> None:
         assert claims_made(e_values, 0.05) == slowly(e_values, 0.05)
     assert claims_made([20, 20, 20], 0.05) == [True] * 3
     assert claims_made([], 0.05) == []
+
+
+def test_the_smallest_sets_that_hit_all_others_are_those_of_a_brute_force_and_are_limited() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        sets = [frozenset(rng.sample("abcdefg", rng.randint(1, 4))) for _ in range(rng.randint(1, 5))]
+        subsets = [frozenset(names) for count in range(8) for names in combinations("abcdefg", count)]
+        hitting = [names for names in subsets if all(names & other for other in sets)]
+        smallest = {names for names in hitting if not any(other < names for other in hitting)}
+        assert {*_hitting_sets(sets)} == smallest
+    pairs = [frozenset({f"a{i}", f"b{i}"}) for i in range(30)]  # 2 ** 30 of them
+    assert len(_hitting_sets(pairs)) == 500
