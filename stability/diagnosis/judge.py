@@ -654,7 +654,7 @@ def _is_well_since(step: int, t: _Training) -> bool:
     if not len(steps) or steps[-1] < step or not t.last <= _WELL or _has_lost(t):
         return False
     before = rates[steps < step]
-    if _went_on_learning(step, t):
+    if _went_on_learning(step, t) or _validation_loss_fell(step, t):
         return True
     went_on = len(before) > 0 and (steps >= step).sum() > 1 and t.last <= before.min() + _SAME
     # If the error rates went on as before, a loss that is no larger than at the start has done no harm.
@@ -680,6 +680,12 @@ def _validation_loss_grew(step: int, t: _Training) -> bool:
     losses = finite_readings(t.validation, "loss")
     after = losses.between(step, t.end)
     return len(after) > 0 and bool(after[-1] > _MULTIPLE * losses.values.min())
+
+
+def _validation_loss_fell(step: int, t: _Training) -> bool:
+    """Whether the validation loss fell since a step. Then a training loss that is larger than before does no harm."""
+    since = finite_readings(t.validation, "loss").between(step, t.end)
+    return len(since) > _FEW and bool(since[-1] < _BACK * since[0]) and not _validation_loss_grew(step, t)
 
 
 def _ended_below_start(t: _Training, share: float) -> bool:

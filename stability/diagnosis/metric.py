@@ -17,7 +17,7 @@ _IN_FULL = {
 }
 _PERCENT = re.compile(r"%|(?<![a-z])(percent|percentage|pct)(?![a-z])", re.IGNORECASE)
 _NO_FRACTION = 20.0  # no fraction gets here: it would be twenty wrong insertions for each label
-_FALLEN = 0.5  # share of its start below which a loss has fallen
+_FALLEN, _FALLEN_SOMEWHAT = 0.5, 0.8  # shares of its start below which a loss has fallen
 _MORE_THAN_ALL = 1.5  # a fraction is above this only where a decoder inserts a lot
 
 
@@ -26,7 +26,8 @@ def is_in_percent(rates: ArrayLike, loss: ArrayLike = ()) -> bool:
 
     A single rate can be ambiguous: 0.8 may be a bad fraction or a very good percentage. And a fraction may exceed 1 if
     a decoder inserts labels. So percentages are rates of which one is too large for any fraction, or most are above
-    1.5, the first one does not look like the 1 of a decoder that has learned nothing, and the loss has fallen.
+    1.5, the first one does not look like the 1 of a decoder that has learned nothing, and the loss has fallen. If all
+    are above 3, it need not have fallen as far.
 
     Args:
         rates: The error rates.
@@ -42,7 +43,8 @@ def is_in_percent(rates: ArrayLike, loss: ArrayLike = ()) -> bool:
         return False
     losses = np.asarray(loss, np.float64)
     losses = losses[np.isfinite(losses)]
-    return len(losses) < 2 or bool(np.median(losses[-5:]) < _FALLEN * losses[0])
+    share = _FALLEN_SOMEWHAT if values.min() > 2 * _MORE_THAN_ALL else _FALLEN
+    return len(losses) < 2 or bool(np.median(losses[-5:]) < share * losses[0])
 
 
 def says_percent(title: str) -> bool:

@@ -465,6 +465,15 @@ def test_a_validation_at_the_onset_does_not_excuse_an_explosion_that_the_log_cut
     assert judge(signals, table(steps=[20, 40, 60], per=[0.6, 0.3, 0.18])).outcome == outcome
 
 
+@pytest.mark.parametrize(("last", "outcome"), [(2e-3, "stable"), (6e-3, "exploded")])
+def test_a_training_loss_above_its_lucky_first_batch_is_no_explosion_if_the_validation_loss_falls(
+    last: float, outcome: str
+) -> None:
+    signals = table(loss=np.r_[2e-4, np.full(199, 4e-3)])
+    validation = table(steps=np.arange(1, 9) * 24, per=np.full(8, 0.04), loss=np.linspace(6e-3, last, 8))
+    assert judge(signals, validation).outcome == outcome
+
+
 def test_an_accelerating_explosion_is_seen_in_four_readings() -> None:
     assert judge(table(steps=[0, 1, 2, 3], loss=[4.2, 3.9, 55, 8100]), NOTHING).outcome == "exploded"
 

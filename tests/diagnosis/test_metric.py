@@ -32,6 +32,13 @@ def test_rates_above_1_with_a_loss_that_has_not_fallen_are_those_of_a_random_dec
     assert is_in_percent([1.7, 1.66], loss) == percent
 
 
+@pytest.mark.parametrize(("rates", "percent"), [([17.8, 16.2, 12.7], True), ([1.9, 1.8, 1.7], False)])
+def test_rates_that_are_all_far_above_1_are_percent_though_the_loss_has_fallen_only_somewhat(
+    rates: list[float], percent: bool
+) -> None:
+    assert is_in_percent(rates, [0.55, 0.32, 0.3, 0.3]) == percent
+
+
 def test_the_name_of_a_metric() -> None:
     titles = ("eval_wer", "val/CER", "WER (%)", "phone_error_rate", "error_rate", "per")
     assert [metric_name(title) for title in titles] == ["WER", "CER", "WER", "PER", "PER", "PER"]

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -268,9 +268,8 @@ def choose_names(counts: Mapping[str, int]) -> dict[str, str]:
     # A CTC loss next to a training loss is that of held-out data.
     if "val_loss" not in signals.values() and any(n.part == "train" and n.signal == "loss" for n in found.values()):
         signals |= {title: "val_loss" for title in found if title.lower().replace(" ", "_") == "ctc_loss"}
-    held_out = {t for t, signal in signals.items() if signal == "accuracy" and _is_held_out(found[t], found.values())}
-    losses = max((counts[t] for t, signal in signals.items() if signal == "loss"), default=0)
-    held_out -= {t for t in held_out if not found[t].part and losses >= counts[t] > max(_BATCHES, 0.9 * losses)}
+    accuracies = [title for title, signal in signals.items() if signal == "accuracy"]
+    held_out = {title for title in accuracies if _is_held_out(title, found, signals, counts)}
     if "per" in signals.values():
         held_out.clear()
     signals = {title: signal for title, signal in signals.items() if signal != "accuracy" or title in held_out}
@@ -282,9 +281,20 @@ def choose_names(counts: Mapping[str, int]) -> dict[str, str]:
     return chosen
 
 
-def _is_held_out(accuracy: Known, names: Collection[Known]) -> bool:
-    """Whether an accuracy is of held-out data: its name says so, or no name in the log speaks of any part."""
-    return accuracy.part == "val" or accuracy.rank == EXPLAINED or not any(name.part for name in names)
+def _is_held_out(title: str, found: Mapping[str, Known], signals: Mapping[str, str], counts: Mapping[str, int]) -> bool:
+    """Whether an accuracy is of held-out data: its name says so, or no name in the log speaks of any part.
+
+    One that was measured as often as the validation loss, and more seldom than the training loss, is of held-out data,
+    too. One beside each of many training losses is of training batches.
+    """
+    name, count = found[title], counts[title]
+    if name.part == "val" or name.rank == EXPLAINED:
+        return True
+    losses, validations = ([counts[t] for t, own in signals.items() if own == s] for s in ("loss", "val_loss"))
+    most = max(losses, default=0)
+    if count in validations and 2 * count < most:
+        return True
+    return not (most >= count > max(_BATCHES, 0.9 * most) or any(own.part for own in found.values()))
 
 
 def name_in_log(text: str) -> tuple[str, str]:
