@@ -76,9 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
     runs, failed, figure = list[Recording](), False, Path()
     for log, *more in _grouped(options.logs):
         try:
-            found = (
-                [_read_run(log, options.uri)] if log.startswith(_RUN) else _read_logs([log, *more], dict(options.map))
-            )
+            if log.startswith(_RUN):
+                found = [_read_run(log, options.uri)]
+            else:
+                found = _read_logs([log, *more], dict(options.map))
             runs += found if options.run is None else [_pick(found, options.run, log)]
             figure = (
                 Path(log, "diagnosis.png") if Path(log).is_dir() else Path(f"{runs[-1].name.replace('/', '_')}.png")

@@ -176,7 +176,7 @@ class Beliefs:
         return self._believe(mixture, _LIKELIER)
 
     def make_sure(self, mixture: Mixture) -> None:
-        """Believe no more of a mixture without strong evidence.
+        """Ask for strong evidence of what is believed of a mixture.
 
         Raises:
             Needed: Its trials do not tell so surely yet.

@@ -313,9 +313,8 @@ def _by_best_rate(t: _Training) -> Verdict | None:
         return None
     if loss_went_on(t.validation, best.step, int(steps[-1])):
         return None
-    began = int(
-        min(finite_readings(t.signals, "loss").steps[:1], default=0)
-    )  # a model that was trained before may be best at 0
+    # A model that was trained before may have been at its best before the first loss.
+    began = int(min(finite_readings(t.signals, "loss").steps[:1], default=0))
     cause, advice = why_lost(t.signals, t.validation, max(best.step, began), int(steps[-1]))
     lost = f"The last {t.metric} is {t.last:.2g}; the best one was {best.rate:.2g} at step {best.step}."
     outcome: Outcome = "exploded" if _has_exploded_since(best.step, cause, t) else "degraded"
