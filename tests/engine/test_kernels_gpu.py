@@ -166,6 +166,7 @@ def test_patches_have_the_bits_of_pytorchs_operations(
     assert (d_biases - d_biases_wanted).abs().max() <= 1e-6 * d_biases_wanted.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("shape", PATCHES)
 def test_patches_agree_with_unfold_in_float64(

@@ -77,6 +77,7 @@ def test_a_budget_is_kept_and_the_same_command_goes_on_from_there(cli: CommandLi
     assert "outputs/why/explanation.json is damaged. Delete it" in cli.refuse(*LR, *PROGRAM)
 
 
+@pytest.mark.slow
 def test_a_second_process_in_the_same_folder_is_refused_and_goes_on_when_the_first_was_killed(cli: CommandLine) -> None:
     program = cli.folder / "train.py"
     program.write_text(

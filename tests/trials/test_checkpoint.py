@@ -349,6 +349,7 @@ def test_a_checkpoint_names_no_device_and_nothing_of_pytorch_but_tensors(dataset
     assert not [argument for _, argument, _ in written if isinstance(argument, str) and "cuda" in argument]
 
 
+@pytest.mark.slow
 def test_the_official_model_trains_validates_and_is_kept(tmp_path: Path) -> None:
     """45 days of 512 features on the CPU: one step, one validation, one checkpoint."""
     rng = np.random.default_rng(0)
