@@ -124,6 +124,15 @@ def test_charts_of_one_folder_are_one_training_as_in_the_folder(
     assert re.search(r"validation CER +0\.3\n", out)
 
 
+def test_a_log_that_comes_through_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe, end = os.pipe()
+    os.write(end, b"step,loss,wer\n0,9,1\n10,5,0.8\n20,3,0.5\n30,2,0.4\n")
+    os.close(end)
+    assert diagnose.main([f"/dev/fd/{pipe}", "--figure", str(tmp_path / "figure.png")]) == 0
+    os.close(pipe)
+    assert f"{pipe}, steps 0 to 30\nstable" in capsys.readouterr().out
+
+
 def test_rows_that_are_parts_of_epochs_are_told_by_row_and_epoch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

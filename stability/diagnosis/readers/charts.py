@@ -43,6 +43,8 @@ def read_charts(files: Sequence[Path], progress: Callable[[int, int], None]) -> 
 
 
 def _kind(file: Path) -> str:
+    if not file.is_file():
+        return ""  # a pipe can be read only once
     with suppress(OSError, StabilityError), Log(file, lambda read, size: None) as log:
         return next((found for kind, _ in _FORMATS if (found := kind(log))), "")
     return ""
