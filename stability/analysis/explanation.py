@@ -185,13 +185,14 @@ def _search(differences: Sequence[Difference], beliefs: Beliefs) -> Explanation:
     sufficient: list[frozenset[str]] = []
     cures: list[frozenset[str]] = []
     untrainable: list[frozenset[str]] = []
+    to_try = _hitting_sets(cures)
     jobs: tuple[Job, ...] = ()
 
     def is_cure(names: frozenset[str]) -> bool:
         return beliefs.fails(Mixture(everything - names)) is False
 
     try:
-        while left := {*(sets := _hitting_sets(cures))} - {*sufficient, *untrainable}:
+        while left := {*to_try} - {*sufficient, *untrainable}:
             names = min(left, key=_order)
             fails = beliefs.fails(Mixture(names))
             if fails is None:
@@ -205,6 +206,7 @@ def _search(differences: Sequence[Difference], beliefs: Beliefs) -> Explanation:
                 cure = frozenset[str]().union(*_smallest(alone, is_cure))
                 beliefs.make_sure(Mixture(everything - cure))
                 cures = [other for other in cures if not cure <= other] + [cure]
+                to_try = _hitting_sets(cures)
     except Needed as needed:
         jobs = needed.jobs
     return Explanation(
@@ -212,7 +214,7 @@ def _search(differences: Sequence[Difference], beliefs: Beliefs) -> Explanation:
         stage="search",
         sufficient=tuple(sorted(sufficient, key=_order)),
         cures=tuple(sorted(cures, key=_order)),
-        complete=not jobs and not untrainable and len(sets) < _MOST_SETS,
+        complete=not jobs and not untrainable and len(to_try) < _MOST_SETS,
     )
 
 

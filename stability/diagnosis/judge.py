@@ -355,7 +355,8 @@ def _by_good_rates(t: _Training) -> Verdict | None:
             "medium",
         )
     # A model that knows its training data by heart does not get better, however its error rates fluctuate.
-    rests = has_come_to_rest(t.rates[1]) or is_far_from_training(t.signals, t.validation, _BY_HEART)
+    by_heart = is_far_from_training(t.signals, t.validation, _BY_HEART)
+    rests = has_come_to_rest(t.rates[1]) or by_heart
     if t.last > _HALF and rests and is_far_from_training(t.signals, t.validation):
         return t.conclude("slow", *_by_heart(t), "medium")
     unscaled = clipped_before_unscaling(t.signals, t.end)
@@ -365,7 +366,7 @@ def _by_good_rates(t: _Training) -> Verdict | None:
         advice = f"The last loss is {t.growth.value:.3g}, after {t.growth.usual:.3g}: look whether it comes down again."
         return t.conclude("stable", None, advice, "medium")
     sure: Confidence = "high" if t.last < _LEARNED * _WELL and len(t.rates[1]) > 1 else "medium"
-    by_heart = t.last > _GOOD and is_far_from_training(t.signals, t.validation, _BY_HEART)
+    by_heart = by_heart and t.last > _GOOD
     if not t.last or not _overfits(t):
         cause, advice = _by_heart(t) if by_heart else (None, "")
         return t.conclude("stable", cause, advice, sure)

@@ -161,8 +161,9 @@ def _score_programs(programs: Sequence[tuple[Path, set[str]]], digits: Path) -> 
     scores = {kind.name: _Score() for kind in PEERS if kind.requirement}
     for program, right in programs:
         alarms = _alarms(program, digits)
-        for kind in scores if not alarms else ():  # one peer may have broken the program
-            alarms |= _alarms(program, digits, kind)
+        if not alarms:  # one peer may have broken the program
+            for kind in scores:
+                alarms |= _alarms(program, digits, kind)
         for name, score in scores.items():
             kinds = {*alarms.get(name, ())}
             score.add(Said(name in alarms, [{kind} for kind in kinds], kinds), right)

@@ -52,7 +52,7 @@ _HELD_OUT = (
     "val", "eval", "validation", "valid", "dev", "evaluation", "devel", "heldout", "cv", "validating", "evaluating",
     "test", "testing",
 )  # fmt: skip
-_BATCHES = 100  # accuracies beside as many losses are those of training batches
+_BATCHES = 100  # an accuracy that is logged more often, and with nearly every training loss, is of training batches
 _MEANS = ("step", "avg", "mean", "average", "epoch", "running", "smoothed", "batch", "iter")
 _DATA_SETS = ("clean", "other")  # of LibriSpeech
 _OF_ANOTHER = ("best", "min", "max", "lowest", "ema", "ma", "target", "goal", "previous", "prev")  # not the present one
@@ -284,8 +284,8 @@ def choose_names(counts: Mapping[str, int]) -> dict[str, str]:
 def _is_held_out(title: str, found: Mapping[str, Known], signals: Mapping[str, str], counts: Mapping[str, int]) -> bool:
     """Whether an accuracy is of held-out data: its name says so, or no name in the log speaks of any part.
 
-    One that was measured as often as the validation loss, and more seldom than the training loss, is of held-out data,
-    too. One beside each of many training losses is of training batches.
+    One that is logged as often as the validation loss, and less often than the training loss, is of held-out data, too.
+    One that is logged with nearly every training loss, and often, is of training batches.
     """
     name, count = found[title], counts[title]
     if name.part == "val" or name.rank == EXPLAINED:

@@ -101,7 +101,7 @@ def test_an_epoch_that_is_none(tmp_path: Path, epoch: str) -> None:
 
 
 ACCURACIES = {
-    "accuracy beside a validation loss": "epoch,train_loss,val_loss,accuracy\n1,5,6,0.25\n2,5,,\n3,4.5,,\n4,4,,\n"
+    "accuracy with the validation loss": "epoch,train_loss,val_loss,accuracy\n1,5,6,0.25\n2,5,,\n3,4.5,,\n4,4,,\n"
     "5,4,5,0.5\n",
     "val_accuracy": "epoch,accuracy,loss,val_accuracy,val_loss\n1,0.9,5,0.25,6\n2,0.9,4,0.5,5\n",
     "eval_top1": "epoch,train_loss,eval_loss,eval_top1,eval_top5\n1,5,6,25,50\n2,4,5,50,75\n",
