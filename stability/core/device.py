@@ -52,7 +52,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
     A plain `tensor.to("cuda")` makes the host wait until the GPU has finished all its earlier work.
     """
-    if device.type != "cuda" or tensor.device == device:
+    if tensor.device == device:
+        return tensor
+    if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 

@@ -42,15 +42,33 @@ def output_signals(logits: Tensor, frames: Tensor, blank: int = BLANK) -> dict[s
         blank: The class of CTC's blank.
     """
     logits = logits.detach()
-    # On a CPU, numpy finds the largest class in half the time.
-    best = torch.from_numpy(logits.float().numpy().argmax(-1)) if logits.is_cpu else logits.argmax(-1)
-    k, t, _, c = logits.shape
-    real = torch.arange(t, device=logits.device).view(1, t, 1) < frames.unsqueeze(1)
-    counts = torch.zeros(k, c, device=logits.device)
-    counts.scatter_add_(1, best.flatten(1), real.flatten(1).float())
+    real = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1) < frames.unsqueeze(1)
+    if logits.is_cpu:
+        trials = [
+            output_signals_on_host(own, is_frame.numpy(), blank) for own, is_frame in zip(logits, real, strict=True)
+        ]
+        return {name: torch.tensor([trial[name] for trial in trials]) for name in trials[0]}
+    counts = torch.zeros(len(logits), logits.shape[-1], device=logits.device)
+    counts.scatter_add_(1, logits.argmax(-1).flatten(1), real.flatten(1).float())
     return {
         "blank_fraction": counts[:, blank] / frames.sum(1),
         "distinct_phonemes": (counts > 0).sum(1).float() - (counts[:, blank] > 0).float(),
+    }
+
+
+def output_signals_on_host(logits: Tensor, real: NDArray[np.bool_], blank: int) -> dict[str, float]:
+    """Compute what `output_signals` does, of one trial on a CPU, where numpy takes half the time.
+
+    Args:
+        logits: (..., C).
+        real: (...), whether it is a frame and no padding.
+        blank: The class of CTC's blank.
+    """
+    best = logits.float().numpy().argmax(-1)[real]
+    counts = np.bincount(best, minlength=logits.shape[-1]).tolist()
+    return {
+        "blank_fraction": counts[blank] / len(best) if len(best) else math.nan,
+        "distinct_phonemes": float(sum(n > 0 for n in counts) - (counts[blank] > 0)),
     }
 
 

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +26,7 @@ from stability.diagnosis.readers.recording import Recording
 from stability.diagnosis.signals import EXPENSIVE_EVERY, MOST_UTTERANCES
 from stability.diagnosis.table import Table
 from stability.diagnosis.verdict import FATAL, FAULTS, Fault, Verdict
-from stability.engine.measure import frame_information, input_max, output_signals
+from stability.engine.measure import frame_information, input_max, output_signals, output_signals_on_host
 from stability.watch.given import Given, Numbers, read_given
 from stability.watch.optimizer import Unoptimized, epsilon_signals, frozen, no_gradient
 from stability.watch.recording import write_recording
@@ -169,7 +169,7 @@ class Monitor:
         self._trained: list[nn.Parameter] = []  # the parameters that are not frozen,
         self._weights_before: list[Tensor] = []  # and a copy of them until the update whose size is measured
         self._batch_norm = float(any(isinstance(module, _BatchNorm) for module in model.modules()))
-        self._unoptimized = None if optimizer is None else Unoptimized(model, optimizer)
+        self._unoptimized = None if optimizer is None else Unoptimized(optimizer)
         self._updated = False  # since the last step
         for name, module in model.named_modules():
             if not any(module.children()):
@@ -271,6 +271,7 @@ class Monitor:
             Numbers, texts, lists and dictionaries of them. It has some hundred numbers for each of up to 4,096 steps.
         """
         signals = self._table()
+        self._note_names()
         return {
             "step": self._next_step,
             "signals": table_state(signals),
@@ -368,8 +369,6 @@ class Monitor:
             if self._trial is not None and self._fetched:
                 self._trial.update(self._recorded)
         self._batches.append((step, given.names))
-        if len(self._names) < MOST_UTTERANCES:
-            self._names.update(map(str, given.names))
         with torch.no_grad():
             row = self._measure(loss, given)
             self._pending.append(row)
@@ -418,11 +417,9 @@ class Monitor:
             self._parameters = [*self._model.named_parameters()]
         signals: _Row = {"loss": loss.float()}
         if given.logits is not None and given.frames is not None:
-            by_time, frames = given.logits.float().transpose(0, 1).unsqueeze(0), given.frames.view(1, -1)
-            signals |= {name: value[0] for name, value in output_signals(by_time, frames, self._blank).items()}
-            if expensive:
-                signals["frame_information"] = frame_information(by_time, frames, self._blank)[0]
+            signals |= _measure_outputs(given.logits, given.frames, self._blank, expensive=expensive)
         if expensive:
+            self._note_names()
             signals["batch_norm"] = self._batch_norm
             if self._names:
                 signals["different_utterances"] = float(min(len(self._names), MOST_UTTERANCES))
@@ -441,15 +438,22 @@ class Monitor:
                 signals |= self._measure_optimizer(self._optimizer)
         return signals
 
+    def _note_names(self) -> None:
+        """Note the names in the last 10 batches. At every step it would take too long."""
+        if len(self._names) < MOST_UTTERANCES:
+            last = [*self._batches][-EXPENSIVE_EVERY:]
+            self._names.update(str(name) for _, names in last for name in names)
+
     def _measure_optimizer(self, optimizer: torch.optim.Optimizer) -> _Row:
         signals: _Row = {"no_gradient": no_gradient(optimizer), **epsilon_signals(optimizer)}
-        assert self._unoptimized is not None
-        if (share := self._unoptimized.before_update()) is not None:
-            signals["unoptimized"] = share
-        self._trained = [p for p in self._model.parameters() if p.requires_grad]
+        parameters = [p for _, p in self._parameters]
+        self._trained = [p for p in parameters if p.requires_grad]
         self._weights_before = [p.detach().clone() for p in self._trained]
-        signals["weight_norm"] = whole_norm([p.detach() for p in self._model.parameters()])
-        signals["frozen"] = frozen(self._model)
+        assert self._unoptimized is not None
+        if (share := self._unoptimized.before_update(self._trained)) is not None:
+            signals["unoptimized"] = share
+        signals["weight_norm"] = whole_norm([p.detach() for p in parameters])
+        signals["frozen"] = frozen(parameters)
         return signals
 
     def _measure_unoptimized(self) -> None:
@@ -466,10 +470,10 @@ class Monitor:
         Returns:
             The numbers of utterances with a fault.
         """
-        parameters, norms = self._norms()
-        loss, *numbers = to_host([torch.as_tensor(row["loss"]), norms, given.counts()])
-        counts = dict(zip(given.faulty, numbers[len(parameters) :], strict=True))
-        row |= {"loss": loss} | norms_by_part(parameters, numbers) | counts
+        names, norms = self._norms()
+        loss, *numbers = to_host([torch.as_tensor(row["loss"]), norms, *given.counts()])
+        counts = dict(zip(given.faulty, numbers[len(names) :], strict=True))
+        row |= {"loss": loss} | norms_by_part(names, numbers) | counts
         for check, count in counts.items():
             if count > 0:
                 self._seen[check] += int(count)
@@ -561,14 +565,13 @@ class Monitor:
 
     def _norms(self) -> tuple[list[str], Tensor]:
         """Return the parameters that have a gradient, and the norms of their gradients."""
-        named = dict(self._gradients())
-        return [*named], norms_of([*named.values()])
+        gradients = self._gradients()
+        return [name for name, _ in gradients], norms_of([gradient for _, gradient in gradients])
 
-    def _gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each gradient, with the name of its parameter. A sparse one is given by its stored numbers."""
-        for name, p in self._parameters:
-            if p.grad is not None:
-                yield name, p.grad.coalesce().values() if p.grad.is_sparse else p.grad
+    def _gradients(self) -> list[tuple[str, Tensor]]:
+        """Return each gradient, with the name of its parameter. A sparse one is given by its stored numbers."""
+        held = [(name, gradient) for name, p in self._parameters if (gradient := p.grad) is not None]
+        return [(name, own.coalesce().values() if own.is_sparse else own) for name, own in held]
 
     def _after_update(self, *_: Any) -> None:
         self._updated = True
@@ -652,6 +655,20 @@ class Monitor:
             "gradients not finite": gradients,
         }
         return {what: first_of(names, 4) for what, names in found.items() if names}
+
+
+def _measure_outputs(logits: Tensor, frames: Tensor, blank: int, *, expensive: bool) -> _Row:
+    """Measure the outputs of a CTC decoder, `[batch, frames, classes]`."""
+    signals: _Row = {}
+    by_time, own = logits.transpose(0, 1).unsqueeze(0), frames.unsqueeze(0)
+    if logits.is_cpu:
+        real = np.arange(logits.shape[1]) < frames.numpy()[:, None]
+        signals |= output_signals_on_host(logits, real, blank)
+    else:
+        signals |= {name: value[0] for name, value in output_signals(by_time, own, blank).items()}
+    if expensive:
+        signals["frame_information"] = frame_information(by_time, own, blank)[0]
+    return signals
 
 
 def _rows_of(table: Table) -> list[_Row]:

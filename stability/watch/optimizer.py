@@ -32,9 +32,8 @@ def no_gradient(optimizer: torch.optim.Optimizer) -> float:
     return _size([p for p in held if p.grad is None]) / max(1, _size(held))
 
 
-def frozen(model: nn.Module) -> float:
-    """Compute the signal `frozen`."""
-    parameters = [*model.parameters()]
+def frozen(parameters: list[nn.Parameter]) -> float:
+    """Compute the signal `frozen` from all parameters of a model."""
     return _size([p for p in parameters if not p.requires_grad]) / max(1, _size(parameters))
 
 
@@ -45,19 +44,23 @@ class Unoptimized:
     not change it.
 
     Args:
-        model: The model.
         optimizer: The optimizer that is known.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._model, self._optimizer = model, optimizer
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._trained: list[nn.Parameter] = []
         self._others: list[nn.Parameter] = []
         self._norms = torch.zeros(0)
 
-    def before_update(self) -> float | None:
-        """Note the parameters that the optimizer does not hold. Return the signal if it needs no update: 0."""
+    def before_update(self, trained: list[nn.Parameter]) -> float | None:
+        """Note the parameters that the optimizer does not hold. Return the signal if it needs no update: 0.
+
+        Args:
+            trained: The parameters of the model that are not frozen.
+        """
         held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        trained = [p for p in self._model.parameters() if p.requires_grad]
+        self._trained = trained
         self._others = [p for p in trained if id(p) not in held and p.grad is not None]
         if not self._others:
             return 0.0
@@ -71,7 +74,7 @@ class Unoptimized:
         same = (self._norms_now() == self._norms).tolist()
         unchanged = [p for p, is_same in zip(self._others, same, strict=True) if is_same]
         self._others = []
-        return _size(unchanged) / _size([p for p in self._model.parameters() if p.requires_grad])
+        return _size(unchanged) / _size(self._trained)
 
     def _norms_now(self) -> Tensor:
         return torch.stack([torch.linalg.vector_norm(p.detach().float()) for p in self._others])

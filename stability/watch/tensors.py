@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -35,12 +36,18 @@ def norms_by_part(parameters: Sequence[str], norms: Sequence[float]) -> dict[str
     return {"grad_norm": math.sqrt(sum(squares.values())), **parts} if parts else {}
 
 
-def to_host(values: Sequence[Tensor]) -> list[float]:
-    """Return all numbers of some tensors, from a GPU in one transfer."""
-    device = next((value.device for value in values if value.device.type != "cpu"), None)
-    if device is None:
-        return [float(number) for value in values for number in value.flatten().tolist()]
-    numbers: list[float] = torch.cat([value.float().flatten().to(device) for value in values]).tolist()
+def to_host(values: Sequence[Tensor | float]) -> list[float]:
+    """Return all numbers of some tensors, those on a GPU in one transfer."""
+    on_gpu = [value.float().flatten() for value in values if isinstance(value, Tensor) and not value.is_cpu]
+    fetched = iter(torch.cat([value.to(on_gpu[0].device) for value in on_gpu]).tolist() if on_gpu else ())
+    numbers: list[float] = []
+    for value in values:
+        if not isinstance(value, Tensor):
+            numbers.append(float(value))
+        elif value.is_cpu:
+            numbers += map(float, value.flatten().tolist())
+        else:
+            numbers += islice(fetched, value.numel())
     return numbers
 
 

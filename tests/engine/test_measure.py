@@ -45,6 +45,16 @@ def test_frame_information_is_the_entropy_of_the_classes_if_each_frame_is_certai
     assert frame_information(logits, torch.tensor([[4]])).item() == pytest.approx(np.log(4))
 
 
+def test_outputs_are_counted_in_real_frames_only() -> None:
+    logits, frames = torch.randn(2, 7, 3, 5, generator=torch.Generator().manual_seed(0)), [[7, 4, 1], [2, 0, 5]]
+    found = output_signals(logits, torch.tensor(frames), 1)
+    for k, own in enumerate(frames):
+        best = [int(logits[k, t, row].argmax()) for row, count in enumerate(own) for t in range(count)]
+        assert found["blank_fraction"][k].item() == pytest.approx(best.count(1) / len(best))
+        assert found["distinct_phonemes"][k] == len({*best} - {1})
+    assert output_signals(logits, torch.zeros(2, 3, dtype=torch.long))["blank_fraction"].isnan().all()
+
+
 @pytest.mark.parametrize("blank", [2, 4])
 def test_blank_may_be_any_class(blank: int) -> None:
     logits, frames = torch.randn(1, 7, 3, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([[7, 4, 1]])

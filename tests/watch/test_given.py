@@ -101,6 +101,45 @@ def test_swapped_axes_are_seen_and_mended(by: str) -> None:
     assert torch.equal(swapped.logits, logits)
 
 
+@pytest.mark.parametrize("blank", [0, 2, 4])
+def test_a_batch_without_faults_is_counted_like_one_with_faults(blank: int) -> None:
+    """A batch is first looked at in a quick way. One utterance with a fault beside the others takes the long way."""
+    classes = torch.tensor([n for n in range(C) if n != blank])
+    generator = torch.Generator().manual_seed(0)
+    labels, counts = classes[torch.randint(0, C - 1, (B, 4), generator=generator)], torch.randint(1, 5, (B,))
+    lengths = torch.full((B,), T, dtype=torch.uint8)
+    logits = torch.zeros(B, T, C)
+    good = read_given(logits, lengths, labels, counts.byte(), blank=blank)
+    assert good.counts() == [0] * 5
+    for check, own, count, length in (
+        ("lengths_too_long", classes[:1], 1, T + 1),
+        ("empty_targets", classes[:1], 0, T),
+        ("blanks_in_labels", torch.tensor([blank]), 1, T),
+        ("labels_out_of_range", torch.tensor([C]), 1, T),
+        ("labels_out_of_range", torch.tensor([-1]), 1, T),
+        ("infeasible_targets", classes[:1].expand(4), 4, 6),
+        ("infeasible_targets", classes[:2], 2, 1),
+    ):
+        wrong = labels.clone()
+        wrong[3, : len(own)] = own
+        given = read_given(
+            logits,
+            lengths.index_fill(0, torch.tensor(3), length),
+            wrong,
+            counts.index_fill(0, torch.tensor(3), count).byte(),
+            blank=blank,
+        )
+        assert tuple(given.faulty) == tuple(good.faulty)
+        assert {name for name in given.faulty if given.names_of(name)} == {check}
+        assert given.names_of(check) == ["number 4 of the batch"]
+
+
+def test_long_targets_do_not_overflow_a_byte() -> None:
+    labels = torch.randint(1, C, (2, 200))
+    given = read_given(torch.zeros(2, 210, C), [210, 100], labels, torch.tensor([105, 200]).byte(), blank=0)
+    assert given.names_of("infeasible_targets") == ["number 2 of the batch"]
+
+
 def test_targets_are_checked_without_logits() -> None:
     _, lengths, labels, counts = example()
     given = read_given(None, lengths, labels, counts, blank=0)
@@ -126,7 +165,7 @@ def test_the_batches_of_a_step_are_joined() -> None:
     first, second = (read_given(*example(seed), [f"{seed}-{n}" for n in range(B)], blank=0) for seed in (0, 1))
     both = joined([first, second])
     assert both.utterances == 2 * B
-    assert torch.equal(both.counts(), first.counts() + second.counts())
+    assert both.counts() == [a + b for a, b in zip(first.counts(), second.counts(), strict=True)]
     for check in both.faulty:
         assert both.names_of(check) == first.names_of(check) + second.names_of(check)
     assert both.logits is second.logits
@@ -148,5 +187,5 @@ def test_the_host_does_not_wait_for_a_gpu(
         on_device = {name: torch.zeros(given[name].shape, dtype=torch.int64, device="cuda") for name in on_gpu}
         scores = torch.zeros(logits.shape, device="cuda")
         read = read_given(scores, *[on_device.get(name, given[name]) for name in given], blank=0)  # type: ignore[arg-type]
-        assert read.counts().device.type == ("cuda" if on_gpu else "cpu")
+        assert all(isinstance(count, Tensor) and count.is_cuda for count in read.counts()) == bool(on_gpu)
         assert not gpu.waits
