@@ -2,10 +2,11 @@
 
     python -m experiments.detection.overhead [DETECTOR…]
 
-Prints each detector's share of a step, in processor time: the median over rounds of (watched - unwatched) / unwatched,
-and its 95 % interval. In a round the loops take turns at every step, so that a slower minute of the machine slows all
-of them, and each loop is as often the first. For one detector it takes about five minutes. Run it with
-OMP_NUM_THREADS=1 and nothing else on the machine.
+Prints each detector's share of a step, in processor time, and its 95 % interval. The loops take turns at every step,
+and each is as often the first, so that a slower minute of the machine slows all of them. Some detectors do more at
+every tenth step. So the cost is the median over rounds at each of ten steps, averaged over the ten. A step that the
+machine disturbed does not count. For one detector it takes about three minutes. Run it with OMP_NUM_THREADS=1 and
+nothing else on the machine.
 """
 
 import sys
@@ -25,8 +26,8 @@ from stability.config.hydra import conf_folder, register_schema, resolve_config
 from stability.data.batches import Batch
 from stability.trials.setup import open_data
 
-_ROUNDS = 100
-_STEPS = 10  # in a round: some detectors do more at every tenth step
+_ROUNDS = 60
+_STEPS = 10  # in a round
 
 
 def _ours(model: nn.Module, optimizer: torch.optim.Optimizer) -> AfterBackward:
@@ -49,23 +50,30 @@ def _peer(kind: type[Peer], model: nn.Module, optimizer: torch.optim.Optimizer) 
     return watch
 
 
-def _round(loops: dict[str, Callable[[int], None]]) -> dict[str, float]:
-    """Train some steps with each loop in turn, and return the processor time that each took, in seconds."""
-    seconds = dict.fromkeys(loops, 0.0)
+def _round(loops: dict[str, Callable[[int], None]]) -> list[dict[str, float]]:
+    """Train some steps with each loop in turn, and return the processor time of each step, in seconds."""
+    steps = []
     order = [*loops.items()]
     for _ in range(_STEPS):
-        order = [*order[1:], order[0]]
+        seconds = {}
         for name, train in order:
             start = time.process_time()
             train(1)
-            seconds[name] += time.process_time() - start
-    return seconds
+            seconds[name] = time.process_time() - start
+        steps.append(seconds)
+        order = [*order[1:], order[0]]
+    return steps
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of a median, by the bootstrap."""
-    drawn = np.random.default_rng(0).choice(values, (10_000, len(values)))
-    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+def _share(costs: np.ndarray) -> float:
+    """Return the cost of a step, from those of all rounds, `[rounds, steps]`."""
+    return float(np.median(costs, axis=0).mean())
+
+
+def _interval(costs: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of `_share`, by the bootstrap over rounds."""
+    drawn = np.random.default_rng(0).integers(0, len(costs), (10_000, len(costs)))
+    low, high = np.quantile([_share(costs[rounds]) for rounds in drawn], [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -83,12 +91,13 @@ def main() -> None:
     loops = {"nothing": plain_loop(c, dataset, device)}
     loops |= {name: plain_loop(c, dataset, device, watch) for name, watch in watched.items()}
     rounds = [_round(loops) for _ in range(_ROUNDS + 1)][1:]
-    plain = np.array([times["nothing"] for times in rounds])
-    print(f"a step unwatched: {np.median(plain) / _STEPS * 1e3:.1f} ms")
+    seconds = {name: np.array([[step[name] for step in steps] for steps in rounds]) for name in loops}
+    plain = np.median(seconds["nothing"])
+    print(f"a step unwatched: {plain * 1e3:.1f} ms")
     for name in watched:
-        shares = np.array([times[name] for times in rounds]) / plain - 1
-        low, high = _interval(shares)
-        print(f"{name:24s} {np.median(shares):6.1%}  ({low:.1%} to {high:.1%})")
+        costs = (seconds[name] - seconds["nothing"]) / plain
+        low, high = _interval(costs)
+        print(f"{name:24s} {_share(costs):6.1%}  ({low:.1%} to {high:.1%})")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def _spoilt_loss(signals: Table, name: str) -> Finding | None:
 
 def _many(signals: Table, name: str) -> Finding | None:
     """So many such utterances among all so far, or in whole batches, that they are no exceptions."""
-    if not {name, "utterances"} <= {*signals.names}:
+    if not {name, "utterances"} <= {*signals.names} or not (signals[name] > 0).any():
         return None
     signals = signals.take(np.isfinite(signals[name]) & np.isfinite(signals["utterances"]))
     counts, sizes = signals[name].astype(np.float64), signals["utterances"].astype(np.float64)

@@ -89,11 +89,11 @@ def frame_information(logits: Tensor, frames: Tensor, blank: int = BLANK) -> Ten
     real = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1) < frames.unsqueeze(1)
     speech = torch.cat([logits[..., :blank], logits[..., blank + 1 :]], -1)
     log_q = speech.detach().float().log_softmax(-1)
-    q = log_q.exp() * real.unsqueeze(-1)  # (K, T, B, C - 1), nothing in the padding
+    q = log_q.exp().mul_(real.unsqueeze(-1))  # (K, T, B, C - 1), nothing in the padding
     count = frames.sum(1)
     mean_q = q.sum((1, 2)) / count.unsqueeze(1)
     # A class of probability 0 adds nothing, even if its logarithm is infinite.
-    entropies = (q * log_q.clamp(min=torch.finfo(log_q.dtype).min)).sum((1, 2, 3))
+    entropies = q.mul_(log_q.clamp_(min=torch.finfo(log_q.dtype).min)).sum((1, 2, 3))
     return entropies / count - torch.xlogy(mean_q, mean_q).sum(1)
 
 

@@ -29,12 +29,12 @@ class Given:
 
     Attributes:
         logits: `[batch, frames, classes]`, if they were given.
-        frames: `[batch]`, the frames of each utterance in the logits, on their device.
+        frames: `[batch]`, the frames of each utterance in the logits, on their device, as they were given.
         names: The names of the utterances; empty if there are none.
         utterances: How many there are, if anything says it.
         swapped: Whether the logits had their frames before their batch; None if nothing shows it.
         label_counts: `[batch]`, the number of labels of each utterance, if labels were given.
-        faulty: `[batch]` bool, the utterances with a fault, by the signal that counts them.
+        faulty: `[batch]` bool, the utterances with a fault, by the signal that counts them; None if there are none.
     """
 
     logits: Tensor | None = None
@@ -43,15 +43,20 @@ class Given:
     utterances: int | None = None
     swapped: bool | None = None
     label_counts: Tensor | None = None
-    faulty: Mapping[str, Mask] = field(default_factory=dict)
+    faulty: Mapping[str, Mask | None] = field(default_factory=dict)
 
     def counts(self) -> list[Tensor | int]:
         """Return the signals that count utterances with a fault. The host waits for nothing."""
-        return [m.sum() if isinstance(m, Tensor) else int(np.count_nonzero(m)) for m in self.faulty.values()]
+        return [
+            0 if mask is None else mask.sum() if isinstance(mask, Tensor) else int(np.count_nonzero(mask))
+            for mask in self.faulty.values()
+        ]
 
     def names_of(self, signal: str) -> list[str]:
         """Return the utterances that a signal counts: their names, or their places in the batch."""
         mask = self.faulty[signal]
+        if mask is None:
+            return []
         places = np.flatnonzero(mask.cpu() if isinstance(mask, Tensor) else mask).tolist()
         named = len(self.names) == len(mask)
         return [str(self.names[place]) if named else f"number {place + 1} of the batch" for place in places]
@@ -121,31 +126,38 @@ def joined(batches: Sequence[Given]) -> Given:
         utterances=sum(sizes) if len(sizes) == len(batches) else None,
         swapped=any(swaps) if swaps else None,
         label_counts=torch.cat(counts) if counts else None,
-        faulty={name: _joined([given.faulty[name] for given in batches]) for name in last.faulty} if alike else {},
+        faulty={name: _joined(name, batches) for name in last.faulty} if alike else {},
     )
 
 
-def _joined(masks: Sequence[Mask]) -> Mask:
-    if any(isinstance(mask, Tensor) for mask in masks):
-        return torch.cat([torch.as_tensor(mask) for mask in masks])
-    return np.concatenate(masks)
+def _joined(name: str, batches: Sequence[Given]) -> Mask | None:
+    masks = [given.faulty[name] for given in batches]
+    if all(mask is None for mask in masks):
+        return None
+    whole = [np.zeros(given.utterances or 0, bool) if m is None else m for given, m in zip(batches, masks, strict=True)]
+    if any(isinstance(mask, Tensor) for mask in whole):
+        return torch.cat([torch.as_tensor(mask) for mask in whole])
+    return np.concatenate(whole)
 
 
 def _find_faults(
     logits: Tensor | None, frames: Tensor | None, targets: tuple[Tensor, Tensor] | None, blank: int
-) -> dict[str, Mask]:
-    """Find the utterances with each fault, `[batch]` bool, on a GPU if anything but the logits is there."""
+) -> dict[str, Mask | None]:
+    """Find the utterances with each fault, `[batch]` bool, on a GPU if anything but the logits is there.
+
+    On a CPU it is None for all faults if there is none.
+    """
     tensors = [tensor for tensor in (frames, *(targets or ())) if tensor is not None]
     device = _device_of(*tensors)
     on_host = device.type == "cpu"
     if on_host and logits is not None and frames is not None and targets is not None:
         labels, counts = targets
         if _is_faultless(labels.numpy(), counts.numpy(), frames.numpy(), logits.shape, blank):
-            return dict.fromkeys(_CHECKS, np.zeros(len(frames), np.bool_))
+            return dict.fromkeys(_CHECKS)
     most, classes = (None, None) if logits is None else logits.shape[1:]
     # On a CPU, arrays take a fraction of the time.
     given: list[Any] = [t.numpy() if on_host else to_device(t, device) for t in tensors]
-    faults: dict[str, Mask] = {}
+    faults: dict[str, Mask | None] = {}
     available = None if frames is None else given.pop(0)
     if available is not None and most is not None:
         faults["lengths_too_long"] = available > most
@@ -240,7 +252,7 @@ def _frames_of(logits: Tensor, frames: Tensor | None) -> Tensor:
     b, t, _ = logits.shape
     if frames is None:
         return torch.full((b,), t, device=logits.device)
-    return to_device(frames, logits.device).clamp(max=t)
+    return to_device(frames, logits.device)
 
 
 def _device_of(*tensors: Tensor) -> torch.device:

@@ -660,15 +660,20 @@ class Monitor:
 def _measure_outputs(logits: Tensor, frames: Tensor, blank: int, *, expensive: bool) -> _Row:
     """Measure the outputs of a CTC decoder, `[batch, frames, classes]`."""
     signals: _Row = {}
-    by_time, own = logits.transpose(0, 1).unsqueeze(0), frames.unsqueeze(0)
     if logits.is_cpu:
         real = np.arange(logits.shape[1]) < frames.numpy()[:, None]
         signals |= output_signals_on_host(logits, real, blank)
     else:
-        signals |= {name: value[0] for name, value in output_signals(by_time, own, blank).items()}
+        own = output_signals(*_as_trial(logits, frames), blank)
+        signals |= {name: value[0] for name, value in own.items()}
     if expensive:
-        signals["frame_information"] = frame_information(by_time, own, blank)[0]
+        signals["frame_information"] = frame_information(*_as_trial(logits, frames), blank)[0]
     return signals
+
+
+def _as_trial(logits: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outputs as one trial of a stack, (1, T, B, C), and their frames, (1, B), as far as the logits go."""
+    return logits.transpose(0, 1).unsqueeze(0), frames.clamp(max=logits.shape[1]).unsqueeze(0)
 
 
 def _rows_of(table: Table) -> list[_Row]:

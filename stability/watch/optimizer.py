@@ -89,8 +89,8 @@ def _second_moments(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, 
         for p in group["params"]:
             state = optimizer.state.get(p, {})
             is_adam = "exp_avg_sq" in state and "betas" in group and isinstance(group.get("eps"), int | float)
-            if is_adam and state.get("step", 0) > 0:
-                yield state["exp_avg_sq"], 1 - group["betas"][1] ** float(state["step"]), float(group["eps"])
+            if is_adam and (steps := float(state.get("step", 0))) > 0:
+                yield state["exp_avg_sq"], 1 - group["betas"][1] ** steps, float(group["eps"])
 
 
 def _size(parameters: list[nn.Parameter]) -> int:

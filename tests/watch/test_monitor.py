@@ -688,6 +688,16 @@ def test_wrong_targets_are_found_at_the_first_step() -> None:
         assert [finding.detected_step for finding in watched.monitor.findings] == [0]
 
 
+def test_a_decoder_has_no_frames_behind_its_last_one() -> None:
+    model = Toy()
+    logits = model(batch(0)[0])
+    exact, longer = Monitor(model), Monitor(model)
+    exact.step(2.0, logits, [logits.shape[1]] * 6)
+    longer.step(2.0, logits, [4 * logits.shape[1]] * 6)
+    for name in ("blank_fraction", "distinct_phonemes", "frame_information"):
+        assert exact.signals()[name] == longer.signals()[name], name
+
+
 def test_swapped_axes_are_found_at_the_first_step() -> None:
     model = Toy()
     x, _ = batch(0)
