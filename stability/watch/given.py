@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stability.core.device import to_device
 from stability.core.errors import StabilityError
-from stability.core.text import listed
+from stability.core.text import counted, listed
 from stability.diagnosis.ctc_inputs import ALWAYS_WRONG, LEAST
 from stability.engine.measure import faulty_targets, infeasible_targets
 
@@ -39,7 +39,7 @@ class Given:
 
     logits: Tensor | None = None
     frames: Tensor | None = None
-    names: tuple[Any, ...] = ()
+    names: tuple[int | str, ...] = ()
     utterances: int | None = None
     swapped: bool | None = None
     label_counts: Tensor | None = None
@@ -83,7 +83,8 @@ def read_given(
     Raises:
         StabilityError: They do not fit together.
     """
-    names = tuple(batch.tolist() if isinstance(batch, Tensor) or hasattr(batch, "tolist") else batch)
+    given_names = batch.tolist() if isinstance(batch, Tensor) or hasattr(batch, "tolist") else batch
+    names = tuple(name if isinstance(name, int | str) else str(name) for name in given_names)
     frames = None if lengths is None else _tensor(lengths).reshape(-1)
     targets = None if labels is None else _read_labels(labels, label_counts)
     entries = {} if frames is None else {"lengths": len(frames)}
@@ -97,8 +98,8 @@ def read_given(
             f"The arguments of Monitor.step hold different numbers of utterances: {sizes}. Give those of one batch, "
             "and logits as (batch, frames, classes)."
         )
-    if frames is not None and frames.is_floating_point():
-        frames = _absolute(frames, scores)
+    if frames is not None:
+        frames = _absolute(frames, scores) if frames.is_floating_point() else frames.long()
     return Given(
         logits=scores,
         frames=None if scores is None else _frames_of(scores, frames),
@@ -217,15 +218,22 @@ def _read_labels(labels: Numbers, label_counts: Numbers | None) -> tuple[Tensor,
     counts = None if label_counts is None else _tensor(label_counts).reshape(-1)
     if isinstance(labels, Sequence) and any(isinstance(row, Sequence) or getattr(row, "ndim", 0) for row in labels):
         rows = [_tensor(row).reshape(-1).long() for row in labels]
-        own = torch.tensor([len(row) for row in rows])
-        return pad_sequence(rows, batch_first=True), own if counts is None else counts
-    if counts is None:
+        padded = pad_sequence(rows, batch_first=True)
+        counts = torch.tensor([len(row) for row in rows]) if counts is None else counts
+    elif counts is None:
         raise StabilityError(
             "Monitor.step was given labels without label_counts, so it cannot tell labels from padding. Give the "
             "number of labels of each utterance, or the labels as a list of the labels of each utterance."
         )
-    flat = _tensor(labels)
-    return (flat if flat.ndim > 1 else _padded(flat, counts)), counts
+    else:
+        flat = _tensor(labels)
+        padded = flat if flat.ndim > 1 else _padded(flat, counts)
+    if len(padded) != len(counts):
+        raise StabilityError(
+            f"Monitor.step was given the labels of {counted(len(padded), 'utterance')} and label_counts of "
+            f"{len(counts)}. Give a row of labels and a count for each utterance of the batch."
+        )
+    return padded, counts
 
 
 def _padded(flat: Tensor, counts: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ class Monitor:
         self._before_restart: dict[str, Any] | None = None  # of the optimizer, until the first step
         self._restarts: list[tuple[int, list[str]]] = []  # steps, and what did not come back
         self._recording: _Evidence = {}  # evidence that says where the flight recording is, or why there is none
-        self._batches: deque[tuple[int, tuple[Any, ...]]] = deque(maxlen=_RECENT)
+        self._batches: deque[tuple[int, tuple[int | str, ...]]] = deque(maxlen=_RECENT)
         self._names: set[str] = set()  # of utterances, as many as are counted
         self._parameters = [*model.named_parameters()]  # looked up anew every 10th step: it takes a while
         self._outputs: dict[str, Any] = {}  # of the modules in this step, in the order in which they ran
@@ -439,10 +439,10 @@ class Monitor:
         return signals
 
     def _note_names(self) -> None:
-        """Note the names in the last 10 batches. At every step it would take too long."""
+        """Note the names in the batches of the last 10 steps. At every step it would take too long."""
         if len(self._names) < MOST_UTTERANCES:
-            last = [*self._batches][-EXPENSIVE_EVERY:]
-            self._names.update(str(name) for _, names in last for name in names)
+            first = self._next_step - EXPENSIVE_EVERY
+            self._names.update(str(name) for step, names in self._batches if step >= first for name in names)
 
     def _measure_optimizer(self, optimizer: torch.optim.Optimizer) -> _Row:
         signals: _Row = {"no_gradient": no_gradient(optimizer), **epsilon_signals(optimizer)}
@@ -635,7 +635,7 @@ class Monitor:
                 folder,
                 verdict=verdict,
                 findings=self._findings,
-                batches={step: [n if isinstance(n, int) else str(n) for n in names] for step, names in self._batches},
+                batches={step: [*names] for step, names in self._batches},
                 signals=signals,
                 validation=self.validation(),
                 state=state,
@@ -673,7 +673,7 @@ def _measure_outputs(logits: Tensor, frames: Tensor, blank: int, *, expensive: b
 
 def _as_trial(logits: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
     """Return the outputs as one trial of a stack, (1, T, B, C), and their frames, (1, B), as far as the logits go."""
-    return logits.transpose(0, 1).unsqueeze(0), frames.clamp(max=logits.shape[1]).unsqueeze(0)
+    return logits.float().transpose(0, 1).unsqueeze(0), frames.clamp(max=logits.shape[1]).unsqueeze(0)
 
 
 def _rows_of(table: Table) -> list[_Row]:

@@ -139,6 +139,20 @@ def test_long_targets_do_not_overflow_a_byte() -> None:
     assert given.names_of("infeasible_targets") == ["number 2 of the batch"]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16])
+def test_lengths_may_be_of_any_integer_type(dtype: torch.dtype) -> None:
+    given = read_given(torch.zeros(2, 300, C), torch.tensor([200, 3]).to(dtype), blank=0)
+    assert given.frames is not None
+    assert given.frames.clamp(max=300).tolist() == [200, 3]
+
+
+def test_names_in_a_tensor_that_is_used_again_are_kept() -> None:
+    names = torch.tensor([3, 4])
+    given = read_given(torch.zeros(2, T, C), batch=[*names], blank=0)
+    names.zero_()
+    assert given.names == ("tensor(3)", "tensor(4)")
+
+
 def test_targets_are_checked_without_logits() -> None:
     _, lengths, labels, counts = example()
     given = read_given(None, lengths, labels, counts, blank=0)
@@ -156,6 +170,10 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         read_given(logits[0], blank=0)
     with pytest.raises(StabilityError, match="blank=5 is not one of the 5 classes"):
         read_given(logits, blank=5)
+    with pytest.raises(StabilityError, match="the labels of 39 utterances and label_counts of 40"):
+        read_given(logits, lengths, labels[1:], counts, blank=0)
+    with pytest.raises(StabilityError, match="the labels of 1 utterance and label_counts of 40"):
+        read_given(logits, lengths, labels[:1], counts, blank=0)
     with pytest.raises(StabilityError, match="labels without label_counts"):
         read_given(logits, lengths, labels, blank=0)
 

@@ -698,6 +698,14 @@ def test_a_decoder_has_no_frames_behind_its_last_one() -> None:
         assert exact.signals()[name] == longer.signals()[name], name
 
 
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
+def test_it_may_be_called_under_autocast(dtype: torch.dtype) -> None:
+    monitor = Monitor(Toy())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        monitor.step(1.0, torch.randn(2, 9, 5).to(dtype))
+    assert monitor.signals()["frame_information"] > 0
+
+
 def test_swapped_axes_are_found_at_the_first_step() -> None:
     model = Toy()
     x, _ = batch(0)
