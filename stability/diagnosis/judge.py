@@ -437,11 +437,11 @@ def _without_rates(t: _Training) -> Verdict | None:
             "NaN in the validation data."
         )
         return t.conclude("undecided", "validation_loss", advice, "medium")
-    if _is_short(t):
+    steps, finite = finite_readings(t.validation, "loss")
+    if _is_short(t) and len(finite) < _FEW:
         return t.conclude("undecided", "too_few_readings", _too_few(t), "low")
     if _was_negative(t):
         return t.conclude("undecided", "negative_loss", f"{_NEGATIVE} Log an error rate, too.", "low")
-    steps, finite = finite_readings(t.validation, "loss")
     if _has_risen(finite):
         best = int(steps[finite.argmin()])
         return t.conclude(
@@ -563,7 +563,8 @@ def _is_short(t: _Training) -> bool:
 
 
 def _too_few(t: _Training) -> str:
-    found = counted(len(t.signals.steps), "reading"), counted(len(t.rates[1]), "error rate")
+    rows = max(len(t.signals.steps), len(t.validation.steps))
+    found = counted(rows, "reading"), counted(len(t.rates[1]), "error rate")
     return f"{' and '.join(found)} are too few to judge a training. Train for longer, or log more often."
 
 

@@ -399,6 +399,14 @@ def test_two_readings_are_too_few(rows: int) -> None:
         assert (verdict.outcome, verdict.cause, verdict.confidence) == ("undecided", "too_few_readings", "low")
 
 
+def test_losses_of_held_out_data_alone_are_readings() -> None:
+    verdict = judge(NOTHING, table(loss=np.geomspace(260, 20, 15)))
+    assert (verdict.outcome, verdict.cause) == ("undecided", "no validation")
+    verdict = judge(NOTHING, table(loss=[260, 250]))
+    assert (verdict.outcome, verdict.cause) == ("undecided", "too_few_readings")
+    assert "2 readings" in verdict.advice
+
+
 def test_a_training_that_ends_in_its_warmup_has_hardly_begun() -> None:
     signals = table(steps=np.arange(8) * 100, loss=np.linspace(60, 50, 8), lr=np.linspace(1e-5, 1e-3, 8))
     verdict = judge(signals, table(steps=[700], per=[1.0]))
