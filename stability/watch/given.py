@@ -20,6 +20,7 @@ Numbers = Tensor | NDArray[Any] | Sequence[Any]
 Mask = Tensor | NDArray[np.bool_]
 
 _CPU = torch.device("cpu")
+_NAMES = (int, str)  # what names of utterances are kept as
 _CHECKS = ("lengths_too_long", "empty_targets", "blanks_in_labels", "labels_out_of_range", "infeasible_targets")
 
 
@@ -84,7 +85,7 @@ def read_given(
         StabilityError: They do not fit together.
     """
     given_names = batch.tolist() if isinstance(batch, Tensor) or hasattr(batch, "tolist") else batch
-    names = tuple(name if isinstance(name, int | str) else str(name) for name in given_names)
+    names = tuple(name if isinstance(name, _NAMES) else str(name) for name in given_names)
     frames = None if lengths is None else _tensor(lengths).reshape(-1)
     targets = None if labels is None else _read_labels(labels, label_counts)
     entries = {} if frames is None else {"lengths": len(frames)}
