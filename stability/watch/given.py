@@ -133,6 +133,7 @@ def joined(batches: Sequence[Given]) -> Given:
 
 
 def _joined(name: str, batches: Sequence[Given]) -> Mask | None:
+    """Return the utterances of several batches that a signal counts."""
     masks = [given.faulty[name] for given in batches]
     if all(mask is None for mask in masks):
         return None
@@ -192,6 +193,7 @@ def _is_faultless(
     if (frames // 2 < counts).any() and infeasible_targets(labels, counts, frames).any():
         return False
     least, largest = own.min(), own.max()
+    # Blank is nearly always the first or the last class. Of another one the slow way finds out.
     return bool(least >= 0 and largest < shape[2] and (least > blank or largest < blank))
 
 
