@@ -30,7 +30,7 @@ class Given:
 
     Attributes:
         logits: `[batch, frames, classes]`, if they were given.
-        frames: `[batch]`, the frames of each utterance in the logits, on their device, as they were given.
+        frames: `[batch]`, the frames of each utterance in the logits, on their device.
         names: The names of the utterances; empty if there are none.
         utterances: How many there are, if anything says it.
         swapped: Whether the logits had their frames before their batch; None if nothing shows it.
@@ -47,11 +47,11 @@ class Given:
     faulty: Mapping[str, Mask | None] = field(default_factory=dict)
 
     def counts(self) -> list[Tensor | int]:
-        """Return the signals that count utterances with a fault. The host waits for nothing."""
-        return [
-            0 if mask is None else mask.sum() if isinstance(mask, Tensor) else int(np.count_nonzero(mask))
-            for mask in self.faulty.values()
-        ]
+        """Return the signals that count utterances with a fault. The host does not wait for them."""
+        masks = [*self.faulty.values()]
+        if any(isinstance(mask, Tensor) for mask in masks):
+            return [torch.stack([torch.as_tensor(mask) for mask in masks]).sum(1)]
+        return [0 if mask is None else int(np.count_nonzero(mask)) for mask in masks]
 
     def names_of(self, signal: str) -> list[str]:
         """Return the utterances that a signal counts: their names, or their places in the batch."""
@@ -263,7 +263,7 @@ def _frames_of(logits: Tensor, frames: Tensor | None) -> Tensor:
     b, t, _ = logits.shape
     if frames is None:
         return torch.full((b,), t, device=logits.device)
-    return to_device(frames, logits.device)
+    return to_device(frames, logits.device).clamp(max=t)
 
 
 def _device_of(*tensors: Tensor) -> torch.device:

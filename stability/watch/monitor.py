@@ -3,7 +3,7 @@
 import copy
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -459,7 +459,7 @@ class Monitor:
     def _measure_unoptimized(self) -> None:
         """Measure, if updates have been made since the last step, whether they changed all parameters."""
         if self._updated and self._unoptimized is not None:
-            share = self._unoptimized.after_update()
+            share = self._unoptimized.after_update(self._trained)
             if share is not None and self._pending:
                 self._pending[-1]["unoptimized"] = share
         self._updated = False
@@ -565,13 +565,14 @@ class Monitor:
 
     def _norms(self) -> tuple[list[str], Tensor]:
         """Return the parameters that have a gradient, and the norms of their gradients."""
-        gradients = self._gradients()
-        return [name for name, _ in gradients], norms_of([gradient for _, gradient in gradients])
+        named = dict(self._gradients())
+        return [*named], norms_of([*named.values()])
 
-    def _gradients(self) -> list[tuple[str, Tensor]]:
-        """Return each gradient, with the name of its parameter. A sparse one is given by its stored numbers."""
-        held = [(name, gradient) for name, p in self._parameters if (gradient := p.grad) is not None]
-        return [(name, own.coalesce().values() if own.is_sparse else own) for name, own in held]
+    def _gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield each gradient, with the name of its parameter. A sparse one is given by its stored numbers."""
+        for name, p in self._parameters:
+            if (gradient := p.grad) is not None:
+                yield name, gradient.coalesce().values() if gradient.is_sparse else gradient
 
     def _after_update(self, *_: Any) -> None:
         self._updated = True
@@ -672,8 +673,8 @@ def _measure_outputs(logits: Tensor, frames: Tensor, blank: int, *, expensive: b
 
 
 def _as_trial(logits: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the outputs as one trial of a stack, (1, T, B, C), and their frames, (1, B), as far as the logits go."""
-    return logits.float().transpose(0, 1).unsqueeze(0), frames.clamp(max=logits.shape[1]).unsqueeze(0)
+    """Return the outputs as those of a stack of one trial: (1, T, B, C) and (1, B)."""
+    return logits.float().transpose(0, 1).unsqueeze(0), frames.unsqueeze(0)
 
 
 def _rows_of(table: Table) -> list[_Row]:

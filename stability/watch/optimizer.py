@@ -49,7 +49,6 @@ class Unoptimized:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._trained: list[nn.Parameter] = []
         self._others: list[nn.Parameter] = []
         self._norms = torch.zeros(0)
 
@@ -60,21 +59,24 @@ class Unoptimized:
             trained: The parameters of the model that are not frozen.
         """
         held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        self._trained = trained
         self._others = [p for p in trained if id(p) not in held and p.grad is not None]
         if not self._others:
             return 0.0
         self._norms = self._norms_now()
         return None
 
-    def after_update(self) -> float | None:
-        """Return the signal after an update; None if `before_update` has returned it, or the learning rate is 0."""
+    def after_update(self, trained: list[nn.Parameter]) -> float | None:
+        """Return the signal after an update; None if `before_update` has returned it, or the learning rate is 0.
+
+        Args:
+            trained: What `before_update` was given.
+        """
         if not self._others or not any(group["lr"] for group in self._optimizer.param_groups):
             return None
         same = (self._norms_now() == self._norms).tolist()
         unchanged = [p for p, is_same in zip(self._others, same, strict=True) if is_same]
         self._others = []
-        return _size(unchanged) / _size(self._trained)
+        return _size(unchanged) / _size(trained)
 
     def _norms_now(self) -> Tensor:
         return torch.stack([torch.linalg.vector_norm(p.detach().float()) for p in self._others])

@@ -83,6 +83,8 @@ def test_lengths_are_compared_with_the_logits() -> None:
     logits, lengths, labels, counts = example()
     given = read_given(logits, lengths * 4, labels, counts, blank=0)
     assert utterances(given, "lengths_too_long") == (lengths * 4 > T).nonzero().flatten().tolist()
+    assert given.frames is not None
+    assert given.frames.max() == T, "a decoder has no frames behind its last one"
 
 
 @pytest.mark.parametrize("by", ["lengths", "labels", "names"])
@@ -102,7 +104,7 @@ def test_swapped_axes_are_seen_and_mended(by: str) -> None:
 
 @pytest.mark.parametrize("blank", [0, 2, 4])
 def test_a_batch_without_faults_is_counted_like_one_with_faults(blank: int) -> None:
-    """A batch is first looked at in a quick way. One utterance with a fault beside the others takes the long way."""
+    """A quick check passes a batch without faults. If one utterance has a fault, each utterance is checked."""
     classes = torch.tensor([n for n in range(C) if n != blank])
     generator = torch.Generator().manual_seed(0)
     labels, counts = classes[torch.randint(0, C - 1, (B, 4), generator=generator)], torch.randint(1, 5, (B,))
@@ -143,7 +145,7 @@ def test_long_targets_do_not_overflow_a_byte() -> None:
 def test_lengths_may_be_of_any_integer_type(dtype: torch.dtype) -> None:
     given = read_given(torch.zeros(2, 300, C), torch.tensor([200, 3]).to(dtype), blank=0)
     assert given.frames is not None
-    assert given.frames.clamp(max=300).tolist() == [200, 3]
+    assert given.frames.tolist() == [200, 3]
 
 
 def test_names_in_a_tensor_that_is_used_again_are_kept() -> None:
@@ -204,5 +206,5 @@ def test_the_host_does_not_wait_for_a_gpu(
         on_device = {name: torch.zeros(given[name].shape, dtype=torch.int64, device="cuda") for name in on_gpu}
         scores = torch.zeros(logits.shape, device="cuda")
         read = read_given(scores, *[on_device.get(name, given[name]) for name in given], blank=0)  # type: ignore[arg-type]
-        assert all(isinstance(count, Tensor) and count.is_cuda for count in read.counts()) == bool(on_gpu)
+        assert {isinstance(count, Tensor) and count.is_cuda for count in read.counts()} == {bool(on_gpu)}
         assert not gpu.waits
